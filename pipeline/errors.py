@@ -1,0 +1,96 @@
+"""Every error that Hearscape raises on purpose.
+
+    HearscapeError
+    ├── UserError (ValueError)      refused before any work; the message names the file or field and what to do
+    │   ├── RecipeError             a recipe or a setting; lists every problem at once
+    │   ├── SourceListError         a source list; lists every bad row with its line
+    │   ├── OutputError             the output folder: not writable, too little space, in use
+    │   ├── EncoderError            weights that are unknown, missing, damaged, or of another shape
+    │   ├── ManifestError           a manifest of another version, or damaged
+    │   └── NothingKeptError        a build that kept no clip
+    └── ClipError                   one source or clip could not be processed: one ledger entry, the rest goes on
+        ├── DownloadError           could not be fetched
+        │   └── TransientDownloadError (TransientError)
+        ├── MediaError              is not, or is no longer, playable media
+        └── WorkerError             the process that worked on it was killed or took too long
+            └── ... TransientError  mixed in where a retry can help
+
+Anything else that is raised is a bug and stops the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HearscapeError(Exception):
+    """Base of everything below."""
+
+
+class UserError(HearscapeError, ValueError):
+    """Something that the user can put right, found before any work was done."""
+
+
+class RecipeError(UserError):
+    """A recipe or setting cannot be used."""
+
+
+class OutputError(UserError):
+    """The output folder cannot be used."""
+
+
+class EncoderError(UserError):
+    """An encoder's weights cannot be used."""
+
+
+class ManifestError(UserError):
+    """A manifest cannot be read."""
+
+
+class NothingKeptError(UserError):
+    """A build ended without a single kept clip."""
+
+
+class SourceListError(UserError):
+    """A source list cannot be used.
+
+    ``problems`` holds one line per bad row, each starting with ``FILE:LINE``.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *problems]))
+        self.problems = tuple(problems)
+
+
+class TransientError(HearscapeError):
+    """Mixed into errors that a later try may not meet again."""
+
+
+class ClipError(HearscapeError):
+    """One source or one clip could not be processed.
+
+    ``code`` is a short stable word for grouping (``http_404``, ``truncated``); the message is for people.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:
+        return (type(self), (self.code, str(self)))
+
+
+class DownloadError(ClipError):
+    """A source could not be fetched, and another try would not help."""
+
+
+class TransientDownloadError(DownloadError, TransientError):
+    """A source could not be fetched this time."""
+
+
+class MediaError(ClipError):
+    """A file is not media that can be decoded."""
+
+
+class WorkerError(ClipError, TransientError):
+    """The process that worked on this was killed or ran out of time."""
