@@ -1,0 +1,398 @@
+"""From a source to a file in the store: :func:`fetch`. The only file that imports yt_dlp.
+
+Pages and plain links go through yt-dlp, local files are used in place, files of fsspec are copied.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import io
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from pipeline import media
+from pipeline.download_errors import explain, is_ours, mask_secrets
+from pipeline.errors import ClipError, DownloadError, TransientDownloadError, UserError
+from pipeline.hosts import HostGate
+from pipeline.links import canonical_url, problem_with_url, scheme_of
+from pipeline.passthrough import copy_remote, use_local
+from pipeline.provenance import provenance_of
+from pipeline.retries import with_retries
+from pipeline.schema import Fetched, Source, stable_hash
+from pipeline.settings import Settings
+from pipeline.sniff import suffix_of
+from pipeline.store import Store
+from pipeline.transfer import Limits, Pool, Watch, run_watched, watched_reader
+
+LOG = logging.getLogger(__name__)
+
+WEB = frozenset({"http", "https"})
+LOCAL = frozenset({None, "file", "local"})
+PROTOCOLS = re.compile(r"(?:https?|m3u8(?:_native)?|http_dash_segments(?:_generator)?|f4m|ism)(?:\+|$)")
+"""yt-dlp's names of the protocols that run over http(s) alone."""
+PLAIN_LINK = re.compile(r"\.(?:mp4|m4v|mov|qt|mkv|webm|avi|mpe?g|m2ts|mts|ts|ogv|wmv|flv|3gp|3g2|mxf)$", re.IGNORECASE)
+YOUTUBE = re.compile(r"(?:.+\.)?(?:youtube\.com|youtu\.be|youtube-nocookie\.com)")
+SECTION_ARGUMENTS = ["-copyts", "-start_at_zero", "-avoid_negative_ts", "disabled", "-f", "matroska"]
+"""Keeps the source's timestamps, so that the file tells where the section lies. Matroska stores them as they are."""
+
+
+class DownloadSettings(Settings):
+    """How sources are fetched."""
+
+    height: PositiveInt | None = 1080
+    """Greatest height wanted, in pixels, where a site offers several. None: the best there is."""
+    sections: bool = False
+    """Fetch only the part between a source's start and end, from sites; the file then begins at the keyframe before the
+    start. Plain links are always fetched whole."""
+    cookies_file: Path | None = None
+    """Cookies in Netscape format. The file is only read. None: none."""
+    cookies_browser: str | None = None
+    """Take the cookies of this browser: ``firefox``, or with a profile ``chrome:Profile 1``. None: no."""
+    proxy: str | None = None
+    """URL of a proxy (http, https, socks4, socks5). None: as the environment says (``HTTP_PROXY``, ...)."""
+    rate_limit_bytes_per_second: PositiveInt | None = None
+    """Greatest speed of each download. Sections from sites are not held back. None: no limit."""
+    sleep_seconds: NonNegativeFloat = 0.0
+    """Least time between two downloads from one host, and between yt-dlp's requests for pages."""
+    retries: NonNegativeInt = 3
+    """Further tries after an error that may pass: a broken connection, a stall, 5xx, 429."""
+    backoff_seconds: NonNegativeFloat = 2.0
+    """Wait before the second try; doubled for each further one."""
+    backoff_max_seconds: NonNegativeFloat = 60.0
+    """Longest wait between two tries that is our own choice."""
+    retry_after_max_seconds: NonNegativeFloat = 120.0
+    """Longest wait that a host may ask for (Retry-After); if it asks for more, the source fails for now."""
+    socket_timeout_seconds: PositiveFloat = 20.0
+    """Silence on a connection that counts as a stall."""
+    stall_seconds: PositiveFloat = 60.0
+    """Time over which the speed must reach ``min_bytes_per_second``."""
+    min_bytes_per_second: NonNegativeFloat = 1000.0
+    """A download that is slower is stalled."""
+    timeout_seconds: PositiveFloat | None = 3600.0
+    """Longest time for one source, with all tries, without the wait for a place at its host. None: no limit."""
+    max_bytes: PositiveInt | None = 8 << 30
+    """Largest file. None: no limit."""
+    max_duration_seconds: PositiveFloat | None = 4 * 3600.0
+    """Longest video (or section, where one is fetched) as far as the site tells. None: no limit."""
+    max_per_host: PositiveInt = 4
+    """Downloads from one host at the same time."""
+    pause_after: PositiveInt = 3
+    """Number of 429 answers in a row after which a host is paused."""
+    pause_seconds: NonNegativeFloat = 300.0
+    """How long a host is left alone after that, or after it took us for a bot."""
+
+    def host_gate(self) -> HostGate:
+        """The gate that all fetches of a build share."""
+        return HostGate(self.max_per_host, self.pause_after, self.pause_seconds, self.sleep_seconds)
+
+    def wants_section(self, source: Source) -> bool:
+        """Whether only a part of the source is asked for from its site."""
+        is_plain = PLAIN_LINK.search(urlsplit(source.url).path) is not None
+        return self.sections and source.is_section and scheme_of(source.url) in WEB and not is_plain
+
+
+def fetch_key(source: Source, settings: DownloadSettings) -> str:
+    """The same for sources and settings that give the same file."""
+    section = (source.start_ms, source.end_ms) if settings.wants_section(source) else None
+    is_web = scheme_of(source.url) in WEB
+    return stable_hash("fetch", 1, canonical_url(source.url), section, settings.height if is_web else None, length=40)
+
+
+def fetched_before(source: Source, store: Store, settings: DownloadSettings) -> Fetched | None:
+    """What an earlier fetch of this source gave, with an empty path: the file may be gone by now. None for local files."""
+    known = None if scheme_of(source.url) in LOCAL else store.known(fetch_key(source, settings))
+    return known and Fetched("", known.sha256, known.num_bytes, known.offset_ms, known.provenance)
+
+
+def fetch(source: Source, store: Store, settings: DownloadSettings, hosts: HostGate) -> Fetched:
+    """The source's file, from the store if it was ever fetched. Blocks.
+
+    The file is pinned: call ``store.release(fetched.content_sha256)`` when done with it. Raises DownloadError with the
+    cause (TransientDownloadError where a later run may fare better), or MediaError.
+    """
+    scheme = scheme_of(source.url)
+    if scheme in LOCAL:
+        return use_local(source.url, store)
+    if problem := problem_with_url(source.url):
+        raise DownloadError("unsupported_url", mask_secrets(problem))
+    key = fetch_key(source, settings)
+    with store.only_one(key):
+        if known := store.find(key):
+            return known
+        with hosts.visit(source.url) as visit:
+            started = time.monotonic()
+            deadline = started + settings.timeout_seconds if settings.timeout_seconds is not None else None
+            return with_retries(
+                lambda: _try(source, key, store, settings, deadline),
+                visit,
+                name=mask_secrets(source.url),
+                deadline=deadline,
+                retries=settings.retries,
+                backoff_seconds=settings.backoff_seconds,
+                backoff_max_seconds=settings.backoff_max_seconds,
+                retry_after_max_seconds=settings.retry_after_max_seconds,
+            )
+
+
+def _try(source: Source, key: str, store: Store, settings: DownloadSettings, deadline: float | None) -> Fetched:
+    """One attempt, in a folder of its own."""
+    limits = Limits(settings.stall_seconds, settings.min_bytes_per_second, deadline, settings.max_bytes)
+    with store.temp_folder() as folder:
+        watch = Watch(limits, folder)
+        get = _get_web if scheme_of(source.url) in WEB else _get_remote
+        try:
+            path, is_section, provenance = run_watched(lambda: get(source, settings, watch), watch)
+            suffix = suffix_of(path)
+            offset_ms = round(media.start_seconds(path) * 1000) if is_section else 0
+            return store.add(key, path, suffix, offset_ms=offset_ms, provenance=provenance)
+        except ClipError:
+            raise
+        except Exception as error:
+            if is_ours(error) and not isinstance(error, OSError):
+                raise
+            raise explain(error, watch.network_error) from error
+
+
+def _get_remote(source: Source, settings: DownloadSettings, watch: Watch) -> tuple[Path, bool, dict[str, Any]]:
+    path, provenance = copy_remote(source.url, watch.folder, watch)
+    return path, False, provenance
+
+
+def _get_web(source: Source, settings: DownloadSettings, watch: Watch) -> tuple[Path, bool, dict[str, Any]]:
+    """Path of the file, whether it is only the wanted section, provenance."""
+    with _sessions.borrowed(settings.model_dump_json(), lambda: _Session(settings)) as session:
+        session.watch = watch
+        section = (source.start_ms, source.end_ms) if settings.wants_section(source) else None
+        return session.get(source.url, section)
+
+
+def check_requirements(sources: Iterable[Source], settings: DownloadSettings | None = None) -> None:
+    """Raises UserError where these sources would need something that is not there, and says what to install."""
+    settings = settings or DownloadSettings()
+    if settings.cookies_file is not None and not settings.cookies_file.is_file():
+        raise UserError(f"download.cookies_file: there is no file {settings.cookies_file}")
+    first_of: dict[str, Source] = {}
+    for source in sources:
+        scheme = scheme_of(source.url)
+        if scheme in LOCAL or problem_with_url(source.url):
+            continue
+        if scheme in WEB:
+            if YOUTUBE.fullmatch(urlsplit(source.url).hostname or ""):
+                first_of.setdefault("youtube", source)
+        else:
+            first_of.setdefault(str(scheme), source)
+    for need, source in first_of.items():
+        where = source.listed_at or f"source {source.source_id}"
+        if need == "youtube":
+            _check_youtube(where)
+            continue
+        try:
+            fsspec.get_filesystem_class(need)
+        except ImportError as error:
+            raise UserError(f"{where}: {need}:// needs a package that is not installed: {error}") from error
+
+
+def _check_youtube(where: str) -> None:
+    runtimes = javascript_runtimes()
+    if any(supported for _, supported in runtimes.values()):
+        if _yt_dlp().dependencies.yt_dlp_ejs is None:
+            raise UserError(f"{where}: videos from YouTube need the package yt-dlp-ejs: pip install 'yt-dlp[default]'")
+        return
+    found = ", ".join(f"{name} {version} is too old" for name, (version, _) in runtimes.items()) or "none was found"
+    raise UserError(
+        f"{where}: videos from YouTube need a JavaScript runtime ({found}). Install Deno 2.3 or later, for example "
+        "with 'pip install deno'; or Node.js 22, Bun 1.2.11 or QuickJS 2023-12-09, or later"
+    )
+
+
+def javascript_runtimes() -> dict[str, tuple[str, bool]]:
+    """Version of each JavaScript runtime that is installed, and whether it is new enough."""
+    found = {}
+    for name, kind in _yt_dlp().globals.supported_js_runtimes.value.items():
+        if (info := kind().info) is not None:
+            found[name] = (str(info.version), bool(info.supported))
+    return found
+
+
+_watching: ContextVar[Watch | None] = ContextVar("_watching", default=None)
+"""The watch over what this thread downloads."""
+
+
+@functools.cache
+def _yt_dlp() -> Any:
+    """yt-dlp, imported when it is first needed: that takes half a second."""
+    import yt_dlp  # noqa: PLC0415
+    import yt_dlp.dependencies  # noqa: PLC0415
+    import yt_dlp.globals  # noqa: PLC0415
+    import yt_dlp.postprocessor.ffmpeg  # noqa: PLC0415
+    import yt_dlp.utils  # noqa: PLC0415
+
+    start = yt_dlp.utils.Popen.__init__
+
+    def start_watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        if (watch := _watching.get()) is not None:
+            watch.child_started(self)
+
+    # ffmpeg downloads sections by itself: all that can be stopped is its process
+    yt_dlp.utils.Popen.__init__ = start_watched
+    return yt_dlp
+
+
+class _Log:
+    """yt-dlp's own messages, for those who debug. Its errors are raised as well."""
+
+    def debug(self, message: str) -> None:
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("%s", mask_secrets(message))
+
+    info = warning = error = debug
+
+
+class _Session:
+    """A YoutubeDL object, which takes 60 ms of CPU to make, for one download after another. Not for two at once."""
+
+    def __init__(self, settings: DownloadSettings) -> None:
+        self.settings = settings
+        self.watch: Watch
+        self.section: tuple[int, int | None] | None = None
+        self.content_type: str | None = None
+        self.ydl = _yt_dlp().YoutubeDL(self._params(), auto_init="no_verbose_header")
+        self._urlopen = self.ydl.urlopen
+        self.ydl.urlopen = self._open
+
+    def _params(self) -> dict[str, Any]:
+        settings = self.settings
+        height = settings.height
+        wanted = f"bv*[height<={height}]+ba/b[height<={height}]/" if height is not None else ""
+        browser, _, profile = (settings.cookies_browser or "").partition(":")
+        cookies = settings.cookies_file
+        return {
+            "logger": _Log(),
+            "quiet": True,
+            "noprogress": True,
+            "color": "no_color",
+            "cachedir": False,
+            "noplaylist": True,
+            "playlist_items": "1",
+            "format": f"{wanted}bv*+ba/b",
+            "format_sort": [f"res:{height}"] if height is not None else [],
+            "merge_output_format": "mp4/mkv",
+            "outtmpl": {"default": "media.%(ext)s"},
+            "overwrites": True,
+            "continuedl": False,
+            "updatetime": False,
+            "retries": 0,
+            "extractor_retries": 0,
+            "file_access_retries": 0,
+            # a long video is hundreds of fragments: beginning anew for one of them would be too dear
+            "fragment_retries": settings.retries,
+            "retry_sleep_functions": {
+                "fragment": lambda n: min(settings.backoff_seconds * 2**n, settings.backoff_max_seconds)
+            },
+            "skip_unavailable_fragments": False,
+            "socket_timeout": settings.socket_timeout_seconds,
+            "ratelimit": settings.rate_limit_bytes_per_second,
+            "sleep_interval_requests": settings.sleep_seconds,
+            "proxy": settings.proxy,
+            # a text, since yt-dlp writes cookies back to where it read them
+            "cookiefile": io.StringIO(cookies.read_text(errors="replace")) if cookies is not None else None,
+            "cookiesfrombrowser": (browser, profile or None, None, None) if browser else None,
+            "ffmpeg_location": media.ffmpeg_path(),
+            "js_runtimes": {name: {} for name in _yt_dlp().globals.supported_js_runtimes.value},
+            "match_filter": self._check_video,
+            "progress_hooks": [self._check_progress],
+            "download_ranges": self._ranges,
+            "external_downloader_args": {"ffmpeg_o": SECTION_ARGUMENTS},
+        }
+
+    def get(self, url: str, section: tuple[int, int | None] | None) -> tuple[Path, bool, dict[str, Any]]:
+        """Path, whether it is only the section, provenance."""
+        self.section, self.content_type = section, None
+        _watching.set(self.watch)
+        self.ydl.params["paths"] = {"home": str(self.watch.folder)}
+        # where yt-dlp looks for ffmpeg when it has no YoutubeDL at hand; a context variable, so new in each thread
+        _yt_dlp().postprocessor.ffmpeg.FFmpegPostProcessor._ffmpeg_location.set(media.ffmpeg_path())
+        info = self.ydl.extract_info(url)
+        while info and info.get("entries") is not None:
+            info = next((entry for entry in info["entries"] if entry), None)
+        downloads = (info or {}).get("requested_downloads")
+        if not info or not downloads:
+            raise DownloadError("no_video", "the page lists no video")
+        is_section = downloads[0].get("section_start") is not None
+        return Path(downloads[0]["filepath"]), is_section, provenance_of(url, info, self.content_type)
+
+    def _check_video(self, info: dict[str, Any], *, incomplete: bool) -> None:
+        """Called by yt-dlp when it knows a video, and again when it has chosen the format."""
+        settings = self.settings
+        if info.get("live_status") in ("is_live", "is_upcoming", "post_live") or info.get("is_live"):
+            raise TransientDownloadError("live", "a live stream that is not over yet")
+        if incomplete:
+            return
+        seconds = info.get("section_end") or info.get("duration")
+        if seconds is not None:
+            seconds -= info.get("section_start") or 0
+        if (
+            seconds is not None
+            and settings.max_duration_seconds is not None
+            and seconds > settings.max_duration_seconds
+        ):
+            limit = f"download.max_duration_seconds ({settings.max_duration_seconds:g})"
+            raise DownloadError("too_long", f"{seconds:.0f} s long, over {limit}")
+        if info.get("section_start") is None:
+            self.watch.check_size(info.get("filesize"))
+        protocol = str(info.get("protocol") or "http")
+        if not all(PROTOCOLS.match(part) for part in protocol.split("+")):
+            raise DownloadError("unsupported_url", f"the site offers the video over {protocol} only, not over http(s)")
+        if info.get("direct"):
+            info["ext"] = "unknown_video"  # names lie, and yt-dlp refuses some; the content tells
+
+    def _check_progress(self, progress: Mapping[str, Any]) -> None:
+        self.watch.check()
+        self.watch.check_size(progress.get("total_bytes"))
+
+    def close(self) -> None:
+        self.ydl.close()
+
+    def _ranges(self, info: Mapping[str, Any], ydl: Any) -> list[dict[str, float]]:
+        if self.section is None or info.get("direct"):
+            return [{}]
+        start_ms, end_ms = self.section
+        return [{"start_time": start_ms / 1000, "end_time": end_ms / 1000 if end_ms is not None else float("inf")}]
+
+    def _open(self, request: Any) -> Any:
+        """In place of the YoutubeDL's urlopen: everything that is read goes by the watch."""
+        watch = self.watch
+        url = request if isinstance(request, str) else request.url
+        if scheme_of(url) not in WEB:
+            raise DownloadError("unsupported_url", f"refused to follow {mask_secrets(url)[:200]}: not http or https")
+        with watch.waiting():
+            response = self._asked(lambda: self._urlopen(request))
+            watch.opened(response)
+        self.content_type = response.headers.get("Content-Type")
+        read = response.read
+        response.read = watched_reader(lambda amount: self._asked(lambda: read(amount)), watch)
+        return response
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except _yt_dlp().networking.exceptions.RequestError as error:
+            self.watch.network_error = error
+            if (response := getattr(error, "response", None)) is not None:
+                self.watch.opened(response)
+            raise
+
+
+_sessions: Pool[_Session] = Pool()
+atexit.register(_sessions.close)

@@ -1,0 +1,89 @@
+"""Sources that need no downloader: local files are used where they lie, files of fsspec are copied into the store."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+
+from pipeline.download_errors import mask_secrets
+from pipeline.errors import DownloadError, TransientDownloadError
+from pipeline.provenance import plain
+from pipeline.schema import Fetched, stable_hash
+from pipeline.sniff import suffix_of
+from pipeline.store import DISK_FULL_ERRNOS, Store, sha256_of
+from pipeline.transfer import Watch
+
+BLOCK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Errors of a file system as download errors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DownloadError("missing_file", f"there is no file {name}") from error
+    except IsADirectoryError as error:
+        raise DownloadError("is_folder", f"{name} is a folder, not a file") from error
+    except PermissionError as error:
+        raise DownloadError("forbidden", f"{name} may not be read: {error.strerror or error}") from error
+    except ImportError as error:
+        raise DownloadError("missing_package", f"{name} needs a package that is not installed: {error}") from error
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRNOS:
+            message = f"{name} could not be written: {error.strerror}"
+            raise TransientDownloadError("disk_full", message) from error
+        raise TransientDownloadError("connection", f"{name} could not be read: {mask_secrets(str(error))}") from error
+
+
+def local_path(url: str) -> Path:
+    """The path that a link without scheme, or with ``file://``, names."""
+    name = url.removeprefix("file://")
+    path = Path(name).absolute()
+    # percent signs: most who write file:// by hand do not escape them
+    return path if name == url or path.exists() else Path(unquote(name)).absolute()
+
+
+def use_local(url: str, store: Store) -> Fetched:
+    """The file where it lies. It is hashed once for each change of its size or modification time."""
+    path = local_path(url)
+    with explained(repr(str(path))):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(status.st_mode):
+            raise DownloadError("not_a_file", f"{str(path)!r} is a device or a pipe, not a file")
+        key = stable_hash("local", path, status.st_size, status.st_mtime_ns, status.st_ino, length=40)
+        with store.only_one(key):
+            if known := store.find(key):
+                return known
+            suffix_of(path)
+            provenance = plain({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
+            return store.add_outside(key, path, sha256_of(path), provenance)
+
+
+def copy_remote(url: str, folder: Path, watch: Watch) -> tuple[Path, dict[str, Any]]:
+    """A file of any fsspec file system as a file in ``folder``, with its provenance."""
+    target = folder / "media"
+    with explained(repr(mask_secrets(url))):
+        file_system, remote = fsspec.core.url_to_fs(url)
+        with watch.waiting():
+            info = file_system.info(remote)
+        if info["type"] == "directory":
+            raise IsADirectoryError
+        watch.check_size(info.get("size"))
+        with file_system.open(remote, "rb") as source, target.open("wb") as sink:
+            while True:
+                with watch.waiting():
+                    block = source.read(BLOCK_BYTES)
+                if not block:
+                    break
+                sink.write(block)
+                watch.count(len(block))
+    return target, plain({"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)})

@@ -1,0 +1,67 @@
+"""Trying again: which errors are worth it, how long to wait, and what the host's gate is told."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.download_errors import retry_after_seconds
+from pipeline.errors import DownloadError, TransientDownloadError
+from pipeline.hosts import Visit
+from pipeline.schema import unit_interval
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRIED = frozenset(
+    {"connection", "truncated", "stalled", "proxy", "section", "http_5xx", "http_408", "http_425", "http_429"}
+)
+"""Errors after which the same fetch tries again. Other transient ones are for a later run."""
+REFUSALS = frozenset({"bot_check", "http_429"})
+
+
+def with_retries(
+    attempt: Callable[[], T],
+    visit: Visit,
+    *,
+    name: str,
+    deadline: float | None,
+    retries: int,
+    backoff_seconds: float,
+    backoff_max_seconds: float,
+    retry_after_max_seconds: float,
+) -> T:
+    """The attempt's result, or its last error. ``deadline`` is monotonic; no wait goes beyond it."""
+    for number in itertools.count():
+        try:
+            result = attempt()
+        except TransientDownloadError as error:
+            asked = retry_after_seconds(error)
+            is_paused = error.code in REFUSALS and visit.refused(
+                str(error), at_once=error.code == "bot_check", retry_after_seconds=asked
+            )
+            if is_paused or error.code not in RETRIED or number >= retries:
+                raise
+            if asked is not None and asked > retry_after_max_seconds:
+                raise
+            wait = asked if asked is not None else _backoff(name, number, backoff_seconds, backoff_max_seconds)
+            if deadline is not None and time.monotonic() + wait > deadline:
+                raise
+            LOG.info("%s: %s; trying again in %.1f s", name, error, wait)
+            time.sleep(wait)
+        except DownloadError as error:
+            if error.code.startswith("http_"):
+                visit.answered()
+            raise
+        else:
+            visit.answered()
+            return result
+    raise AssertionError("the loop has no end")
+
+
+def _backoff(name: str, number: int, first_seconds: float, max_seconds: float) -> float:
+    """Twice as long each time, and not the same for all that wait for one host."""
+    return min(first_seconds * 2.0**number, max_seconds) * (0.5 + unit_interval(name, number) / 2)
