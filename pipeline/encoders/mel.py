@@ -1,0 +1,111 @@
+"""The mel front end: sound to a log-mel picture of values 0..1, equal to what librosa computes.
+
+Shape suffixes: B sounds, N samples, M mel bands, T mel frames.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.errors import MediaError
+from pipeline.settings import Settings
+
+MIN_POWER = 1e-10
+"""The floor of ``librosa.power_to_db``."""
+
+
+class MelConfig(Settings):
+    """The numbers of a mel front end. The defaults are the paper's."""
+
+    sample_rate_hz: int = Field(default=44_100, ge=1)
+    """Sample rate of the sound."""
+    fft_size: int = Field(default=2048, ge=2)
+    """Samples of one windowed transform."""
+    hop_size: int = Field(default=512, ge=1)
+    """Samples from one frame to the next."""
+    num_mels: int = Field(default=128, ge=1)
+    """Mel bands."""
+    top_db: float = Field(default=80.0, gt=0)
+    """Decibels below the maximum that become 0."""
+
+    def num_frames(self, num_samples: int) -> int:
+        """Mel frames of a sound of that many samples: frames are centred, so it has one more than whole hops."""
+        return 1 + num_samples // self.hop_size
+
+
+@functools.cache
+def _filterbank(config: MelConfig) -> NDArray[np.float32]:
+    import librosa  # noqa: PLC0415 (slow to import)
+
+    bank: NDArray[np.float32] = librosa.filters.mel(
+        sr=config.sample_rate_hz, n_fft=config.fft_size, n_mels=config.num_mels, dtype=np.float32
+    )
+    return bank
+
+
+class LogMel(nn.Module):
+    """(B, N) sounds at ``config.sample_rate_hz`` -> (B, M, T) mels: power to dB re each sound's maximum, / top_db + 1.
+
+    ``librosa.power_to_db(librosa.feature.melspectrogram(...), ref=np.max, top_db=80) / 80 + 1`` within 1e-4. As there,
+    digital silence is as loud as its own maximum everywhere: all ones. Computed in float32 under autocast too.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: MelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or MelConfig()
+        self.register_buffer("window", torch.hann_window(self.config.fft_size), persistent=False)
+        self.register_buffer("filters", torch.from_numpy(_filterbank(self.config).copy()), persistent=False)
+
+    def forward(self, sounds_BN: Tensor) -> Tensor:
+        """Raises MediaError for NaN, infinity, or no samples at all."""
+        if sounds_BN.ndim != 2:
+            raise ValueError(f"sounds must have the shape (sounds, samples), got {tuple(sounds_BN.shape)}")
+        if sounds_BN.shape[1] == 0:
+            raise MediaError("sound_empty", "the sound has no samples")
+        if not bool(sounds_BN.isfinite().all()):
+            raise MediaError("sound_not_finite", "the sound holds NaN or infinity")
+        with torch.autocast(sounds_BN.device.type, enabled=False):
+            spectrum = torch.stft(
+                sounds_BN.float(),
+                self.config.fft_size,
+                self.config.hop_size,
+                window=self.window,
+                center=True,
+                pad_mode="constant",
+                return_complex=True,
+            )
+            power_BMT = self.filters @ (spectrum.real.square() + spectrum.imag.square())
+            decibels = 10 * power_BMT.clamp_min(MIN_POWER).log10()
+            relative = decibels - decibels.amax((1, 2), keepdim=True)
+            return relative.clamp_min(-self.config.top_db) / self.config.top_db + 1
+
+
+def check_sound(sound: NDArray[np.float32], index: int = 0) -> None:
+    """Raises MediaError for a sound that cannot be embedded: no samples, NaN or infinity."""
+    if sound.ndim != 1 or not np.issubdtype(sound.dtype, np.floating):
+        raise ValueError(f"sound {index} must be mono floats, (samples,), got {sound.dtype} {sound.shape}")
+    if sound.size == 0:
+        raise MediaError("sound_empty", f"sound {index} has no samples")
+    if num_bad := int(np.count_nonzero(~np.isfinite(sound))):
+        raise MediaError(
+            "sound_not_finite", f"sound {index} holds NaN or infinity in {num_bad} of {sound.size} samples"
+        )
+
+
+def resampled(sound: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
+    """The sound at another rate (soxr, high quality); itself when the rates are equal."""
+    if from_hz == to_hz:
+        return np.ascontiguousarray(sound, dtype=np.float32)
+    import librosa  # noqa: PLC0415 (slow to import)
+
+    changed = librosa.resample(sound.astype(np.float32), orig_sr=from_hz, target_sr=to_hz, res_type="soxr_hq")
+    return np.ascontiguousarray(changed, dtype=np.float32)
