@@ -1,0 +1,83 @@
+"""From scenes to clips: windows of one length, trimmed away from the cuts. Pure."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.schema import Span
+from pipeline.settings import Settings
+
+HALF_MS = 0.0005
+"""Frame times are rounded to whole milliseconds: half of one is never a difference."""
+
+
+class ClipSettings(Settings):
+    """How a scene is divided.
+
+    A scene of 27 s, ``length_seconds = 10``, ``margin_seconds = 0.25``, with a cut on both sides:
+
+        |.[--- clip ---][--- clip ---]  tail  .|
+    """
+
+    length_seconds: float = Field(10.0, gt=0)
+    """Length of a clip."""
+    stride_seconds: float | None = Field(None, gt=0)
+    """From the start of a clip to the start of the next. None: the length, so that clips do not overlap."""
+    margin_seconds: float = Field(0.25, ge=0)
+    """Left out on each side of a cut. Nothing is left out at the beginning and the end of the video."""
+    min_seconds: float = Field(5.0, gt=0)
+    """A clip shorter than this is not made."""
+    tail: Literal["keep", "drop", "shift"] = "keep"
+    """What becomes of the rest behind the last whole window: ``keep`` makes it a shorter clip (if it has ``min_seconds``),
+    ``drop`` leaves it out, ``shift`` moves a whole window back to end with the scene, over the one before."""
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.min_seconds > self.length_seconds:
+            raise ValueError(
+                f"min_seconds ({self.min_seconds:g}) is longer than length_seconds ({self.length_seconds:g})"
+            )
+        return self
+
+
+def windows(begin: float, end: float, settings: ClipSettings) -> Iterator[tuple[float, float]]:
+    """The windows ``[start, stop)`` in seconds of one stretch."""
+    length, stride = settings.length_seconds, settings.stride_seconds or settings.length_seconds
+    start, stop = begin, begin
+    while start + length <= end + HALF_MS:
+        stop = min(start + length, end)
+        yield start, stop
+        start += stride
+    rest = end - max(stop, begin)
+    if rest <= HALF_MS or settings.tail == "drop":
+        return
+    if settings.tail == "shift" and stop > begin:
+        yield end - length, end
+    elif rest + HALF_MS >= settings.min_seconds:
+        yield max(stop, begin), end
+
+
+def split_scenes(
+    scenes: Sequence[tuple[float, float]], times: Sequence[float], settings: ClipSettings
+) -> list[tuple[int, Span]]:
+    """The clips of a video's scenes: index of the scene and span, in the time of the file.
+
+    Each clip starts on a frame (``times``, seconds), so that picture and sound start together.
+    """
+    clips: list[tuple[int, Span]] = []
+    for index, (scene_begin, scene_end) in enumerate(scenes):
+        begin = scene_begin + (settings.margin_seconds if index else 0.0)
+        end = scene_end - (settings.margin_seconds if index < len(scenes) - 1 else 0.0)
+        for start, stop in windows(begin, end, settings):
+            frame = bisect.bisect_left(times, start - HALF_MS)
+            if frame == len(times) or times[frame] >= stop:
+                continue
+            start_ms = round(times[frame] * 1000)
+            end_ms = round(min(times[frame] + (stop - start), end) * 1000)
+            if end_ms - start_ms + 1 >= settings.min_seconds * 1000:
+                clips.append((index, Span(start_ms, end_ms)))
+    return clips

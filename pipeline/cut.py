@@ -1,0 +1,278 @@
+"""Cuts a kept clip out of its video: one ffmpeg run that writes every rendition and the sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import ffmpeg
+from pydantic import Field, model_validator
+
+from pipeline.errors import MediaError
+from pipeline.media import INPUT_OPTIONS, MediaFacts, VideoFacts, as_input, count_frames, run_ffmpeg, versions
+from pipeline.schema import Bars, Span, stable_hash
+from pipeline.settings import Settings
+
+VERSION = 1
+"""Raise it when the bytes of a cut change."""
+EARLY_SECONDS = 0.0005
+"""Spans are whole milliseconds: starting half of one early takes in the frame that the span begins with."""
+SEEKS_EXACTLY = ("mov", "matroska")
+PREROLL_SECONDS = 6.0
+"""Where a container has no index, decoding begins this much before the clip."""
+
+
+class Rendition(Settings):
+    """One size in which every kept clip is written."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")
+    """Name of the folder of its shards."""
+    short_side_px: int = Field(ge=16)
+    """Length of the shorter side, in pixels."""
+    upscale: bool = False
+    """Whether a smaller source is scaled up. If not, it keeps its own size."""
+
+
+class CutSettings(Settings):
+    """How kept clips are encoded."""
+
+    renditions: tuple[Rendition, ...] = (
+        Rendition(name="1080", short_side_px=1080),
+        Rendition(name="256", short_side_px=256),
+    )
+    """The sizes, all written from one decode."""
+    codec: Literal["x264", "svt_av1", "nvenc"] = "x264"
+    """Encoder of the picture. nvenc needs a GPU that has one (an A100 or H100 has none) and is not reproducible across drivers."""
+    preset: str = "fast"
+    """Preset of the encoder: a name for x264 (ultrafast..veryslow), a number for svt_av1 (0..13), p1..p7 for nvenc."""
+    quality: int = Field(18, ge=0, le=63)
+    """Constant quality: CRF of x264 and svt_av1, CQ of nvenc. Lower is better and larger."""
+    gop_seconds: float = Field(0.5, gt=0)
+    """Time from one key frame to the next. Every group of pictures is closed: a reader can begin at any key frame."""
+    encoder_threads: int = Field(1, ge=1)
+    """Threads of each encoder. Part of the outcome's identity: x264 writes other bytes with another number."""
+    crop_bars: bool = True
+    """Whether black bars are cut off."""
+    sample_rate_hz: int = Field(44_100, gt=0)
+    """Sample rate of the sound."""
+    aac_bits_per_second: int = Field(160_000, gt=0)
+    """Bit rate of the sound inside the mp4. The FLAC beside it has no loss."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """Time that one clip may take."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [rendition.name for rendition in self.renditions]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"renditions need names that differ, at least one; got {names}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class CutRendition:
+    """One written mp4."""
+
+    name: str
+    width: int
+    height: int
+    num_frames: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutClip:
+    """What :func:`cut_clip` wrote, beside the files themselves."""
+
+    renditions: tuple[CutRendition, ...]
+    num_samples: int
+    sample_rate_hz: int
+    num_channels: int
+    flac_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        fields = ("num_samples", "sample_rate_hz", "num_channels", "flac_bytes")
+        renditions = [{name: getattr(r, name) for name in CutRendition.__slots__} for r in self.renditions]
+        return {"renditions": renditions, **{name: getattr(self, name) for name in fields}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CutClip:
+        return cls(**{**values, "renditions": tuple(CutRendition(**r) for r in values["renditions"])})
+
+
+def cut_key(content_sha256: str, span: Span, bars: Bars, settings: CutSettings) -> str:
+    """Names the outcome of :func:`cut_clip`: equal keys, equal bytes. ``span`` is in the time of the file."""
+    kept = settings.model_dump_json(exclude={"timeout_seconds"})
+    return stable_hash(
+        content_sha256, span, bars if settings.crop_bars else "", kept, VERSION, versions()["ffmpeg"], length=32
+    )
+
+
+def picture_size(video: VideoFacts, bars: Bars, rendition: Rendition) -> tuple[int, int]:
+    """(width, height) of a rendition: even numbers, the shape of what is left between the bars."""
+    width, height = video.width - bars.left - bars.right, video.height - bars.top - bars.bottom
+    wanted = rendition.short_side_px
+    if not rendition.upscale:
+        wanted = min(wanted, width, height)
+    factor = wanted / min(width, height)
+    return max(round(width * factor / 2) * 2, 2), max(round(height * factor / 2) * 2, 2)
+
+
+def cut_clip(path: Path, facts: MediaFacts, span: Span, bars: Bars, settings: CutSettings, folder: Path) -> CutClip:
+    """Writes ``<rendition>.mp4`` for every rendition and ``sound.flac`` into ``folder``; ``span`` is in the time of the file.
+
+    The first frame is the one at the span's start, the first sample likewise; the FLAC has exactly the span's length.
+    Raises MediaError ``ffmpeg_failed`` or ``cut_short``.
+    """
+    video, sound = facts.video, facts.sound
+    assert video is not None and sound is not None, "only clips with picture and sound are kept"
+    num_channels = min(sound.num_channels, 2)
+    num_samples = round(span.duration_seconds * settings.sample_rate_hz)
+    pictures, heard = _opened(path, facts, span)
+    pictures = _prepared(pictures, video, bars if settings.crop_bars else Bars())
+    heard = _even(heard, num_samples, settings.sample_rate_hz, num_channels).filter_multi_output(
+        "asplit", len(settings.renditions) + 1
+    )
+    pictures = pictures.filter_multi_output("split", len(settings.renditions))
+    outputs = [ffmpeg.output(heard[0], str(folder / "sound.flac"), acodec="flac", sample_fmt="s16", **BIT_EXACT)]
+    sizes = [
+        picture_size(video, bars if settings.crop_bars else Bars(), rendition) for rendition in settings.renditions
+    ]
+    for index, (rendition, (width, height)) in enumerate(zip(settings.renditions, sizes, strict=True)):
+        scaled = (
+            pictures[index]
+            .filter("scale", width, height, flags="bicubic")
+            .filter("setsar", 1)
+            .filter("format", "yuv420p")
+        )
+        outputs.append(
+            ffmpeg.output(
+                scaled,
+                heard[index + 1],
+                str(folder / f"{rendition.name}.mp4"),
+                **_picture_options(settings, video),
+                **_container_options(settings),
+            )
+        )
+    run_ffmpeg(ffmpeg.merge_outputs(*outputs), timeout_seconds=settings.timeout_seconds)
+    return _checked(folder, span, settings, sizes, num_samples, num_channels)
+
+
+BIT_EXACT: dict[str, Any] = {
+    "fflags": "+bitexact",
+    "flags:v": "+bitexact",
+    "flags:a": "+bitexact",
+    "map_metadata": -1,
+    "map_chapters": -1,
+}
+
+
+def _opened(path: Path, facts: MediaFacts, span: Span) -> tuple[Any, Any]:
+    """The picture and sound of the span, each beginning at time 0."""
+    preroll = 0.0 if facts.container.startswith(SEEKS_EXACTLY) else PREROLL_SECONDS
+    seek = max(span.start_seconds - EARLY_SECONDS - preroll, 0.0)
+    begin = span.start_seconds - seek
+    length = begin + span.duration_seconds
+    options = {"ss": f"{seek:.4f}", "t": f"{length + 0.5:.4f}"} if seek else {"t": f"{length + 0.5:.4f}"}
+    source = ffmpeg.input(as_input(path), threads=1, **INPUT_OPTIONS, **options)
+    early = max(begin - EARLY_SECONDS, 0.0)
+    pictures = source.video.filter("trim", start=f"{early:.4f}", end=f"{length - EARLY_SECONDS:.4f}").filter(
+        "setpts", "PTS-STARTPTS"
+    )
+    heard = source.audio.filter("atrim", start=f"{begin:.4f}", end=f"{length:.4f}").filter(
+        "asetpts", f"PTS-{begin:.4f}/TB"
+    )
+    return pictures, heard
+
+
+def _prepared(pictures: Any, video: VideoFacts, bars: Bars) -> Any:
+    if video.interlaced:
+        pictures = pictures.filter("bwdif", deint="interlaced")
+    if bars:
+        width, height = video.width - bars.left - bars.right, video.height - bars.top - bars.bottom
+        pictures = pictures.filter("scale", video.width, video.height) if _is_stretched(video) else pictures
+        pictures = pictures.filter("crop", width, height, bars.left, bars.top, exact=1)
+    if video.is_hdr:
+        pictures = (
+            pictures.filter("zscale", transfer="linear", npl=100)
+            .filter("format", "gbrpf32le")
+            .filter("zscale", primaries="bt709")
+            .filter("tonemap", "hable", desat=0)
+            .filter("zscale", transfer="bt709", matrix="bt709", range="tv")
+        )
+    return pictures
+
+
+def _is_stretched(video: VideoFacts) -> bool:
+    return video.sample_aspect != 1.0
+
+
+def _even(heard: Any, num_samples: int, sample_rate_hz: int, num_channels: int) -> Any:
+    """Sound without gaps, exactly ``num_samples`` long: what is missing at either end is silence."""
+    layout = "mono" if num_channels == 1 else "stereo"
+    return (
+        heard.filter("aresample", sample_rate_hz, **{"async": 1, "first_pts": 0})
+        .filter("aformat", sample_fmts="s16", channel_layouts=layout)
+        .filter("apad", whole_len=num_samples)
+        .filter("atrim", end_sample=num_samples)
+    )
+
+
+def _picture_options(settings: CutSettings, video: VideoFacts) -> dict[str, Any]:
+    gop = max(round(settings.gop_seconds * (video.fps or 25.0)), 1)
+    common: dict[str, Any] = {"g": gop, "fps_mode": "passthrough", "enc_time_base:v": "demux", "pix_fmt": "yuv420p"}
+    threads = settings.encoder_threads
+    if settings.codec == "x264":
+        params = f"threads={threads}:lookahead-threads=1:scenecut=0:open-gop=0:keyint={gop}:min-keyint={gop}"
+        return {
+            **common,
+            "vcodec": "libx264",
+            "preset": settings.preset,
+            "crf": settings.quality,
+            "x264-params": params,
+        }
+    if settings.codec == "svt_av1":
+        params = f"lp={threads}:keyint={gop}:scd=0:enable-overlays=0"
+        return {
+            **common,
+            "vcodec": "libsvtav1",
+            "preset": settings.preset,
+            "crf": settings.quality,
+            "svtav1-params": params,
+        }
+    return {
+        **common, "vcodec": "h264_nvenc", "preset": settings.preset, "cq": settings.quality, "rc": "vbr", "strict_gop": 1, "no-scenecut": 1,
+    }  # fmt: skip
+
+
+def _container_options(settings: CutSettings) -> dict[str, Any]:
+    return {
+        "acodec": "aac",
+        "audio_bitrate": settings.aac_bits_per_second,
+        "movflags": "+faststart",
+        "video_track_timescale": 90_000,
+        **BIT_EXACT,
+    }
+
+
+def _checked(
+    folder: Path,
+    span: Span,
+    settings: CutSettings,
+    sizes: Sequence[tuple[int, int]],
+    num_samples: int,
+    num_channels: int,
+) -> CutClip:
+    renditions = []
+    for rendition, (width, height) in zip(settings.renditions, sizes, strict=True):
+        path = folder / f"{rendition.name}.mp4"
+        num_frames, seconds = count_frames(path)
+        frame_seconds = seconds / max(num_frames, 1)
+        if num_frames == 0 or span.duration_seconds - seconds > max(2 * frame_seconds, 0.25):
+            raise MediaError(
+                "cut_short", f"{num_frames} frames, {seconds:.2f} s came out of a clip of {span.duration_seconds:.2f} s"
+            )
+        renditions.append(CutRendition(rendition.name, width, height, num_frames, path.stat().st_size))
+    flac = folder / "sound.flac"
+    return CutClip(tuple(renditions), num_samples, settings.sample_rate_hz, num_channels, flac.stat().st_size)

