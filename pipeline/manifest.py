@@ -1,0 +1,273 @@
+"""The manifest of a built dataset: what was built, from what, and the checksum of every file. Light to import.
+
+python -m pipeline.manifest verify manifests/NAME
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ManifestError, UserError
+
+if TYPE_CHECKING:
+    from pipeline.storage import Folder
+
+SCHEMA_VERSION: Literal[1] = 1
+FORMAT: Literal["hearscape-dataset"] = "hearscape-dataset"
+FILE_NAME = "manifest.json"
+
+Name = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+RelativePath = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
+"""Below the manifest's folder, with '/', never '..'."""
+Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
+Count = Field(ge=0)
+
+
+class Record(BaseModel):
+    """Base of the manifest's parts: frozen, and no value is taken for one of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Rendition(Record):
+    """One family of shards: all clips at one size."""
+
+    name: str = Name
+    """Also the name of its folder in ``shards/``."""
+    short_side_px: int | None = Field(default=None, ge=1)
+    """Short side of the picture; less where the source is smaller. None: as the source."""
+    video_codec: str
+    """Of ``<key>.mp4``, such as ``h264``."""
+    sound_codec: str
+    """Of the sound in ``<key>.mp4``, such as ``aac``. The lossless one is in ``<key>.flac``."""
+
+
+class ShardRecord(Record):
+    """One tar."""
+
+    path: str = RelativePath
+    """From the manifest's folder: ``shards/<rendition>/<split>-000000.tar``."""
+    rendition: str
+    split: str
+    num_samples: int = Field(ge=1)
+    num_bytes: int = Field(ge=1)
+    sha256: str = Sha256
+
+    @property
+    def index_path(self) -> str:
+        """Where each member lies in the tar: a JSON beside it."""
+        return self.path.removesuffix(".tar") + ".index.json"
+
+
+class FileRecord(Record):
+    """One file beside the shards."""
+
+    path: str = RelativePath
+    num_rows: int | None = Field(default=None, ge=0)
+    """Rows of a table."""
+    num_bytes: int = Count
+    sha256: str = Sha256
+
+
+class Counts(Record):
+    """What became of all sources, or of all clips: each is in one state."""
+
+    states: dict[str, int]
+    """``kept``, ``rejected``, ``failed``, ``pending``."""
+    reasons: dict[str, int] = {}
+    """Of the rejected ones; adds up to ``states["rejected"]``."""
+    failures: dict[str, int] = {}
+    """Of the failed ones, by error code; adds up to ``states["failed"]``."""
+    splits: dict[str, int] = {}
+    """Of the kept ones; adds up to ``states["kept"]``. Empty: not counted."""
+    classes: dict[str, int] = {}
+    """Of the kept ones, by label; one with several labels counts in each."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Counts:
+        for name, state in (("reasons", "rejected"), ("failures", "failed"), ("splits", "kept")):
+            parts, whole = getattr(self, name), self.states.get(state, 0)
+            if (parts or name != "splits") and sum(parts.values()) != whole:
+                raise ValueError(f"{name} add up to {sum(parts.values())}, but {whole} are {state}")
+        return self
+
+
+class Manifest(Record):
+    """Everything about a built dataset that a reader needs. Holds no time of day: the same build, the same bytes."""
+
+    format: Literal["hearscape-dataset"] = FORMAT
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(min_length=1)
+    recipe: dict[str, Any]
+    """The resolved recipe, without secrets."""
+    versions: dict[str, str]
+    """Of this program and of the tools that shaped the bytes."""
+    encoder_id: str | None = None
+    """Which encoder made the embeddings. None: there are none."""
+    members: tuple[str, ...] = Field(min_length=1, strict=False)
+    """What every sample has, sorted: ``flac``, ``json``, ``mp4``, ``picture.npy``, ``sound.npy``."""
+    renditions: tuple[Rendition, ...] = Field(min_length=1, strict=False)
+    splits: tuple[str, ...] = Field(strict=False)
+    shards: tuple[ShardRecord, ...] = Field(strict=False)
+    """By rendition, then path."""
+    files: tuple[FileRecord, ...] = Field(strict=False)
+    sources: Counts
+    clips: Counts
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        paths = [shard.path for shard in self.shards] + [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a path stands in it twice")
+        names = [rendition.name for rendition in self.renditions]
+        for shard in self.shards:
+            if shard.rendition not in names or shard.split not in self.splits:
+                raise ValueError(f"{shard.path} is of rendition {shard.rendition} and split {shard.split}: not listed")
+        kept = self.clips.states.get("kept", 0)
+        for name in names:
+            held = sum(shard.num_samples for shard in self.shards if shard.rendition == name)
+            if held != kept:
+                raise ValueError(f"the shards of rendition {name} hold {held} samples, but {kept} clips are kept")
+        return self
+
+    def shards_of(self, rendition: str, split: str) -> tuple[ShardRecord, ...]:
+        """The tars of one rendition and split, by path."""
+        found = [shard for shard in self.shards if (shard.rendition, shard.split) == (rendition, split)]
+        return tuple(sorted(found, key=lambda shard: shard.path))
+
+
+def canonical_json(value: Any, indent: int | None = None) -> bytes:
+    """JSON that is the same bytes for the same value: sorted keys, shortest floats, one newline at the end.
+
+    Raises ValueError for NaN and infinity, which JSON does not have.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+    # File names may hold bytes that are no text; as \udcxx they are still JSON.
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def write_manifest(manifest: Manifest, folder: Folder) -> str:
+    """Writes ``manifest.json`` into the dataset's folder at one stroke; returns its location."""
+    folder.write_bytes(FILE_NAME, canonical_json(manifest.model_dump(mode="json"), indent=1))
+    return join(folder.url, FILE_NAME)
+
+
+def read_manifest(location: str | os.PathLike[str]) -> Manifest:
+    """The manifest at a path or URL, or in the folder there. Raises ManifestError, which says all that is wrong."""
+    path = manifest_path(location)
+    data = _read(path)
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged: it is not JSON ({error}); build the dataset again") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ManifestError(f"{path} is not the manifest of a dataset: its format is not {FORMAT!r}")
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}: "
+            "use the version of this program that built it, or build the dataset again"
+        )
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()]
+        raise ManifestError("\n  ".join([f"{path} cannot be read:", *problems])) from error
+
+
+def manifest_path(location: str | os.PathLike[str]) -> str:
+    """Where the manifest lies: ``location`` itself if it names a JSON file, else ``manifest.json`` in that folder."""
+    text = os.fspath(location)
+    return text if text.endswith(".json") else join(text, FILE_NAME)
+
+
+def dataset_root(location: str | os.PathLike[str]) -> str:
+    """The folder that the paths in a manifest start from; join it with :func:`join`."""
+    head, _, _ = manifest_path(location).rpartition("/")
+    return head or ("." if "/" not in manifest_path(location) else "/")
+
+
+def join(root: str, path: str) -> str:
+    """A relative path below a folder or URL."""
+    return f"{root.rstrip('/')}/{path}" if root.strip("/") else posixpath.join(root, path)
+
+
+def find_manifests(folder: str | os.PathLike[str]) -> list[str]:
+    """Locations of the manifests of all datasets below a folder or URL (or of the one it names), sorted.
+
+    Other files of that name, hidden folders and the shards are passed over. Raises ManifestError where there is no
+    such folder.
+    """
+    root = os.fspath(folder)
+    if root.endswith(".json"):
+        return [root] if _is_manifest(root) else []
+    if "://" in root:
+        import fsspec  # noqa: PLC0415
+
+        fs, path = fsspec.core.url_to_fs(root)
+        walk = fs.walk(path)
+        if not fs.isdir(path):
+            raise ManifestError(f"{root} is not a folder")
+    else:
+        fs, walk = None, os.walk(root, followlinks=False)
+        if not Path(root).is_dir():
+            raise ManifestError(f"{root} is not a folder")
+    found = []
+    for place, folders, files in walk:
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and name != "shards"]
+        if FILE_NAME in files:
+            path = join(place, FILE_NAME)
+            found.append(fs.unstrip_protocol(path) if fs else path)
+    return sorted(path for path in found if _is_manifest(path))
+
+
+def _is_manifest(path: str) -> bool:
+    """Whether it says that it is a dataset's. One too damaged to say so counts: reading it tells what is wrong."""
+    try:
+        values = json.loads(_read(path))
+    except ValueError:
+        return True
+    return isinstance(values, Mapping) and values.get("format") == FORMAT
+
+
+def _read(path: str) -> bytes:
+    try:
+        if "://" in path:
+            import fsspec  # noqa: PLC0415
+
+            with fsspec.open(path, "rb") as file:
+                data: bytes = file.read()
+            return data
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path} does not exist: no dataset was built there, or not to its end") from error
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``verify FOLDER``: 0 when every file is as the manifest says, 1 when not, 2 when that cannot be found out."""
+    from pipeline.verify import main as verify_main  # noqa: PLC0415
+
+    try:
+        return verify_main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""``samples.parquet``, one row for every clip that was ever measured, and ``embeddings.parquet``.
+
+Rows are sorted by key and the bytes depend on the rows alone. Memory does not grow with the number of rows, but for
+their keys: sorted runs wait in temporary files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.hashing import HashingWriter
+from pipeline.manifest import FileRecord
+from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, State
+from pipeline.storage import Folder
+
+SAMPLES_NAME = "samples.parquet"
+EMBEDDINGS_NAME = "embeddings.parquet"
+
+_RUN_ROWS = 20_000
+_GROUP_ROWS = 10_000
+T = TypeVar("T")
+
+_ARROW_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}  # a bool is an int
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """One clip. The fields of its measures stand beside the others; where they were not measured, they are null."""
+
+    key: str
+    source_id: str
+    url: str
+    labels: tuple[str, ...]
+    caption: str | None
+    licence: str | None
+    split: str | None
+    """Null: not kept."""
+    state: State
+    reason: Reason | None
+    """Why it was rejected."""
+    detail: str
+    """By how much it was rejected; of a failed one, the error."""
+    video_sha256: str | None
+    scene_index: int | None
+    start_ms: int
+    end_ms: int
+    shard: str | None
+    """File name of its tar, the same in every rendition: ``train-000000.tar``. Null: not kept."""
+    source_width_px: int | None
+    source_height_px: int | None
+    source_fps: float | None
+    picture: PictureMeasures | None = None
+    sound: SoundMeasures | None = None
+    agreement: AgreementMeasures | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRow:
+    """The embeddings of one clip, shape (D,), stored as float16."""
+
+    key: str
+    encoder_id: str
+    picture: NDArray[Any]
+    sound: NDArray[Any]
+
+
+_MEASURES = {"picture": PictureMeasures, "sound": SoundMeasures, "agreement": AgreementMeasures}
+
+
+def samples_schema() -> pa.Schema:
+    """Columns of ``samples.parquet``: the plain fields of :class:`ClipRow`, then those of the measures."""
+    columns = [_column(ClipRow, f.name, f.name in ("key", "state")) for f in fields(ClipRow) if f.name not in _MEASURES]
+    columns += [_column(kind, f.name, False) for kind in _MEASURES.values() for f in fields(kind)]
+    names = [column.name for column in columns]
+    assert len(set(names)) == len(names), f"two columns have one name: {sorted(names)}"
+    return pa.schema(columns)
+
+
+def _column(kind: type, name: str, required: bool) -> pa.Field:
+    annotation = typing.get_type_hints(kind)[name]
+    if typing.get_origin(annotation) is types.UnionType:
+        (annotation,) = (part for part in typing.get_args(annotation) if part is not types.NoneType)
+    if typing.get_origin(annotation) is tuple:
+        return pa.field(name, pa.list_(_ARROW_TYPES[typing.get_args(annotation)[0]]), nullable=False)
+    base = next(arrow for plain, arrow in _ARROW_TYPES.items() if annotation is plain or issubclass(annotation, plain))
+    return pa.field(name, base, nullable=not required)
+
+
+def write_samples(rows: Iterable[ClipRow], folder: Folder) -> FileRecord:
+    """Writes ``samples.parquet``; the rows may come in any order. Raises ValueError where a key comes twice."""
+    schema = samples_schema()
+    batches = (pa.RecordBatch.from_pylist([_values(row) for row in chunk], schema=schema) for chunk in _chunks(rows))
+    return _write_sorted(batches, schema, folder, SAMPLES_NAME)
+
+
+def _values(row: ClipRow) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for f in fields(row):
+        value = getattr(row, f.name)
+        if f.name not in _MEASURES:
+            values[f.name] = [_text(item) for item in value] if isinstance(value, tuple) else _text(value)
+        elif value is not None:
+            values |= {g.name: _text(getattr(value, g.name)) for g in fields(value)}
+    return values
+
+
+def _text(value: Any) -> Any:
+    """Text that UTF-8 can hold (file names may hold bytes that are no text); anything else as it is."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def write_embeddings(rows: Iterable[EmbeddingRow], folder: Folder) -> FileRecord | None:
+    """Writes ``embeddings.parquet``; the rows may come in any order. None, and no file, where there are no rows.
+
+    Raises ValueError where a key comes twice, or an embedding has another width than the first one or is not finite.
+    """
+    chunks = _chunks(rows)
+    first = next(chunks, None)
+    if first is None:
+        folder.remove(EMBEDDINGS_NAME)
+        return None
+    widths = {name: len(getattr(first[0], name)) for name in ("picture", "sound")}
+    columns = [pa.field(name, pa.list_(pa.float16(), width), nullable=False) for name, width in widths.items()]
+    text = [pa.field(name, pa.string(), nullable=False) for name in ("key", "encoder_id")]
+    schema = pa.schema([*text, *columns])
+    batches = (_embedding_batch(chunk, widths, schema) for chunk in itertools.chain([first], chunks))
+    return _write_sorted(batches, schema, folder, EMBEDDINGS_NAME)
+
+
+def _embedding_batch(rows: Sequence[EmbeddingRow], widths: dict[str, int], schema: pa.Schema) -> pa.RecordBatch:
+    columns = [pa.array([row.key for row in rows]), pa.array([row.encoder_id for row in rows])]
+    for name, width in widths.items():
+        for row in rows:
+            if getattr(row, name).shape != (width,):
+                raise ValueError(
+                    f"clip {row.key}: its {name} embedding has shape {getattr(row, name).shape}, not ({width},)"
+                )
+        matrix_ND = np.stack([getattr(row, name) for row in rows]).astype(np.float16)
+        finite = np.isfinite(matrix_ND).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"clip {rows[int(finite.argmin())].key}: its {name} embedding is not finite in float16")
+        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(matrix_ND.ravel()), width))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _chunks(rows: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, _RUN_ROWS)):
+        yield chunk
+
+
+def _write_sorted(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Folder, name: str) -> FileRecord:
+    """Sorts by ``key`` through temporary runs, then writes row groups of a fixed size."""
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hearscape-")))
+        runs: list[pa.Table] = []
+        for batch in batches:
+            path = scratch / f"{len(runs)}.arrow"
+            with pa.ipc.new_file(path, schema) as run:
+                run.write_batch(batch.take(pc.sort_indices(batch["key"])))
+            runs.append(pa.ipc.open_file(stack.enter_context(pa.memory_map(str(path)))).read_all())
+        with folder.writing(name) as file:
+            out = HashingWriter(file)
+            with pq.ParquetWriter(out, schema, compression="zstd", write_statistics=True) as writer:
+                for group in _merged(runs, schema):
+                    writer.write_table(group, row_group_size=_GROUP_ROWS)
+    num_rows = sum(len(run) for run in runs)
+    return FileRecord(path=name, num_rows=num_rows, num_bytes=out.num_bytes, sha256=out.sha256)
+
+
+def _merged(runs: Sequence[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Row groups in the order of the keys. The rows of a group that come from one run lie side by side in it."""
+    if not runs:
+        return
+    keys = pa.chunked_array([chunk for run in runs for chunk in run["key"].chunks], pa.string())
+    owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+    order = pc.sort_indices(keys).to_numpy()
+    taken = np.zeros(len(runs), np.int64)
+    last = None
+    for start in range(0, len(order), _GROUP_ROWS):
+        counts = np.bincount(owners[order[start : start + _GROUP_ROWS]], minlength=len(runs))
+        parts = [runs[i].slice(taken[i], counts[i]) for i in np.flatnonzero(counts).tolist()]
+        taken += counts
+        table = pa.concat_tables(parts).combine_chunks()
+        table = table.take(pc.sort_indices(table["key"])).cast(schema)
+        for key in table["key"].to_pylist():
+            if key == last:
+                raise ValueError(f"clip {key} comes twice")
+            last = key
+        yield table
+
+
+def read_table(
+    folder: Folder, name: str = SAMPLES_NAME, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of the table, in the order of the keys; all columns, or those named."""
+    with folder.open(name) as file, pq.ParquetFile(file) as table:
+        yield from table.iter_batches(_GROUP_ROWS, columns=None if columns is None else list(columns))

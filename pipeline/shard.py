@@ -1,0 +1,210 @@
+"""Shards: WebDataset tars of the kept clips, the same bytes for the same clips, with an index to seek in them.
+
+    shards/<rendition>/<split>-000000.tar           <key>.flac .json .mp4, and .picture.npy .sound.npy if embedded
+    shards/<rendition>/<split>-000000.index.json    offset and size of every member
+
+All renditions hold the same keys in the same order, cut into shards at the same places.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.hashing import HashingWriter
+from pipeline.manifest import ShardRecord, canonical_json
+from pipeline.schema import stable_hash
+from pipeline.settings import Settings
+from pipeline.storage import Folder
+
+FOLDER = "shards"
+LAYOUT = 1
+"""Raise it when the bytes of a shard change for the same samples."""
+
+
+class ShardSettings(Settings):
+    """How samples are packed."""
+
+    max_bytes: int = Field(default=1 << 30, ge=1)
+    """Bytes of samples in one shard, of the largest rendition. One sample that is larger has a shard for itself."""
+    max_samples: int = Field(default=10_000, ge=1)
+    """Samples in one shard."""
+    seed: int = 0
+    """Another seed, another order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the plan knows of a kept clip."""
+
+    key: str
+    split: str
+    num_bytes: int
+    """Size of all its members in the largest rendition."""
+    content_id: str
+    """Names the bytes of all its members in all renditions: another id, another shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard of every rendition."""
+
+    split: str
+    index: int
+    samples: tuple[Sample, ...]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.split}-{self.index:06d}.tar"
+
+    def path(self, rendition: str) -> str:
+        """From the dataset's folder."""
+        return f"{FOLDER}/{rendition}/{self.file_name}"
+
+    def plan_hash(self, rendition: str) -> str:
+        """The same when the tar would be the same."""
+        contents = (part for sample in self.samples for part in (sample.key, sample.content_id))
+        return stable_hash("shard", LAYOUT, rendition, self.split, *contents, length=32)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleContent:
+    """The members of one sample in one rendition."""
+
+    mp4: bytes
+    flac: bytes
+    record: Mapping[str, Any]
+    """Becomes ``<key>.json``, with the key."""
+    picture: NDArray[Any] | None = None
+    """Embedding; stored as float16."""
+    sound: NDArray[Any] | None = None
+    """Embedding; stored as float16."""
+
+
+def plan_shards(samples: Iterable[Sample], settings: ShardSettings) -> list[ShardPlan]:
+    """Shards of all splits, sorted by split and index. Inside a split the order is a shuffle that the seed decides."""
+    by_split: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_split.setdefault(sample.split, []).append(sample)
+    plans: list[ShardPlan] = []
+    for split, members in sorted(by_split.items()):
+        members.sort(key=lambda sample: (stable_hash("order", settings.seed, sample.key), sample.key))
+        for index, group in enumerate(_filled(members, settings)):
+            plans.append(ShardPlan(split, index, tuple(group)))
+    return plans
+
+
+def _filled(samples: Sequence[Sample], settings: ShardSettings) -> Iterator[list[Sample]]:
+    group: list[Sample] = []
+    num_bytes = 0
+    for sample in samples:
+        if group and (num_bytes + sample.num_bytes > settings.max_bytes or len(group) == settings.max_samples):
+            yield group
+            group, num_bytes = [], 0
+        group.append(sample)
+        num_bytes += sample.num_bytes
+    if group:
+        yield group
+
+
+def member_names(has_embeddings: bool) -> tuple[str, ...]:
+    """What follows ``<key>.`` in a shard, in its order."""
+    return ("flac", "json", "mp4", *(("picture.npy", "sound.npy") if has_embeddings else ()))
+
+
+def write_shard(plan: ShardPlan, rendition: str, folder: Folder, load: Callable[[str], SampleContent]) -> ShardRecord:
+    """Writes the tar and its index below the dataset's ``folder``, each at one stroke; returns the manifest's record.
+
+    ``load`` gives a sample's members by its key; one sample is in memory at a time. A shard that lies there already,
+    made by the same plan, is left as it is. Raises ValueError for a sample with an empty member or an embedding that
+    is not finite.
+    """
+    done = existing_shard(plan, rendition, folder)
+    if done is not None:
+        return done
+    path = plan.path(rendition)
+    index: list[dict[str, Any]] = []
+    with folder.writing(path) as file:
+        out = HashingWriter(file)
+        # the standard library's writer: webdataset's gives the same bytes, but brings torch (2 s and 600 MB) into the build
+        with tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in plan.samples:
+                places: dict[str, list[int]] = {}
+                for name, data in _members(sample.key, load(sample.key)):
+                    member = tarfile.TarInfo(f"{sample.key}.{name}")
+                    member.size, member.mode = len(data), 0o444
+                    tar.addfile(member, io.BytesIO(data))
+                    padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    places[name] = [tar.offset - padded, len(data)]
+                index.append({"key": sample.key, "members": places})
+        # An index of another plan must not stand beside this tar, not even for a moment.
+        folder.remove(_index_path(path))
+    record = ShardRecord(
+        path=path,
+        rendition=rendition,
+        split=plan.split,
+        num_samples=len(plan.samples),
+        num_bytes=out.num_bytes,
+        sha256=out.sha256,
+    )
+    summary = {"layout": LAYOUT, "plan_hash": plan.plan_hash(rendition), "shard": record.model_dump(), "samples": index}
+    folder.write_bytes(record.index_path, canonical_json(summary))
+    return record
+
+
+def existing_shard(plan: ShardPlan, rendition: str, folder: Folder) -> ShardRecord | None:
+    """The shard of this plan if it is there already, whole."""
+    path = plan.path(rendition)
+    try:
+        summary = json.loads(folder.read_bytes(_index_path(path)))
+        if summary["layout"] != LAYOUT or summary["plan_hash"] != plan.plan_hash(rendition):
+            return None
+        record = ShardRecord.model_validate(summary["shard"])
+        with folder.open(path) as tar:
+            return record if tar.seek(0, io.SEEK_END) == record.num_bytes and record.path == path else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remove_other_shards(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:
+    """Removes tars and indexes of earlier builds that are not among the records; returns their paths."""
+    wanted = {path for record in records for path in (record.path, record.index_path)}
+    others = [path for path in folder.walk(FOLDER) if path not in wanted]
+    for path in others:
+        folder.remove(path)
+    return others
+
+
+def _index_path(path: str) -> str:
+    return path.removesuffix(".tar") + ".index.json"
+
+
+def _members(key: str, content: SampleContent) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes, sorted by name."""
+    for name, data in (("mp4", content.mp4), ("flac", content.flac)):
+        if not data:
+            raise ValueError(f"sample {key}: its {name} is empty")
+    yield "flac", content.flac
+    yield "json", canonical_json({**content.record, "key": key})
+    yield "mp4", content.mp4
+    for name, embedding in (("picture", content.picture), ("sound", content.sound)):
+        if embedding is not None:
+            yield f"{name}.npy", _npy(embedding, f"sample {key}: its {name} embedding")
+
+
+def _npy(embedding: NDArray[Any], what: str) -> bytes:
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(embedding, np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError(f"{what} is not finite in float16")
+    buffer = io.BytesIO()
+    np.save(buffer, half, allow_pickle=False)
+    return buffer.getvalue()

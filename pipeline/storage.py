@@ -1,0 +1,119 @@
+"""A folder on any file system that fsspec knows. Writes are whole: under a name there is the complete file, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+
+from pipeline.errors import OutputError
+
+
+class Folder:
+    """A folder by path or URL (``s3://bucket/name``). Names inside it are relative, with forward slashes."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url)
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise OutputError(f"{self.url}: {error}") from error
+        self._root = root.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def local_path(self) -> Path | None:
+        """The folder's path where it is on this machine, None where it is elsewhere."""
+        return (
+            Path(self._root)
+            if "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+            else None
+        )
+
+    def _at(self, name: str) -> str:
+        assert not name.startswith("/") and ".." not in name.split("/"), name
+        return f"{self._root}/{name}" if name else self._root
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs.exists(self._at(name)))
+
+    def open(self, name: str) -> IO[bytes]:
+        return cast("IO[bytes]", self._fs.open(self._at(name), "rb"))
+
+    def read_bytes(self, name: str) -> bytes:
+        return cast("bytes", self._fs.cat_file(self._at(name)))
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def names(self, below: str = "") -> list[str]:
+        """Names of the files and folders directly in ``below``, sorted. An absent folder is empty."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(
+                entry.rstrip("/").rsplit("/", 1)[1]
+                for entry in self._fs.ls(self._at(below), detail=False, refresh=True)
+            )
+        return []
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that appears under ``name`` when the block ends without an error."""
+        folder, _, base = self._at(name).rpartition("/")
+        partial = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}.part"
+        self._fs.makedirs(folder, exist_ok=True)
+        try:
+            with self._fs.open(partial, "wb") as file:
+                yield file
+            self._fs.mv(partial, self._at(name)) if self.local_path is None else Path(partial).replace(self._at(name))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(partial)
+            raise
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        with self.writing(name) as file:
+            file.write(content)
+
+    def write_json(self, name: str, values: Any) -> None:
+        self.write_bytes(name, json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+
+    def move_in(self, local: Path, name: str) -> None:
+        """Takes over a local file: by rename where it is the same disk, else by copying."""
+        if self.local_path is not None:
+            target = Path(self._at(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                local.replace(target)
+                return
+        with local.open("rb") as source, self.writing(name) as target_file:
+            shutil.copyfileobj(source, target_file, 1 << 20)
+        local.unlink()
+
+    def remove(self, name: str) -> None:
+        """Removes a file or a folder with all that is in it. What is not there is removed already."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._at(name), recursive=True)
+
+    def walk(self, below: str = "") -> Iterator[str]:
+        """Names of all files below, relative to this folder, sorted."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted(self._fs.find(self._at(below))):
+                yield path[len(self._root) + 1 :]
+
+    def check_writable(self) -> None:
+        """Raises OutputError where no file can be made."""
+        try:
+            self.write_bytes(".writable", b"")
+            self.remove(".writable")
+        except OSError as error:
+            raise OutputError(
+                f"output {self.url}: cannot write there: {error.strerror or error}. Choose another folder or mend its rights"
+            ) from error
