@@ -111,7 +111,9 @@ def fetch_key(source: Source, settings: DownloadSettings) -> str:
 def fetched_before(source: Source, store: Store, settings: DownloadSettings) -> Fetched | None:
     """What an earlier fetch of this source gave, with an empty path: the file may be gone by now. None for local files."""
     known = None if scheme_of(source.url) in LOCAL else store.known(fetch_key(source, settings))
-    return known and Fetched("", known.sha256, known.num_bytes, known.offset_ms, known.provenance)
+    if known is None:
+        return None
+    return Fetched("", known.sha256, known.num_bytes, known.offset_ms, known.provenance)
 
 
 def fetch(source: Source, store: Store, settings: DownloadSettings, hosts: HostGate) -> Fetched:

@@ -39,8 +39,8 @@ class JudgeSettings(Settings):
     """Share of time in which the picture stands still, at the most: slide shows, photographs with sound."""
     min_motion: float | None = Field(0.4, ge=0)
     """Mean change of luma (0..255) in a fifth of a second, at the least: end cards, and photographs that are slowly zoomed."""
-    min_sharpness: float | None = Field(0.002, ge=0)
-    """Variance of the Laplacian over that of luma at 360 lines, at the least."""
+    min_sharpness: float | None = Field(0.0003, ge=0)
+    """Variance of the Laplacian over that of luma at 360 lines, at the least. Soft footage has 0.001, sharp 0.01 and more."""
     min_cropped_share: float | None = Field(0.4, ge=0, le=1)
     """Share of the picture that must be left when black bars are cut off."""
     min_covered_share: float | None = Field(0.95, ge=0, le=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,11 @@ class MeasuredVideo:
 
 def measure_versions() -> dict[str, str]:
     """What the numbers depend on besides file and settings."""
-    libraries = {"opencv": cv2.__version__, "scenedetect": scenedetect.__version__, "pyloudnorm": importlib.metadata.version("pyloudnorm")}
+    libraries = {
+        "opencv": cv2.__version__,
+        "scenedetect": scenedetect.__version__,
+        "pyloudnorm": importlib.metadata.version("pyloudnorm"),
+    }
     return {"measure": str(VERSION), "pyav": versions()["pyav"], "silero-vad": speech.version(), **libraries}
 
 
@@ -150,7 +155,7 @@ def measure_video(
                 f"no picture could be decoded ({decoding.num_errors} errors, {decoding.last_error or 'none named'})",
             )
         frame_seconds = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (video.fps or UNKNOWN_FPS)
-        picture_end = times[-1] + frame_seconds
+        picture_end = min(times[-1] + frame_seconds, end or math.inf)
         _check_complete(facts, video, picture_end, sound.end_seconds, end, settings.missing_share, decoding)
         cuts = [cut for cut in detector.cuts() if not (scenes.ignore_flashes and flashes.is_flash(times[cut]))]
         found = scenes_between(cuts, times, picture_end)

@@ -190,9 +190,9 @@ def _seconds(value: int | None, time_base: Fraction | None) -> float | None:
     return float(value * time_base) if value is not None and value > 0 and time_base is not None else None
 
 
-def _rotation(stream: av.VideoStream) -> int:
+def _rotation(container: av.container.InputContainer, stream: av.VideoStream) -> int:
     """Degrees that the picture must be turned counter-clockwise for display: 0, 90, 180 or 270."""
-    for frame in stream.container.decode(stream):
+    for frame in container.decode(stream):
         return int(frame.rotation) % 360
     raise MediaError("no_frames", "the video track holds no picture that can be decoded")
 
@@ -229,7 +229,7 @@ def probe(path: Path | str) -> MediaFacts:
     with _opened(path) as container:
         video, sound = _picture_stream(container), _sound_stream(container)
         try:
-            rotation = _rotation(video) if video is not None else 0
+            rotation = _rotation(container, video) if video is not None else 0
         except av.error.FFmpegError as error:
             raise MediaError("no_frames", f"no picture can be decoded: {_cause(error)}") from error
         return MediaFacts(
@@ -274,7 +274,7 @@ class Picture:
 
     def _plane(self, index: int) -> Luma:
         plane = self._frame.planes[index]
-        rows: Luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        rows: Luma = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
         return self._turned(rows)
 
     def _turned(self, rows: Luma) -> Luma:
@@ -299,7 +299,7 @@ class Picture:
     def _stretched(self, luma: Any) -> Luma:
         if self.full_range:
             return np.asarray(luma, np.uint8)
-        return np.asarray(cv2.convertScaleAbs(cv2.max(luma, 16), alpha=255 / 219, beta=-16 * 255 / 219), np.uint8)
+        return np.asarray(cv2.convertScaleAbs(np.maximum(luma, 16), alpha=255 / 219, beta=-16 * 255 / 219), np.uint8)
 
     def small_bgr(self, size: tuple[int, int], luma: Luma) -> npt.NDArray[np.uint8]:
         """The picture at ``size`` (width, height) in BGR; ``luma`` is what :meth:`small_luma` gave for the same size."""
@@ -313,8 +313,8 @@ class Picture:
         frame = self._frame
         factor = short_side / min(frame.width, frame.height)
         size = (max(round(frame.width * factor), 1), max(round(frame.height * factor), 1))
-        scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA").to_ndarray()
-        return self._turned(scaled)
+        scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA")
+        return self._turned(np.asarray(scaled.to_ndarray(), np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +452,7 @@ class _SoundClock:
 
     def _blocks(self, frames: Sequence[av.AudioFrame]) -> Iterator[SoundBlock]:
         for frame in frames:
-            samples = frame.to_ndarray().reshape(frame.samples, -1)
+            samples = np.asarray(frame.to_ndarray(), np.int16).reshape(frame.samples, -1)
             yield SoundBlock(self._start + self._given / self.sample_rate_hz, samples)
             self._given += frame.samples
 
@@ -462,9 +462,13 @@ def run_ffmpeg(outputs: Any, *, timeout_seconds: float | None = None) -> None:
 
     Raises MediaError with the command and ffmpeg's last lines, WorkerError when the time is over.
     """
-    command = ffmpeg.compile(outputs.global_args("-hide_banner", "-nostdin", "-loglevel", "error"), cmd=ffmpeg_path())
+    command = ffmpeg.compile(
+        outputs.global_args("-hide_banner", "-nostdin", "-y", "-loglevel", "error"), cmd=ffmpeg_path()
+    )
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_seconds, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, timeout=timeout_seconds, stdin=subprocess.DEVNULL, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise WorkerError("timed_out", f"ffmpeg took longer than {timeout_seconds:g} s: {_shown(command)}") from error
     if done.returncode:

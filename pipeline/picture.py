@@ -112,8 +112,7 @@ class PictureTrack:
         stretch, zero = (1.0, 0.0) if picture.full_range else (255 / 219, 16.0)
         return _Sample(
             picture.seconds,
-            float(cv2.Laplacian(scaled, cv2.CV_16S).astype(np.float32).var())
-            / max(float(cv2.meanStdDev(scaled)[1][0, 0]) ** 2, 1.0),
+            _sharpness(np.asarray(scaled, np.uint8)),
             picture_hash([small]),
             _means(luma, 1, zero, stretch),
             _means(luma, 0, zero, stretch),
@@ -139,7 +138,7 @@ class PictureTrack:
             white_share=_rounded((luma > WHITE_LUMA).mean()),
             motion=_rounded(_mean(self._within(self._series.motion, times, start + MOTION_SECONDS, end))),
             still_share=_rounded(self._still_share(times, start, end)),
-            sharpness=_rounded(np.median([sample.sharpness for sample in samples])),
+            sharpness=round(float(np.median([sample.sharpness for sample in samples])), 6),
             bar_left_px=bars.left,
             bar_top_px=bars.top,
             bar_right_px=bars.right,
@@ -161,7 +160,7 @@ class PictureTrack:
     ) -> npt.NDArray[np.float64]:
         first, last = np.searchsorted(times, [start - 0.002, end - 0.0005])
         values = np.asarray(series[first:last])
-        return values[~np.isnan(values)]
+        return np.asarray(values[~np.isnan(values)])
 
     def _still_share(self, times: npt.NDArray[np.float64], start: float, end: float) -> float:
         """Share of frames that equal the one half a second before. A clip too short to tell, or of one frame, is still."""
@@ -172,6 +171,13 @@ class PictureTrack:
 def _means(luma: Luma, axis: int, zero: float, stretch: float) -> Means:
     means = cv2.reduce(luma, axis, cv2.REDUCE_AVG, dtype=cv2.CV_32F).reshape(-1)
     return ((means - zero) * stretch).clip(0, 255).round().astype(np.uint8)
+
+
+def _sharpness(luma: Luma) -> float:
+    """Variance of the Laplacian over the variance. The slight blur takes out the steps of 8-bit luma, which look like detail."""
+    smooth = cv2.GaussianBlur(luma.astype(np.float32), (0, 0), 1.0)
+    variance = max(float(cv2.meanStdDev(luma)[1][0, 0]) ** 2, 1.0)
+    return float(cv2.Laplacian(smooth, cv2.CV_32F).var()) / variance
 
 
 def find_bars(row_means: list[Means], column_means: list[Means], bar_luma: float) -> Bars:

@@ -24,7 +24,8 @@ class SceneSettings(Settings):
     detector: Literal["adaptive", "content", "transnet"] = "adaptive"
     """``adaptive`` and ``content`` are PySceneDetect's; ``transnet`` is TransNetV2 (needs the extra ``transnet``)."""
     threshold: float | None = None
-    """When a change counts as a cut. None: 3.0 for adaptive (ratio to its neighbours), 27 for content (0..255), 0.5 for transnet (probability)."""
+    """When a change counts as a cut. None: 3.0 for adaptive (ratio to its neighbours), 27 for content (0..255), 0.5 for transnet
+    (probability)."""
     min_content: float = 15.0
     """adaptive only: the least change of content, 0..255, that can be a cut."""
     min_scene_seconds: float = 0.6

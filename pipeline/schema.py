@@ -184,8 +184,8 @@ class PictureMeasures:
     still_share: float
     """Share of the clip's time in which the picture does not change at all, 0..1."""
     sharpness: float
-    """Variance of luma's Laplacian over the variance of luma, at 360 lines: about 0.1 is sharp, 0.002 out of focus. The division
-    makes it independent of contrast: a night storm may be sharp."""
+    """Variance of luma's Laplacian over the variance of luma, slightly blurred, at 360 lines: 0.01 is sharp, 0.0003 out of focus.
+    The division makes it independent of contrast: a night storm may be sharp."""
     bar_left_px: int
     bar_top_px: int
     bar_right_px: int

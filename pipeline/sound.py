@@ -8,9 +8,6 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-import pyloudnorm
-import scipy.ndimage
-import scipy.signal
 import soxr
 
 from pipeline.fingerprint import sound_hash
@@ -41,7 +38,7 @@ class SoundTrack:
     """
 
     def __init__(self, scratch: Path) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - open as long as the track
         self._num_channels = 1
         self._num_samples = 0
         self._runs: list[tuple[int, int]] = []
@@ -128,6 +125,8 @@ def loudness(samples: Samples) -> float | None:
     """Integrated loudness in LUFS, ITU-R BS.1770-4. None: shorter than a gating block (0.4 s), or below the gate of -70 LUFS."""
     if len(samples) < 0.4 * SAMPLE_RATE_HZ or not samples.any():
         return None
+    import pyloudnorm  # noqa: PLC0415 - brings scipy.signal, which takes a second to import and only workers need
+
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(pyloudnorm.Meter(SAMPLE_RATE_HZ).integrated_loudness(samples.astype(np.float64) / 32768))
     return round(value, 2) if np.isfinite(value) and value > -70 else None
@@ -168,6 +167,8 @@ def music_share(mono: Mono, sample_rate_hz: int) -> float:
     Wind, water, fire and thunder make no partials, a bird or a whistle makes one, a voice glides; chords and beats of tuned
     instruments hold several at once. A rule over a spectrogram (64 ms frames), no trained classifier.
     """
+    import scipy.signal  # noqa: PLC0415 - see loudness
+
     size, hop = 2048, sample_rate_hz // 50
     if mono.size < 2 * size:
         return 0.0
@@ -181,6 +182,8 @@ def music_share(mono: Mono, sample_rate_hz: int) -> float:
 
 def steady_partials(power_db: npt.NDArray[np.floating[npt.NBitBase]]) -> npt.NDArray[np.int64]:
     """Number of spectral peaks per frame that stay within a bin of their place for HOLD_FRAMES frames; (bins, frames) in."""
+    import scipy.ndimage  # noqa: PLC0415 - see loudness
+
     around = scipy.ndimage.uniform_filter1d(power_db, 41, axis=0)
     is_peak = (
         (power_db > np.roll(power_db, 1, 0)) & (power_db >= np.roll(power_db, -1, 0)) & (power_db > around + PEAK_DB)

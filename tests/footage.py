@@ -1,4 +1,4 @@
-"""Footage whose truth is known by construction: every frame carries its number, and the sound is noise that occurs once."""
+"""Footage whose truth is known by construction: every frame carries its number, and the sound is noise that never repeats."""
 
 from __future__ import annotations
 
@@ -46,12 +46,17 @@ def tone(seconds: float, hz: float = 440.0, level: float = 0.3, rate_hz: int = S
 def shots(
     seconds: Sequence[float], fps: float = FPS, size: tuple[int, int] = (WIDTH, HEIGHT)
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Shots of different texture and colour, each of the given length, with a little noise in every frame."""
+    """Shots of different texture and colour, each of the given length, moving slowly sideways,
+    with a little noise in every frame."""
     for index, length in enumerate(seconds):
         rng = np.random.default_rng(1000 + index)
         coarse = rng.integers(30, 226, (6, 10, 3)).astype(np.uint8)
         view = np.kron(coarse, np.ones((size[1] // 6, size[0] // 10, 1), np.uint8))
         full = np.zeros((size[1], size[0], 3), np.uint8)
         full[: view.shape[0], : view.shape[1]] = view
-        for _ in range(round(length * fps)):
-            yield (full.astype(np.int16) + rng.integers(-12, 13, full.shape)).clip(0, 255).astype(np.uint8)
+        for number in range(round(length * fps)):
+            yield (
+                (np.roll(full, number, axis=1).astype(np.int16) + rng.integers(-12, 13, full.shape))
+                .clip(0, 255)
+                .astype(np.uint8)
+            )

@@ -145,7 +145,7 @@ def test_a_record_survives_json() -> None:
         "sample_rate_hz": 2,
         "num_channels": 1,
         "flac_bytes": 3,
-        "renditions": [dict(name="a", width=2, height=2, num_frames=1, num_bytes=9)],
+        "renditions": [{"name": "a", "width": 2, "height": 2, "num_frames": 1, "num_bytes": 9}],
     }
     assert CutClip.from_json(values).to_json() == values
 

@@ -10,7 +10,7 @@ from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMea
 
 VIDEO = VideoFacts("h264", 1280, 720, 25.0, 30.0, 0, 1.0, "yuv420p", is_hdr=False, interlaced=False)
 FACTS = MediaFacts("mov", 30.0, VIDEO, SoundFacts("aac", 48_000, 2, 30.0))
-PICTURE = PictureMeasures(250, 120, 40, 0.0, 0.0, 5.0, 0.0, 0.1, 0, 0, 0, 0, "")
+PICTURE = PictureMeasures(250, 120, 40, 0.0, 0.0, 5.0, 0.0, 0.01, 0, 0, 0, 0, "")
 SOUND = SoundMeasures(-25.0, -3.0, 1.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, "")
 
 
@@ -29,7 +29,7 @@ def judge(settings: JudgeSettings | None = None, *, agreement: float | None = No
         ("luma_std", 4.0, 3.9, Reason.FLAT),
         ("still_share", 0.8, 0.81, Reason.STILL),
         ("motion", 0.4, 0.39, Reason.STILL),
-        ("sharpness", 0.002, 0.0019, Reason.BLURRED),
+        ("sharpness", 0.0003, 0.00029, Reason.BLURRED),
         ("bar_top_px", 431, 433, Reason.CROPPED_TOO_SMALL),
         ("covered_share", 0.95, 0.94, Reason.SOUND_MISSING),
         ("silent_share", 0.8, 0.81, Reason.SILENT),

@@ -45,9 +45,9 @@ def flash_memory(frames: Frames) -> FlashMemory:
 
 def test_a_flash_is_told_from_a_cut() -> None:
     first, second = list(shots([2.0, 2.0]))[:50], list(shots([2.0, 2.0]))[50:]
-    lit = [(frame.astype(np.int16) // 3 + 170).clip(0, 255).astype(np.uint8) for frame in first[:5]]
+    lit = [(frame.astype(np.int16) // 3 + 170).clip(0, 255).astype(np.uint8) for frame in first[-5:]]
     lit = [np.roll(frame, 60, axis=1) for frame in lit]
-    memory = flash_memory([*first, *lit, *first])
+    memory = flash_memory([*first, *lit, *first[::-1]])
     assert memory.is_flash(2.0)
     assert memory.is_flash(2.2)
     assert not flash_memory([*first, *second]).is_flash(2.0)

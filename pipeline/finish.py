@@ -1,0 +1,455 @@
+"""The end of a build: the rules that look at the whole dataset, the shards, the tables, the manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.balance import BalanceItem, balance
+from pipeline.cut import CutClip, CutSettings
+from pipeline.dedup import Fingerprint, find_duplicates
+from pipeline.download_errors import mask_secrets
+from pipeline.embedder import read_embeddings
+from pipeline.errors import NothingKeptError
+from pipeline.funnel import BAD_ROW, Funnel
+from pipeline.manifest import FileRecord, Manifest, ShardRecord, canonical_json, write_manifest
+from pipeline.manifest import Rendition as ManifestRendition
+from pipeline.measure import measure_versions
+from pipeline.media import versions
+from pipeline.progress import Listener, Stage, StageEvent
+from pipeline.recipe import BuildRecipe
+from pipeline.records import ClipRecord, DoneRecords, SourceRecord
+from pipeline.samples_table import ClipRow, EmbeddingRow, write_embeddings, write_samples
+from pipeline.schema import Failure, Source, State, Verdict, flat, stable_hash
+from pipeline.shard import Sample, SampleContent, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
+from pipeline.source_run import cut_folder, summed_up
+from pipeline.sources import RowProblem, SourceList
+from pipeline.split import SplitItem, assign_splits
+from pipeline.storage import Folder
+
+LOG = logging.getLogger(__name__)
+
+LEDGER_NAME = "ledger.jsonl"
+TIMINGS_NAME = "timings.jsonl"
+VIDEO_CODECS = {"x264": "h264", "svt_av1": "av1", "nvenc": "h264"}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSummary:
+    """What a finished build has to say."""
+
+    name: str
+    manifest_path: str
+    funnel: tuple[str, ...]
+    rows: tuple[Mapping[str, str | int], ...]
+    shards: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_markdown(self) -> str:
+        listed = "\n".join(f"- `{path}`" for path in self.shards[:50])
+        more = f"\n- and {len(self.shards) - 50} more" if len(self.shards) > 50 else ""
+        notes = "".join(f"\n> {note}\n" for note in self.notes)
+        funnel = "\n".join(self.funnel)
+        return f"# {self.name}\n\n```\n{funnel}\n```\n{notes}\nManifest: `{self.manifest_path}`\n\n{listed}{more}\n"
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What the rules across the dataset need of a clip that its own measures keep."""
+
+    key: str
+    source: Source
+    content_sha256: str
+    picture_hash: str
+    sound_hash: str
+    duration_ms: int
+    quality: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class _Decisions:
+    """What was decided of clips on top of their own verdicts."""
+
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    split_of: dict[str, str] = field(default_factory=dict)
+    shard_of: dict[str, str] = field(default_factory=dict)
+
+
+class Finish:
+    """Reads the records of all sources a few times, a batch at a time, and keeps of each clip only what the rules need."""
+
+    def __init__(
+        self,
+        recipe: BuildRecipe,
+        output: Folder,
+        state: Folder,
+        records: DoneRecords,
+        listed: SourceList,
+        encoder_id: str | None,
+        workers: int,
+    ) -> None:
+        self.recipe, self.output, self.state, self.records, self.listed = recipe, output, state, records, listed
+        self.encoder_id, self.workers = encoder_id, workers
+        known = records.index()
+        self._files = {
+            s.source_id: known[s.source_id][0] for s in sorted(listed.sources, key=_by_id) if s.source_id in known
+        }
+        self._decisions = _Decisions()
+
+    def run(self, listener: Listener) -> BuildSummary:
+        """Raises NothingKeptError; the ledger and the table of clips are written even then."""
+        with _timed(listener, "dedup"):
+            kept = list(self._kept())
+            found = find_duplicates((_fingerprint(clip) for clip in kept), self.recipe.dedup)
+            self._decisions.verdicts.update(found.verdicts)
+        with _timed(listener, "split"):
+            staying = [clip for clip in kept if clip.key not in found.verdicts]
+            self._decisions.verdicts.update(balance((_balance_item(clip) for clip in staying), self.recipe.balance))
+            staying = [clip for clip in staying if clip.key not in self._decisions.verdicts]
+            splits = assign_splits((_split_item(clip) for clip in kept), found.groups, self.recipe.split)
+            self._decisions.split_of = {clip.key: splits.of[clip.key] for clip in staying}
+            for conflict in splits.conflicts:
+                LOG.warning(
+                    "sources %s were listed in other splits, but share material with %s",
+                    ", ".join(conflict.moved),
+                    conflict.split,
+                )
+        del kept, staying
+        plans = plan_shards(self._samples(), self.recipe.shards)
+        for plan in plans:
+            self._decisions.shard_of.update((sample.key, plan.file_name) for sample in plan.samples)
+        shards = self._write_shards(plans, listener)
+        with _timed(listener, "manifest"):
+            funnel, files = self._write_tables()
+            if not shards:
+                self.output.remove("manifest.json")
+                raise NothingKeptError(
+                    f"no clip was kept: {funnel.most_rejecting()}. {LEDGER_NAME} in {self.output} tells of each source"
+                )
+            path = write_manifest(self._manifest(funnel, shards, files), self.output)
+            remove_other_shards(self.output, shards)
+            if not self.recipe.execution.keep_cuts:
+                self.state.remove("cuts")
+        listed = tuple(str(shard.path) for shard in shards)
+        return BuildSummary(self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, self._notes())
+
+    def _notes(self) -> tuple[str, ...]:
+        if self.recipe.encoders is None:
+            return ("Agreement of sound and picture was not measured: the recipe names no encoders.",)
+        if self.recipe.judge.min_agreement is None:
+            return ("Agreement of sound and picture is stored and not enforced: judge.min_agreement is not set.",)
+        return ()
+
+    def _all(self) -> Iterator[SourceRecord]:
+        return self.records.read(self._files)
+
+    def _kept(self) -> Iterator[_Kept]:
+        for record in self._all():
+            for clip in record.clips:
+                if clip.state is State.KEPT:
+                    assert clip.sound is not None and record.content_sha256 is not None and record.facts is not None
+                    short_side = record.facts.video.short_side if record.facts.video else 0
+                    yield _Kept(
+                        record.key_of(clip),
+                        record.source,
+                        record.content_sha256,
+                        clip.picture.picture_hash,
+                        clip.sound.sound_hash,
+                        clip.span.duration_ms,
+                        (
+                            float(short_side),
+                            clip.agreement.agreement if clip.agreement else 0.0,
+                            clip.picture.sharpness,
+                        ),
+                    )
+
+    def _final(self, record: SourceRecord) -> SourceRecord:
+        """The record with what was decided across the dataset."""
+        clips = tuple(self._final_clip(record.key_of(clip), clip) for clip in record.clips)
+        if not clips:
+            return record
+        state, reason, detail = summed_up([(clip.state, clip.reason) for clip in clips])
+        return replace(record, clips=clips, state=state, reason=reason, detail=detail)
+
+    def _final_clip(self, key: str, clip: ClipRecord) -> ClipRecord:
+        verdict = self._decisions.verdicts.get(key)
+        return (
+            clip
+            if verdict is None
+            else replace(clip, state=State.REJECTED, reason=verdict.reason, detail=verdict.detail)
+        )
+
+    def _samples(self) -> Iterator[Sample]:
+        for record in self._all():
+            for clip in record.clips:
+                split = self._decisions.split_of.get(record.key_of(clip))
+                if split is not None and clip.cut is not None:
+                    content = stable_hash(
+                        canonical_json(self._sample_json(record, clip, split)),
+                        clip.cut_key,
+                        record.embedded_key,
+                        length=32,
+                    )
+                    yield Sample(record.key_of(clip), split, _num_bytes(clip.cut), content)
+
+    def _sample_json(self, record: SourceRecord, clip: ClipRecord, split: str) -> dict[str, Any]:
+        """What ``<key>.json`` says, but for the rendition's own size."""
+        source, cut = record.source, clip.cut
+        assert cut is not None and clip.sound is not None and record.facts is not None
+        return {
+            "source_id": source.source_id,
+            "url": mask_secrets(source.url),
+            "start_ms": clip.span.start_ms,
+            "end_ms": clip.span.end_ms,
+            "scene_index": clip.scene_index,
+            "split": split,
+            "labels": list(source.labels),
+            "caption": source.caption,
+            "licence": source.licence,
+            "provenance": dict(record.provenance),
+            "video_sha256": record.content_sha256,
+            "source_video": record.facts.to_json(),
+            "picture": flat(clip.picture),
+            "sound": flat(clip.sound),
+            "agreement": flat(clip.agreement) if clip.agreement else None,
+            "cut": {
+                "num_samples": cut.num_samples,
+                "sample_rate_hz": cut.sample_rate_hz,
+                "num_channels": cut.num_channels,
+            },
+            "renditions": {
+                r.name: {"width": r.width, "height": r.height, "num_frames": r.num_frames} for r in cut.renditions
+            },
+        }
+
+    def _write_shards(self, plans: Sequence[ShardPlan], listener: Listener) -> list[ShardRecord]:
+        wanted = [(plan, rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
+        with ThreadPoolExecutor(self.workers) as pool:
+            records = list(pool.map(lambda job: self._write_shard(job[0], job[1], listener), wanted))
+        return sorted(records, key=lambda record: (record.rendition, record.path))
+
+    def _write_shard(self, plan: ShardPlan, rendition: str, listener: Listener) -> ShardRecord:
+        sources = {key.rsplit("_", 2)[0] for key in (sample.key for sample in plan.samples)}
+        with _timed(listener, "shard", plan.path(rendition)):
+            return write_shard(plan, rendition, self.output, _ShardContents(self, plan, rendition, sources).load)
+
+    def _write_tables(self) -> tuple[Funnel, list[FileRecord]]:
+        funnel = Funnel(self.listed.num_rows, self.listed.merged)
+        samples = write_samples(self._rows(funnel), self.output)
+        embeddings = write_embeddings(self._embeddings(), self.output)
+        self._write_ledger()
+        funnel.add_bad_rows(len(self.listed.problems))
+        funnel.add_pending(len(self.listed.sources) - len(self._files))
+        funnel.check()
+        return funnel, [samples, *([embeddings] if embeddings else [])]
+
+    def _rows(self, funnel: Funnel) -> Iterator[ClipRow]:
+        for record in map(self._final, self._all()):
+            funnel.add_source(record)
+            for clip in record.clips:
+                key = record.key_of(clip)
+                funnel.add_clip(clip, record.source.labels, self._decisions.split_of.get(key))
+                yield self._row(key, record, clip)
+
+    def _row(self, key: str, record: SourceRecord, clip: ClipRecord) -> ClipRow:
+        source, video = record.source, record.facts.video if record.facts else None
+        failed = f"{clip.failure.code}: {clip.failure.message}" if clip.failure else clip.detail
+        return ClipRow(
+            key=key,
+            source_id=source.source_id,
+            url=mask_secrets(source.url),
+            labels=source.labels,
+            caption=source.caption,
+            licence=source.licence,
+            split=self._decisions.split_of.get(key),
+            state=clip.state,
+            reason=clip.reason,
+            detail=failed,
+            video_sha256=record.content_sha256,
+            scene_index=clip.scene_index,
+            start_ms=clip.span.start_ms,
+            end_ms=clip.span.end_ms,
+            shard=self._decisions.shard_of.get(key),
+            source_width_px=video.width if video else None,
+            source_height_px=video.height if video else None,
+            source_fps=video.fps if video else None,
+            picture=clip.picture,
+            sound=clip.sound,
+            agreement=clip.agreement,
+        )
+
+    def embeddings_of(self, record: SourceRecord) -> Iterator[tuple[str, Any, Any]]:
+        """Key, picture and sound embedding of each of a source's clips."""
+        if record.embedded_key is not None:
+            name = f"embedded/{record.embedded_key[:2]}/{record.embedded_key}.npz"
+            _, pictures, sounds = read_embeddings(self.state.read_bytes(name))
+            for clip, picture, sound in zip(record.clips, pictures, sounds, strict=True):
+                yield record.key_of(clip), picture, sound
+
+    def _embeddings(self) -> Iterator[EmbeddingRow]:
+        for record in self._all():
+            for key, picture, sound in self.embeddings_of(record):
+                yield EmbeddingRow(key, str(self.encoder_id), picture, sound)
+
+    def _write_ledger(self) -> None:
+        with self.output.writing(LEDGER_NAME) as ledger, self.output.writing(TIMINGS_NAME) as timings:
+            for problem in self.listed.problems:
+                ledger.write(_line(_bad_row(problem)))
+            for record in map(self._final, self._all()):
+                ledger.write(_line(_ledger_entry(record)))
+                timings.write(_line({"source_id": record.source.source_id, **record.timings}))
+            for source in sorted(self.listed.sources, key=_by_id):
+                if source.source_id not in self._files:
+                    ledger.write(
+                        _line({"source_id": source.source_id, "url": mask_secrets(source.url), "state": State.PENDING})
+                    )
+
+    def _manifest(self, funnel: Funnel, shards: Sequence[ShardRecord], files: Sequence[FileRecord]) -> Manifest:
+        cut = self.recipe.cut
+        return Manifest(
+            name=self.recipe.name,
+            recipe=manifest_recipe(self.recipe),
+            versions={"hearscape": importlib.metadata.version("hearscape"), **measure_versions(), **versions()},
+            encoder_id=self.encoder_id,
+            members=member_names(self.encoder_id is not None),
+            renditions=tuple(_rendition(r.name, r.short_side_px, cut) for r in cut.renditions),
+            splits=tuple(sorted({shard.split for shard in shards})),
+            shards=tuple(shards),
+            files=tuple(files),
+            sources=funnel.sources.to_counts(),
+            clips=funnel.clips.to_counts(),
+        )
+
+
+class _ShardContents:
+    """The files of a shard's samples; the records of its sources are read once."""
+
+    def __init__(self, finish: Finish, plan: ShardPlan, rendition: str, sources: set[str]) -> None:
+        self._finish, self._split, self._rendition = finish, plan.split, rendition
+        self._files = {source_id: finish._files[source_id] for source_id in sorted(sources)}
+        self._wanted = {sample.key for sample in plan.samples}
+        self._clips: dict[str, tuple[SourceRecord, ClipRecord]] | None = None
+        self._embeddings: dict[str, tuple[Any, Any]] = {}
+
+    def load(self, key: str) -> SampleContent:
+        if self._clips is None:
+            self._clips = {}
+            for record in self._finish.records.read(self._files):
+                self._clips.update(
+                    {
+                        record.key_of(clip): (record, clip)
+                        for clip in record.clips
+                        if record.key_of(clip) in self._wanted
+                    }
+                )
+                self._embeddings.update(
+                    {k: (p, s) for k, p, s in self._finish.embeddings_of(record) if k in self._wanted}
+                )
+        record, clip = self._clips[key]
+        assert clip.cut_key is not None
+        folder = cut_folder(clip.cut_key)
+        picture, sound = self._embeddings.get(key, (None, None))
+        return SampleContent(
+            mp4=self._finish.state.read_bytes(f"{folder}/{self._rendition}.mp4"),
+            flac=self._finish.state.read_bytes(f"{folder}/sound.flac"),
+            record=self._finish._sample_json(record, clip, self._split),
+            picture=picture,
+            sound=sound,
+        )
+
+
+class _timed:  # noqa: N801 - used like a function
+    """Tells the listener how long the block took."""
+
+    def __init__(self, listener: Listener, stage: Stage, subject: str = "dataset") -> None:
+        self._listener, self._stage, self._subject = listener, stage, subject
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._listener(StageEvent(self._stage, self._subject, time.monotonic() - self._started))
+
+
+def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
+    """The resolved recipe without what does not change the outcome, and without secrets."""
+    values = recipe.model_dump(
+        mode="json",
+        exclude={"execution": True, "output": True, "download": {"proxy", "cookies_file", "cookies_browser"}},
+    )
+    values["sources"] = [mask_secrets(source) for source in values["sources"]]
+    return values
+
+
+def _by_id(source: Source) -> str:
+    return source.source_id
+
+
+def _fingerprint(clip: _Kept) -> Fingerprint:
+    return Fingerprint(
+        clip.key, clip.source.source_id, clip.picture_hash, clip.sound_hash, clip.duration_ms, clip.quality
+    )
+
+
+def _balance_item(clip: _Kept) -> BalanceItem:
+    return BalanceItem(clip.key, clip.source.source_id, clip.source.labels, clip.quality)
+
+
+def _split_item(clip: _Kept) -> SplitItem:
+    return SplitItem(clip.key, clip.source.source_id, clip.content_sha256, clip.source.split)
+
+
+def _num_bytes(cut: CutClip) -> int:
+    return cut.flac_bytes + max(rendition.num_bytes for rendition in cut.renditions)
+
+
+def _rendition(name: str, short_side_px: int, cut: CutSettings) -> ManifestRendition:
+    return ManifestRendition(
+        name=name, short_side_px=short_side_px, video_codec=VIDEO_CODECS[cut.codec], sound_codec="aac"
+    )
+
+
+def _bad_row(problem: RowProblem) -> dict[str, Any]:
+    failure = Failure("sources", BAD_ROW, problem.message)
+    return {
+        "source_id": problem.source_id,
+        "state": State.FAILED,
+        "failure": flat(failure),
+        "listed_at": problem.listed_at,
+        "row": problem.text,
+    }
+
+
+def _ledger_entry(record: SourceRecord) -> dict[str, Any]:
+    source = record.source
+    return {
+        "source_id": source.source_id,
+        "url": mask_secrets(source.url),
+        "state": record.state,
+        "reason": record.reason,
+        "detail": record.detail,
+        "failure": flat(record.failure) if record.failure else None,
+        "listed_at": source.listed_at,
+        "content_sha256": record.content_sha256,
+        "num_scenes": record.num_scenes,
+        "clips": [
+            {
+                "key": record.key_of(clip),
+                "state": clip.state,
+                "reason": clip.reason,
+                "detail": clip.detail,
+                "failure": flat(clip.failure) if clip.failure else None,
+            }
+            for clip in record.clips
+        ],
+    }
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

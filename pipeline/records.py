@@ -1,0 +1,208 @@
+"""What is known of each source at its end, and where that is kept: with the output, so that any machine can go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.cut import CutClip
+from pipeline.media import MediaFacts
+from pipeline.schema import (
+    AgreementMeasures,
+    Failure,
+    PictureMeasures,
+    Reason,
+    SoundMeasures,
+    Source,
+    Span,
+    State,
+    clip_key,
+    flat,
+    from_flat,
+    stable_hash,
+)
+from pipeline.storage import Folder
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRecord:
+    """One measured clip. ``span`` is in the source's timeline. ``cut`` is there when it was kept and cut."""
+
+    scene_index: int
+    span: Span
+    state: State
+    picture: PictureMeasures
+    sound: SoundMeasures | None
+    agreement: AgreementMeasures | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    failure: Failure | None = None
+    cut_key: str | None = None
+    cut: CutClip | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scene_index": self.scene_index,
+            "span": [self.span.start_ms, self.span.end_ms],
+            "state": self.state,
+            "picture": flat(self.picture),
+            "sound": flat(self.sound) if self.sound else None,
+            "agreement": flat(self.agreement) if self.agreement else None,
+            "reason": self.reason,
+            "detail": self.detail,
+            "failure": flat(self.failure) if self.failure else None,
+            "cut_key": self.cut_key,
+            "cut": self.cut.to_json() if self.cut else None,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ClipRecord:
+        return cls(
+            scene_index=values["scene_index"],
+            span=Span(*values["span"]),
+            state=State(values["state"]),
+            picture=from_flat(PictureMeasures, values["picture"]),
+            sound=from_flat(SoundMeasures, values["sound"]) if values["sound"] else None,
+            agreement=from_flat(AgreementMeasures, values["agreement"]) if values["agreement"] else None,
+            reason=Reason(values["reason"]) if values["reason"] else None,
+            detail=values["detail"],
+            failure=from_flat(Failure, values["failure"]) if values["failure"] else None,
+            cut_key=values["cut_key"],
+            cut=CutClip.from_json(values["cut"]) if values["cut"] else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """What became of one source, before the rules that look at the whole dataset."""
+
+    source: Source
+    state: State
+    reason: Reason | None = None
+    detail: str = ""
+    failure: Failure | None = None
+    content_sha256: str | None = None
+    offset_ms: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    facts: MediaFacts | None = None
+    num_scenes: int = 0
+    decoded_seconds: float = 0.0
+    embedded_key: str | None = None
+    clips: tuple[ClipRecord, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each stage took in the run that did it."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another run with the same recipe would end alike."""
+        failures = [self.failure, *(clip.failure for clip in self.clips)]
+        return not any(failure and failure.transient for failure in failures)
+
+    def key_of(self, clip: ClipRecord) -> str:
+        return clip_key(self.source.source_id, clip.span)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": flat(self.source),
+            "state": self.state,
+            "reason": self.reason,
+            "detail": self.detail,
+            "failure": flat(self.failure) if self.failure else None,
+            "content_sha256": self.content_sha256,
+            "offset_ms": self.offset_ms,
+            "provenance": dict(self.provenance),
+            "facts": self.facts.to_json() if self.facts else None,
+            "num_scenes": self.num_scenes,
+            "decoded_seconds": self.decoded_seconds,
+            "embedded_key": self.embedded_key,
+            "clips": [clip.to_json() for clip in self.clips],
+            "timings": dict(self.timings),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SourceRecord:
+        return cls(
+            **{
+                **values,
+                "source": source_from_json(values["source"]),
+                "state": State(values["state"]),
+                "reason": Reason(values["reason"]) if values["reason"] else None,
+                "failure": from_flat(Failure, values["failure"]) if values["failure"] else None,
+                "facts": MediaFacts.from_json(values["facts"]) if values["facts"] else None,
+                "clips": tuple(ClipRecord.from_json(clip) for clip in values["clips"]),
+            }
+        )
+
+
+def source_from_json(values: Mapping[str, Any]) -> Source:
+    return Source(**{**values, "labels": tuple(values["labels"])})
+
+
+def source_hash(source: Source) -> str:
+    """Changes with anything that the list says of a source."""
+    return stable_hash(json.dumps(flat(source), sort_keys=True, default=str))
+
+
+class DoneRecords:
+    """The records of finished sources, under one recipe.
+
+    ``<folder>/<batch>.jsonl``          the sources of a finished batch: a line that lists them, then a record a line, by id
+    ``<folder>/open/<source>.json``     sources of a batch that is still running
+
+    Both appear whole. A source that is in several files is taken from a final record first, then from the batch of the last name.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+
+    def put(self, record: SourceRecord) -> None:
+        self._folder.write_json(f"{self._name}/open/{record.source.source_id}.json", record.to_json())
+
+    def close_batch(self, batch_id: str, source_ids: Iterable[str]) -> None:
+        """Gathers the open records of a batch in one file."""
+        records = [self._folder.read_json(f"{self._name}/open/{source_id}.json") for source_id in sorted(source_ids)]
+        header = {"sources": {r["source"]["source_id"]: _entry(SourceRecord.from_json(r)) for r in records}}
+        lines = [json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in (header, *records)]
+        self._folder.write_bytes(f"{self._name}/{batch_id}.jsonl", ("\n".join(lines) + "\n").encode())
+        for record in records:
+            self._folder.remove(f"{self._name}/open/{record['source']['source_id']}.json")
+
+    def index(self) -> dict[str, tuple[str, str, bool]]:
+        """For each source: the file that has its record, the hash of the source, whether the record is final."""
+        found: dict[str, tuple[str, str, bool]] = {}
+        for name in self._folder.names(self._name):
+            if name.endswith(".jsonl"):
+                with self._folder.open(f"{self._name}/{name}") as file:
+                    header = json.loads(file.readline())
+                for source_id, (source_hash_, is_final) in header["sources"].items():
+                    _note(found, source_id, (name, source_hash_, is_final))
+        for name in self._folder.names(f"{self._name}/open"):
+            if name.endswith(".json") and not name.startswith("."):
+                record = SourceRecord.from_json(self._folder.read_json(f"{self._name}/open/{name}"))
+                _note(found, record.source.source_id, (f"open/{name}", *_entry(record)))
+        return found
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[SourceRecord]:
+        """Records in the order of ``wanted`` (source id to file name). Neighbours from one file cost one read of it."""
+        open_name, records = "", {}
+        for source_id, name in wanted.items():
+            if name != open_name:
+                content = self._folder.read_bytes(f"{self._name}/{name}").decode()
+                lines = content.rstrip("\n").split("\n")[1:] if name.endswith(".jsonl") else [content]
+                records = {(values := json.loads(line))["source"]["source_id"]: values for line in lines}
+                open_name = name
+            yield SourceRecord.from_json(records[source_id])
+
+
+def _entry(record: SourceRecord) -> tuple[str, bool]:
+    return source_hash(record.source), record.is_final
+
+
+def _note(found: dict[str, tuple[str, str, bool]], source_id: str, entry: tuple[str, str, bool]) -> None:
+    if source_id not in found or entry[2] >= found[source_id][2]:
+        found[source_id] = entry

@@ -1,0 +1,281 @@
+"""Carries one source from its link to cut clips. What an earlier run did is looked up by its key, and not done again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.agreement import agreement
+from pipeline.cut import CutClip, cut_clip, cut_key
+from pipeline.download import fetch, fetched_before
+from pipeline.embedder import Embedder, read_embeddings
+from pipeline.errors import ClipError, TransientError
+from pipeline.hosts import HostGate
+from pipeline.judge import judge_clip, judge_file
+from pipeline.measure import MeasuredVideo, measure_key, measure_video
+from pipeline.media import MediaFacts, probe
+from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
+from pipeline.recipe import BuildRecipe
+from pipeline.records import ClipRecord, SourceRecord
+from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, stable_hash
+from pipeline.storage import Folder
+from pipeline.store import Store
+from pipeline.workers import Workers
+
+PROBE_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the sources of one process share."""
+
+    recipe: BuildRecipe
+    state: Folder
+    store: Store
+    hosts: HostGate
+    workers: Workers
+    embedder: Embedder | None
+    scratch: Path
+
+
+@dataclass(slots=True)
+class _Run:
+    """One source on its way."""
+
+    tools: Tools
+    source: Source
+    listener: Listener
+    fetched: Fetched | None = None
+    expected_sha256: str | None = None
+    """What an earlier run fetched, when this one has not needed the file yet."""
+    timings: dict[str, float] = field(default_factory=dict)
+    stage: str = "fetch"
+
+    @contextlib.contextmanager
+    def timed(self, stage: Stage, media_seconds: float = 0.0, *, reused: bool = False) -> Iterator[None]:
+        self.stage = stage
+        started = time.monotonic()
+        yield
+        elapsed = time.monotonic() - started
+        if not reused:
+            self.timings[stage] = round(self.timings.get(stage, 0.0) + elapsed, 3)
+        self.listener(StageEvent(stage, self.source.source_id, elapsed, media_seconds, reused))
+
+
+class _ContentChangedError(Exception):
+    """The file was freed, fetched again, and is another one now: what is stored of the old one does not hold."""
+
+
+def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord:
+    """What becomes of one source. Every way in which a source or clip can fail ends in the record; anything else is a bug."""
+    run = _Run(tools, source, listener)
+    try:
+        try:
+            record = _run(run)
+        except _ContentChangedError:
+            record = _run(run)
+    except ClipError as error:
+        record = SourceRecord(
+            source, State.FAILED, failure=_failure(run.stage, error), content_sha256=_sha(run), timings=run.timings
+        )
+    finally:
+        if run.fetched is not None:
+            tools.store.release(run.fetched.content_sha256)
+    detail = f"{record.failure.code}: {record.failure.message}" if record.failure else str(record.reason or "")
+    listener(
+        SourceEvent(
+            source.source_id, record.state, detail, Counter(str(clip.reason or clip.state) for clip in record.clips)
+        )
+    )
+    return record
+
+
+def _failure(stage: str, error: ClipError) -> Failure:
+    return Failure(stage, error.code, str(error), isinstance(error, TransientError))
+
+
+def _sha(run: _Run) -> str | None:
+    return run.fetched.content_sha256 if run.fetched else None
+
+
+def _run(run: _Run) -> SourceRecord:
+    source, recipe = run.source, run.tools.recipe
+    fetched = run.fetched or fetched_before(source, run.tools.store, recipe.download) or _fetch(run)
+    run.expected_sha256 = fetched.content_sha256
+    record = SourceRecord(
+        source,
+        State.REJECTED,
+        content_sha256=fetched.content_sha256,
+        offset_ms=fetched.offset_ms,
+        provenance=fetched.provenance,
+        timings=run.timings,
+    )
+    facts = _stored(run, f"probed/{fetched.content_sha256[:2]}/{fetched.content_sha256}.json", lambda: _probe(run))
+    record = replace(record, facts=facts)
+    verdict = judge_file(facts, _section_seconds(source), recipe.clips.min_seconds, recipe.probe)
+    if not verdict.kept:
+        return replace(record, reason=verdict.reason, detail=verdict.detail)
+    section = _section_in_file(source, fetched)
+    key = measure_key(fetched.content_sha256, section, recipe.scenes, recipe.clips, recipe.measure)
+    measured = _measured(run, key, facts, section)
+    record = replace(record, num_scenes=len(measured.scenes), decoded_seconds=measured.decoded_seconds)
+    if not measured.clips:
+        fits = f"{len(measured.scenes)} scenes in {measured.decoded_seconds:.1f} s, none holds a clip of {recipe.clips.min_seconds:g} s"
+        return replace(record, reason=Reason.NO_CLIP_FITS, detail=fits)
+    embedded_key, agreements = _agreements(run, key, measured)
+    clips = tuple(_clip(run, measured, index, agreements[index], fetched) for index in range(len(measured.clips)))
+    state, reason, detail = summed_up([(clip.state, clip.reason) for clip in clips])
+    return replace(record, state=state, reason=reason, detail=detail, embedded_key=embedded_key, clips=clips)
+
+
+def summed_up(clips: list[tuple[State, Reason | None]]) -> tuple[State, Reason | None, str]:
+    """A source's state from its clips': kept if any is kept, failed if any failed, else rejected."""
+    if any(state is State.KEPT for state, _ in clips):
+        return State.KEPT, None, ""
+    counted = Counter(str(reason or state) for state, reason in clips)
+    detail = ", ".join(f"{count} {name}" for name, count in counted.most_common())
+    if any(state is State.FAILED for state, _ in clips):
+        return State.FAILED, None, detail
+    return State.REJECTED, Reason.NO_CLIP_KEPT, detail
+
+
+def _fetch(run: _Run) -> Fetched:
+    """The source's file, on this machine, pinned until the source is done."""
+    if run.fetched is None:
+        with run.timed("fetch"):
+            run.fetched = fetch(run.source, run.tools.store, run.tools.recipe.download, run.tools.hosts)
+        if run.expected_sha256 not in (None, run.fetched.content_sha256):
+            raise _ContentChangedError
+    return run.fetched
+
+
+def _section_seconds(source: Source) -> float | None:
+    return (source.end_ms - source.start_ms) / 1000 if source.end_ms is not None else None
+
+
+def _section_in_file(source: Source, fetched: Fetched) -> tuple[int, int | None]:
+    """The wanted section in the time of the file."""
+    end = None if source.end_ms is None else source.end_ms - fetched.offset_ms
+    return max(source.start_ms - fetched.offset_ms, 0), end
+
+
+def _probe(run: _Run) -> MediaFacts:
+    path = Path(_fetch(run).path)
+    run.stage = "probe"
+    return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path)
+
+
+def _stored(run: _Run, name: str, make: Callable[[], MediaFacts]) -> MediaFacts:
+    if run.tools.state.exists(name):
+        return MediaFacts.from_json(run.tools.state.read_json(name))
+    facts = make()
+    run.tools.state.write_json(name, facts.to_json())
+    return facts
+
+
+def _measured(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> MeasuredVideo:
+    state, recipe = run.tools.state, run.tools.recipe
+    name = f"measured/{key[:2]}/{key}.json"
+    if state.exists(name):
+        measured = MeasuredVideo.from_json(state.read_json(name))
+        with run.timed("measure", measured.decoded_seconds, reused=True):
+            return measured
+    path = Path(_fetch(run).path)
+    assert facts.video is not None
+    seconds = facts.video.duration_seconds or facts.duration_seconds or 0.0
+    with run.timed("measure", seconds), _scratch(run) as folder:
+        measured = run.tools.workers.run(
+            measure_video,
+            max(recipe.measure.timeout_seconds, 10 * seconds),
+            path,
+            facts,
+            section_ms=section,
+            scenes=recipe.scenes,
+            clips=recipe.clips,
+            settings=recipe.measure,
+            frames_out=folder / "frames.npz",
+            sound_out=folder / "sound.flac",
+        )
+        state.move_in(folder / "frames.npz", f"previews/{key[:2]}/{key}.frames.npz")
+        state.move_in(folder / "sound.flac", f"previews/{key[:2]}/{key}.flac")
+        state.write_json(name, measured.to_json())
+    return measured
+
+
+def _agreements(run: _Run, key: str, measured: MeasuredVideo) -> tuple[str | None, list[AgreementMeasures | None]]:
+    embedder, state = run.tools.embedder, run.tools.state
+    if embedder is None:
+        return None, [None] * len(measured.clips)
+    embedded_key = stable_hash(key, embedder.encoder_id, length=32)
+    name = f"embedded/{embedded_key[:2]}/{embedded_key}.npz"
+    if state.exists(name):
+        with run.timed("embed", measured.decoded_seconds, reused=True):
+            content = state.read_bytes(name)
+    else:
+        with run.timed("embed", measured.decoded_seconds), _scratch(run) as folder:
+            for suffix in (".frames.npz", ".flac"):
+                (folder / f"p{suffix}").write_bytes(state.read_bytes(f"previews/{key[:2]}/{key}{suffix}"))
+            spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in measured.clips]
+            content = embedder.embed(folder / "p.frames.npz", folder / "p.flac", spans)
+            state.write_bytes(name, content)
+    frames, _, sounds = read_embeddings(content)
+    return embedded_key, [
+        agreement(rows, sound, embedder.encoder_id) for rows, sound in zip(frames, sounds, strict=True)
+    ]
+
+
+def _clip(
+    run: _Run, measured: MeasuredVideo, index: int, agrees: AgreementMeasures | None, fetched: Fetched
+) -> ClipRecord:
+    recipe, clip = run.tools.recipe, measured.clips[index]
+    video = measured.facts.video
+    assert video is not None
+    verdict = judge_clip(clip.picture, clip.sound, agrees, (video.width, video.height), recipe.judge)
+    span = Span(clip.span.start_ms + fetched.offset_ms, clip.span.end_ms + fetched.offset_ms)
+    record = ClipRecord(
+        clip.scene_index, span, State.REJECTED, clip.picture, clip.sound, agrees, verdict.reason, verdict.detail
+    )
+    if not verdict.kept:
+        return record
+    key = cut_key(fetched.content_sha256, clip.span, clip.picture.bars, recipe.cut)
+    try:
+        cut = _cut(run, key, measured, index)
+    except ClipError as error:
+        return replace(record, state=State.FAILED, failure=_failure("cut", error))
+    return replace(record, state=State.KEPT, cut_key=key, cut=cut)
+
+
+def cut_folder(key: str) -> str:
+    """Where the files of a cut lie in the state."""
+    return f"cuts/{key[:2]}/{key}"
+
+
+def _cut(run: _Run, key: str, measured: MeasuredVideo, index: int) -> CutClip:
+    state, recipe, clip = run.tools.state, run.tools.recipe, measured.clips[index]
+    name = cut_folder(key)
+    if state.exists(f"{name}/cut.json"):
+        with run.timed("cut", clip.span.duration_seconds, reused=True):
+            return CutClip.from_json(state.read_json(f"{name}/cut.json"))
+    path = Path(_fetch(run).path)
+    with run.timed("cut", clip.span.duration_seconds), _scratch(run) as folder:
+        with run.tools.workers.slots:
+            cut = cut_clip(path, measured.facts, clip.span, clip.picture.bars, recipe.cut, folder)
+        for file in sorted(folder.iterdir()):
+            state.move_in(file, f"{name}/{file.name}")
+        state.write_json(f"{name}/cut.json", cut.to_json())
+    return cut
+
+
+@contextlib.contextmanager
+def _scratch(run: _Run) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=run.tools.scratch))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""Processes that decode, and the number of things that may use a core at once.
+
+Media from the internet is decoded in processes of its own: one that crashes, hangs or eats the memory costs its source, not the build.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from multiprocessing.context import ForkServerContext
+from typing import ParamSpec, TypeVar, cast
+
+import pebble
+
+from pipeline.errors import ClipError, HearscapeError, WorkerError
+
+LOG = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PRELOADED = ["pipeline.measure", "pyloudnorm", "scipy.signal", "scipy.ndimage"]
+MAX_JOBS_PER_PROCESS = 500
+"""A process is replaced after this many jobs, so that a leak in a library stays small."""
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkersClosedError(HearscapeError):
+    """The build was stopped: the work was not done, and nothing is to be said of it."""
+
+
+class Workers:
+    """A pool of processes. ``slots`` limits what runs at once, including work (ffmpeg) that brings a process of its own."""
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        initializer: Callable[..., None] | None = None,
+        initargs: tuple[object, ...] = (),
+    ) -> None:
+        self.num_workers = num_workers or num_cores()
+        self.slots = threading.BoundedSemaphore(self.num_workers)
+        self._closed = False
+        self._lock = threading.Lock()
+        self._running: set[Future[object]] = set()
+        self._pool = pebble.ProcessPool(
+            max_workers=self.num_workers,
+            max_tasks=MAX_JOBS_PER_PROCESS,
+            context=_context(),
+            initializer=_start,
+            initargs=(initializer, initargs),
+        )
+
+    def run(self, work: Callable[P, T], timeout_seconds: float, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs ``work`` in one of the processes and waits. Raises what it raises, or WorkerError ``worker_killed``, ``timed_out``."""
+        for last_try in (False, True):
+            with self.slots:
+                future = self._schedule(work, timeout_seconds, args, kwargs)
+                try:
+                    return cast("T", future.result())
+                except CancelledError as error:
+                    raise WorkersClosedError from error
+                except FutureTimeoutError as error:
+                    raise WorkerError("timed_out", f"took longer than {timeout_seconds:.0f} s and was ended") from error
+                except pebble.ProcessExpired as error:
+                    if self._closed:
+                        raise WorkersClosedError from error
+                    # it may have been the victim of its neighbour: the work is given to another process once
+                    if last_try:
+                        cause = _exit(error.exitcode)
+                        raise WorkerError("worker_killed", f"the process was killed twice ({cause})") from error
+                except HearscapeError:
+                    raise
+                except Exception as error:
+                    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                        raise
+                    raise _unexpected(error) from error
+                finally:
+                    with self._lock:
+                        self._running.discard(future)
+        raise AssertionError("the loop returns or raises")
+
+    def _schedule(
+        self, work: Callable[..., object], timeout_seconds: float, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Future[object]:
+        with self._lock:
+            if self._closed:
+                raise WorkersClosedError
+            future: Future[object] = self._pool.schedule(work, args=args, kwargs=kwargs, timeout=timeout_seconds)
+            self._running.add(future)
+        return future
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        with self._lock:
+            self._closed = True
+            running = list(self._running)
+        for future in running:
+            future.cancel()  # the pool itself would leave those who wait for a result waiting
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+
+def _unexpected(error: Exception) -> ClipError:
+    """A library that chokes on a file in a way nobody foresaw costs that file, and is logged for those who mend it."""
+    LOG.error("unexpected error in a worker", exc_info=error)
+    return ClipError(
+        "unexpected", f"{type(error).__name__}: {error}. This should have had a name of its own: please report it"
+    )
+
+
+def _context() -> ForkServerContext:
+    """Workers are forked from a server that has the libraries loaded: each starts at once, and shares their memory."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _start(initializer: Callable[..., None] | None, initargs: tuple[object, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _exit(exitcode: int) -> str:
+    if exitcode == -signal.SIGKILL:
+        return "SIGKILL: often too little memory, try fewer workers"
+    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
