@@ -1,0 +1,29 @@
+# make demo    builds a dataset from the sample sources          make test    passes the tests
+# make check   linters, types, import contracts                  make clean   removes what the demo made
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check clean
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Making the environment in $(VENV): a few minutes the first time (torch is large)."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m flows.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf manifests/demo manifests/demo-sources

@@ -1,0 +1,350 @@
+"""What a build costs, against the least that it could cost: one bare ffmpeg per source that writes the same clips.
+
+python benchmarks/build.py                          sample sources, rendered at 1080p
+python benchmarks/build.py --folder FOLDER          real files
+python benchmarks/build.py --memory 20 200          peak memory for so many sources, each of other content
+
+CPU seconds count every process. Download and encoders are not in it: sources are local files, and the recipe has no encoders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import Build
+from pipeline.cut import cut_clip, picture_size
+from pipeline.judge import judge_clip, judge_file
+from pipeline.measure import MeasuredVideo, measure_video
+from pipeline.media import MediaFacts, ffmpeg_path, probe
+from pipeline.progress import ignore
+from pipeline.recipe import BuildRecipe, load_recipe
+
+RECIPE = Path(__file__).with_name("build.toml")
+SUFFIXES = {".mp4", ".mov", ".mkv", ".webm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a piece of work took, over all its processes."""
+
+    cpu_seconds: float
+    wall_seconds: float
+
+
+def adopt_orphans() -> None:
+    """Processes that outlive their parent become this one's children, so that their time is counted when they end."""
+    set_child_subreaper = 36  # linux/prctl.h
+    ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of all its ended children."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
+def cost_of(work: Callable[[], Any]) -> Cost:
+    cpu, wall = cpu_seconds(), time.monotonic()
+    work()
+    return Cost(cpu_seconds() - cpu, time.monotonic() - wall)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="real files instead of rendered ones")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, nargs="+", metavar="N", help="numbers of sources")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        _build(load_recipe(options.child))
+        return
+    adopt_orphans()
+    with tempfile.TemporaryDirectory(prefix="hearscape-bench-") as name:
+        work = Path(name)
+        files = _files(options.folder) if options.folder else _rendered(work / "rendered")
+        if options.memory:
+            for count in options.memory:
+                _report_memory(count, files, work, options)
+            return
+        _report_cost(files, work, options)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
+def _rendered(folder: Path) -> list[Path]:
+    from pipeline.samples.catalogue import catalogue  # noqa: PLC0415
+    from pipeline.samples.render import render  # noqa: PLC0415
+
+    chosen = [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:6]
+    paths = []
+    for spec in chosen:
+        path = folder / f"{spec.name}.mp4"
+        folder.mkdir(exist_ok=True)
+        render(spec, path, scale=3.0)
+        paths.append(path)
+    return paths
+
+
+def _recipe(files: Sequence[Path], output: Path, options: argparse.Namespace) -> BuildRecipe:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    listed = output.parent / f"{output.name}.jsonl"
+    listed.write_text(
+        "".join(json.dumps({"id": f"s{i:05d}", "path": str(file.absolute())}) + "\n" for i, file in enumerate(files))
+    )
+    return load_recipe(options.recipe, [f'sources=["{listed}"]', f'output="{output}"', *options.set])
+
+
+def _build(recipe: BuildRecipe) -> None:
+    build = Build(recipe)
+    try:
+        build.check()
+        for batch in build.plan().batches:
+            build.run_batch(batch, ignore)
+        build.finish(ignore)
+    finally:
+        build.close()
+
+
+def _build_apart(recipe: BuildRecipe, work: Path) -> subprocess.Popen[bytes]:
+    """The build in processes of its own, so that nothing of the benchmark is counted."""
+    path = work / "child.toml"
+    path.write_text(_as_toml(recipe))
+    return subprocess.Popen(
+        [sys.executable, __file__, "--child", str(path)], env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
+
+
+def _as_toml(recipe: BuildRecipe) -> str:
+    lines: list[tuple[str, Any]] = []
+    tables: list[tuple[str, Any]] = []
+    for name, value in json.loads(recipe.model_dump_json(exclude_none=True)).items():
+        (tables if isinstance(value, dict) else lines).append((name, value))
+    text = [f"{name} = {json.dumps(value)}" for name, value in lines]
+    for name, table in tables:
+        text += [f"{name} = {_inline(table)}"]
+    return "\n".join(text) + "\n"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_inline(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_inline(inner) for inner in value) + "]"
+    return json.dumps(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A source whose clips are known."""
+
+    path: Path
+    facts: MediaFacts
+    video: MeasuredVideo
+    kept: tuple[int, ...]
+
+
+def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:
+    recipe = _recipe(files, work / "unused", options)
+    stages: dict[str, list[Cost]] = {}
+    totals, limits, walls = [], [], []
+    seconds = 0.0
+    for repeat in range(options.repeats):
+        sources: list[Measured] = []
+        stages.setdefault("measure", []).append(cost_of(lambda: sources.extend(_measured(files, recipe, work))))  # noqa: B023
+        stages.setdefault("cut", []).append(cost_of(lambda: _cut(sources, recipe, work)))  # noqa: B023
+        limits.append(cost_of(lambda: _limit(sources, recipe, work)))  # noqa: B023
+        output = work / f"built-{repeat}"
+        whole = cost_of(lambda: _build_apart(_recipe(files, output, options), work).wait())  # noqa: B023
+        totals.append(whole)
+        walls.append(whole.cpu_seconds / whole.wall_seconds)
+        seconds = sum(source.video.decoded_seconds for source in sources)
+        kept = sum(len(source.kept) for source in sources)
+        shutil.rmtree(output, ignore_errors=True)
+    sizes = sorted(
+        {f"{s.video.facts.video.width}x{s.video.facts.video.height}" for s in sources if s.video.facts.video}
+    )
+    print(
+        f"{len(files)} files, {len(sources)} measured, {seconds:.1f} source seconds ({', '.join(sizes)}), {kept} clips kept"
+    )
+    print(
+        f"renditions {', '.join(r.name for r in recipe.cut.renditions)}, {recipe.cut.codec} {recipe.cut.preset} {recipe.cut.quality}"
+    )
+    print(f"{'':<34}{'CPU s':>9}{'CPU s per source s':>21}{'source s per CPU s':>20}{'to the limit':>14}")
+    limit = statistics.median(cost.cpu_seconds for cost in limits)
+    rows = [
+        ("limit: bare ffmpeg", limits),
+        *((f"stage {name}", costs) for name, costs in stages.items()),
+        ("whole build", totals),
+    ]
+    for name, costs in rows:
+        cpu = statistics.median(cost.cpu_seconds for cost in costs)
+        print(f"{name:<34}{cpu:>9.2f}{cpu / seconds:>21.3f}{seconds / cpu:>20.1f}{cpu / limit:>14.2f}")
+    ratios = sorted(whole.cpu_seconds / bare.cpu_seconds for whole, bare in zip(totals, limits, strict=True))
+    print(
+        f"whole build to the limit, each repeat: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median {statistics.median(ratios):.2f}"
+    )
+    print(f"cores busy in the whole build: {statistics.median(walls):.2f} of {len(os.sched_getaffinity(0))}")
+
+
+def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Measured]:
+    found = []
+    for path in files:
+        facts = probe(path)
+        if not judge_file(facts, None, recipe.clips.min_seconds, recipe.probe).kept:
+            continue
+        video = measure_video(
+            path, facts, section_ms=(0, None), scenes=recipe.scenes, clips=recipe.clips, settings=recipe.measure,
+            frames_out=work / "frames.npz", sound_out=work / "sound.flac",
+        )  # fmt: skip
+        size = (facts.video.width, facts.video.height) if facts.video else (0, 0)
+        verdicts = [judge_clip(clip.picture, clip.sound, None, size, recipe.judge) for clip in video.clips]
+        found.append(Measured(path, facts, video, tuple(i for i, verdict in enumerate(verdicts) if verdict.kept)))
+    return found
+
+
+def _cut(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None:
+    folder = work / "cut"
+    folder.mkdir(exist_ok=True)
+    for source in sources:
+        for index in source.kept:
+            clip = source.video.clips[index]
+            cut_clip(source.path, source.facts, clip.span, clip.picture.bars, recipe.cut, folder)
+
+
+def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None:
+    """One ffmpeg per source: one decode, the kept clips as outputs, the same sizes and encoder settings."""
+    folder = work / "limit"
+    folder.mkdir(exist_ok=True)
+    cut = recipe.cut
+    for source in sources:
+        video = source.facts.video
+        assert video is not None
+        gop = max(round(cut.gop_seconds * (video.fps or 25.0)), 1)
+        x264 = f"threads={cut.encoder_threads}:lookahead-threads=1:scenecut=0:open-gop=0:keyint={gop}:min-keyint={gop}"
+        command = [ffmpeg_path(), "-v", "error", "-nostdin", "-y", "-threads", "1", "-i", str(source.path)]
+        for index in source.kept:
+            clip = source.video.clips[index]
+            span = ["-ss", str(clip.span.start_seconds), "-t", str(clip.span.duration_seconds)]
+            for rendition in cut.renditions:
+                width, height = picture_size(video, clip.picture.bars, rendition)
+                command += [
+                    *span,
+                    "-map",
+                    "0:v:0",
+                    "-map",
+                    "0:a:0",
+                    "-vf",
+                    f"scale={width}:{height}",
+                    "-pix_fmt",
+                    "yuv420p",
+                ]
+                command += ["-c:v", "libx264", "-preset", cut.preset, "-crf", str(cut.quality), "-x264-params", x264]
+                command += ["-c:a", "aac", "-b:a", str(cut.aac_bits_per_second), "-ar", str(cut.sample_rate_hz)]
+                command += [str(folder / f"{index}-{rendition.name}.mp4")]
+            command += [
+                *span,
+                "-map",
+                "0:a:0",
+                "-c:a",
+                "flac",
+                "-ar",
+                str(cut.sample_rate_hz),
+                str(folder / f"{index}.flac"),
+            ]
+        if source.kept:
+            subprocess.run(command, check=True)
+        else:
+            subprocess.run([*command, "-map", "0:v:0", "-f", "null", "-"], check=True)
+
+
+def _report_memory(count: int, files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:
+    folder = work / f"copies-{count}"
+    folder.mkdir()
+    copies = []
+    for number in range(count):
+        copy = folder / f"{number:05d}{files[number % len(files)].suffix}"
+        # an empty box at the end makes other content of the same film
+        copy.write_bytes(
+            files[number % len(files)].read_bytes() + (12).to_bytes(4, "big") + b"free" + number.to_bytes(4, "big")
+        )
+        copies.append(copy)
+    peak = _Peak(_build_apart(_recipe(copies, work / f"memory-{count}", options), work))
+    peak.watch()
+    print(
+        f"{count:>6} sources: peak of all processes together {peak.together_mb:.0f} MB, of the largest one {peak.largest_mb:.0f} MB"
+    )
+    shutil.rmtree(folder)
+    shutil.rmtree(work / f"memory-{count}", ignore_errors=True)
+
+
+class _Peak:
+    """Memory of a process and all below it, looked at every tenth of a second. Shared pages count once (PSS)."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.together_mb = self.largest_mb = 0.0
+
+    def watch(self) -> None:
+        waiter = threading.Thread(target=self._process.wait)
+        waiter.start()
+        while waiter.is_alive():
+            sizes = [_pss_mb(pid) for pid in _below(self._process.pid)]
+            self.together_mb = max(self.together_mb, sum(sizes))
+            self.largest_mb = max(self.largest_mb, *sizes, 0.0)
+            waiter.join(0.1)
+        if self._process.returncode:
+            raise SystemExit(f"the build ended with {self._process.returncode}")
+
+
+def _below(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
+
+
+def _pss_mb(pid: int) -> float:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return 0.0
+
+
+if __name__ == "__main__":
+    main()
