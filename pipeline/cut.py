@@ -216,6 +216,9 @@ def _even(heard: Any, num_samples: int, sample_rate_hz: int, num_channels: int) 
         .filter("aformat", sample_fmts="s16", channel_layouts=layout)
         .filter("apad", whole_len=num_samples)
         .filter("atrim", end_sample=num_samples)
+        .filter(
+            "asetnsamples", n=4096, p=0
+        )  # the FLAC encoder takes its block size from the first frame, whatever is left of it
     )
 
 

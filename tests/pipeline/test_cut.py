@@ -121,6 +121,16 @@ def test_a_turned_source_comes_out_upright(tmp_path: Path) -> None:
     assert [number for _, number in pictures(tmp_path / "full.mp4")] == list(range(50))
 
 
+def test_a_span_that_begins_with_the_last_samples_of_a_packet(tmp_path: Path) -> None:
+    """AAC comes in packets of 1024 samples; here 8 of the first one are left, fewer than FLAC takes as a block."""
+    first = next(number for number in range(1, 300) if number * 1764 % 1024 == 1016)
+    sound = soxr.resample(SOUND, SOUND_HZ, 44_100).astype(np.float32)
+    write_video(tmp_path / "a.mp4", numbered_frames(range(300)), sound, fps=FPS, sample_rate=44_100)
+    span = Span(first * 40, first * 40 + 2000)
+    cut = cut_clip(tmp_path / "a.mp4", probe(tmp_path / "a.mp4"), span, Bars(), SETTINGS, tmp_path)
+    assert soundfile.info(tmp_path / "sound.flac").frames == cut.num_samples == 2 * 44_100
+
+
 def test_sound_that_ends_early_is_filled_with_silence(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered_frames(range(100)), noise(2.0), fps=FPS)
     cut_clip(tmp_path / "a.mp4", probe(tmp_path / "a.mp4"), Span(0, 4000), Bars(), SETTINGS, tmp_path)
