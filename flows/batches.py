@@ -1,0 +1,106 @@
+"""One Prefect task per batch of sources, wherever it runs."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import multiprocessing
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows.logs import logs_in_run
+from flows.progress import Progress
+from pipeline.build import Batch, BatchResult, Build
+from pipeline.errors import TransientError, UserError
+from pipeline.progress import Event, Listener, SourceEvent
+from pipeline.recipe import BuildRecipe
+
+logger = logging.getLogger(__name__)
+
+RETRY_DELAYS_SECONDS = [10.0, 60.0]
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What the batches of one process share."""
+
+    build: Build
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``events`` are those that the flow has not heard of yet, because the batch ran in another process."""
+
+    result: BatchResult
+    events: tuple[Event, ...] = ()
+
+
+HERE: ContextVar[Workplace | None] = ContextVar("workplace", default=None)
+"""Set by a flow whose batches run in its own process: Prefect hands its context variables to its tasks' threads."""
+
+
+def is_transient(_task: Any, _task_run: Any, state: Any) -> bool:
+    """Whether a failed batch may do better the next time."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, TransientError | ConnectionError | TimeoutError)
+
+
+@functools.lru_cache(maxsize=1)
+def _build_elsewhere(recipe_json: str) -> Build:
+    if multiprocessing.current_process().daemon:
+        raise UserError(
+            "this worker of the cluster is a daemon and may not start the processes that decode: "
+            "start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=false"
+        )
+    build = Build(BuildRecipe.model_validate_json(recipe_json))
+    atexit.register(build.close)
+    return build
+
+
+def _logging(listener: Listener) -> Listener:
+    """``listener``, with a line in the log for every source that has ended."""
+
+    def listen(event: Event) -> None:
+        listener(event)
+        if isinstance(event, SourceEvent):
+            clips = ", ".join(f"{number} {outcome}" for outcome, number in sorted(event.clips.items()))
+            told = "; ".join(part for part in (event.detail, clips and f"clips: {clips}") if part)
+            logger.info("%s: %s%s", event.source_id, event.state.value, f" ({told})" if told else "")
+
+    return listen
+
+
+def _carry_out(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
+    here = HERE.get()
+    events: list[Event] = []
+    listener: Listener = here.progress if here is not None else events.append
+    if log_sources:
+        listener = _logging(listener)
+    if here is not None:
+        here.progress.queue(source.source_id for source in batch.sources)
+        return Outcome(here.build.run_batch(batch, listener))
+    with logs_in_run(str(flow_run.id)):
+        result = _build_elsewhere(recipe.model_dump_json()).run_batch(batch, listener)
+    return Outcome(result, tuple(events))
+
+
+@task(
+    name="batch",
+    task_run_name="batch {batch.batch_id}",
+    retries=len(RETRY_DELAYS_SECONDS),
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_condition_fn=is_transient,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run_batch(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
+    """Carries every source of the batch to its end; ``log_sources``: with a line in the log for each."""
+    # one line, as a cluster is sent this function by value, with all that it names
+    return _carry_out(recipe, batch, log_sources)

@@ -1,0 +1,46 @@
+"""Build a dataset at once: ``python -m flows.build_dataset RECIPE [--set a.b=c] [--dry-run]``.
+
+``python -m flows.serve`` is the other way: it offers the same flow in Prefect's UI and to ``prefect deployment run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flows.build_dataset", description="Build a dataset from a recipe.")
+    parser.add_argument("recipe", help="path of a recipe (TOML)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="change one setting of the recipe; may be repeated"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and end")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 refused (the message says what to put right), 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(words)
+    # Not above: each process that decodes imports this module once more, and has no use for Prefect.
+    from rich.console import Console  # noqa: PLC0415
+
+    from flows import direct  # noqa: PLC0415
+    from pipeline.recipe import load_recipe  # noqa: PLC0415
+
+    def work() -> None:
+        recipe = load_recipe(options.recipe, options.set)
+        if options.dry_run:
+            print(direct.plan_text(recipe))  # noqa: T201
+            return
+        direct.check(recipe)
+        print(direct.summary_text(direct.run_now(recipe, Console(stderr=True))))  # noqa: T201
+
+    return direct.exit_code(work, f"python -m flows.build_dataset {shlex.join(words)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The flow ``build-dataset``: links to shards, batch by batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import flows.environment  # noqa: F401 - before Prefect, which reads the environment as it is imported
+
+# isort: split
+from prefect import State, flow
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from flows.artifacts import Artifacts
+from flows.batches import HERE, Workplace, run_batch
+from flows.logs import hide_trace, logs_in_run
+from flows.progress import Progress, counts
+from flows.runners import is_remote, run_in_window, task_runner
+from pipeline.build import Build, BuildPlan, BuildSummary
+from pipeline.errors import RecipeError, UserError
+from pipeline.recipe import BuildRecipe, load_recipe
+
+logger = logging.getLogger(__name__)
+
+NAME = "build-dataset"
+DEFAULT_RECIPE = "manifests/recipes/demo.toml"
+MAX_LOGGED_SOURCES = 5000
+"""Of more sources than this, the log of the run tells only how far it is: each line is a row in Prefect's database."""
+WATCHED: ContextVar[Progress | None] = ContextVar("watched", default=None)
+"""The progress that somebody looks at in this process, if anybody does."""
+
+
+def _run_name() -> str:
+    recipe = flow_run.parameters.get("recipe", DEFAULT_RECIPE)
+    name = Path(recipe).stem if isinstance(recipe, str) else recipe["name"] if isinstance(recipe, dict) else recipe.name
+    return f"{name} {datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
+@flow(name=NAME, flow_run_name=_run_name, persist_result=False)
+def build_dataset(recipe: BuildRecipe | str = DEFAULT_RECIPE, changes: tuple[str, ...] = ()) -> State[Any]:
+    """Build a dataset: download, measure, judge, cut and pack, with a manifest and a report.
+
+    The same run again continues where the last one ended.
+
+    Args:
+        recipe: The path of a recipe (TOML) on the machine that builds, or the recipe itself.
+        changes: Changes to a recipe that was given as a path, such as "download.height_px=720".
+    """
+    # one line, as a cluster is sent this function by value, with all that it names
+    return _run(recipe, changes)
+
+
+def _run(recipe: BuildRecipe | str, changes: Sequence[str]) -> State[Any]:
+    run = FlowRunContext.get()
+    assert run is not None
+    assert run.flow_run is not None
+    progress = WATCHED.get() or Progress()
+    with logs_in_run(str(run.flow_run.id)):
+        try:
+            summary = _build(_resolved(recipe, changes), progress)
+        except UserError as error:
+            hide_trace(error)
+            return Failed(message=str(error), data=error)
+    clips = counts(progress.snapshot().clips)
+    return Completed(message=f"clips of this run: {clips}; manifest: {summary.manifest_path}", data=summary)
+
+
+def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:
+    if isinstance(recipe, str):
+        return load_recipe(recipe, changes)
+    if changes:
+        raise RecipeError("changes: only for a recipe that is given as a path; put them into the recipe itself")
+    return recipe
+
+
+def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
+    task_runner(recipe.execution)  # refuses what is not installed
+    build = Build(recipe)
+    try:
+        build.check()
+        plan = build.plan()
+        progress.begin(plan.num_sources, plan.num_finished_sources, embeds=recipe.encoders is not None)
+        logger.info("%s", plan_line(recipe, plan))
+        artifacts = Artifacts(recipe.name)
+        with artifacts.updated(progress):
+            if plan.batches:
+                _run_batches(recipe, build, plan, progress)
+            summary = build.finish(progress)
+        artifacts.summarise(summary)
+        for text in summary.funnel:
+            logger.info("%s", text)
+        return summary
+    finally:
+        build.close()
+
+
+def _run_batches(recipe: BuildRecipe, build: Build, plan: BuildPlan, progress: Progress) -> None:
+    remote = is_remote(recipe.execution)
+    log_sources = plan.num_sources <= MAX_LOGGED_SOURCES
+    token = HERE.set(None if remote else Workplace(build, progress))
+    try:
+        with task_runner(recipe.execution) as runner:
+            try:
+                for outcome in run_in_window(
+                    lambda batch: runner.submit(
+                        run_batch, {"recipe": recipe, "batch": batch, "log_sources": log_sources}
+                    ),
+                    plan.batches,
+                    recipe.execution.batches_in_flight,
+                ):
+                    for event in outcome.events:
+                        progress(event)
+            except BaseException as error:
+                hurry = " (Ctrl-C again: do not wait for it)" if isinstance(error, KeyboardInterrupt) else ""
+                logger.warning("%s: ending what runs now%s; what is finished stays", type(error).__name__, hurry)
+                build.close()  # or the runner would wait for the batches in flight
+                raise
+    finally:
+        HERE.reset(token)
+
+
+def plan_line(recipe: BuildRecipe, plan: BuildPlan) -> str:
+    return (
+        f"{recipe.name}: {plan.num_sources} sources, of which {plan.num_finished_sources} are finished "
+        f"(and {plan.num_bad_rows} rows that cannot be read); "
+        f"{len(plan.batches)} batches to do, {recipe.execution.batches_in_flight} at a time; output in {recipe.output}"
+    )

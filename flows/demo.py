@@ -1,0 +1,78 @@
+"""The whole build on the sample sources: ``python -m flows.demo [--keep-server]``.
+
+Renders the samples, serves them on loopback, so that they are downloaded like any others, and builds the demo recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+RECIPE = "manifests/recipes/demo.toml"
+PORT = 8765
+"""The links of the samples name it, and each dataset says where its clips came from: another port gives other bytes."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.demo", description="Build a dataset from the sample sources."
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one setting of the recipe")
+    parser.add_argument(
+        "--port", type=int, default=PORT, help="port that serves the samples, on loopback (%(default)s)"
+    )
+    parser.add_argument("--keep-server", action="store_true", help="keep serving the samples when the build is done")
+    return parser
+
+
+def _free_port(wanted: int) -> int:
+    """``wanted``, or any free port, with a word about it, where that one is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+            print(f"Port {wanted} is taken: the links of the samples, and so the dataset, will name another one.")  # noqa: T201
+        return int(probe.getsockname()[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: those of ``flows.build_dataset``."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(words)
+    # Not above: each process that renders or decodes imports this module once more, and has no use for Prefect.
+    from rich.console import Console  # noqa: PLC0415
+
+    from flows import direct  # noqa: PLC0415
+    from pipeline.recipe import load_recipe  # noqa: PLC0415
+    from pipeline.samples.render import render_catalogue  # noqa: PLC0415
+    from pipeline.samples.serve import serve_folder  # noqa: PLC0415
+
+    def work() -> None:
+        recipe = load_recipe(RECIPE, options.set)
+        console = Console(stderr=True)
+        folder = Path(recipe.sources[0]).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with serve_folder(folder, _free_port(options.port)) as url:
+            with console.status(f"Rendering the sample sources in {folder}"):
+                samples = render_catalogue(folder, base_url=url)
+            print(f"{len(samples)} sample sources in {folder}, served at {url}", flush=True)  # noqa: T201
+            direct.check(recipe)
+            print(direct.summary_text(direct.run_now(recipe, console)), flush=True)  # noqa: T201
+            if options.keep_server:
+                print(f"Serving the samples at {url} until Ctrl-C", flush=True)  # noqa: T201
+                with contextlib.suppress(KeyboardInterrupt):
+                    threading.Event().wait()
+
+    return direct.exit_code(work, shlex.join(["python", "-m", "flows.demo", *words]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Runs the flow in this process, at once, and shows on the terminal what it does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import flows.environment  # noqa: F401 - before Prefect, which reads the environment as it is imported
+
+# isort: split
+from prefect.exceptions import TerminationSignal
+from rich.console import Console
+
+from flows.dataset_flow import WATCHED, build_dataset, plan_line
+from flows.logs import show_logs
+from flows.progress import Progress, shown
+from flows.runners import task_runner
+from flows.server import temporary_server
+from pipeline.build import Build, BuildSummary
+from pipeline.errors import HearscapeError, UserError
+from pipeline.recipe import BuildRecipe
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
+
+
+def check(recipe: BuildRecipe) -> None:
+    """Raises :class:`UserError` for all that can be refused before any work, and before a server is started for it."""
+    task_runner(recipe.execution)
+    pipeline_logger = logging.getLogger("pipeline")
+    level = pipeline_logger.level
+    pipeline_logger.setLevel(logging.ERROR)  # the flow checks again, and that time warnings are shown
+    build = Build(recipe)
+    try:
+        build.check()
+    finally:
+        build.close()
+        pipeline_logger.setLevel(level)
+
+
+def plan_text(recipe: BuildRecipe) -> str:
+    """The resolved recipe as JSON, and what there is to do. Raises what :func:`check` raises."""
+    task_runner(recipe.execution)
+    build = Build(recipe)
+    try:
+        build.check()
+        return f"{recipe.model_dump_json(indent=2)}\n{plan_line(recipe, build.plan())}"
+    finally:
+        build.close()
+
+
+def run_now(recipe: BuildRecipe, console: Console) -> BuildSummary:
+    """Runs the flow on a temporary server, or on the one that PREFECT_API_URL names, and shows its progress.
+
+    Raises :class:`UserError`, or whatever made the flow fail.
+    """
+    progress = Progress()
+    with ExitStack() as stack:
+        stack.enter_context(show_logs(console))
+        if not os.environ.get("PREFECT_API_URL"):
+            with console.status("Starting a temporary Prefect server"):
+                stack.enter_context(temporary_server())
+        stack.callback(WATCHED.reset, WATCHED.set(progress))
+        with shown(progress, recipe.name, console):
+            state = build_dataset(recipe, return_state=True)
+        summary = state.result()
+    assert isinstance(summary, BuildSummary)
+    return summary
+
+
+def summary_text(summary: BuildSummary) -> str:
+    """What was kept, rejected and why, and where the manifest and the shards are."""
+    folder = posixpath.dirname(summary.manifest_path)
+    shards = Counter(posixpath.join(folder, posixpath.dirname(path)) for path in summary.shards)
+    places = [f"shards    {place} ({number})" for place, number in shards.items()]
+    return "\n".join([*summary.funnel, *summary.notes, f"manifest  {summary.manifest_path}", *places])
+
+
+def exit_code(work: Callable[[], None], again: str) -> int:
+    """Does ``work``: 0 done, 1 failed, 2 refused (the message says what to put right), 130 interrupted.
+
+    ``again`` is the command that continues what was interrupted. A bug is raised. Call it in the main thread.
+    """
+    words = f"\nInterrupted. To continue, run it again: {again}"
+    with _second_interrupt_ends_at_once(words):
+        try:
+            work()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            return 2
+        except HearscapeError as error:
+            print(f"failed: {error}", file=sys.stderr)  # noqa: T201
+            return 1
+        except (KeyboardInterrupt, TerminationSignal):
+            print(words, file=sys.stderr)  # noqa: T201
+            return INTERRUPTED
+    return 0
+
+
+@contextmanager
+def _second_interrupt_ends_at_once(words: str) -> Iterator[None]:
+    """The first Ctrl-C waits for what ends by itself, which a download in a thread may not do for a minute."""
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    def second(*_: object) -> None:
+        Console(stderr=True).show_cursor()
+        print(words, file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,71 @@
+"""Where the batches of a build run: threads of this machine, or a Dask or Ray cluster; and how many at a time."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from pipeline.errors import UserError
+from pipeline.recipe import ExecutionSettings
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+def is_remote(execution: ExecutionSettings) -> bool:
+    """Whether batches run in other processes than the flow."""
+    return execution.task_runner != "threads"
+
+
+def task_runner(execution: ExecutionSettings) -> TaskRunner[Any]:
+    """The runner that the recipe names. Raises :class:`UserError` where its package is not installed."""
+    if execution.task_runner == "dask":
+        module = _cluster_module("prefect_dask", execution.task_runner)
+        # workers of a local cluster: each starts processes of its own, which a daemon may not
+        _cluster_module("dask", execution.task_runner).config.set({"distributed.worker.daemon": False})
+        return module.DaskTaskRunner(address=execution.cluster_address)  # type: ignore[no-any-return]
+    if execution.task_runner == "ray":
+        module = _cluster_module("prefect_ray", execution.task_runner)
+        return module.RayTaskRunner(address=execution.cluster_address)  # type: ignore[no-any-return]
+    return ThreadPoolTaskRunner(max_workers=execution.batches_in_flight)
+
+
+def _cluster_module(name: str, wanted: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"execution.task_runner: {wanted!r} needs the package {error.name!r}, which is not installed: "
+            f"pip install 'hearscape[cluster]', or choose 'threads'"
+        ) from error
+
+
+def run_in_window(
+    submit: Callable[[Work], PrefectFuture[Result]],
+    work: Iterable[Work],
+    num_in_flight: int,
+) -> Iterator[Result]:
+    """Submits ``work``, never more than ``num_in_flight`` at a time, and yields the results as they come.
+
+    Raises what a piece of work raised, as soon as it is known.
+    """
+    finished: SimpleQueue[PrefectFuture[Result]] = SimpleQueue()
+    waiting = iter(work)
+    num_running = 0
+    while True:
+        while num_running < num_in_flight:
+            try:
+                future = submit(next(waiting))
+            except StopIteration:
+                break
+            num_running += 1
+            future.add_done_callback(finished.put)
+        if num_running == 0:
+            return
+        yield finished.get().result()
+        num_running -= 1

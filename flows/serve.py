@@ -1,0 +1,130 @@
+"""One command for the Prefect server and the runner: ``python -m flows.serve [--port 4200]``.
+
+Starts a server on this machine unless one answers there already, and offers the deployments of this project until
+Ctrl-C, which ends both. PREFECT_API_URL, where it is set, names the server to use instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from uuid import UUID
+
+import flows.environment  # noqa: F401 - before Prefect, which reads the environment as it is imported
+
+# isort: split
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
+from prefect.types.entrypoint import EntrypointType
+
+from flows.dataset_flow import build_dataset
+from flows.server import api_url, api_url_set, check_port, is_healthy, prefect_server
+from pipeline.errors import HearscapeError, UserError
+
+STOP_TIMEOUT_SECONDS = 20.0
+DEFAULT_PORT = 4200
+"""The port in ``[tool.prefect.api]`` of pyproject.toml, which is what `prefect` commands in this folder talk to."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description="Serve the flows, with Prefect's UI.")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the server, on loopback (%(default)s)")
+    parser.add_argument("--limit", type=int, default=1, help="runs at the same time (%(default)s)")
+    return parser
+
+
+def _server(stack: ExitStack, port: int) -> str:
+    """The API of a running server, started if need be. Raises :class:`UserError` for a port that is taken."""
+    wanted = os.environ.get("PREFECT_API_URL")
+    if wanted:
+        if not is_healthy(wanted):
+            raise UserError(
+                f"PREFECT_API_URL is {wanted}, where no Prefect server answers: start one there or unset it"
+            )
+        return wanted
+    url = api_url(port)
+    if not is_healthy(url):
+        check_port(port)
+        print(f"Starting a Prefect server on port {port}", flush=True)  # noqa: T201
+        stack.enter_context(prefect_server(port))
+    stack.enter_context(api_url_set(url))
+    return url
+
+
+async def _run_until_interrupted(runner: Runner, deployment: RunnerDeployment) -> None:
+    """Like ``prefect.serve``, which on Ctrl-C kills the runs before they have said how they ended."""
+    added = runner.add_deployment(deployment)
+    deployment_id = await added if inspect.isawaitable(added) else added
+    started = datetime.now(UTC)
+    loop = asyncio.get_running_loop()
+    interrupted = asyncio.Event()
+    loop.add_signal_handler(signal.SIGINT, interrupted.set)
+    running = asyncio.create_task(runner.start())
+    waiting = asyncio.create_task(interrupted.wait())
+    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    loop.remove_signal_handler(signal.SIGINT)  # the next one means: at once
+    if not running.done():
+        await _runs_ended(deployment_id, started)
+    waiting.cancel()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def _runs_ended(deployment_id: UUID, since: datetime) -> None:
+    """Waits until no run that began after ``since`` is at work: Ctrl-C on a terminal has reached them as well."""
+    at_work = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
+        start_time=FlowRunFilterStartTime(after_=since),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+    )
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+    async with get_client() as client:
+        while time.monotonic() < deadline and await client.read_flow_runs(flow_run_filter=at_work):
+            await asyncio.sleep(0.3)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 ended by Ctrl-C, 1 the server failed, 2 refused."""
+    options = _parser().parse_args(arguments)
+    try:
+        with ExitStack() as stack:
+            url = _server(stack, options.port)
+            deployment = RunnerDeployment.from_flow(
+                build_dataset, name=build_dataset.name, entrypoint_type=EntrypointType.MODULE_PATH
+            )
+            print(f"UI:   {url.removesuffix('/api')}")  # noqa: T201
+            elsewhere = "" if url == api_url(DEFAULT_PORT) else f"PREFECT_API_URL={url} "
+            print(f"Run:  {elsewhere}prefect deployment run {build_dataset.name}", flush=True)  # noqa: T201
+            runner = Runner(name="hearscape", limit=options.limit)
+            asyncio.run(_run_until_interrupted(runner, deployment))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except HearscapeError as error:
+        print(f"failed: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

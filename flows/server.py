@@ -1,0 +1,174 @@
+"""A Prefect server as a child process that cannot outlive its parent.
+
+``python -m flows.server ARGS`` is ``prefect server start ARGS`` with a leash: standard input is a pipe from the parent,
+and the end of it, however the parent ended, stops the server. The child has a session of its own, so that Ctrl-C
+reaches the parent alone, which still needs the server to say how its run ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+
+from pipeline.errors import HearscapeError, UserError
+
+logger = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+START_TIMEOUT_SECONDS = 180.0
+"""A first start makes the database, which takes 10 s, and far more on a busy machine."""
+STOP_TIMEOUT_SECONDS = 10.0
+
+
+class ServerStartError(HearscapeError):
+    """The Prefect server did not come up."""
+
+
+def api_url(port: int) -> str:
+    return f"http://{HOST}:{port}/api"
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a Prefect API answers at ``url``."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            return json.load(response) is True
+    except (OSError, ValueError):
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(port: int) -> None:
+    """Raises :class:`UserError` where the port cannot be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {port} on {HOST} cannot be used ({error}): name another one with --port") from error
+
+
+@contextmanager
+def prefect_server(port: int | None = None, *, ui: bool = True) -> Iterator[str]:
+    """A running server on loopback; the value is the URL of its API.
+
+    ``port``: None for any free one. Its runs are kept in Prefect's own database. Raises :class:`ServerStartError`.
+    """
+    chosen = port or free_port()
+    url = api_url(chosen)
+    with tempfile.TemporaryFile("w+", prefix="prefect-server-") as log:
+        server = _start(chosen, url, ui, log)
+        try:
+            _wait_until_healthy(server, url, log)
+            yield url
+        finally:
+            _stop(server)
+
+
+@contextmanager
+def temporary_server() -> Iterator[None]:
+    """While the block runs, Prefect talks to a server that is there for this process alone."""
+    with prefect_server(ui=False) as url, api_url_set(url):
+        try:
+            yield
+        finally:  # what is still to be sent is sent by threads, which must end before the server does
+            for worker in (APILogWorker, EventsWorker):
+                worker.drain_all(timeout=STOP_TIMEOUT_SECONDS, at_exit=False)
+
+
+@contextmanager
+def api_url_set(url: str) -> Iterator[None]:
+    """While the block runs, Prefect talks to the API at ``url``, in this process and in those it starts.
+
+    By the environment, as settings that are set in a context are not seen by Prefect's own threads.
+    """
+    before = os.environ.get("PREFECT_API_URL")
+    os.environ["PREFECT_API_URL"] = url
+    refresh_global_settings_context()
+    try:
+        yield
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        if before is not None:
+            os.environ["PREFECT_API_URL"] = before
+        refresh_global_settings_context()
+
+
+def _start(port: int, url: str, ui: bool, log: IO[str]) -> subprocess.Popen[bytes]:
+    arguments = ["--host", HOST, "--port", str(port), "--ui" if ui else "--no-ui", "--log-level", "WARNING"]
+    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_SERVER_UI_API_URL": url}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.server", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: IO[str]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while not is_healthy(url):
+        if server.poll() is not None:
+            problem = f"ended with exit code {server.returncode}"
+        elif time.monotonic() > deadline:
+            problem = f"did not answer within {START_TIMEOUT_SECONDS:.0f} s"
+        else:
+            time.sleep(0.1)
+            continue
+        log.seek(0)
+        last_lines = "\n  ".join(log.read().splitlines()[-15:])
+        raise ServerStartError(f"the Prefect server for {url} {problem}. The end of its log:\n  {last_lines}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        logger.debug("the Prefect server did not stop within %.0f s and is killed", STOP_TIMEOUT_SECONDS)
+        server.kill()
+        server.wait()
+    if server.stdin is not None:
+        server.stdin.close()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_TIMEOUT_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from prefect.cli import app  # noqa: PLC0415 - only the child needs it
+
+    sys.argv = ["prefect", "server", "start", *sys.argv[1:]]
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Lets ``prefect deployment run build-dataset`` stand for ``prefect deployment run build-dataset/build-dataset``.
+
+A Prefect plugin, found by the entry point ``prefect.plugins`` and switched on in ``[tool.prefect.plugins]`` of
+pyproject.toml. Prefect calls it while it is imported, which is before its command line reads ``sys.argv``: so the words
+are changed there, and nothing of Prefect itself. Each import of Prefect in this folder loads it, hence the few imports.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from prefect.plugins import register_hook
+
+DEPLOYMENTS = ("build-dataset",)
+"""Every deployment of this project. Each carries the name of its flow."""
+
+FLAGS = frozenset({"--watch", "--no-watch", "--all", "--no-all", "--yes", "-y", "--prompt", "--no-prompt"})
+"""Options of ``prefect`` and ``prefect deployment`` without a value. After any other comes its value, never a name."""
+
+
+def with_full_names(words: Sequence[str]) -> list[str]:
+    """The words after ``prefect``, with each of our bare deployment names made FLOW/DEPLOYMENT.
+
+    Only names that ``prefect deployment COMMAND`` takes as such: other commands and the values of options stay.
+    """
+    full: list[str] = []
+    num_names = 0
+    after_option = False
+    for word in words:
+        is_name = not after_option and not word.startswith("-")
+        if is_name:
+            num_names += 1
+            if num_names == 1 and word not in {"deployment", "deployments"}:
+                return list(words)
+        full.append(f"{word}/{word}" if is_name and num_names > 2 and word in DEPLOYMENTS else word)
+        after_option = word.startswith("-") and "=" not in word and word not in FLAGS
+    return full
+
+
+def is_prefect_command(program: str, original: Sequence[str]) -> bool:
+    """Whether this process was started as ``prefect`` (``program`` is ``sys.argv[0]``) or as ``python -m prefect``."""
+    if program == "-m":
+        module = original.index("-m") + 1 if "-m" in original else len(original)
+        return original[module : module + 1] == ["prefect"]
+    return os.path.splitext(os.path.basename(program))[0] == "prefect"  # noqa: PTH119, PTH122 - spares the import of pathlib
+
+
+@register_hook
+async def setup_environment(*, ctx: Any) -> None:
+    """Called by Prefect while it is imported."""
+    if sys.argv and is_prefect_command(sys.argv[0], sys.orig_argv):
+        sys.argv[1:] = with_full_names(sys.argv[1:])
