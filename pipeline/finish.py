@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +14,9 @@ from pipeline.balance import BalanceItem, balance
 from pipeline.cut import CutClip, CutSettings
 from pipeline.dedup import Fingerprint, find_duplicates
 from pipeline.download_errors import mask_secrets
-from pipeline.embedder import read_embeddings
 from pipeline.errors import NothingKeptError
-from pipeline.funnel import BAD_ROW, Funnel
+from pipeline.funnel import Funnel
+from pipeline.ledger import LEDGER_NAME, write_ledger
 from pipeline.manifest import FileRecord, Manifest, ShardRecord, canonical_json, write_manifest
 from pipeline.manifest import Rendition as ManifestRendition
 from pipeline.measure import measure_versions
@@ -25,18 +24,17 @@ from pipeline.media import versions
 from pipeline.progress import Listener, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.records import ClipRecord, DoneRecords, SourceRecord
+from pipeline.sample_content import ShardContents, embeddings_of, sample_json
 from pipeline.samples_table import ClipRow, EmbeddingRow, write_embeddings, write_samples
-from pipeline.schema import Failure, Source, State, Verdict, flat, stable_hash
-from pipeline.shard import Sample, SampleContent, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
-from pipeline.source_run import cut_folder, summed_up
-from pipeline.sources import RowProblem, SourceList
+from pipeline.schema import Source, State, Verdict, stable_hash
+from pipeline.shard import Sample, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
+from pipeline.source_run import summed_up
+from pipeline.sources import SourceList
 from pipeline.split import SplitItem, assign_splits
 from pipeline.storage import Folder
 
 LOG = logging.getLogger(__name__)
 
-LEDGER_NAME = "ledger.jsonl"
-TIMINGS_NAME = "timings.jsonl"
 VIDEO_CODECS = {"x264": "h264", "svt_av1": "av1", "nvenc": "h264"}
 
 
@@ -191,42 +189,12 @@ class Finish:
                 split = self._decisions.split_of.get(record.key_of(clip))
                 if split is not None and clip.cut is not None:
                     content = stable_hash(
-                        canonical_json(self._sample_json(record, clip, split)),
+                        canonical_json(sample_json(record, clip, split)),
                         clip.cut_key,
                         record.embedded_key,
                         length=32,
                     )
                     yield Sample(record.key_of(clip), split, _num_bytes(clip.cut), content)
-
-    def _sample_json(self, record: SourceRecord, clip: ClipRecord, split: str) -> dict[str, Any]:
-        """What ``<key>.json`` says, but for the rendition's own size."""
-        source, cut = record.source, clip.cut
-        assert cut is not None and clip.sound is not None and record.facts is not None
-        return {
-            "source_id": source.source_id,
-            "url": mask_secrets(source.url),
-            "start_ms": clip.span.start_ms,
-            "end_ms": clip.span.end_ms,
-            "scene_index": clip.scene_index,
-            "split": split,
-            "labels": list(source.labels),
-            "caption": source.caption,
-            "licence": source.licence,
-            "provenance": dict(record.provenance),
-            "video_sha256": record.content_sha256,
-            "source_video": record.facts.to_json(),
-            "picture": flat(clip.picture),
-            "sound": flat(clip.sound),
-            "agreement": flat(clip.agreement) if clip.agreement else None,
-            "cut": {
-                "num_samples": cut.num_samples,
-                "sample_rate_hz": cut.sample_rate_hz,
-                "num_channels": cut.num_channels,
-            },
-            "renditions": {
-                r.name: {"width": r.width, "height": r.height, "num_frames": r.num_frames} for r in cut.renditions
-            },
-        }
 
     def _write_shards(self, plans: Sequence[ShardPlan], listener: Listener) -> list[ShardRecord]:
         wanted = [(plan, rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
@@ -235,15 +203,17 @@ class Finish:
         return sorted(records, key=lambda record: (record.rendition, record.path))
 
     def _write_shard(self, plan: ShardPlan, rendition: str, listener: Listener) -> ShardRecord:
-        sources = {key.rsplit("_", 2)[0] for key in (sample.key for sample in plan.samples)}
+        sources = {sample.key.rsplit("_", 2)[0] for sample in plan.samples}
+        files = {source_id: self._files[source_id] for source_id in sorted(sources)}
         with _timed(listener, "shard", plan.path(rendition)):
-            return write_shard(plan, rendition, self.output, _ShardContents(self, plan, rendition, sources).load)
+            contents = ShardContents(plan, rendition, self.records.read(files), self.state)
+            return write_shard(plan, rendition, self.output, contents.load)
 
     def _write_tables(self) -> tuple[Funnel, list[FileRecord]]:
         funnel = Funnel(self.listed.num_rows, self.listed.merged)
         samples = write_samples(self._rows(funnel), self.output)
         embeddings = write_embeddings(self._embeddings(), self.output)
-        self._write_ledger()
+        write_ledger(self.output, self.listed, map(self._final, self._all()))
         funnel.add_bad_rows(len(self.listed.problems))
         funnel.add_pending(len(self.listed.sources) - len(self._files))
         funnel.check()
@@ -284,31 +254,10 @@ class Finish:
             agreement=clip.agreement,
         )
 
-    def embeddings_of(self, record: SourceRecord) -> Iterator[tuple[str, Any, Any]]:
-        """Key, picture and sound embedding of each of a source's clips."""
-        if record.embedded_key is not None:
-            name = f"embedded/{record.embedded_key[:2]}/{record.embedded_key}.npz"
-            _, pictures, sounds = read_embeddings(self.state.read_bytes(name))
-            for clip, picture, sound in zip(record.clips, pictures, sounds, strict=True):
-                yield record.key_of(clip), picture, sound
-
     def _embeddings(self) -> Iterator[EmbeddingRow]:
         for record in self._all():
-            for key, picture, sound in self.embeddings_of(record):
+            for key, picture, sound in embeddings_of(record, self.state):
                 yield EmbeddingRow(key, str(self.encoder_id), picture, sound)
-
-    def _write_ledger(self) -> None:
-        with self.output.writing(LEDGER_NAME) as ledger, self.output.writing(TIMINGS_NAME) as timings:
-            for problem in self.listed.problems:
-                ledger.write(_line(_bad_row(problem)))
-            for record in map(self._final, self._all()):
-                ledger.write(_line(_ledger_entry(record)))
-                timings.write(_line({"source_id": record.source.source_id, **record.timings}))
-            for source in sorted(self.listed.sources, key=_by_id):
-                if source.source_id not in self._files:
-                    ledger.write(
-                        _line({"source_id": source.source_id, "url": mask_secrets(source.url), "state": State.PENDING})
-                    )
 
     def _manifest(self, funnel: Funnel, shards: Sequence[ShardRecord], files: Sequence[FileRecord]) -> Manifest:
         cut = self.recipe.cut
@@ -324,43 +273,6 @@ class Finish:
             files=tuple(files),
             sources=funnel.sources.to_counts(),
             clips=funnel.clips.to_counts(),
-        )
-
-
-class _ShardContents:
-    """The files of a shard's samples; the records of its sources are read once."""
-
-    def __init__(self, finish: Finish, plan: ShardPlan, rendition: str, sources: set[str]) -> None:
-        self._finish, self._split, self._rendition = finish, plan.split, rendition
-        self._files = {source_id: finish._files[source_id] for source_id in sorted(sources)}
-        self._wanted = {sample.key for sample in plan.samples}
-        self._clips: dict[str, tuple[SourceRecord, ClipRecord]] | None = None
-        self._embeddings: dict[str, tuple[Any, Any]] = {}
-
-    def load(self, key: str) -> SampleContent:
-        if self._clips is None:
-            self._clips = {}
-            for record in self._finish.records.read(self._files):
-                self._clips.update(
-                    {
-                        record.key_of(clip): (record, clip)
-                        for clip in record.clips
-                        if record.key_of(clip) in self._wanted
-                    }
-                )
-                self._embeddings.update(
-                    {k: (p, s) for k, p, s in self._finish.embeddings_of(record) if k in self._wanted}
-                )
-        record, clip = self._clips[key]
-        assert clip.cut_key is not None
-        folder = cut_folder(clip.cut_key)
-        picture, sound = self._embeddings.get(key, (None, None))
-        return SampleContent(
-            mp4=self._finish.state.read_bytes(f"{folder}/{self._rendition}.mp4"),
-            flac=self._finish.state.read_bytes(f"{folder}/sound.flac"),
-            record=self._finish._sample_json(record, clip, self._split),
-            picture=picture,
-            sound=sound,
         )
 
 
@@ -413,43 +325,3 @@ def _rendition(name: str, short_side_px: int, cut: CutSettings) -> ManifestRendi
     return ManifestRendition(
         name=name, short_side_px=short_side_px, video_codec=VIDEO_CODECS[cut.codec], sound_codec="aac"
     )
-
-
-def _bad_row(problem: RowProblem) -> dict[str, Any]:
-    failure = Failure("sources", BAD_ROW, problem.message)
-    return {
-        "source_id": problem.source_id,
-        "state": State.FAILED,
-        "failure": flat(failure),
-        "listed_at": problem.listed_at,
-        "row": problem.text,
-    }
-
-
-def _ledger_entry(record: SourceRecord) -> dict[str, Any]:
-    source = record.source
-    return {
-        "source_id": source.source_id,
-        "url": mask_secrets(source.url),
-        "state": record.state,
-        "reason": record.reason,
-        "detail": record.detail,
-        "failure": flat(record.failure) if record.failure else None,
-        "listed_at": source.listed_at,
-        "content_sha256": record.content_sha256,
-        "num_scenes": record.num_scenes,
-        "clips": [
-            {
-                "key": record.key_of(clip),
-                "state": clip.state,
-                "reason": clip.reason,
-                "detail": clip.detail,
-                "failure": flat(clip.failure) if clip.failure else None,
-            }
-            for clip in record.clips
-        ],
-    }
-
-
-def _line(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -25,7 +25,7 @@ BLACK_LUMA, WHITE_LUMA = 12.0, 243.0
 STILL_CHANGE = 0.4
 """Mean change of luma (0..255) within half a second below which nothing moved. An encoder's own flicker makes up to 0.3, the
 stillest pond more than 2."""
-NUM_HASHES = 4
+NUM_HASHES = 8
 
 Means = npt.NDArray[np.uint8]
 """Mean luma of every row or column, 0..255."""

@@ -1,0 +1,90 @@
+"""What goes into a shard for each kept clip: the files that were cut, the record beside them, the embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.download_errors import mask_secrets
+from pipeline.embedder import read_embeddings
+from pipeline.records import ClipRecord, SourceRecord
+from pipeline.schema import flat
+from pipeline.shard import SampleContent, ShardPlan
+from pipeline.source_run import cut_folder
+from pipeline.storage import Folder
+
+Vector = npt.NDArray[np.float32]
+
+
+def sample_json(record: SourceRecord, clip: ClipRecord, split: str) -> dict[str, Any]:
+    """What ``<key>.json`` says of a kept clip; the same in every rendition."""
+    source, cut = record.source, clip.cut
+    assert cut is not None and clip.sound is not None and record.facts is not None, (
+        "only clips that were cut are packed"
+    )
+    return {
+        "source_id": source.source_id,
+        "url": mask_secrets(source.url),
+        "start_ms": clip.span.start_ms,
+        "end_ms": clip.span.end_ms,
+        "scene_index": clip.scene_index,
+        "split": split,
+        "labels": list(source.labels),
+        "caption": source.caption,
+        "licence": source.licence,
+        "provenance": dict(record.provenance),
+        "video_sha256": record.content_sha256,
+        "source_video": record.facts.to_json(),
+        "picture": flat(clip.picture),
+        "sound": flat(clip.sound),
+        "agreement": flat(clip.agreement) if clip.agreement else None,
+        "cut": {"num_samples": cut.num_samples, "sample_rate_hz": cut.sample_rate_hz, "num_channels": cut.num_channels},
+        "renditions": {
+            r.name: {"width": r.width, "height": r.height, "num_frames": r.num_frames} for r in cut.renditions
+        },
+    }
+
+
+def embeddings_of(record: SourceRecord, state: Folder) -> Iterator[tuple[str, Vector, Vector]]:
+    """Key, picture embedding and sound embedding (D,) of each of a source's clips; nothing where none were made."""
+    if record.embedded_key is not None:
+        name = f"embedded/{record.embedded_key[:2]}/{record.embedded_key}.npz"
+        _, pictures, sounds = read_embeddings(state.read_bytes(name))
+        for clip, picture, sound in zip(record.clips, pictures, sounds, strict=True):
+            yield record.key_of(clip), picture, sound
+
+
+class ShardContents:
+    """The members of one shard's samples. The records of its sources are read once, when the first sample is asked for."""
+
+    def __init__(self, plan: ShardPlan, rendition: str, records: Iterable[SourceRecord], state: Folder) -> None:
+        self._plan, self._rendition, self._state = plan, rendition, state
+        self._records = records
+        self._clips: dict[str, tuple[SourceRecord, ClipRecord]] = {}
+        self._embeddings: dict[str, tuple[Vector, Vector]] = {}
+
+    def load(self, key: str) -> SampleContent:
+        if not self._clips:
+            self._read()
+        record, clip = self._clips[key]
+        assert clip.cut_key is not None
+        folder = cut_folder(clip.cut_key)
+        picture, sound = self._embeddings.get(key, (None, None))
+        return SampleContent(
+            mp4=self._state.read_bytes(f"{folder}/{self._rendition}.mp4"),
+            flac=self._state.read_bytes(f"{folder}/sound.flac"),
+            record=sample_json(record, clip, self._plan.split),
+            picture=picture,
+            sound=sound,
+        )
+
+    def _read(self) -> None:
+        wanted = {sample.key for sample in self._plan.samples}
+        for record in self._records:
+            self._clips.update({key: (record, clip) for clip in record.clips if (key := record.key_of(clip)) in wanted})
+            for key, picture, sound in embeddings_of(record, self._state):
+                if key in wanted:
+                    self._embeddings[key] = (picture, sound)
