@@ -1,8 +1,8 @@
 """What a build costs, against the least that it could cost: one bare ffmpeg per source that writes the same clips.
 
-python benchmarks/build.py                          sample sources, rendered at 1080p
-python benchmarks/build.py --folder FOLDER          real files
-python benchmarks/build.py --memory 20 200          peak memory for so many sources, each of other content
+python -m benchmarks.build                          sample sources, rendered at 1080p
+python -m benchmarks.build --folder FOLDER          real files
+python -m benchmarks.build --memory 20 200          peak memory for so many sources, each of other content
 
 CPU seconds count every process. Download and encoders are not in it: sources are local files, and the recipe has no encoders.
 """
@@ -10,23 +10,19 @@ CPU seconds count every process. Download and encoders are not in it: sources ar
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import Cost, Peak, adopt_orphans, cost_of
 from pipeline.build import Build
 from pipeline.cut import cut_clip, picture_size
 from pipeline.judge import judge_clip, judge_file
@@ -39,35 +35,6 @@ RECIPE = Path(__file__).with_name("build.toml")
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm"}
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a piece of work took, over all its processes."""
-
-    cpu_seconds: float
-    wall_seconds: float
-
-
-def adopt_orphans() -> None:
-    """Processes that outlive their parent become this one's children, so that their time is counted when they end."""
-    set_child_subreaper = 36  # linux/prctl.h
-    ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and of all its ended children."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(part.ru_utime + part.ru_stime for part in used)
-
-
-def cost_of(work: Callable[[], Any]) -> Cost:
-    cpu, wall = cpu_seconds(), time.monotonic()
-    work()
-    return Cost(cpu_seconds() - cpu, time.monotonic() - wall)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="real files instead of rendered ones")
@@ -78,7 +45,7 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        _build(load_recipe(options.child))
+        _build(load_recipe(options.child, options.set))
         return
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="hearscape-bench-") as name:
@@ -133,9 +100,7 @@ def _build_apart(recipe: BuildRecipe, work: Path) -> subprocess.Popen[bytes]:
     """The build in processes of its own, so that nothing of the benchmark is counted."""
     path = work / "child.toml"
     path.write_text(_as_toml(recipe))
-    return subprocess.Popen(
-        [sys.executable, __file__, "--child", str(path)], env={**os.environ, "PYTHONPATH": str(Path.cwd())}
-    )
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.build", "--child", str(path)])
 
 
 def _as_toml(recipe: BuildRecipe) -> str:
@@ -292,58 +257,13 @@ def _report_memory(count: int, files: Sequence[Path], work: Path, options: argpa
             files[number % len(files)].read_bytes() + (12).to_bytes(4, "big") + b"free" + number.to_bytes(4, "big")
         )
         copies.append(copy)
-    peak = _Peak(_build_apart(_recipe(copies, work / f"memory-{count}", options), work))
+    peak = Peak(_build_apart(_recipe(copies, work / f"memory-{count}", options), work))
     peak.watch()
     print(
         f"{count:>6} sources: peak of all processes together {peak.together_mb:.0f} MB, of the largest one {peak.largest_mb:.0f} MB"
     )
     shutil.rmtree(folder)
     shutil.rmtree(work / f"memory-{count}", ignore_errors=True)
-
-
-class _Peak:
-    """Memory of a process and all below it, looked at every tenth of a second. Shared pages count once (PSS)."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.together_mb = self.largest_mb = 0.0
-
-    def watch(self) -> None:
-        waiter = threading.Thread(target=self._process.wait)
-        waiter.start()
-        while waiter.is_alive():
-            sizes = [_pss_mb(pid) for pid in _below(self._process.pid)]
-            self.together_mb = max(self.together_mb, sum(sizes))
-            self.largest_mb = max(self.largest_mb, *sizes, 0.0)
-            waiter.join(0.1)
-        if self._process.returncode:
-            raise SystemExit(f"the build ended with {self._process.returncode}")
-
-
-def _below(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        found.append(waiting.pop())
-        waiting += children.get(found[-1], [])
-    return found
-
-
-def _pss_mb(pid: int) -> float:
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return 0.0
 
 
 if __name__ == "__main__":

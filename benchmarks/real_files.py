@@ -1,6 +1,6 @@
 """Builds a dataset from a folder of real, labelled files, and holds every verdict against its label.
 
-python benchmarks/real_files.py FOLDER [--set a.b=c]
+python -m benchmarks.real_files FOLDER [--set a.b=c]
 
 ``FOLDER/index.csv`` has the columns path, kind (landscape, negative), class and audio_kind (natural, speech, music, silent, none,
 unknown). The files are served on loopback, fetched by yt-dlp, and built by the flow. What should stay is landscape with natural sound.

@@ -170,7 +170,9 @@ def test_verify_finds_it_whole_and_finds_a_changed_byte(
     assert tar.name in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in.*tar:pytest.PytestUnraisableExceptionWarning")  # webdataset leaves tars open
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*tar:pytest.PytestUnraisableExceptionWarning"
+)  # webdataset leaves tars open
 def test_webdataset_reads_what_was_written(built: tuple[Path, BuildSummary, list[Event]]) -> None:
     output = built[0]
     manifest = read_manifest(output)

@@ -177,3 +177,32 @@ def test_sizes_keep_the_shape_and_are_even(
 ) -> None:
     video = VideoFacts("h264", *size, 25.0, 9.0, 0, 1.0, "yuv420p", is_hdr=False, interlaced=False)
     assert picture_size(video, bars, Rendition(name="r", short_side_px=wanted, upscale=upscale)) == expected
+
+
+def test_hdr_is_brought_to_the_range_of_a_screen(tmp_path: Path) -> None:
+    """PQ code 0.5 of 1 stands for 92 cd/m2 (SMPTE ST 2084), white on a screen: taken as it is, it would be mid grey."""
+    frames = [np.full((192, 320, 3), 128, np.uint8)] * 50
+    tags = ["-x264-params", "transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"]
+    write_video(tmp_path / "a.mp4", frames, noise(2), fps=FPS, pix_fmt="yuv420p10le", extra=tags)
+    facts = probe(tmp_path / "a.mp4")
+    assert facts.video is not None
+    assert facts.video.is_hdr
+    cut_clip(tmp_path / "a.mp4", facts, Span(0, 2000), Bars(), SETTINGS, tmp_path)
+    after = probe(tmp_path / "full.mp4").video
+    assert after is not None
+    assert (after.is_hdr, after.pixel_format) == (False, "yuv420p")
+    shown = next(p for p in Decoding(tmp_path / "full.mp4", sample_rate_hz=44_100) if isinstance(p, Picture))
+    assert 150 < float(shown.small_luma((80, 48)).mean()) < 250
+
+
+def test_pixels_come_out_square(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(range(60)), noise(2.4), fps=FPS, extra=["-aspect", "20:9"])
+    facts = probe(tmp_path / "a.mp4")
+    assert facts.video is not None
+    assert (facts.video.width, facts.video.height) == (427, 192)
+    cut = cut_clip(tmp_path / "a.mp4", facts, Span(0, 2000), Bars(), SETTINGS, tmp_path)
+    assert (cut.renditions[0].width, cut.renditions[0].height) == (428, 192)
+    after = probe(tmp_path / "full.mp4").video
+    assert after is not None
+    assert after.sample_aspect == 1.0
+    assert [number for _, number in pictures(tmp_path / "full.mp4")] == list(range(50))

@@ -1,0 +1,107 @@
+"""A build that listens: embeddings and agreement of every measured clip, stored and, when asked, enforced.
+
+The networks have random weights of the right shapes: what the numbers mean is not tested here, where they go is.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow.parquet
+import pytest
+import torch
+import webdataset
+from safetensors.torch import save_file
+
+from pipeline.build import Build
+from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
+from pipeline.errors import NothingKeptError
+from pipeline.manifest import read_manifest
+from pipeline.progress import Event, StageEvent
+from pipeline.recipe import load_recipe
+from pipeline.samples.video import write_video
+from tests.footage import FPS, noise, shots
+
+MODEL, WIDTH = "ViT-S-32-alt", 256
+RECIPE = """
+name = "heard"
+output = "{folder}/built"
+sources = ["{folder}/sources.csv"]
+[probe]
+min_short_side_px = 96
+[clips]
+length_seconds = 3.0
+min_seconds = 2.5
+[cut]
+renditions = [{{ name = "96", short_side_px = 96 }}]
+preset = "ultrafast"
+[encoders]
+picture_model = "ViT-S-32-alt"
+picture_weights = "{folder}/picture.safetensors"
+sound_kind = "align"
+sound_weights = "{folder}/sound.safetensors"
+frames_per_clip = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heard")
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(MODEL).state_dict(), folder / "picture.safetensors")
+    save_align(folder / "sound.safetensors", SoundNetwork(WIDTH, "resnet18"), AlignConfig(width=WIDTH))
+    write_video(folder / "one.mp4", shots([3.4, 3.6]), noise(7, seed=1), fps=FPS)
+    write_video(folder / "silent.mp4", shots([3.0]), noise(3, level=0.0), fps=FPS)
+    (folder / "sources.csv").write_text("id,path,label\none,one.mp4,sea\nsilent,silent.mp4,sea\n")
+    (folder / "heard.toml").write_text(RECIPE.format(folder=folder))
+    return folder
+
+
+def run(folder: Path, *changes: str) -> list[Event]:
+    events: list[Event] = []
+    build = Build(load_recipe(folder / "heard.toml", changes))
+    try:
+        build.check()
+        for batch in build.plan().batches:
+            build.run_batch(batch, events.append)
+        build.finish(events.append)
+    finally:
+        build.close()
+    return events
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves tars open
+def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folder: Path) -> None:
+    run(folder)
+    output = folder / "built"
+    rows = pyarrow.parquet.read_table(output / "samples.parquet").to_pylist()
+    assert [row["state"] for row in rows] == ["kept", "kept", "rejected"]
+    assert all(-1 <= row["agreement"] <= row["best_agreement"] + 1e-6 <= 1 + 1e-6 for row in rows)
+    manifest = read_manifest(output)
+    assert manifest.encoder_id == rows[0]["encoder_id"]
+
+    embedded = {row["key"]: row for row in pyarrow.parquet.read_table(output / "embeddings.parquet").to_pylist()}
+    assert sorted(embedded) == [row["key"] for row in rows]
+    for row in rows:
+        picture, sound = (np.asarray(embedded[row["key"]][name], np.float32) for name in ("picture", "sound"))
+        assert picture.shape == (WIDTH,)
+        assert float(picture @ sound) == pytest.approx(row["agreement"], abs=0.003)
+
+    for shard in manifest.shards:
+        for sample in webdataset.WebDataset([str(output / shard.path)], shardshuffle=False):
+            stored = np.load(io.BytesIO(sample["picture.npy"]))
+            assert stored.dtype == np.float16
+            assert np.array_equal(stored, np.asarray(embedded[sample["__key__"]]["picture"], np.float16))
+            assert json.loads(sample["json"])["agreement"]["encoder_id"] == manifest.encoder_id
+
+    low, high = sorted(row["agreement"] for row in rows if row["state"] == "kept")
+    events = run(folder, f"judge.min_agreement={(low + high) / 2}")
+    stages = [event for event in events if isinstance(event, StageEvent) and event.stage in ("measure", "embed", "cut")]
+    assert stages
+    assert all(event.reused for event in stages)
+    assert read_manifest(output).clips.reasons == {"disagrees": 1, "silent": 1}
+
+    with pytest.raises(NothingKeptError, match="disagrees took 2 of 3 clips"):
+        run(folder, "judge.min_agreement=0.999")
