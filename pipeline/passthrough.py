@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ def explained(name: str) -> Iterator[None]:
     except ImportError as error:
         raise DownloadError("missing_package", f"{name} needs a package that is not installed: {error}") from error
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+            raise DownloadError("missing_file", f"no file can be named {name}: {error.strerror}") from error
         if error.errno in DISK_FULL_ERRNOS:
             message = f"{name} could not be written: {error.strerror}"
             raise TransientDownloadError("disk_full", message) from error

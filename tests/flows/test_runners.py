@@ -4,7 +4,6 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,18 +28,6 @@ def test_a_cluster_without_its_package_is_refused(name: str, module: str, monkey
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"execution.task_runner: '{name}' needs .*{module}.*hearscape\[cluster\]"):
         task_runner(ExecutionSettings(task_runner=name))
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "kind"), [("dask", "prefect_dask", "DaskTaskRunner"), ("ray", "prefect_ray", "RayTaskRunner")]
-)
-def test_a_cluster_is_told_its_address(name: str, module: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = ModuleType(module)
-    setattr(stand_in, kind, lambda **given: (kind, given))
-    monkeypatch.setitem(sys.modules, module, stand_in)
-    execution = ExecutionSettings(task_runner=name, cluster_address="tcp://somewhere:8786")
-    assert task_runner(execution) == (kind, {"address": "tcp://somewhere:8786"})
-    assert is_remote(execution)
 
 
 def test_the_window_bounds_what_is_in_flight() -> None:
