@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 os.environ["DO_NOT_TRACK"] = "1"  # before Prefect is imported
+
+
+NOTHING_SKIPPED = "HEARSCAPE_NO_SKIPS"
+OURS = ("pipeline", "flows", "trainer")
+
+
+class _Errors(logging.Handler):
+    """Keeps what the project itself logs as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] in OURS:
+            self.records.append(record)
+
+
+@pytest.fixture(autouse=True)
+def no_error_is_logged(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An error that is only logged fails the test, unless the test is marked ``logs_errors``."""
+    errors = _Errors()
+    logging.getLogger().addHandler(errors)
+    yield
+    logging.getLogger().removeHandler(errors)
+    if errors.records and request.node.get_closest_marker("logs_errors") is None:
+        pytest.fail("logged: " + "; ".join(record.getMessage() for record in errors.records))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where ``HEARSCAPE_NO_SKIPS`` is set, as in CI, a test that skips itself fails."""
+    report = yield
+    if report.skipped and os.environ.get(NOTHING_SKIPPED):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though {NOTHING_SKIPPED} is set: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")
