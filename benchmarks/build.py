@@ -4,7 +4,7 @@ python -m benchmarks.build                          sample sources, rendered at 
 python -m benchmarks.build --folder FOLDER          real files
 python -m benchmarks.build --memory 20 200          peak memory for so many sources, each of other content
 
-CPU seconds count every process. Download and encoders are not in it: sources are local files, and the recipe has no encoders.
+CPU seconds count every process. Download and embedding are listed apart: the build itself has local sources and no encoders.
 """
 
 from __future__ import annotations
@@ -17,19 +17,29 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from benchmarks.processes import Cost, Peak, adopt_orphans, cost_of
 from pipeline.build import Build
 from pipeline.cut import cut_clip, picture_size
+from pipeline.download import DownloadSettings, fetch
+from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
+from pipeline.facts import MediaFacts
 from pipeline.judge import judge_clip, judge_file
 from pipeline.measure import MeasuredVideo, measure_video
-from pipeline.media import MediaFacts, ffmpeg_path, probe
+from pipeline.media import ffmpeg_path, probe
+from pipeline.previews import read_frames, read_sounds
 from pipeline.progress import ignore
 from pipeline.recipe import BuildRecipe, load_recipe
+from pipeline.samples.serve import serve_folder
+from pipeline.schema import Source
+from pipeline.sound import SAMPLE_RATE_HZ
+from pipeline.store import Store
 
 RECIPE = Path(__file__).with_name("build.toml")
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm"}
@@ -41,6 +51,9 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--embed", default="ViT-B-32", metavar="MODEL", help="open_clip model for the embedding row, or none"
+    )
     parser.add_argument("--memory", type=int, nargs="+", metavar="N", help="numbers of sources")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -91,7 +104,9 @@ def _build(recipe: BuildRecipe) -> None:
         build.check()
         for batch in build.plan().batches:
             build.run_batch(batch, ignore)
+        finishing = time.process_time()
         build.finish(ignore)
+        print(json.dumps({"finish_cpu_seconds": time.process_time() - finishing}))
     finally:
         build.close()
 
@@ -100,7 +115,16 @@ def _build_apart(recipe: BuildRecipe, work: Path) -> subprocess.Popen[bytes]:
     """The build in processes of its own, so that nothing of the benchmark is counted."""
     path = work / "child.toml"
     path.write_text(_as_toml(recipe))
-    return subprocess.Popen([sys.executable, "-m", "benchmarks.build", "--child", str(path)])
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.build", "--child", str(path)], stdout=subprocess.PIPE)
+
+
+def _whole(recipe: BuildRecipe, work: Path, finishes: list[Cost]) -> None:
+    """A whole build; what its end took (dedup, split, shards, tables) is added to ``finishes``."""
+    process = _build_apart(recipe, work)
+    told, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the build ended with {process.returncode}")
+    finishes.append(Cost(json.loads(told)["finish_cpu_seconds"], 0.0))
 
 
 def _as_toml(recipe: BuildRecipe) -> str:
@@ -143,7 +167,8 @@ def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace)
         stages.setdefault("cut", []).append(cost_of(lambda: _cut(sources, recipe, work)))  # noqa: B023
         limits.append(cost_of(lambda: _limit(sources, recipe, work)))  # noqa: B023
         output = work / f"built-{repeat}"
-        whole = cost_of(lambda: _build_apart(_recipe(files, output, options), work).wait())  # noqa: B023
+        finishes = stages.setdefault("finish", [])
+        whole = cost_of(lambda: _whole(_recipe(files, output, options), work, finishes))  # noqa: B023
         totals.append(whole)
         walls.append(whole.cpu_seconds / whole.wall_seconds)
         seconds = sum(source.video.decoded_seconds for source in sources)
@@ -172,7 +197,55 @@ def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace)
     print(
         f"whole build to the limit, each repeat: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median {statistics.median(ratios):.2f}"
     )
+    _report_apart(files, sources, seconds, work, options)
     print(f"cores busy in the whole build: {statistics.median(walls):.2f} of {len(os.sched_getaffinity(0))}")
+
+
+def _report_apart(
+    files: Sequence[Path], sources: Sequence[Measured], seconds: float, work: Path, options: argparse.Namespace
+) -> None:
+    """Download and embedding, which are no part of the comparison."""
+    store, hosts = Store(work / "store"), DownloadSettings().host_gate()
+    with serve_folder(files[0].parent) as url:
+        links = [Source(f"s{number}", url + quote(file.name)) for number, file in enumerate(files)]
+        fetched = cost_of(lambda: [fetch(link, store, DownloadSettings(), hosts) for link in links])
+    store.close()
+    print(f"{'apart: download, with its server':<34}{fetched.cpu_seconds:>9.2f}{fetched.cpu_seconds / seconds:>21.3f}")
+    if options.embed == "none":
+        return
+    pair = _random_pair(options.embed, work)
+    few = [source for source in sources if source.video.clips][:4]
+    embedded = cost_of(lambda: _embed(few, pair, work))
+    of_seconds = sum(source.video.decoded_seconds for source in few)
+    per_second = embedded.cpu_seconds / of_seconds
+    row = f"{'apart: embedding, ' + options.embed:<34}{per_second * seconds:>9.2f}{per_second:>21.3f}"
+    print(f"{row}   (random weights, from {len(few)} files)")
+
+
+def _random_pair(model: str, work: Path) -> EncoderPair:
+    import open_clip  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    picture = open_clip.create_model(model)
+    width = int(picture.text_projection.shape[1])
+    save_file(
+        {name: tensor.contiguous() for name, tensor in picture.state_dict().items()}, work / "picture.safetensors"
+    )
+    save_align(work / "align.safetensors", SoundNetwork(width, "resnet18"), AlignConfig(width=width))
+    weights = {"picture_weights": str(work / "picture.safetensors"), "sound_weights": str(work / "align.safetensors")}
+    return load_pair(EncoderPairSettings(picture_model=model, sound_kind="align", **weights))
+
+
+def _embed(sources: Sequence[Measured], pair: EncoderPair, work: Path) -> None:
+    for source in sources:
+        spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in source.video.clips]
+        previews = work / f"{source.path.name}.npz", work / f"{source.path.name}.flac"
+        with previews[0].open("rb") as frames, previews[1].open("rb") as sound:
+            pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
 
 
 def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Measured]:
@@ -183,7 +256,7 @@ def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Me
             continue
         video = measure_video(
             path, facts, section_ms=(0, None), scenes=recipe.scenes, clips=recipe.clips, settings=recipe.measure,
-            frames_out=work / "frames.npz", sound_out=work / "sound.flac",
+            frames_out=work / f"{path.name}.npz", sound_out=work / f"{path.name}.flac",
         )  # fmt: skip
         size = (facts.video.width, facts.video.height) if facts.video else (0, 0)
         verdicts = [judge_clip(clip.picture, clip.sound, None, size, recipe.judge) for clip in video.clips]

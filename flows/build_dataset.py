@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 refused (the message says what to put right), 130 interrupted."""
+    """Exit codes: 0 done, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(words)
     # Not above: each process that decodes imports this module once more, and has no use for Prefect.

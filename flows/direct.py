@@ -26,8 +26,8 @@ from pipeline.build import Build, BuildSummary
 from pipeline.errors import HearscapeError, UserError
 from pipeline.recipe import BuildRecipe
 
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended."""
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""The exit codes of a command that was ended by Ctrl-C (130) or by SIGTERM (143), as a shell would give them."""
 
 
 def check(recipe: BuildRecipe) -> None:
@@ -83,12 +83,16 @@ def summary_text(summary: BuildSummary) -> str:
 
 
 def exit_code(work: Callable[[], None], again: str) -> int:
-    """Does ``work``: 0 done, 1 failed, 2 refused (the message says what to put right), 130 interrupted.
+    """Does ``work``: 0 done, 1 failed, 2 refused (the message says what to put right), 130 ended by Ctrl-C, 143 by SIGTERM.
 
-    ``again`` is the command that continues what was interrupted. A bug is raised. Call it in the main thread.
+    Both signals end the work in good order; a second one of the kind ends it at once. ``again`` is the command that
+    continues what was interrupted. A bug is raised. Call it in the main thread.
     """
     words = f"\nInterrupted. To continue, run it again: {again}"
-    with _second_interrupt_ends_at_once(words):
+    with (
+        _second_signal_ends_at_once(signal.SIGINT, KeyboardInterrupt(), words),
+        _second_signal_ends_at_once(signal.SIGTERM, TerminationSignal(signal.SIGTERM), words),
+    ):
         try:
             work()
         except UserError as error:
@@ -97,27 +101,30 @@ def exit_code(work: Callable[[], None], again: str) -> int:
         except HearscapeError as error:
             print(f"failed: {error}", file=sys.stderr)  # noqa: T201
             return 1
-        except (KeyboardInterrupt, TerminationSignal):
+        except (KeyboardInterrupt, TerminationSignal) as error:
             print(words, file=sys.stderr)  # noqa: T201
-            return INTERRUPTED
+            return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
     return 0
 
 
 @contextmanager
-def _second_interrupt_ends_at_once(words: str) -> Iterator[None]:
-    """The first Ctrl-C waits for what ends by itself, which a download in a thread may not do for a minute."""
+def _second_signal_ends_at_once(number: signal.Signals, interrupt: BaseException, words: str) -> Iterator[None]:
+    """The first signal raises ``interrupt``, so that all is ended in good order; who cannot wait for that sends another.
+
+    While a flow runs, SIGTERM is Prefect's: it ends the flow, and then sends the signal once more, to us.
+    """
 
     def first(*_: object) -> None:
-        signal.signal(signal.SIGINT, second)
-        raise KeyboardInterrupt
+        signal.signal(number, second)
+        raise interrupt
 
     def second(*_: object) -> None:
         Console(stderr=True).show_cursor()
         print(words, file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(INTERRUPTED)
+        os._exit(128 + number)
 
-    before = signal.signal(signal.SIGINT, first)
+    before = signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

@@ -68,10 +68,14 @@ def _server(stack: ExitStack, port: int) -> str:
     return url
 
 
-async def _run_until_interrupted(runner: Runner, deployment: RunnerDeployment) -> None:
-    """Like ``prefect.serve``, which on Ctrl-C kills the runs before they have said how they ended."""
+async def _run_until_interrupted(runner: Runner, deployment: RunnerDeployment, offer: str) -> None:
+    """Like ``prefect.serve``, which on Ctrl-C kills the runs before they have said how they ended.
+
+    ``offer`` is printed once the deployment is there to be run.
+    """
     added = runner.add_deployment(deployment)
     deployment_id = await added if inspect.isawaitable(added) else added
+    print(offer, flush=True)  # noqa: T201
     started = datetime.now(UTC)
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
@@ -110,11 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deployment = RunnerDeployment.from_flow(
                 build_dataset, name=build_dataset.name, entrypoint_type=EntrypointType.MODULE_PATH
             )
-            print(f"UI:   {url.removesuffix('/api')}")  # noqa: T201
             elsewhere = "" if url == api_url(DEFAULT_PORT) else f"PREFECT_API_URL={url} "
-            print(f"Run:  {elsewhere}prefect deployment run {build_dataset.name}", flush=True)  # noqa: T201
+            offer = f"UI:   {url.removesuffix('/api')}\nRun:  {elsewhere}prefect deployment run {build_dataset.name}"
             runner = Runner(name="hearscape", limit=options.limit)
-            asyncio.run(_run_until_interrupted(runner, deployment))
+            asyncio.run(_run_until_interrupted(runner, deployment, offer))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

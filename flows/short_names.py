@@ -2,15 +2,18 @@
 
 A Prefect plugin, found by the entry point ``prefect.plugins`` and switched on in ``[tool.prefect.plugins]`` of
 pyproject.toml. Prefect calls it while it is imported, which is before its command line reads ``sys.argv``: so the words
-are changed there, and nothing of Prefect itself. Each import of Prefect in this folder loads it, hence the few imports.
+are changed there, and nothing of Prefect itself; and a server that is not there is told in words. Each import of Prefect
+in this folder loads it, hence the few imports.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from prefect.plugins import register_hook
 
@@ -48,8 +51,27 @@ def is_prefect_command(program: str, original: Sequence[str]) -> bool:
     return os.path.splitext(os.path.basename(program))[0] == "prefect"  # noqa: PTH119, PTH122 - spares the import of pathlib
 
 
+def missing_server(words: Sequence[str], api_url: str | None) -> str | None:
+    """What to do first, where ``words`` name one of our deployments and nothing listens at ``api_url`` on this machine.
+
+    Prefect itself would show a long trace. Options before the command may name another server: nothing is said then.
+    """
+    if words[:1] not in (["deployment"], ["deployments"]) or not {f"{name}/{name}" for name in DEPLOYMENTS} & {*words}:
+        return None
+    address = urlsplit(api_url or "")
+    if address.hostname not in {"127.0.0.1", "localhost"}:
+        return None
+    try:
+        socket.create_connection((address.hostname, address.port or 80), timeout=2).close()
+    except OSError:
+        return f"no Prefect server answers at {api_url}: start one, in another terminal, with python -m flows.serve"
+    return None
+
+
 @register_hook
 async def setup_environment(*, ctx: Any) -> None:
-    """Called by Prefect while it is imported."""
+    """Called by Prefect while it is imported. Ends a command that needs a server which is not there."""
     if sys.argv and is_prefect_command(sys.argv[0], sys.orig_argv):
         sys.argv[1:] = with_full_names(sys.argv[1:])
+        if (problem := missing_server(sys.argv[1:], ctx.api_url)) is not None:
+            raise SystemExit(f"error: {problem}")

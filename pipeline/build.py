@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO
 from pipeline.download import check_requirements
 from pipeline.embedder import Embedder
 from pipeline.encoders.pair import check_settings
-from pipeline.errors import OutputError, RecipeError
+from pipeline.errors import OutputError, RecipeError, StoppedError
 from pipeline.finish import BuildSummary, Finish
 from pipeline.media import has_encoder
 from pipeline.progress import Listener
@@ -29,9 +29,10 @@ from pipeline.records import DoneRecords, SourceRecord, source_hash
 from pipeline.schema import Source, stable_hash
 from pipeline.source_run import Tools, run_source
 from pipeline.sources import SourceList, read_source_lists
+from pipeline.stop import Stop
 from pipeline.storage import Folder
 from pipeline.store import Store
-from pipeline.workers import Workers, WorkersClosedError, num_cores
+from pipeline.workers import Workers, num_cores
 
 LOG = logging.getLogger(__name__)
 
@@ -75,8 +76,9 @@ class Build:
         self.state = Folder(f"{recipe.output.rstrip('/')}/state")
         self._listed: SourceList | None = None
         self._tools: Tools | None = None
-        self._making = threading.Lock()
-        self._closed = threading.Event()
+        self._stop = Stop()
+        self._changed = threading.Condition()
+        self._num_batches_running = 0
         self._lock_file: IO[bytes] | None = None
         self._scratch: Path | None = None
 
@@ -119,16 +121,23 @@ class Build:
         return BuildPlan(batches, len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems))
 
     def run_batch(self, batch: Batch, listener: Listener) -> BatchResult:
-        """Carries every source of the batch to its end. Raises OutputError when the disk is full, and on bugs."""
-        tools, records = self._open_tools(), self._records()
-        states: Counter[str] = Counter()
+        """Carries every source of the batch to its end, or, after :meth:`close`, only those that had ended before it.
 
+        Raises OutputError when the disk is full, and on bugs.
+        """
+        records = self._records()
+        with self._batch_running():
+            states = self._carry(batch, records, listener)
+            if not self._stop.is_set():
+                records.close_batch(batch.batch_id, [source.source_id for source in batch.sources])
+        return BatchResult(batch.batch_id, dict(states))
+
+    def _carry(self, batch: Batch, records: DoneRecords, listener: Listener) -> Counter[str]:
         def carry(source: Source) -> SourceRecord | None:
-            if self._closed.is_set():
-                return None
             try:
-                record = run_source(source, tools, listener)
-            except WorkersClosedError:
+                record = run_source(source, self._open_tools(), listener)
+                self._stop.check()  # what failed now may have failed because all was being ended
+            except StoppedError:
                 return None
             records.put(record)
             return record
@@ -136,9 +145,10 @@ class Build:
         width = self.recipe.execution.downloads + self.num_workers
         pool = ThreadPoolExecutor(min(width, len(batch.sources)), thread_name_prefix=f"batch-{batch.batch_id[:6]}")
         try:
-            for record in pool.map(carry, batch.sources):
-                if record is not None:
-                    states[record.state] += 1
+            return Counter(record.state for record in pool.map(carry, batch.sources) if record is not None)
+        except KeyboardInterrupt:
+            self._stop.set()  # or we would wait below for sources that nobody wants any more
+            raise
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise OutputError(
@@ -147,9 +157,17 @@ class Build:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        if not self._closed.is_set():
-            records.close_batch(batch.batch_id, [source.source_id for source in batch.sources])
-        return BatchResult(batch.batch_id, dict(states))
+
+    @contextlib.contextmanager
+    def _batch_running(self) -> Iterator[None]:
+        with self._changed:
+            self._num_batches_running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_batches_running -= 1
+                self._changed.notify_all()
 
     def finish(self, listener: Listener) -> BuildSummary:
         """Dedup, split, shards, tables and manifest, from the records of all sources. Raises NothingKeptError."""
@@ -163,9 +181,13 @@ class Build:
         return finish.run(listener)
 
     def close(self) -> None:
-        """Ends the worker processes at once and gives everything back. What was finished is kept."""
-        self._closed.set()
-        with self._making:
+        """Ends what runs in other threads, within seconds, and gives everything back. What was finished is kept.
+
+        Of a source that was at work nothing is recorded: it is the next run's.
+        """
+        self._stop.set()
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_batches_running == 0)
             if self._tools is not None:
                 self._tools.workers.close()
                 if self._tools.embedder is not None:
@@ -188,7 +210,8 @@ class Build:
         return DoneRecords(self.state, f"done/{self.recipe.per_source_hash()}")
 
     def _open_tools(self) -> Tools:
-        with self._making:
+        with self._changed:
+            self._stop.check()
             if self._tools is None:
                 recipe, execution = self.recipe, self.recipe.execution
                 self._scratch = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._scratch_root()))
@@ -197,9 +220,10 @@ class Build:
                     state=self.state,
                     store=Store(self._store_root(), execution.store_budget_bytes),
                     hosts=recipe.download.host_gate(),
-                    workers=Workers(self.num_workers),
-                    embedder=Embedder(recipe.encoders) if recipe.encoders is not None else None,
+                    workers=Workers(self.num_workers, self._stop),
+                    embedder=Embedder(recipe.encoders, self._stop) if recipe.encoders is not None else None,
                     scratch=self._scratch,
+                    stop=self._stop,
                 )
             return self._tools
 

@@ -11,9 +11,11 @@ import ffmpeg
 from pydantic import Field, model_validator
 
 from pipeline.errors import MediaError
-from pipeline.media import INPUT_OPTIONS, MediaFacts, VideoFacts, as_input, count_frames, run_ffmpeg, versions
+from pipeline.facts import MediaFacts, VideoFacts
+from pipeline.media import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, versions
 from pipeline.schema import Bars, Span, stable_hash
 from pipeline.settings import Settings
+from pipeline.stop import Stop
 
 VERSION = 1
 """Raise it when the bytes of a cut change."""
@@ -119,11 +121,19 @@ def picture_size(video: VideoFacts, bars: Bars, rendition: Rendition) -> tuple[i
     return max(round(width * factor / 2) * 2, 2), max(round(height * factor / 2) * 2, 2)
 
 
-def cut_clip(path: Path, facts: MediaFacts, span: Span, bars: Bars, settings: CutSettings, folder: Path) -> CutClip:
+def cut_clip(
+    path: Path,
+    facts: MediaFacts,
+    span: Span,
+    bars: Bars,
+    settings: CutSettings,
+    folder: Path,
+    stop: Stop | None = None,
+) -> CutClip:
     """Writes ``<rendition>.mp4`` for every rendition and ``sound.flac`` into ``folder``; ``span`` is in the time of the file.
 
     The first frame is the one at the span's start, the first sample likewise; the FLAC has exactly the span's length.
-    Raises MediaError ``ffmpeg_failed`` or ``cut_short``.
+    Raises MediaError ``ffmpeg_failed`` or ``cut_short``, WorkerError, or StoppedError once ``stop`` is set.
     """
     video, sound = facts.video, facts.sound
     assert video is not None and sound is not None, "only clips with picture and sound are kept"
@@ -155,7 +165,7 @@ def cut_clip(path: Path, facts: MediaFacts, span: Span, bars: Bars, settings: Cu
                 **_container_options(settings),
             )
         )
-    run_ffmpeg(ffmpeg.merge_outputs(*outputs), timeout_seconds=settings.timeout_seconds)
+    run_ffmpeg(ffmpeg.merge_outputs(*outputs), timeout_seconds=settings.timeout_seconds, stop=stop)
     return _checked(folder, span, settings, sizes, num_samples, num_channels)
 
 

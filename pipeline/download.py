@@ -22,7 +22,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from pipeline import media
 from pipeline.download_errors import explain, is_ours, mask_secrets
-from pipeline.errors import ClipError, DownloadError, TransientDownloadError, UserError
+from pipeline.errors import DownloadError, HearscapeError, TransientDownloadError, UserError
 from pipeline.hosts import HostGate
 from pipeline.links import canonical_url, problem_with_url, scheme_of
 from pipeline.passthrough import copy_remote, use_local
@@ -31,6 +31,7 @@ from pipeline.retries import with_retries
 from pipeline.schema import Fetched, Source, stable_hash
 from pipeline.settings import Settings
 from pipeline.sniff import suffix_of
+from pipeline.stop import Stop
 from pipeline.store import Store
 from pipeline.transfer import Limits, Pool, Watch, run_watched, watched_reader
 
@@ -116,12 +117,15 @@ def fetched_before(source: Source, store: Store, settings: DownloadSettings) -> 
     return Fetched("", known.sha256, known.num_bytes, known.offset_ms, known.provenance)
 
 
-def fetch(source: Source, store: Store, settings: DownloadSettings, hosts: HostGate) -> Fetched:
+def fetch(
+    source: Source, store: Store, settings: DownloadSettings, hosts: HostGate, stop: Stop | None = None
+) -> Fetched:
     """The source's file, from the store if it was ever fetched. Blocks.
 
     The file is pinned: call ``store.release(fetched.content_sha256)`` when done with it. Raises DownloadError with the
-    cause (TransientDownloadError where a later run may fare better), or MediaError.
+    cause (TransientDownloadError where a later run may fare better), MediaError, or StoppedError once ``stop`` is set.
     """
+    stop = stop or Stop()
     scheme = scheme_of(source.url)
     if scheme in LOCAL:
         return use_local(source.url, store)
@@ -131,12 +135,13 @@ def fetch(source: Source, store: Store, settings: DownloadSettings, hosts: HostG
     with store.only_one(key):
         if known := store.find(key):
             return known
-        with hosts.visit(source.url) as visit:
+        with hosts.visit(source.url, stop) as visit:
             started = time.monotonic()
             deadline = started + settings.timeout_seconds if settings.timeout_seconds is not None else None
             return with_retries(
-                lambda: _try(source, key, store, settings, deadline),
+                lambda: _try(source, key, store, settings, deadline, stop),
                 visit,
+                stop,
                 name=mask_secrets(source.url),
                 deadline=deadline,
                 retries=settings.retries,
@@ -146,18 +151,20 @@ def fetch(source: Source, store: Store, settings: DownloadSettings, hosts: HostG
             )
 
 
-def _try(source: Source, key: str, store: Store, settings: DownloadSettings, deadline: float | None) -> Fetched:
+def _try(
+    source: Source, key: str, store: Store, settings: DownloadSettings, deadline: float | None, stop: Stop
+) -> Fetched:
     """One attempt, in a folder of its own."""
     limits = Limits(settings.stall_seconds, settings.min_bytes_per_second, deadline, settings.max_bytes)
     with store.temp_folder() as folder:
         watch = Watch(limits, folder)
         get = _get_web if scheme_of(source.url) in WEB else _get_remote
         try:
-            path, is_section, provenance = run_watched(lambda: get(source, settings, watch), watch)
+            path, is_section, provenance = run_watched(lambda: get(source, settings, watch), watch, stop)
             suffix = suffix_of(path)
             offset_ms = round(media.start_seconds(path) * 1000) if is_section else 0
             return store.add(key, path, suffix, offset_ms=offset_ms, provenance=provenance)
-        except ClipError:
+        except HearscapeError:
             raise
         except Exception as error:
             if is_ours(error) and not isinstance(error, OSError):
@@ -242,7 +249,9 @@ def _yt_dlp() -> Any:
     start = yt_dlp.utils.Popen.__init__
 
     def start_watched(self: Any, *args: Any, **kwargs: Any) -> None:
-        start(self, *args, **kwargs)
+        start(
+            self, *args, **{"process_group": 0, **kwargs}
+        )  # out of Ctrl-C's reach: its error would be taken for the site's
         if (watch := _watching.get()) is not None:
             watch.child_started(self)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, find_files, load_pair
 from pipeline.previews import read_frames, read_sounds
 from pipeline.sound import SAMPLE_RATE_HZ
+from pipeline.stop import Stop
 from pipeline.workers import Workers
 
 TIMEOUT_SECONDS = 1800.0
@@ -22,10 +23,10 @@ _pair: EncoderPair | None = None
 class Embedder:
     """The encoder pair of a recipe. Raises EncoderError where its files cannot be had."""
 
-    def __init__(self, settings: EncoderPairSettings) -> None:
+    def __init__(self, settings: EncoderPairSettings, stop: Stop | None = None) -> None:
         self.encoder_id = find_files(settings).encoder_id
         self._frames_per_clip = settings.frames_per_clip
-        self._workers = Workers(1, initializer=_load, initargs=(settings,))
+        self._workers = Workers(1, stop, initializer=_load, initargs=(settings,))
 
     def embed(self, frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]]) -> bytes:
         """Embeddings of the clips at ``spans`` (seconds in the file), as the bytes of an npz: see :func:`read_embeddings`."""

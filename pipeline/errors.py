@@ -8,12 +8,13 @@
     │   ├── EncoderError            weights that are unknown, missing, damaged, or of another shape
     │   ├── ManifestError           a manifest of another version, or damaged
     │   └── NothingKeptError        a build that kept no clip
-    └── ClipError                   one source or clip could not be processed: one ledger entry, the rest goes on
-        ├── DownloadError           could not be fetched
-        │   └── TransientDownloadError (TransientError)
-        ├── MediaError              is not, or is no longer, playable media
-        └── WorkerError             the process that worked on it was killed or took too long
-            └── ... TransientError  mixed in where a retry can help
+    ├── ClipError                   one source or clip could not be processed: one ledger entry, the rest goes on
+    │   ├── DownloadError           could not be fetched
+    │   │   └── TransientDownloadError (TransientError)
+    │   ├── MediaError              is not, or is no longer, playable media
+    │   └── WorkerError             the process that worked on it was killed or took too long
+    │       └── ... TransientError  mixed in where a retry can help
+    └── StoppedError                the build was stopped: nothing is to be said of what was at work
 
 Anything else that is raised is a bug and stops the run.
 """
@@ -64,6 +65,10 @@ class SourceListError(UserError):
 
 class TransientError(HearscapeError):
     """Mixed into errors that a later try may not meet again."""
+
+
+class StoppedError(HearscapeError):
+    """The work was not done because the build was stopped: nothing is to be said of its source, the next run does it."""
 
 
 class ClipError(HearscapeError):

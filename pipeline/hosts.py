@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pipeline.errors import TransientDownloadError
+from pipeline.stop import Stop
 
 
 def host_of(url: str) -> str:
@@ -73,23 +74,29 @@ class HostGate:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def visit(self, url: str) -> Iterator[Visit]:
-        """Wait for a free place. Raises TransientDownloadError ``host_paused`` while the host is paused."""
+    def visit(self, url: str, stop: Stop | None = None) -> Iterator[Visit]:
+        """Wait for a free place. Raises TransientDownloadError ``host_paused`` while the host is paused, and StoppedError."""
+        stop = stop or Stop()
         name = host_of(url)
-        with self._changed:
+        with stop.calling(self._wake), self._changed:
             host = self._hosts.setdefault(name, _Host())
             while self._is_full(name, host):
                 self._changed.wait()
+                stop.check()
             host.running += 1
             start = max(time.monotonic(), host.next_start)
             host.next_start = start + self.spacing_seconds
         try:
-            time.sleep(max(start - time.monotonic(), 0))
+            stop.sleep(max(start - time.monotonic(), 0))
             yield Visit(self, name)
         finally:
             with self._changed:
                 host.running -= 1
                 self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _is_full(self, name: str, host: _Host) -> bool:
         if host.paused_until is None:

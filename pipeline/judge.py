@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from pipeline.media import MediaFacts
+from pipeline.facts import MediaFacts
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Verdict
 from pipeline.settings import Settings
 

@@ -15,8 +15,10 @@ from pydantic import Field
 
 from pipeline import speech
 from pipeline.clips import ClipSettings, split_scenes
+from pipeline.decoding import Decoding, Picture
 from pipeline.errors import MediaError
-from pipeline.media import Decoding, MediaFacts, Picture, VideoFacts, versions
+from pipeline.facts import MediaFacts, VideoFacts
+from pipeline.media import versions
 from pipeline.picture import PictureSettings, PictureTrack
 from pipeline.previews import FrameRoll, PreviewSettings, save_sound
 from pipeline.scenes import CutDetector, FlashMemory, SceneSettings, open_detector, scenes_between

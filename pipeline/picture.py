@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from pipeline.decoding import Luma, Picture
 from pipeline.fingerprint import picture_hash
-from pipeline.media import Luma, Picture
 from pipeline.schema import Bars, PictureMeasures
 from pipeline.settings import Settings
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from pipeline.cut import CutClip
-from pipeline.media import MediaFacts
+from pipeline.facts import MediaFacts
 from pipeline.schema import (
     AgreementMeasures,
     Failure,
@@ -26,7 +26,8 @@ from pipeline.schema import (
 )
 from pipeline.storage import Folder
 
-LOG = logging.getLogger(__name__)
+MAX_FILES_OPEN = 4
+"""Files of records that are held in memory while records are read one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +189,21 @@ class DoneRecords:
         return found
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[SourceRecord]:
-        """Records in the order of ``wanted`` (source id to file name). Neighbours from one file cost one read of it."""
-        open_name, records = "", {}
+        """Records in the order of ``wanted`` (source id to file name).
+
+        Neighbours from one file cost one read of it, also where a few files take turns, as those of two runs do.
+        """
+        lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
         for source_id, name in wanted.items():
-            if name != open_name:
-                content = self._folder.read_bytes(f"{self._name}/{name}").decode()
-                lines = content.rstrip("\n").split("\n")[1:] if name.endswith(".jsonl") else [content]
-                records = {(values := json.loads(line))["source"]["source_id"]: values for line in lines}
-                open_name = name
-            yield SourceRecord.from_json(records[source_id])
+            yield SourceRecord.from_json(json.loads(lines_of(name)[source_id]))
+
+    def _lines(self, name: str) -> dict[str, bytes]:
+        """The records of a file by source, not parsed."""
+        content = self._folder.read_bytes(f"{self._name}/{name}")
+        if not name.endswith(".jsonl"):
+            return {name.removeprefix("open/").removesuffix(".json"): content}
+        header, *lines = content.splitlines()
+        return dict(zip(json.loads(header)["sources"], lines, strict=True))
 
 
 def _entry(record: SourceRecord) -> tuple[str, bool]:

@@ -12,6 +12,7 @@ from pipeline.download_errors import retry_after_seconds
 from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.hosts import Visit
 from pipeline.schema import unit_interval
+from pipeline.stop import Stop
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,6 +27,7 @@ REFUSALS = frozenset({"bot_check", "http_429"})
 def with_retries(
     attempt: Callable[[], T],
     visit: Visit,
+    stop: Stop,
     *,
     name: str,
     deadline: float | None,
@@ -34,7 +36,7 @@ def with_retries(
     backoff_max_seconds: float,
     retry_after_max_seconds: float,
 ) -> T:
-    """The attempt's result, or its last error. ``deadline`` is monotonic; no wait goes beyond it."""
+    """The attempt's result, or its last error, or StoppedError. ``deadline`` is monotonic; no wait goes beyond it."""
     for number in itertools.count():
         try:
             result = attempt()
@@ -51,7 +53,7 @@ def with_retries(
             if deadline is not None and time.monotonic() + wait > deadline:
                 raise
             LOG.info("%s: %s; trying again in %.1f s", name, error, wait)
-            time.sleep(wait)
+            stop.sleep(wait)
         except DownloadError as error:
             if error.code.startswith("http_"):
                 visit.answered()

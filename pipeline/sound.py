@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from pipeline.decoding import SoundBlock
 from pipeline.fingerprint import sound_hash
-from pipeline.media import SoundBlock
 from pipeline.schema import SoundMeasures
 from pipeline.speech import SAMPLE_RATE_HZ as SPEECH_RATE_HZ
 from pipeline.speech import voice_detector

@@ -16,14 +16,16 @@ from pipeline.cut import CutClip, cut_clip, cut_key
 from pipeline.download import fetch, fetched_before
 from pipeline.embedder import Embedder, read_embeddings
 from pipeline.errors import ClipError, TransientError
+from pipeline.facts import MediaFacts
 from pipeline.hosts import HostGate
 from pipeline.judge import judge_clip, judge_file
 from pipeline.measure import MeasuredVideo, measure_key, measure_video
-from pipeline.media import MediaFacts, probe
+from pipeline.media import probe
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.records import ClipRecord, SourceRecord
 from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, stable_hash
+from pipeline.stop import Stop
 from pipeline.storage import Folder
 from pipeline.store import Store
 from pipeline.workers import Workers
@@ -42,6 +44,7 @@ class Tools:
     workers: Workers
     embedder: Embedder | None
     scratch: Path
+    stop: Stop
 
 
 @dataclass(slots=True)
@@ -73,7 +76,10 @@ class _ContentChangedError(Exception):
 
 
 def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord:
-    """What becomes of one source. Every way in which a source or clip can fail ends in the record; anything else is a bug."""
+    """What becomes of one source. Every way in which a source or clip can fail ends in the record.
+
+    Raises StoppedError; anything else that is raised is a bug.
+    """
     run = _Run(tools, source, listener)
     try:
         try:
@@ -149,7 +155,8 @@ def _fetch(run: _Run) -> Fetched:
     """The source's file, on this machine, pinned until the source is done."""
     if run.fetched is None:
         with run.timed("fetch"):
-            run.fetched = fetch(run.source, run.tools.store, run.tools.recipe.download, run.tools.hosts)
+            tools = run.tools
+            run.fetched = fetch(run.source, tools.store, tools.recipe.download, tools.hosts, tools.stop)
         if run.expected_sha256 not in (None, run.fetched.content_sha256):
             raise _ContentChangedError
     return run.fetched
@@ -265,7 +272,7 @@ def _cut(run: _Run, key: str, measured: MeasuredVideo, index: int) -> CutClip:
     path = Path(_fetch(run).path)
     with run.timed("cut", clip.span.duration_seconds), _scratch(run) as folder:
         with run.tools.workers.slots:
-            cut = cut_clip(path, measured.facts, clip.span, clip.picture.bars, recipe.cut, folder)
+            cut = cut_clip(path, measured.facts, clip.span, clip.picture.bars, recipe.cut, folder, run.tools.stop)
         for file in sorted(folder.iterdir()):
             state.move_in(file, f"{name}/{file.name}")
         state.write_json(f"{name}/cut.json", cut.to_json())

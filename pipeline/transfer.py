@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from pipeline.errors import DownloadError, TransientDownloadError
+from pipeline.errors import DownloadError, HearscapeError, StoppedError, TransientDownloadError
+from pipeline.stop import Stop
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class Closable(Protocol):
 
 C = TypeVar("C", bound=Closable)
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 1.0
 """How long a stopped transfer may take to notice."""
 MAX_TEXT_BYTES = 64 << 20
 """A page that is read whole into memory may be this large."""
@@ -73,7 +74,7 @@ class Watch:
         self.received = 0
         self.network_error: Exception | None = None
         """The last error that the network gave: some libraries keep only its text."""
-        self.stopped: DownloadError | None = None
+        self.stopped: HearscapeError | None = None
         self.abandoned = False
         self._waited: tuple[float, float | None] = (0.0, None)
         """Seconds spent in waits that are over; when the present one began."""
@@ -197,8 +198,9 @@ def watched_reader(read: Callable[[int], bytes], watch: Watch) -> Callable[..., 
     return read_watched
 
 
-def run_watched(work: Callable[[], T], watch: Watch) -> T:
-    """Run ``work`` in a thread of its own; its result or error, or the limit that it passed."""
+def run_watched(work: Callable[[], T], watch: Watch, stop: Stop) -> T:
+    """Run ``work`` in a thread of its own; its result or error, or the limit that it passed, or StoppedError."""
+    stop.check()
     results: list[T] = []
     errors: list[BaseException] = []
     done = threading.Event()
@@ -217,10 +219,12 @@ def run_watched(work: Callable[[], T], watch: Watch) -> T:
     try:
         while not done.wait(tick_seconds):
             watch.tick()
+            if stop.is_set():
+                watch.stopped = StoppedError()
             if watch.stopped is not None:
                 break
     except BaseException:  # the waiting thread was interrupted: the work must not go on alone
-        watch.stopped = TransientDownloadError("interrupted", "the build was interrupted")
+        watch.stopped = StoppedError()
         watch.stop()
         raise
     if watch.stopped is not None:

@@ -14,12 +14,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import ParamSpec, TypeVar, cast
 
 import pebble
 
-from pipeline.errors import ClipError, HearscapeError, WorkerError
+from pipeline.errors import ClipError, HearscapeError, StoppedError, WorkerError
+from pipeline.stop import Stop
 
 LOG = logging.getLogger(__name__)
 
@@ -35,25 +37,24 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class WorkersClosedError(HearscapeError):
-    """The build was stopped: the work was not done, and nothing is to be said of it."""
-
-
 class Workers:
-    """A pool of processes. ``slots`` limits what runs at once, including work (ffmpeg) that brings a process of its own."""
+    """A pool of processes. ``slots`` limits what runs at once, including work (ffmpeg) that brings a process of its own.
+
+    ``stop`` ends what runs, and is set by :meth:`close`.
+    """
 
     def __init__(
         self,
         num_workers: int | None = None,
+        stop: Stop | None = None,
         *,
         initializer: Callable[..., None] | None = None,
         initargs: tuple[object, ...] = (),
     ) -> None:
         self.num_workers = num_workers or num_cores()
         self.slots = threading.BoundedSemaphore(self.num_workers)
-        self._closed = False
+        self._stop = stop or Stop()
         self._lock = threading.Lock()
-        self._running: set[Future[object]] = set()
         self._pool = pebble.ProcessPool(
             max_workers=self.num_workers,
             max_tasks=MAX_JOBS_PER_PROCESS,
@@ -63,19 +64,23 @@ class Workers:
         )
 
     def run(self, work: Callable[P, T], timeout_seconds: float, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs ``work`` in one of the processes and waits. Raises what it raises, or WorkerError ``worker_killed``, ``timed_out``."""
+        """Runs ``work`` in one of the processes and waits.
+
+        Raises what it raises, WorkerError ``worker_killed`` or ``timed_out``, or StoppedError.
+        """
         for last_try in (False, True):
             with self.slots:
                 future = self._schedule(work, timeout_seconds, args, kwargs)
                 try:
-                    return cast("T", future.result())
+                    with self._stop.calling(future.cancel):  # the pool itself would leave us waiting for the result
+                        return cast("T", future.result())
                 except CancelledError as error:
-                    raise WorkersClosedError from error
+                    raise StoppedError from error
                 except FutureTimeoutError as error:
                     raise WorkerError("timed_out", f"took longer than {timeout_seconds:.0f} s and was ended") from error
                 except pebble.ProcessExpired as error:
-                    if self._closed:
-                        raise WorkersClosedError from error
+                    if self._stop.is_set():
+                        raise StoppedError from error
                     # it may have been the victim of its neighbour: the work is given to another process once
                     if last_try:
                         cause = _exit(error.exitcode)
@@ -86,30 +91,22 @@ class Workers:
                     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                         raise
                     raise _unexpected(error) from error
-                finally:
-                    with self._lock:
-                        self._running.discard(future)
         raise AssertionError("the loop returns or raises")
 
     def _schedule(
         self, work: Callable[..., object], timeout_seconds: float, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> Future[object]:
         with self._lock:
-            if self._closed:
-                raise WorkersClosedError
+            self._stop.check()
             future: Future[object] = self._pool.schedule(work, args=args, kwargs=kwargs, timeout=timeout_seconds)
-            self._running.add(future)
         return future
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
+        self._stop.set()
         with self._lock:
-            self._closed = True
-            running = list(self._running)
-        for future in running:
-            future.cancel()  # the pool itself would leave those who wait for a result waiting
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+            self._pool.stop()  # type: ignore[no-untyped-call]
+            self._pool.join()
 
 
 def _unexpected(error: Exception) -> ClipError:
@@ -124,6 +121,12 @@ def _context() -> ForkServerContext:
     """Workers are forked from a server that has the libraries loaded: each starts at once, and shares their memory."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    resource_tracker.ensure_running()  # unblocks signals when it starts, so it goes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C would end the server while it loads
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def start(arguments: list[str], tmp_path: Path, **more: str) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, as on a terminal
     )
 
 
@@ -112,3 +114,23 @@ def test_an_interrupted_build_says_how_to_continue(
     assert build.returncode == 130, err
     assert f"run it again: python -m flows.build_dataset {shlex.join(words)}" in err
     assert "Traceback" not in err
+
+
+def test_ctrl_c_on_a_terminal_makes_no_source_fail(recipe: Path, tmp_path: Path, prefect_harness: None) -> None:
+    """There it reaches every process of the group; this one comes while ffmpeg cuts the only clip."""
+    url = get_current_settings().api.url
+    assert url is not None
+    state = tmp_path / "tiny" / "state"
+    words = [str(recipe), "--set", "cut.preset=placebo", "--set", "clips.length_seconds=10.0"]
+    build = start(words, tmp_path, PREFECT_API_URL=url)
+    deadline = time.monotonic() + 120
+    while not list(state.glob("tmp/*/*/128.mp4")):
+        assert build.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(build.pid, signal.SIGINT)
+    _, err = build.communicate(timeout=60)
+    assert build.returncode == 130, err
+    assert "Traceback" not in err
+    finished = [path.read_text() for path in state.glob("done/**/*.json*")]
+    assert not [text for text in finished if '"source_id":"waves"' in text]
+    assert list(state.glob("tmp/*")) == []

@@ -25,6 +25,7 @@ from flows.logs import logs_in_run
 from pipeline.build import BuildSummary
 from pipeline.errors import NothingKeptError, RecipeError, SourceListError
 from pipeline.recipe import load_recipe
+from pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
 
@@ -46,7 +47,7 @@ def test_a_build_leaves_its_story_in_prefect(recipe: Path) -> None:
     assert state.is_completed(), state.message
     summary = state.result()
     assert isinstance(summary, BuildSummary)
-    assert json.loads(Path(summary.manifest_path).read_text())
+    assert verify(str(recipe.with_name("tiny"))) == []
     assert state.message.endswith(f"; manifest: {summary.manifest_path}")
     run_id: UUID = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
@@ -57,6 +58,8 @@ def test_a_build_leaves_its_story_in_prefect(recipe: Path) -> None:
         assert sorted(artifacts) == ["tiny-counts", "tiny-progress", "tiny-summary"]
         assert artifacts["tiny-progress"].data == 100.0
         assert artifacts["tiny-summary"].data == summary.to_markdown()
+        assert "sources        2  1 kept, 0 rejected, 1 failed\n" in artifacts["tiny-summary"].data
+        assert "clips          3  3 kept, 0 rejected, 0 failed\n" in artifacts["tiny-summary"].data
         assert json.loads(artifacts["tiny-counts"].data) == [dict(row) for row in summary.rows]
 
         of_run = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
@@ -74,9 +77,11 @@ def test_a_build_leaves_its_story_in_prefect(recipe: Path) -> None:
 
 
 def test_a_second_run_submits_no_finished_batch(recipe: Path) -> None:
-    first = run(recipe=load_recipe(recipe))
+    first = run(recipe=str(recipe))
+    manifest = Path(first.result().manifest_path).read_bytes()
     again = run(recipe=load_recipe(recipe))
     assert again.result().funnel == first.result().funnel
+    assert Path(again.result().manifest_path).read_bytes() == manifest
     with get_client(sync_client=True) as client:
         of_run = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[again.state_details.flow_run_id]))
         assert client.read_task_runs(task_run_filter=of_run) == []
@@ -90,8 +95,10 @@ def test_what_the_user_can_put_right_is_the_message_of_the_state(recipe: Path, t
     with pytest.raises(RecipeError):
         refused.result()
     missing = run(recipe=str(recipe), changes=(f'sources=["{tmp_path / "no.csv"}"]',))
-    with pytest.raises(SourceListError, match=r"no\.csv"):
+    assert missing.is_failed()
+    with pytest.raises(SourceListError, match=r"no\.csv") as error:
         missing.result()
+    assert missing.message == str(error.value)
     nothing = run(recipe=str(recipe), changes=("probe.min_short_side_px=2000",))
     with pytest.raises(NothingKeptError):
         nothing.result()

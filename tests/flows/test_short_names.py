@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from flows.dataset_flow import build_dataset
-from flows.short_names import DEPLOYMENTS, is_prefect_command, with_full_names
+from flows.server import free_port
+from flows.short_names import DEPLOYMENTS, is_prefect_command, missing_server, with_full_names
 
 PROJECT = Path(__file__).parents[2]
 FULL = "build-dataset/build-dataset"
@@ -60,6 +62,33 @@ def test_every_deployment_has_a_short_name() -> None:
     declared = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
     assert [deployment["name"] for deployment in declared] == list(DEPLOYMENTS) == [build_dataset.name]
     assert declared[0]["entrypoint"] == "flows.dataset_flow.build_dataset"
+
+
+def test_a_server_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_PLUGINS_ENABLED", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "deployment", "run", "build-dataset"],
+        cwd=PROJECT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: no Prefect server answers at {url}: start one, in another terminal, with python -m flows.serve"
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_nothing_is_said_of_a_server_that_answers_or_is_elsewhere() -> None:
+    words = ["deployment", "run", FULL]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert missing_server(words, f"http://127.0.0.1:{server.getsockname()[1]}/api") is None
+    closed = f"http://127.0.0.1:{free_port()}/api"
+    assert missing_server(words, closed) is not None
+    assert missing_server(words, "https://prefect.example.org/api") is None
+    assert missing_server(words, None) is None
+    assert missing_server(["deployment", "run", "other/other"], closed) is None
+    assert missing_server(["--profile", "elsewhere", *words], closed) is None
 
 
 def test_the_plugin_loads_nothing_of_the_pipeline() -> None:

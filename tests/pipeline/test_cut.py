@@ -10,8 +10,10 @@ import soundfile
 import soxr
 
 from pipeline.cut import CutClip, CutSettings, Rendition, cut_clip, picture_size
+from pipeline.decoding import Decoding, Picture
 from pipeline.errors import MediaError
-from pipeline.media import Decoding, Picture, VideoFacts, probe
+from pipeline.facts import VideoFacts
+from pipeline.media import probe
 from pipeline.samples.video import write_video
 from pipeline.schema import Bars, Span
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.judge import JudgeSettings, ProbeSettings, judge_clip, judge_file
-from pipeline.media import MediaFacts, SoundFacts, VideoFacts
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Verdict
 
 VIDEO = VideoFacts("h264", 1280, 720, 25.0, 30.0, 0, 1.0, "yuv420p", is_hdr=False, interlaced=False)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline import media
+from pipeline.decoding import Decoding, Picture, SoundBlock
 from pipeline.errors import MediaError
-from pipeline.media import Decoding, Picture, SoundBlock
 from pipeline.samples.video import write_video
 from tests.footage import FPS, HEIGHT, WIDTH, noise, number_in, numbered_frames
 

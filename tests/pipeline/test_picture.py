@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.media import Decoding, Picture
+from pipeline.decoding import Decoding, Picture
 from pipeline.picture import PictureSettings, PictureTrack, find_bars
 from pipeline.samples.video import write_video
 from pipeline.schema import Bars, PictureMeasures

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.media import SoundBlock
+from pipeline.decoding import SoundBlock
 from pipeline.sound import (
     SAMPLE_RATE_HZ,
     Samples,

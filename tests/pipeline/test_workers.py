@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.errors import ClipError, MediaError, TransientError, WorkerError
-from pipeline.workers import Workers, WorkersClosedError
+from pipeline.errors import ClipError, MediaError, StoppedError, TransientError, WorkerError
+from pipeline.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def test_an_error_keeps_its_kind_and_code(workers: Workers) -> None:
     assert caught.value.code == "not_media"
 
 
+@pytest.mark.logs_errors
 def test_an_unforeseen_error_costs_its_source_and_is_logged(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ClipError, match="IndexError: list index out of range") as caught:
         workers.run(choke, 30.0)
@@ -80,8 +81,8 @@ def test_closing_ends_what_runs() -> None:
         time.sleep(0.3)
         started = time.monotonic()
         opened.close()
-        with pytest.raises(WorkersClosedError):
+        with pytest.raises(StoppedError):
             running.result(timeout=10)
     assert time.monotonic() - started < 10
-    with pytest.raises(WorkersClosedError):
+    with pytest.raises(StoppedError):
         opened.run(double, 30.0, 1)

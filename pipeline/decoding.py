@@ -1,0 +1,221 @@
+"""One pass through a file: pictures and sound as they come, on one clock, from the file's time 0 on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+from av.stream import Discard
+
+from pipeline.media import cause, opened, picture_stream, sound_stream, start_of
+
+Luma = npt.NDArray[np.uint8]
+
+NO_PICTURE_TIMES = {"avi"}
+"""Containers that store only when a picture is decoded. With B-frames libavformat's guess is out of order; ffmpeg goes by decoding time."""
+
+PLANAR_8_BIT = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv411p", "yuv410p"}
+
+
+class Picture:
+    """One decoded frame. Its planes are views into the decoder's memory: use them before the next frame is asked for."""
+
+    __slots__ = ("_frame", "seconds")
+
+    def __init__(self, frame: av.VideoFrame, seconds: float) -> None:
+        self.seconds = seconds
+        if frame.format.name not in PLANAR_8_BIT:
+            frame = frame.reformat(format="yuv420p")
+        self._frame = frame
+
+    def _plane(self, index: int) -> Luma:
+        plane = self._frame.planes[index]
+        rows: Luma = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        return self._turned(rows)
+
+    def _turned(self, rows: Luma) -> Luma:
+        quarter_turns = (int(self._frame.rotation) // 90) % 4
+        return np.ascontiguousarray(np.rot90(rows, quarter_turns)) if quarter_turns else rows
+
+    @property
+    def full_range(self) -> bool:
+        return self._frame.format.name.startswith("yuvj") or int(self._frame.color_range) == 2
+
+    def luma(self) -> Luma:
+        """Luma as displayed, (H, W), in the range that the file uses."""
+        return self._plane(0)
+
+    def small_luma(self, size: tuple[int, int]) -> Luma:
+        """Luma at ``size`` (width, height), stretched to 0..255.
+
+        Bilinear from the nearest four pixels: at these factors a true average would cost more than the decode.
+        """
+        return self._stretched(cv2.resize(self._plane(0), size, interpolation=cv2.INTER_LINEAR))
+
+    def _stretched(self, luma: Any) -> Luma:
+        if self.full_range:
+            return np.asarray(luma, np.uint8)
+        return np.asarray(cv2.convertScaleAbs(np.maximum(luma, 16), alpha=255 / 219, beta=-16 * 255 / 219), np.uint8)
+
+    def small_bgr(self, size: tuple[int, int], luma: Luma) -> npt.NDArray[np.uint8]:
+        """The picture at ``size`` (width, height) in BGR; ``luma`` is what :meth:`small_luma` gave for the same size."""
+        chroma = [cv2.resize(self._plane(i), size, interpolation=cv2.INTER_LINEAR) for i in (1, 2)]
+        if not self.full_range:
+            chroma = [cv2.convertScaleAbs(plane, alpha=255 / 224, beta=128 * (1 - 255 / 224)) for plane in chroma]
+        return np.asarray(cv2.cvtColor(cv2.merge([luma, chroma[1], chroma[0]]), cv2.COLOR_YCrCb2BGR), np.uint8)
+
+    def rgb(self, short_side: int) -> npt.NDArray[np.uint8]:
+        """The picture in RGB (H, W, 3), scaled by area so that its shorter side is ``short_side`` pixels."""
+        frame = self._frame
+        factor = short_side / min(frame.width, frame.height)
+        size = (max(round(frame.width * factor), 1), max(round(frame.height * factor), 1))
+        scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA")
+        return self._turned(np.asarray(scaled.to_ndarray(), np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class SoundBlock:
+    """A run of samples, int16, (num_samples, num_channels), beginning at ``seconds``."""
+
+    seconds: float
+    samples: npt.NDArray[np.int16]
+
+
+class Decoding:
+    """One pass through a file, from ``start_seconds`` up to ``end_seconds``: iterate to get pictures and sound as they come.
+
+    After the last one, ``num_errors`` counts the packets that could not be decoded.
+    Sound comes at ``sample_rate_hz`` in one or two channels (more are mixed down).
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        sample_rate_hz: int,
+        start_seconds: float = 0.0,
+        end_seconds: float | None = None,
+        num_threads: int = 1,
+    ) -> None:
+        self.path = path
+        self.sample_rate_hz = sample_rate_hz
+        self.start_seconds = start_seconds
+        self.end_seconds = math.inf if end_seconds is None else end_seconds
+        self.num_threads = num_threads
+        self.num_errors = 0
+        self.last_error = ""
+
+    def __iter__(self) -> Iterator[Picture | SoundBlock]:
+        with opened(self.path) as container:
+            yield from self._walk(container)
+
+    def _walk(self, container: av.container.InputContainer) -> Iterator[Picture | SoundBlock]:
+        origin = start_of(container)
+        video, sound = picture_stream(container), sound_stream(container)
+        streams = [stream for stream in (video, sound) if stream is not None]
+        for stream in container.streams:
+            if stream not in streams:
+                stream.discard = Discard.all
+        if video is not None:
+            video.codec_context.thread_count = self.num_threads
+            video.codec_context.thread_type = "FRAME" if self.num_threads > 1 else "SLICE"
+        if self.start_seconds > 0:
+            container.seek(int((self.start_seconds + origin) * av.time_base), backward=True)
+        resampler = None
+        if sound is not None:
+            layout = "mono" if sound.codec_context.channels == 1 else "stereo"
+            resampler = _SoundClock(self.sample_rate_hz, layout, origin)
+        open_ends = set(streams)
+        for packet in self._packets(container, streams):
+            if packet.stream not in open_ends:
+                continue
+            if packet.pts is not None and float(packet.pts * packet.time_base - origin) > self.end_seconds + 2:
+                open_ends.discard(packet.stream)
+                if not open_ends:
+                    break
+                continue
+            for frame in self._frames(packet):
+                if isinstance(frame, av.VideoFrame):
+                    yield from self._picture(
+                        frame, frame.dts if container.format.name in NO_PICTURE_TIMES else frame.pts, origin
+                    )
+                elif isinstance(frame, av.AudioFrame) and resampler is not None:
+                    yield from resampler.feed(frame)
+        if resampler is not None:
+            yield from resampler.feed(None)
+
+    def _packets(self, container: av.container.InputContainer, streams: Sequence[Any]) -> Iterator[av.Packet[Any]]:
+        try:
+            yield from container.demux(streams)
+        except av.error.FFmpegError as error:
+            self._note(error)
+
+    def _frames(self, packet: av.Packet[Any]) -> Sequence[Any]:
+        try:
+            return packet.decode()
+        except av.error.FFmpegError as error:
+            self._note(error)
+            return ()
+
+    def _note(self, error: Exception) -> None:
+        self.num_errors += 1
+        self.last_error = cause(error)
+
+    def _picture(self, frame: av.VideoFrame, stamp: int | None, origin: Fraction) -> Iterator[Picture]:
+        if stamp is None or frame.time_base is None:
+            return
+        seconds = float(stamp * frame.time_base - origin)
+        if self.start_seconds <= seconds < self.end_seconds:
+            yield Picture(frame, seconds)
+
+
+class _SoundClock:
+    """Resamples sound and keeps it on the clock: a gap or an overlap in the time stamps restarts the run of samples."""
+
+    TOLERANCE_SECONDS = 0.04
+
+    def __init__(self, sample_rate_hz: int, layout: str, origin: Fraction) -> None:
+        self.sample_rate_hz, self.layout, self.origin = sample_rate_hz, layout, origin
+        self._expected: float | None = None
+        self._start = 0.0
+        self._given = 0
+        self._signature: tuple[Any, ...] = ()
+        self._resampler: av.AudioResampler | None = None
+
+    def feed(self, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:
+        if frame is None:
+            yield from self._drain()
+            return
+        seconds = self._expected or 0.0
+        if frame.pts is not None and frame.time_base is not None:
+            seconds = float(frame.pts * frame.time_base - self.origin)
+        signature = (frame.format.name, frame.layout.name, frame.sample_rate)
+        jumped = self._expected is None or abs(seconds - self._expected) > self.TOLERANCE_SECONDS
+        if jumped or signature != self._signature:
+            yield from self._drain()
+            self._resampler = av.AudioResampler(format="s16", layout=self.layout, rate=self.sample_rate_hz)
+            self._start, self._given, self._signature = seconds, 0, signature
+            self._expected = seconds
+        assert self._resampler is not None and self._expected is not None
+        self._expected += frame.samples / frame.sample_rate
+        frame.pts = None
+        yield from self._blocks(self._resampler.resample(frame))
+
+    def _drain(self) -> Iterator[SoundBlock]:
+        if self._resampler is not None:
+            yield from self._blocks(self._resampler.resample(None))
+            self._resampler = None
+
+    def _blocks(self, frames: Sequence[av.AudioFrame]) -> Iterator[SoundBlock]:
+        for frame in frames:
+            samples = np.asarray(frame.to_ndarray(), np.int16).reshape(frame.samples, -1)
+            yield SoundBlock(self._start + self._given / self.sample_rate_hz, samples)
+            self._given += frame.samples

@@ -1,0 +1,57 @@
+"""Ending early: one :class:`Stop`, which everything that waits or takes long is given, and listens to."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from pipeline.errors import StoppedError
+
+
+class Stop:
+    """Once it is set, whatever was given it ends within about two seconds, by raising :class:`StoppedError`.
+
+    It stays set. Safe for threads; it does not reach other processes.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._ends: dict[object, Callable[[], object]] = {}
+
+    def set(self) -> None:
+        with self._lock:
+            self._event.set()
+            ends = list(self._ends.values())
+        for end in ends:
+            end()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raises StoppedError if it is set."""
+        if self._event.is_set():
+            raise StoppedError
+
+    def sleep(self, seconds: float) -> None:
+        """Waits that long. Raises StoppedError as soon as it is set."""
+        self._event.wait(seconds)
+        self.check()
+
+    @contextlib.contextmanager
+    def calling(self, end: Callable[[], object]) -> Iterator[None]:
+        """Around what blocks: ``end`` is called, in another thread, to make it return. Call :meth:`check` after it.
+
+        Raises StoppedError, before the block, if it is set already. ``end`` may be called when the block is over.
+        """
+        key = object()
+        with self._lock:
+            self.check()
+            self._ends[key] = end
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._ends[key]

@@ -1,0 +1,245 @@
+"""A build that is stopped in the middle: how soon it ends, what it leaves, and how the next run goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+
+import ffmpeg
+import pytest
+
+from pipeline.build import Build
+from pipeline.errors import StoppedError, WorkerError
+from pipeline.hosts import HostGate
+from pipeline.media import run_ffmpeg
+from pipeline.progress import Event
+from pipeline.recipe import BuildRecipe, load_recipe
+from pipeline.samples.video import write_video
+from pipeline.stop import Stop
+from tests.faulty_server import Answer, Fault, FaultyServer
+from tests.footage import FPS, noise, shots
+
+SOON_SECONDS = 5.0
+RECIPE = """
+name = "stopped"
+output = "{output}"
+sources = ["{sources}"]
+[probe]
+min_short_side_px = 180
+[clips]
+length_seconds = 3.0
+min_seconds = 2.5
+[cut]
+renditions = [{{ name = "320", short_side_px = 320, upscale = true }}]
+preset = "slow"
+[download]
+retries = 1
+backoff_seconds = 60.0
+max_per_host = 3
+[execution]
+workers = 1
+downloads = 6
+min_free_bytes = 0
+[split]
+train = 1.0
+validation = 0.0
+test = 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("media") / "video.mp4"
+    write_video(path, shots([3.4]), noise(3.4), fps=FPS)
+    return path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FaultyServer() as running:
+        yield running
+
+
+def recipe(folder: Path, **sources: str | Path) -> BuildRecipe:
+    rows = "".join(f"{name},{where}\n" for name, where in sources.items())
+    (folder / "sources.csv").write_text(f"id,url\n{rows}")
+    (folder / "stopped.toml").write_text(RECIPE.format(output=folder / "out", sources=folder / "sources.csv"))
+    return load_recipe(folder / "stopped.toml")
+
+
+def until(happened: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ffmpegs() -> list[int]:
+    """The running ffmpeg processes of this one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            name, _, rest = (folder / "stat").read_text().rpartition(") ")
+            if int(rest.split()[1]) == os.getpid() and "(ffmpeg" in name and rest[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def hold_the_cut() -> None:
+    """Stops the clock of the ffmpeg that cuts: it would work for ever."""
+
+    def is_held() -> bool:
+        for process in ffmpegs():
+            with suppress(OSError):
+                if b"sound.flac" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    os.kill(process, signal.SIGSTOP)
+                    return True
+        return False
+
+    until(is_held)
+
+
+def recorded(build: Build) -> set[str]:
+    done = build.output.local_path / "state" / "done"  # type: ignore[operator]
+    return {path.stem for path in done.rglob("open/*.json")} | {path.name for path in done.rglob("*.jsonl")}
+
+
+def test_a_build_ends_soon_whatever_it_is_at_and_the_next_run_goes_on(
+    server: FaultyServer, video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "text.mp4").write_text("This is no video.\n" * 30)
+    body = video.read_bytes()
+    wanted = recipe(
+        tmp_path,
+        cut=video,
+        text=tmp_path / "text.mp4",
+        stalled=server.serve("/stalled.mp4", Answer(body=body, fault=Fault.STALL, fault_after=2000)),
+        silent=server.serve("/silent.mp4", Answer(fault=Fault.STALL_BEFORE_HEADERS)),
+        busy=server.serve("/busy.mp4", Answer(status=503)),
+        waiting=server.serve("/waiting.mp4", Answer(status=404)),
+    )
+    events: list[Event] = []
+    build = Build(wanted)
+    build.check()
+    (batch,) = build.plan().batches
+    with ThreadPoolExecutor(1) as pool, closing(build), caplog.at_level(logging.WARNING):
+        running = pool.submit(build.run_batch, batch, events.append)
+        hold_the_cut()
+        until(lambda: server.hits() >= 3 and recorded(build) == {"text"})
+        time.sleep(0.3)
+        started = time.monotonic()
+        build.close()
+        result = running.result(timeout=SOON_SECONDS)
+    assert time.monotonic() - started < SOON_SECONDS
+    assert ffmpegs() == []
+    assert result.states == {"failed": 1}
+    assert recorded(build) == {"text"}
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert [event for event in events if "stopped" in str(event).lower()] == []
+    assert build.run_batch(batch, events.append).states == {}
+    assert [path.name for path in (tmp_path / "out" / "state" / "tmp").iterdir()] == []
+
+    for name in ("silent", "busy"):
+        server.serve(f"/{name}.mp4", Answer(status=404))
+    server.serve("/stalled.mp4", Answer(body=body + bytes(8)))
+    again = Build(wanted)
+    try:
+        again.check()
+        (left,) = again.plan().batches
+        assert {source.source_id for source in left.sources} == {"cut", "stalled", "silent", "busy", "waiting"}
+        assert again.run_batch(left, events.append).states == {"kept": 2, "failed": 3}
+        assert Path(again.finish(events.append).manifest_path).is_file()
+    finally:
+        again.close()
+
+
+def test_ctrl_c_in_a_batch_does_not_wait_for_its_sources(server: FaultyServer, tmp_path: Path) -> None:
+    silent = Answer(fault=Fault.STALL_BEFORE_HEADERS)
+    build = Build(recipe(tmp_path, silent=server.serve("/silent.mp4", silent)))
+    build.check()
+    started = 0.0
+
+    def interrupt() -> None:
+        nonlocal started
+        until(lambda: server.hits() == 1)
+        started = time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        build.run_batch(build.plan().batches[0], lambda event: None)
+    build.close()
+    assert time.monotonic() - started < SOON_SECONDS
+    assert recorded(build) == set()
+
+
+def endless() -> ffmpeg.nodes.OutputStream:
+    return ffmpeg.input("testsrc=s=64x64", f="lavfi", re=None).output("-", f="null")
+
+
+def test_ffmpeg_is_ended() -> None:
+    stop = Stop()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_ffmpeg, endless(), stop=stop)
+        until(lambda: bool(ffmpegs()))
+        stop.set()
+        with pytest.raises(StoppedError):
+            running.result(timeout=SOON_SECONDS)
+    assert ffmpegs() == []
+    with pytest.raises(StoppedError):
+        run_ffmpeg(endless(), stop=stop)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_who_ends_ffmpeg_may_be_ending_the_build(number: signal.Signals) -> None:
+    for is_build_ended in (True, False):
+        stop = Stop()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run_ffmpeg, endless(), stop=stop)
+            until(lambda: bool(ffmpegs()))
+            time.sleep(0.3)
+            os.kill(ffmpegs()[0], number)
+            if is_build_ended:
+                time.sleep(0.2)
+                stop.set()
+            with pytest.raises(StoppedError if is_build_ended else WorkerError):
+                running.result(timeout=SOON_SECONDS)
+
+
+def test_ffmpeg_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(WorkerError, match=r"ffmpeg took longer than 0\.5 s"):
+        run_ffmpeg(endless(), timeout_seconds=0.5)
+    assert ffmpegs() == []
+
+
+def test_a_gate_lets_go_of_those_who_wait() -> None:
+    hosts, stop = HostGate(max_per_host=1, spacing_seconds=60.0), Stop()
+
+    def enter(url: str) -> None:
+        with hosts.visit(url, stop):
+            pass
+
+    enter("http://b/1")
+    with hosts.visit("http://a/1"), ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(enter, "http://a/2"), pool.submit(enter, "http://b/2")]
+        time.sleep(0.2)
+        stop.set()
+        for visit in waiting:
+            with pytest.raises(StoppedError):
+                visit.result(timeout=1.0)
+
+
+def test_the_child_processes_of_a_download_are_out_of_ctrl_c_s_reach() -> None:
+    from pipeline.download import _yt_dlp
+
+    with _yt_dlp().utils.Popen(["sleep", "60"]) as process:
+        assert os.getpgid(process.pid) == process.pid
+        process.kill()
