@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FACTS_VERSION = 1
+"""Raise it when other things are read from a header: stored facts are then not used again."""
+
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:

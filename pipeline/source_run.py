@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.agreement import agreement
 from pipeline.cut import CutClip, cut_clip, cut_key
 from pipeline.download import fetch, fetched_before
 from pipeline.embedder import Embedder, read_embeddings
-from pipeline.errors import ClipError, TransientError
-from pipeline.facts import MediaFacts
+from pipeline.errors import ClipError, MediaError, TransientError
+from pipeline.facts import FACTS_VERSION, MediaFacts
 from pipeline.hosts import HostGate
 from pipeline.judge import judge_clip, judge_file
 from pipeline.measure import MeasuredVideo, measure_key, measure_video
@@ -24,7 +25,7 @@ from pipeline.media import probe
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.records import ClipRecord, SourceRecord
-from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, stable_hash
+from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, flat, stable_hash
 from pipeline.stop import Stop
 from pipeline.storage import Folder
 from pipeline.store import Store
@@ -122,7 +123,7 @@ def _run(run: _Run) -> SourceRecord:
         provenance=fetched.provenance,
         timings=run.timings,
     )
-    facts = _stored(run, f"probed/{fetched.content_sha256[:2]}/{fetched.content_sha256}.json", lambda: _probe(run))
+    facts = _facts(run, fetched.content_sha256)
     record = replace(record, facts=facts)
     verdict = judge_file(facts, _section_seconds(source), recipe.clips.min_seconds, recipe.probe)
     if not verdict.kept:
@@ -134,7 +135,7 @@ def _run(run: _Run) -> SourceRecord:
     if not measured.clips:
         fits = f"{len(measured.scenes)} scenes in {measured.decoded_seconds:.1f} s, none holds a clip of {recipe.clips.min_seconds:g} s"
         return replace(record, reason=Reason.NO_CLIP_FITS, detail=fits)
-    embedded_key, agreements = _agreements(run, key, measured)
+    embedded_key, agreements = _agreements(run, key, measured, section)
     clips = tuple(_clip(run, measured, index, agreements[index], fetched) for index in range(len(measured.clips)))
     state, reason, detail = summed_up([(clip.state, clip.reason) for clip in clips])
     return replace(record, state=state, reason=reason, detail=detail, embedded_key=embedded_key, clips=clips)
@@ -172,27 +173,48 @@ def _section_in_file(source: Source, fetched: Fetched) -> tuple[int, int | None]
     return max(source.start_ms - fetched.offset_ms, 0), end
 
 
-def _probe(run: _Run) -> MediaFacts:
-    path = Path(_fetch(run).path)
-    run.stage = "probe"
-    return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path)
+def _facts(run: _Run, content_sha256: str) -> MediaFacts:
+    name = f"probed/{content_sha256[:2]}/{content_sha256}-{FACTS_VERSION}.json"
 
+    def look() -> dict[str, Any]:
+        path = Path(_fetch(run).path)
+        run.stage = "probe"
+        return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path).to_json()
 
-def _stored(run: _Run, name: str, make: Callable[[], MediaFacts]) -> MediaFacts:
-    if run.tools.state.exists(name):
-        return MediaFacts.from_json(run.tools.state.read_json(name))
-    facts = make()
-    run.tools.state.write_json(name, facts.to_json())
-    return facts
+    return MediaFacts.from_json(_remembered(run, name, look)[0])
 
 
 def _measured(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> MeasuredVideo:
-    state, recipe = run.tools.state, run.tools.recipe
     name = f"measured/{key[:2]}/{key}.json"
-    if state.exists(name):
-        measured = MeasuredVideo.from_json(state.read_json(name))
+    values, reused = _remembered(run, name, lambda: _measure(run, key, facts, section).to_json())
+    measured = MeasuredVideo.from_json(values)
+    if reused:
         with run.timed("measure", measured.decoded_seconds, reused=True):
-            return measured
+            pass
+    return measured
+
+
+def _remembered(run: _Run, name: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """What ``work`` gave in this run or an earlier one, and whether it was an earlier one. A file that failed for good is
+    not looked at again either: its error is raised anew."""
+    state = run.tools.state
+    if state.exists(name):
+        values = state.read_json(name)
+        if "failed" in values:
+            run.stage = values["failed"]["stage"]
+            raise MediaError(values["failed"]["code"], values["failed"]["message"])
+        return values, True
+    try:
+        values = work()
+    except MediaError as error:
+        state.write_json(name, {"failed": flat(_failure(run.stage, error))})
+        raise
+    state.write_json(name, values)
+    return values, False
+
+
+def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> MeasuredVideo:
+    state, recipe = run.tools.state, run.tools.recipe
     path = Path(_fetch(run).path)
     assert facts.video is not None
     seconds = facts.video.duration_seconds or facts.duration_seconds or 0.0
@@ -211,11 +233,12 @@ def _measured(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | 
         )
         state.move_in(folder / "frames.npz", f"previews/{key[:2]}/{key}.frames.npz")
         state.move_in(folder / "sound.flac", f"previews/{key[:2]}/{key}.flac")
-        state.write_json(name, measured.to_json())
     return measured
 
 
-def _agreements(run: _Run, key: str, measured: MeasuredVideo) -> tuple[str | None, list[AgreementMeasures | None]]:
+def _agreements(
+    run: _Run, key: str, measured: MeasuredVideo, section: tuple[int, int | None]
+) -> tuple[str | None, list[AgreementMeasures | None]]:
     embedder, state = run.tools.embedder, run.tools.state
     if embedder is None:
         return None, [None] * len(measured.clips)
@@ -225,6 +248,8 @@ def _agreements(run: _Run, key: str, measured: MeasuredVideo) -> tuple[str | Non
         with run.timed("embed", measured.decoded_seconds, reused=True):
             content = state.read_bytes(name)
     else:
+        if not state.exists(f"previews/{key[:2]}/{key}.flac"):
+            _measure(run, key, measured.facts, section)  # somebody has cleared the previews away
         with run.timed("embed", measured.decoded_seconds), _scratch(run) as folder:
             for suffix in (".frames.npz", ".flac"):
                 (folder / f"p{suffix}").write_bytes(state.read_bytes(f"previews/{key[:2]}/{key}{suffix}"))

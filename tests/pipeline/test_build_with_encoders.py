@@ -5,6 +5,7 @@ The networks have random weights of the right shapes: what the numbers mean is n
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,15 @@ def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folde
 
     with pytest.raises(NothingKeptError, match="disagrees took 2 of 3 clips"):
         run(folder, "judge.min_agreement=0.999")
+
+
+def test_previews_that_were_cleared_away_are_made_again(folder: Path) -> None:
+    shutil.rmtree(folder / "built" / "state" / "previews")
+    shutil.rmtree(folder / "built" / "state" / "embedded")
+    before = (folder / "built" / "embeddings.parquet").read_bytes()
+    events = run(folder, "judge.min_motion=0.3")
+    assert {event.stage for event in events if isinstance(event, StageEvent) and not event.reused} >= {
+        "measure",
+        "embed",
+    }
+    assert (folder / "built" / "embeddings.parquet").read_bytes() == before
