@@ -20,7 +20,7 @@ from prefect.states import Completed, Failed
 from flows.artifacts import Artifacts
 from flows.batches import HERE, Workplace, run_batch
 from flows.logs import hide_trace, logs_in_run
-from flows.progress import Progress, counts
+from flows.progress import Progress
 from flows.runners import is_remote, run_in_window, task_runner
 from pipeline.build import Build, BuildPlan, BuildSummary
 from pipeline.errors import RecipeError, UserError
@@ -67,8 +67,9 @@ def _run(recipe: BuildRecipe | str, changes: Sequence[str]) -> State[Any]:
         except UserError as error:
             hide_trace(error)
             return Failed(message=str(error), data=error)
-    clips = counts(progress.snapshot().clips)
-    return Completed(message=f"clips of this run: {clips}; manifest: {summary.manifest_path}", data=summary)
+    clips = [row for row in summary.rows if row["what"] == "clips" and not row["cause"] and row["count"]]
+    counted = ", ".join(f"{row['count']} {row['state']}" for row in clips)
+    return Completed(message=f"clips: {counted}; manifest: {summary.manifest_path}", data=summary)
 
 
 def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:

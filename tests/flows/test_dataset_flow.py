@@ -48,7 +48,7 @@ def test_a_build_leaves_its_story_in_prefect(recipe: Path) -> None:
     summary = state.result()
     assert isinstance(summary, BuildSummary)
     assert verify(str(recipe.with_name("tiny"))) == []
-    assert state.message.endswith(f"; manifest: {summary.manifest_path}")
+    assert state.message == f"clips: 3 kept; manifest: {summary.manifest_path}"
     run_id: UUID = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(run_id).name.startswith("tiny ")
