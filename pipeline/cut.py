@@ -198,7 +198,7 @@ def _opened(path: Path, facts: MediaFacts, span: Span) -> tuple[Any, Any]:
 
 def _prepared(pictures: Any, video: VideoFacts, bars: Bars) -> Any:
     if video.interlaced:
-        pictures = pictures.filter("bwdif", deint="interlaced")
+        pictures = pictures.filter("bwdif", mode="send_frame", deint="interlaced")
     if bars:
         width, height = video.width - bars.left - bars.right, video.height - bars.top - bars.bottom
         pictures = pictures.filter("scale", video.width, video.height) if _is_stretched(video) else pictures
@@ -219,44 +219,41 @@ def _is_stretched(video: VideoFacts) -> bool:
 
 
 def _even(heard: Any, num_samples: int, sample_rate_hz: int, num_channels: int) -> Any:
-    """Sound without gaps, exactly ``num_samples`` long: what is missing at either end is silence."""
+    """Sound without gaps, exactly ``num_samples`` long: what is missing at either end is silence.
+
+    It comes in even blocks, because FLAC's encoder takes its block size from the first one, whatever is left of that packet.
+    """
     layout = "mono" if num_channels == 1 else "stereo"
     return (
         heard.filter("aresample", sample_rate_hz, **{"async": 1, "first_pts": 0})
         .filter("aformat", sample_fmts="s16", channel_layouts=layout)
         .filter("apad", whole_len=num_samples)
         .filter("atrim", end_sample=num_samples)
-        .filter(
-            "asetnsamples", n=4096, p=0
-        )  # the FLAC encoder takes its block size from the first frame, whatever is left of it
+        .filter("asetnsamples", n=4096, p=0)
     )
 
 
 def _picture_options(settings: CutSettings, video: VideoFacts) -> dict[str, Any]:
     gop = max(round(settings.gop_seconds * (video.fps or 25.0)), 1)
-    common: dict[str, Any] = {"g": gop, "fps_mode": "passthrough", "enc_time_base:v": "demux", "pix_fmt": "yuv420p"}
-    threads = settings.encoder_threads
-    if settings.codec == "x264":
-        params = f"threads={threads}:lookahead-threads=1:scenecut=0:open-gop=0:keyint={gop}:min-keyint={gop}"
-        return {
-            **common,
-            "vcodec": "libx264",
-            "preset": settings.preset,
-            "crf": settings.quality,
-            "x264-params": params,
-        }
-    if settings.codec == "svt_av1":
-        params = f"lp={threads}:keyint={gop}:scd=0:enable-overlays=0"
-        return {
-            **common,
+    threads, keyint = settings.encoder_threads, f"keyint={gop}"
+    x264 = f"threads={threads}:lookahead-threads=1:scenecut=0:open-gop=0:{keyint}:min-{keyint}"
+    of_codec: dict[str, dict[str, Any]] = {
+        "x264": {"vcodec": "libx264", "crf": settings.quality, "x264-params": x264},
+        "svt_av1": {
             "vcodec": "libsvtav1",
-            "preset": settings.preset,
             "crf": settings.quality,
-            "svtav1-params": params,
-        }
-    return {
-        **common, "vcodec": "h264_nvenc", "preset": settings.preset, "cq": settings.quality, "rc": "vbr", "strict_gop": 1, "no-scenecut": 1,
-    }  # fmt: skip
+            "svtav1-params": f"lp={threads}:{keyint}:scd=0:enable-overlays=0",
+        },
+        "nvenc": {"vcodec": "h264_nvenc", "cq": settings.quality, "rc": "vbr", "strict_gop": 1, "no-scenecut": 1},
+    }
+    common = {
+        "g": gop,
+        "preset": settings.preset,
+        "fps_mode": "passthrough",
+        "enc_time_base:v": "demux",
+        "pix_fmt": "yuv420p",
+    }
+    return {**common, **of_codec[settings.codec]}
 
 
 def _container_options(settings: CutSettings) -> dict[str, Any]:

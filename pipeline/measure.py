@@ -225,10 +225,10 @@ def _check_complete(
     promised = video.duration_seconds or facts.duration_seconds
     if promised is None:
         return
-    if video.duration_seconds is None and sound_end > picture_end:
-        return  # the container tells only its longest track, and that is the sound
+    # where only the container tells its length, that is the length of its longest track, which may be the sound
+    decoded_end = picture_end if video.duration_seconds is not None else max(picture_end, sound_end)
     promised = min(promised, section_end) if section_end is not None else promised
-    missing = promised - picture_end
+    missing = promised - decoded_end
     if missing > max(1.0, missing_share * promised):
         reason = f", last error: {decoding.last_error}" if decoding.last_error else ""
         raise MediaError(

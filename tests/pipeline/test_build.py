@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import webdataset
 
@@ -17,6 +18,7 @@ from pipeline.progress import Event, SourceEvent, StageEvent
 from pipeline.recipe import BuildRecipe, load_recipe
 from pipeline.samples.serve import serve_folder
 from pipeline.samples.video import write_video
+from pipeline.verify import verify
 from tests.footage import FPS, noise, shots
 
 RECIPE = """
@@ -305,6 +307,23 @@ def test_a_section_keeps_its_place_in_the_source(media: Path, tmp_path: Path) ->
     run(recipe(sources, output, "split.train=1", "split.validation=0", "split.test=0"))
     names = [clip["key"] for clip in ledger(output)["later"]["clips"]]  # type: ignore[attr-defined]
     assert names == ["later_00003920_00006900"]
+
+
+def test_the_output_may_be_on_any_file_system(media: Path, tmp_path: Path) -> None:
+    sources = tmp_path / "one.csv"
+    sources.write_text(f"id,path\none,{media / 'two shots.mp4'}\n")
+    wanted = recipe(sources, tmp_path / "here", f'execution.store="{tmp_path / "store"}"')
+    run(wanted)
+    elsewhere = wanted.model_copy(update={"output": "memory://bucket/there"})
+    run(elsewhere)
+    assert verify("memory://bucket/there") == []
+    memory = fsspec.filesystem("memory")
+    assert {name: memory.cat(f"/bucket/there/{name}") for name in digests(tmp_path / "here")} == digests(
+        tmp_path / "here"
+    )
+    build = Build(elsewhere)
+    assert build.plan().batches == ()
+    build.close()
 
 
 def test_no_good_row_is_an_error_with_the_line(tmp_path: Path) -> None:

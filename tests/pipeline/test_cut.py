@@ -197,6 +197,19 @@ def test_hdr_is_brought_to_the_range_of_a_screen(tmp_path: Path) -> None:
     assert 150 < float(shown.small_luma((80, 48)).mean()) < 250
 
 
+def test_interlaced_footage_comes_out_progressive(tmp_path: Path) -> None:
+    fields = ["-x264-params", "tff=1", "-flags", "+ilme+ildct"]
+    write_video(tmp_path / "a.mp4", numbered_frames(range(60)), noise(2.4), fps=FPS, extra=fields)
+    facts = probe(tmp_path / "a.mp4")
+    assert facts.video is not None
+    assert facts.video.interlaced
+    cut_clip(tmp_path / "a.mp4", facts, Span(0, 2000), Bars(), SETTINGS, tmp_path)
+    after = probe(tmp_path / "full.mp4").video
+    assert after is not None
+    assert not after.interlaced
+    assert [number for _, number in pictures(tmp_path / "full.mp4")] == list(range(50))
+
+
 def test_pixels_come_out_square(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered_frames(range(60)), noise(2.4), fps=FPS, extra=["-aspect", "20:9"])
     facts = probe(tmp_path / "a.mp4")

@@ -1,0 +1,85 @@
+"""One decode: what it finds, what it keeps for the encoders, and when it says that a file is cut off."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.clips import ClipSettings
+from pipeline.errors import MediaError
+from pipeline.measure import MeasuredVideo, MeasureSettings, measure_video
+from pipeline.media import probe
+from pipeline.previews import PreviewSettings, read_frames, read_sounds
+from pipeline.samples.video import write_video
+from pipeline.scenes import SceneSettings
+from pipeline.schema import Span
+from tests.footage import FPS, noise, number_in, numbered_frames, shots
+
+
+def measure(path: Path, section: tuple[int, int | None] = (0, None)) -> MeasuredVideo:
+    return measure_video(
+        path,
+        probe(path),
+        section_ms=section,
+        scenes=SceneSettings(),
+        clips=ClipSettings(length_seconds=2.0, min_seconds=1.0, margin_seconds=0.2),
+        settings=MeasureSettings(previews=PreviewSettings(every_seconds=0.2, short_side_px=192)),
+        frames_out=path.with_suffix(".npz"),
+        sound_out=path.with_suffix(".flac"),
+    )
+
+
+def test_scenes_and_clips_are_where_the_cuts_are(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", shots([3.0, 4.0]), noise(7), fps=FPS)
+    measured = measure(tmp_path / "a.mp4")
+    assert measured.scenes == (Span(0, 3000), Span(3000, 7000))
+    assert [(clip.scene_index, clip.span) for clip in measured.clips] == [
+        (0, Span(0, 2000)),
+        (1, Span(3200, 5200)),
+        (1, Span(5200, 7000)),
+    ]
+    assert [clip.picture.num_frames for clip in measured.clips] == [50, 50, 45]
+    assert (measured.num_frames, measured.decoded_seconds) == (175, 7.0)
+    assert MeasuredVideo.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+
+
+def test_previews_show_and_play_the_span_that_is_asked_for(tmp_path: Path) -> None:
+    sound = noise(6.0, seed=4)
+    write_video(
+        tmp_path / "a.mkv", numbered_frames(range(150)), sound, fps=FPS, sample_rate=44_100, audio_codec="pcm_s16le"
+    )
+    measure(tmp_path / "a.mkv")
+    with (tmp_path / "a.npz").open("rb") as file:
+        one, two = read_frames(file, [(0.0, 2.0), (3.0, 4.0)], 3)
+    assert [number_in(frame.mean(axis=2).astype(np.uint8)) for frame in one] == [0, 20, 45]
+    assert [number_in(frame.mean(axis=2).astype(np.uint8)) for frame in two] == [75, 85, 95]
+    with (tmp_path / "a.flac").open("rb") as file:
+        heard, silence = read_sounds(file, [(1.0, 2.0), (50.0, 50.5)])
+    assert heard == pytest.approx(sound[44_100:88_200, 0], abs=2 / 32768)
+    assert silence.shape == (22_050,)
+    assert not silence.any()
+
+
+def test_a_section_is_measured_alone(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", shots([3.0, 4.0]), noise(7), fps=FPS)
+    assert [clip.span for clip in measure(tmp_path / "a.mp4", (3500, 5900)).clips] == [Span(3520, 5520)]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_a_file_that_is_cut_off_is_told_from_a_whole_one(tmp_path: Path, name: str) -> None:
+    """In Matroska only the container tells a length, and the sound may well end after the picture that is left."""
+    codecs = {"video_codec": "libvpx", "audio_codec": "libopus", "preset": None} if name == "a.webm" else {}
+    write_video(tmp_path / name, shots([8.0]), noise(8, seed=3), fps=FPS, gop=25, faststart=name == "a.mp4", **codecs)
+    assert measure(tmp_path / name).decoded_seconds == pytest.approx(8.0, abs=0.05)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MediaError, match=r"the header promises 8\.0 s") as caught:
+        measure(tmp_path / name)
+    assert caught.value.code == "truncated"
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_sound_that_goes_on_after_the_picture_is_no_truncation(tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / name, shots([3.0]), noise(8), fps=FPS)
+    assert measure(tmp_path / name).decoded_seconds == pytest.approx(3.0, abs=0.05)
