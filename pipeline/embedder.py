@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +18,21 @@ from pipeline.workers import Workers
 
 TIMEOUT_SECONDS = 1800.0
 
-_pair: EncoderPair | None = None
-
 
 class Embedder:
     """The encoder pair of a recipe. Raises EncoderError where its files cannot be had."""
 
     def __init__(self, settings: EncoderPairSettings, stop: Stop | None = None) -> None:
         self.encoder_id = find_files(settings).encoder_id
-        self._frames_per_clip = settings.frames_per_clip
-        self._workers = Workers(1, stop, initializer=_load, initargs=(settings,))
+        self._settings = settings
+        self._workers = Workers(1, stop)
 
     def embed(self, frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]]) -> bytes:
-        """Embeddings of the clips at ``spans`` (seconds in the file), as the bytes of an npz: see :func:`read_embeddings`."""
-        return self._workers.run(_embed, TIMEOUT_SECONDS, frames_path, sound_path, tuple(spans), self._frames_per_clip)
+        """Embeddings of the clips at ``spans`` (seconds in the file), as the bytes of an npz: see :func:`read_embeddings`.
+
+        Raises EncoderError, the first time, where the weights turn out to be damaged or of another shape.
+        """
+        return self._workers.run(_embed, TIMEOUT_SECONDS, self._settings, frames_path, sound_path, tuple(spans))
 
     def close(self) -> None:
         self._workers.close()
@@ -45,18 +47,21 @@ def read_embeddings(
         return frames, arrays["picture"].astype(np.float32), arrays["sound"].astype(np.float32)
 
 
-def _load(settings: EncoderPairSettings) -> None:
-    global _pair  # noqa: PLW0603 - one pair per process
-    _pair = load_pair(settings)
+@functools.cache
+def _pair(settings: EncoderPairSettings) -> EncoderPair:
+    """The pair of this process."""
+    return load_pair(settings)
 
 
-def _embed(frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]], frames_per_clip: int) -> bytes:
-    assert _pair is not None
+def _embed(
+    settings: EncoderPairSettings, frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]]
+) -> bytes:
+    pair = _pair(settings)
     with frames_path.open("rb") as file:
-        frames = read_frames(file, spans, frames_per_clip)
+        frames = read_frames(file, spans, settings.frames_per_clip)
     with sound_path.open("rb") as file:
         sounds = read_sounds(file, spans)
-    found = _pair.embed_clips(frames, sounds, SAMPLE_RATE_HZ)
+    found = pair.embed_clips(frames, sounds, SAMPLE_RATE_HZ)
     content = io.BytesIO()
     np.savez(
         content,

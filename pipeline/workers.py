@@ -43,14 +43,7 @@ class Workers:
     ``stop`` ends what runs, and is set by :meth:`close`.
     """
 
-    def __init__(
-        self,
-        num_workers: int | None = None,
-        stop: Stop | None = None,
-        *,
-        initializer: Callable[..., None] | None = None,
-        initargs: tuple[object, ...] = (),
-    ) -> None:
+    def __init__(self, num_workers: int | None = None, stop: Stop | None = None) -> None:
         self.num_workers = num_workers or num_cores()
         self.slots = threading.BoundedSemaphore(self.num_workers)
         self._stop = stop or Stop()
@@ -60,7 +53,6 @@ class Workers:
             max_tasks=MAX_JOBS_PER_PROCESS,
             context=_context(),
             initializer=_start,
-            initargs=(initializer, initargs),
         )
 
     def run(self, work: Callable[P, T], timeout_seconds: float, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -130,10 +122,8 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _start(initializer: Callable[..., None] | None, initargs: tuple[object, ...]) -> None:
+def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
-    if initializer is not None:
-        initializer(*initargs)
 
 
 def _exit(exitcode: int) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from pipeline.build import Build
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
-from pipeline.errors import NothingKeptError
+from pipeline.errors import EncoderError, NothingKeptError
 from pipeline.manifest import read_manifest
 from pipeline.progress import Event, StageEvent
 from pipeline.recipe import load_recipe
@@ -118,3 +118,11 @@ def test_previews_that_were_cleared_away_are_made_again(folder: Path) -> None:
         "embed",
     }
     assert (folder / "built" / "embeddings.parquet").read_bytes() == before
+
+
+def test_damaged_weights_stop_the_build_and_are_named(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((folder / "picture.safetensors").read_bytes()[:100_000])
+    with pytest.raises(EncoderError, match=r"damaged\.safetensors"):
+        run(folder, f'encoders.picture_weights="{damaged}"')
+    run(folder)  # nothing of it was recorded
