@@ -44,7 +44,7 @@ retries = 1
 backoff_seconds = 60.0
 max_per_host = 3
 [execution]
-workers = 1
+workers = 2
 downloads = 6
 min_free_bytes = 0
 [split]
