@@ -36,7 +36,7 @@ def run(**parameters: Any) -> Any:
 
 def eventually(read: Any, enough: Any) -> Any:
     """Prefect sends logs and task states from threads, a moment later."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not enough(found := read()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found

@@ -26,7 +26,7 @@ from pipeline.stop import Stop
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 
-SOON_SECONDS = 5.0
+SOON_SECONDS = 15.0  # a busy machine; what is waited for here would otherwise take a minute or for ever
 RECIPE = """
 name = "stopped"
 output = "{output}"
@@ -75,7 +75,7 @@ def recipe(folder: Path, **sources: str | Path) -> BuildRecipe:
     return load_recipe(folder / "stopped.toml")
 
 
-def until(happened: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
