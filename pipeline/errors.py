@@ -7,13 +7,21 @@
     │   ├── OutputError             the output folder: not writable, too little space, in use
     │   ├── EncoderError            weights that are unknown, missing, damaged, or of another shape
     │   ├── ManifestError           a manifest of another version, or damaged
+    │   ├── DataError               a dataset cannot be trained on as asked, or too many of its samples cannot be read
+    │   ├── CalibrationError        no threshold can be had for what is asked: too few clips, or of another encoder
+    │   ├── ReportError             a dataset whose tables cannot be read, so that there is nothing to report
+    │   ├── CheckpointError         a checkpoint of a fit that is damaged, foreign, or of another network
+    │   ├── GeneratorError          a generator's file that is damaged, foreign, hostile, or of another network
     │   └── NothingKeptError        a build that kept no clip
     ├── ClipError                   one source or clip could not be processed: one ledger entry, the rest goes on
     │   ├── DownloadError           could not be fetched
     │   │   └── TransientDownloadError (TransientError)
     │   ├── MediaError              is not, or is no longer, playable media
+    │   ├── ShardError              a shard or its index cannot be read: the samples in it cannot either
+    │   ├── PreviewError            what was kept for the encoders is gone or damaged (TransientError)
     │   └── WorkerError             the process that worked on it was killed or took too long
     │       └── ... TransientError  mixed in where a retry can help
+    ├── FitError                    a fit cannot go on: its loss is not finite; a checkpoint is written
     └── StoppedError                the build was stopped: nothing is to be said of what was at work
 
 Anything else that is raised is a bug and stops the run.
@@ -48,6 +56,26 @@ class ManifestError(UserError):
     """A manifest cannot be read."""
 
 
+class CalibrationError(UserError):
+    """No threshold of agreement can be had: too few clips of too few sources, or the calibration of another encoder."""
+
+
+class DataError(UserError):
+    """A dataset cannot be trained on as asked, or too many of its samples cannot be read."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be continued from."""
+
+
+class ReportError(UserError):
+    """A dataset's tables cannot be read: there is nothing to report."""
+
+
+class GeneratorError(UserError):
+    """A generator's file cannot be used. Nothing that it holds was imported or run."""
+
+
 class NothingKeptError(UserError):
     """A build ended without a single kept clip."""
 
@@ -65,6 +93,10 @@ class SourceListError(UserError):
 
 class TransientError(HearscapeError):
     """Mixed into errors that a later try may not meet again."""
+
+
+class FitError(HearscapeError):
+    """A fit cannot go on. What it had learned until then is in its checkpoint."""
 
 
 class StoppedError(HearscapeError):
@@ -95,6 +127,14 @@ class TransientDownloadError(DownloadError, TransientError):
 
 class MediaError(ClipError):
     """A file is not media that can be decoded."""
+
+
+class PreviewError(ClipError, TransientError):
+    """The small frames and the sound that were kept for encoders are gone or damaged; another setting makes them again."""
+
+
+class ShardError(ClipError):
+    """A shard or its index cannot be read, and with it none of its samples."""
 
 
 class WorkerError(ClipError, TransientError):

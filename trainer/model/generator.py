@@ -1,0 +1,295 @@
+"""A whole generator: latents to styles to pictures, and the settings that describe one.
+
+Other code reads ``num_ws``, ``layer_groups``, ``w_avg`` and calls ``mapping`` and ``synthesis``; it need not know which
+StyleGAN it has.
+
+Shape suffixes: B batch, C colours, H W rows and columns, Z numbers of a latent, D of a style, L layers that take a style each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.settings import Settings
+from trainer.model.discriminator import Discriminator
+from trainer.model.layers import MappingNetwork
+from trainer.model.stylegan2 import BASE, NoiseMode, StyleGan2Synthesis
+from trainer.model.stylegan3 import Band, FirForm, StyleGan3Synthesis, bands
+
+MAX_RATIO = 4
+"""Of the sampling rates of neighbouring layers; published networks double."""
+NUM_FOR_AVERAGE = 10_000
+"""Latents that ``estimate_w_avg`` takes."""
+
+
+class GeneratorConfig(Settings):
+    """What a generator is besides its weights; written into our files, and read out of others."""
+
+    kind: Literal["stylegan2", "stylegan3"]
+    """Which synthesis network. StyleGAN3-T and -R differ in ``conv_kernel`` and ``radial_filters``."""
+    resolution: int = Field(ge=8, le=4096)
+    """Side of a picture, in pixels; a power of two."""
+    z_dim: int = Field(default=512, ge=1, le=65536)
+    """Numbers in a latent."""
+    c_dim: int = Field(default=0, ge=0, le=65536)
+    """Numbers in a label. 0: the generator knows no classes."""
+    w_dim: int = Field(default=512, ge=1, le=65536)
+    """Numbers in a style."""
+    num_colours: int = Field(default=3, ge=1, le=64)
+    """Colours of a picture."""
+    mapping_layers: int = Field(default=8, ge=1, le=64)
+    """Layers from latent to style."""
+    channel_base: int = Field(default=32768, ge=1, le=2**24)
+    """Channels at a resolution are this divided by it, at most ``channel_max``."""
+    channel_max: int = Field(default=512, ge=1, le=65536)
+    """Most channels."""
+    widths: tuple[int, ...] | None = None
+    """stylegan2: channels at 4, 8, ... pixels. None: from ``channel_base`` and ``channel_max``."""
+    num_half: int = Field(default=0, ge=0, le=16)
+    """How many of the highest resolutions compute in half precision, once that is switched on (official: num_fp16_res)."""
+    conv_clamp: float | None = Field(default=None, gt=0)
+    """Limit of activations, which half precision needs. None: no limit."""
+    w_avg_beta: float = Field(default=0.998, ge=0, lt=1)
+    """Weight of the old average style at each update."""
+    conv_kernel: int = Field(default=3, ge=1, le=15)
+    """stylegan3: side of the kernels, 3 (T) or 1 (R)."""
+    radial_filters: bool = False
+    """stylegan3: downsampling filters equal in all directions (R)."""
+    num_layers: int = Field(default=14, ge=4, le=64)
+    """stylegan3: layers without input and colours."""
+    num_critical: int = Field(default=2, ge=1, le=16)
+    """stylegan3: last layers that sample critically."""
+    first_cutoff: float = Field(default=2.0, ge=1, le=64)
+    """stylegan3: cutoff of the first layer, cycles per picture width."""
+    first_stopband: float = Field(default=2**2.1, gt=1, le=256)
+    """stylegan3: stopband of the first layer, cycles per picture width."""
+    last_stopband_rel: float = Field(default=2**0.3, gt=1, le=4)
+    """stylegan3: stopband of the last layer, as a multiple of its cutoff."""
+    margin: int = Field(default=10, ge=0, le=256)
+    """stylegan3: samples around the picture."""
+    filter_size: int = Field(default=6, ge=2, le=16)
+    """stylegan3: taps of a filter for each step of its factor."""
+    oversampling: int = Field(default=2, ge=1, le=8)
+    """stylegan3: factor at which rectifiers run."""
+    output_scale: float = 0.25
+    """stylegan3: of the picture."""
+    magnitude_beta: float = Field(default=0.999, ge=0, lt=1)
+    """stylegan3: weight of the old magnitude at each update."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GeneratorConfig:
+        if self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution {self.resolution} is no power of two")
+        if self.widths is not None:
+            steps = int(math.log2(self.resolution // BASE)) + 1
+            if self.kind != "stylegan2" or len(self.widths) != steps or not all(0 < w <= 65536 for w in self.widths):
+                raise ValueError(
+                    f"widths {self.widths}: stylegan2 at {self.resolution} pixels takes {steps}, from 1 up"
+                )
+        if self.num_critical >= self.num_layers - 1:
+            raise ValueError(f"num_critical {self.num_critical} leaves too few of {self.num_layers} layers")
+        if self.kind == "stylegan3":
+            if not self.first_cutoff < min(self.first_stopband, self.resolution / 2):
+                raise ValueError(f"first_cutoff {self.first_cutoff} is not below first_stopband and resolution / 2")
+            rates = [band.rate for band in bands_of(self)]
+            if any(max(a, b) > MAX_RATIO * min(a, b) for a, b in pairwise(rates)):
+                raise ValueError(f"rates grow more than {MAX_RATIO} times from a layer to the next: take more layers")
+        return self
+
+
+class LayerGroups(NamedTuple):
+    """Which layers of W+ decide what: disjoint, together all of them."""
+
+    coarse: range
+    """Layout and pose."""
+    middle: range
+    """Shapes."""
+    fine: range
+    """Colours and texture."""
+
+
+class Generator(nn.Module):
+    """Latents (B, Z) to pictures (B, C, resolution, resolution), about -1..1, float32.
+
+    ``mapping(z)`` gives W+, (B, L, D); ``synthesis(ws)`` takes W, (B, D), or W+. Their state dict has the published
+    names.
+    """
+
+    def __init__(self, mapping: MappingNetwork, synthesis: StyleGan2Synthesis | StyleGan3Synthesis) -> None:
+        super().__init__()
+        self.mapping, self.synthesis = mapping, synthesis
+        self.z_dim, self.c_dim, self.w_dim = mapping.z_dim, mapping.c_dim, mapping.w_dim
+        self.resolution, self.num_ws = synthesis.resolution, synthesis.num_ws
+
+    def forward(
+        self,
+        z_BZ: Tensor,
+        c_BC: Tensor | None = None,
+        *,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise_mode: NoiseMode = "const",
+        update_emas: bool = False,
+    ) -> Tensor:
+        """``update_emas``, for training, moves the average style and StyleGAN3's magnitudes."""
+        ws_BLD = self.mapping(
+            z_BZ, c_BC, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, update_emas=update_emas
+        )
+        pictures: Tensor = self.synthesis(ws_BLD, noise_mode=noise_mode, update_emas=update_emas)
+        return pictures
+
+    @property
+    def w_avg(self) -> Tensor:
+        """(D,): the average style, towards which truncation moves."""
+        return self.mapping.w_avg
+
+    @property
+    def layer_groups(self) -> LayerGroups:
+        """4, 4 and the rest of W+, as in the paper on sound-guided video; thirds where W+ has fewer than 9 layers."""
+        first, second = (4, 8) if self.num_ws > 8 else (math.ceil(self.num_ws / 3), math.ceil(self.num_ws * 2 / 3))
+        return LayerGroups(range(first), range(first, second), range(second, self.num_ws))
+
+    def freeze_input(self, w_D: Tensor | None = None) -> None:
+        """StyleGAN3: one style (None: ``w_avg``) places every picture, so that walks through W+ do not turn or drift.
+
+        StyleGAN2 has nothing to freeze. ``unfreeze_input`` undoes it. It is not saved with the weights.
+        """
+        if isinstance(self.synthesis, StyleGan3Synthesis):
+            self.synthesis.input.frozen_w_D = (self.w_avg if w_D is None else w_D).detach().clone()
+
+    def unfreeze_input(self) -> None:
+        """Every picture's own style places it again."""
+        if isinstance(self.synthesis, StyleGan3Synthesis):
+            self.synthesis.input.frozen_w_D = None
+
+    def use_half(self, dtype: torch.dtype | None) -> None:
+        """The highest resolutions compute in ``dtype`` from now on, as many as the config says; None: none of them."""
+        self.synthesis.half_dtype = dtype
+
+
+def build_generator(
+    config: GeneratorConfig,
+    *,
+    grouped: bool = False,
+    channels_last: bool = True,
+    fir: FirForm = "convolution",
+    recompute: bool = False,
+) -> Generator:
+    """A generator with random weights. The other arguments change speed and memory alone: ``benchmarks/generator.py``."""
+    synthesis: StyleGan2Synthesis | StyleGan3Synthesis
+    if config.kind == "stylegan2":
+        synthesis = StyleGan2Synthesis(
+            config.w_dim,
+            config.resolution,
+            config.num_colours,
+            widths_of(config),
+            num_half=config.num_half,
+            clamp=config.conv_clamp,
+            grouped=grouped,
+            channels_last=channels_last,
+        )
+    else:
+        synthesis = StyleGan3Synthesis(
+            config.w_dim,
+            bands_of(config),
+            num_critical=config.num_critical,
+            kernel=config.conv_kernel,
+            radial=config.radial_filters,
+            filter_size=config.filter_size,
+            oversampling=config.oversampling,
+            output_scale=config.output_scale,
+            num_half=config.num_half,
+            clamp=config.conv_clamp,
+            magnitude_beta=config.magnitude_beta,
+            fir=fir,
+            grouped=grouped,
+            channels_last=channels_last,
+            recompute=recompute,
+        )
+    mapping = MappingNetwork(
+        config.z_dim,
+        config.c_dim,
+        config.w_dim,
+        synthesis.num_ws,
+        num_layers=config.mapping_layers,
+        w_avg_beta=config.w_avg_beta,
+    )
+    return Generator(mapping, synthesis)
+
+
+def build_discriminator(config: GeneratorConfig, *, channels_last: bool = True) -> Discriminator:
+    """StyleGAN2's discriminator of a generator's resolution, colours, labels and widths, with random weights."""
+    return Discriminator(
+        config.c_dim,
+        config.resolution,
+        config.num_colours,
+        widths_of(config),
+        num_half=config.num_half,
+        clamp=config.conv_clamp,
+        channels_last=channels_last,
+    )
+
+
+def widths_of(config: GeneratorConfig) -> tuple[int, ...]:
+    """Channels at 4, 8, ..., resolution pixels: what is named, or channel_base / side, at most channel_max."""
+    if config.widths is not None:
+        return config.widths
+    sides = [BASE << index for index in range(int(math.log2(config.resolution // BASE)) + 1)]
+    return tuple(max(1, min(config.channel_base // side, config.channel_max)) for side in sides)
+
+
+def bands_of(config: GeneratorConfig) -> list[Band]:
+    """stylegan3: the signals between the layers."""
+    return bands(
+        config.resolution,
+        config.num_colours,
+        channel_base=config.channel_base,
+        channel_max=config.channel_max,
+        num_layers=config.num_layers,
+        num_critical=config.num_critical,
+        first_cutoff=config.first_cutoff,
+        first_stopband=config.first_stopband,
+        last_stopband_rel=config.last_stopband_rel,
+        margin=config.margin,
+    )
+
+
+def latents(seeds: list[int], z_dim: int) -> Tensor:
+    """(len(seeds), Z): a standard normal row for each seed, the same whatever the others are."""
+    rows = [torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def estimate_w_avg(mapping: MappingNetwork, num_latents: int = NUM_FOR_AVERAGE) -> Tensor:
+    """(D,): the mean style of as many latents, always the same ones, for files that do not hold it.
+
+    A conditional network is averaged over its classes in turn.
+    """
+    device = mapping.w_avg.device
+    source = torch.Generator().manual_seed(0)
+    z_BZ = torch.randn(num_latents, mapping.z_dim, generator=source).to(device)
+    c_BC = None
+    if mapping.c_dim:
+        c_BC = torch.eye(mapping.c_dim, device=device)[torch.arange(num_latents, device=device) % mapping.c_dim]
+    total = torch.zeros(mapping.w_dim, device=device, dtype=torch.float64)
+    for first in range(0, num_latents, 1000):
+        labels = None if c_BC is None else c_BC[first : first + 1000]
+        total += mapping(z_BZ[first : first + 1000], labels)[:, 0].double().sum(0)
+    return (total / num_latents).float()
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Of all tensors and their names: equal for equal weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
