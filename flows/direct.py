@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import posixpath
@@ -17,12 +18,13 @@ import flows.environment  # noqa: F401 - before Prefect, which reads the environ
 from prefect.exceptions import TerminationSignal
 from rich.console import Console
 
-from flows.dataset_flow import WATCHED, build_dataset, plan_line
+from flows.dataset_flow import HELD, WATCHED, build_dataset, plan_line
 from flows.logs import show_logs
 from flows.progress import Progress, shown
 from flows.runners import task_runner
 from flows.server import temporary_server
 from pipeline.build import Build, BuildSummary
+from pipeline.download_errors import masked_values
 from pipeline.errors import HearscapeError, UserError
 from pipeline.recipe import BuildRecipe
 
@@ -50,7 +52,8 @@ def plan_text(recipe: BuildRecipe) -> str:
     build = Build(recipe)
     try:
         build.check()
-        return f"{recipe.model_dump_json(indent=2)}\n{plan_line(recipe, build.plan())}"
+        plan = build.plan()
+        return f"{recipe.model_dump_json(indent=2)}\n{plan.agreement}\n{plan_line(recipe, plan)}"
     finally:
         build.close()
 
@@ -67,8 +70,10 @@ def run_now(recipe: BuildRecipe, console: Console) -> BuildSummary:
             with console.status("Starting a temporary Prefect server"):
                 stack.enter_context(temporary_server())
         stack.callback(WATCHED.reset, WATCHED.set(progress))
+        stack.callback(HELD.reset, HELD.set(recipe))
+        told = BuildRecipe.model_validate_json(json.dumps(masked_values(recipe.model_dump(mode="json"))))
         with shown(progress, recipe.name, console):
-            state = build_dataset(recipe, return_state=True)
+            state = build_dataset(told, return_state=True)
         summary = state.result()
     assert isinstance(summary, BuildSummary)
     return summary

@@ -15,12 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from av.stream import Discard
 
+from pipeline.errors import MediaError
 from pipeline.media import cause, opened, picture_stream, sound_stream, start_of
 
 Luma = npt.NDArray[np.uint8]
 
 NO_PICTURE_TIMES = {"avi"}
 """Containers that store only when a picture is decoded. With B-frames libavformat's guess is out of order; ffmpeg goes by decoding time."""
+
+MAX_SECONDS = 24 * 3600.0
+"""Time stamps beyond this are no video's: what is made of them (gaps, windows) would have no end."""
 
 PLANAR_8_BIT = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv411p", "yuv410p"}
 
@@ -92,7 +96,7 @@ class SoundBlock:
 class Decoding:
     """One pass through a file, from ``start_seconds`` up to ``end_seconds``: iterate to get pictures and sound as they come.
 
-    After the last one, ``num_errors`` counts the packets that could not be decoded.
+    After the last one, ``num_errors`` counts the packets that could not be decoded. Raises MediaError, also ``bad_times``.
     Sound comes at ``sample_rate_hz`` in one or two channels (more are mixed down).
     """
 
@@ -137,7 +141,7 @@ class Decoding:
         for packet in self._packets(container, streams):
             if packet.stream not in open_ends:
                 continue
-            if packet.pts is not None and float(packet.pts * packet.time_base - origin) > self.end_seconds + 2:
+            if packet.pts is not None and _checked(packet.pts * packet.time_base - origin) > self.end_seconds + 2:
                 open_ends.discard(packet.stream)
                 if not open_ends:
                     break
@@ -148,14 +152,23 @@ class Decoding:
                         frame, frame.dts if container.format.name in NO_PICTURE_TIMES else frame.pts, origin
                     )
                 elif isinstance(frame, av.AudioFrame) and resampler is not None:
-                    yield from resampler.feed(frame)
+                    yield from self._sound(resampler, frame)
         if resampler is not None:
-            yield from resampler.feed(None)
+            yield from self._sound(resampler, None)
 
     def _packets(self, container: av.container.InputContainer, streams: Sequence[Any]) -> Iterator[av.Packet[Any]]:
         try:
             yield from container.demux(streams)
         except av.error.FFmpegError as error:
+            self._note(error)
+        except IndexError as error:
+            # PyAV, at the very end of a file in which a track turns up that its header does not name
+            self._note(error)
+
+    def _sound(self, clock: _SoundClock, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:
+        try:
+            yield from clock.feed(frame)
+        except (av.error.FFmpegError, ValueError) as error:  # a layout or rate that cannot be
             self._note(error)
 
     def _frames(self, packet: av.Packet[Any]) -> Sequence[Any]:
@@ -172,9 +185,15 @@ class Decoding:
     def _picture(self, frame: av.VideoFrame, stamp: int | None, origin: Fraction) -> Iterator[Picture]:
         if stamp is None or frame.time_base is None:
             return
-        seconds = float(stamp * frame.time_base - origin)
+        seconds = _checked(stamp * frame.time_base - origin)
         if self.start_seconds <= seconds < self.end_seconds:
             yield Picture(frame, seconds)
+
+
+def _checked(seconds: Fraction) -> float:
+    if abs(seconds) > MAX_SECONDS:
+        raise MediaError("bad_times", f"a time stamp lies {float(seconds):.3g} s from the beginning")
+    return float(seconds)
 
 
 class _SoundClock:
@@ -194,9 +213,11 @@ class _SoundClock:
         if frame is None:
             yield from self._drain()
             return
+        if frame.sample_rate <= 0 or frame.samples <= 0:
+            return
         seconds = self._expected or 0.0
         if frame.pts is not None and frame.time_base is not None:
-            seconds = float(frame.pts * frame.time_base - self.origin)
+            seconds = _checked(frame.pts * frame.time_base - self.origin)
         signature = (frame.format.name, frame.layout.name, frame.sample_rate)
         jumped = self._expected is None or abs(seconds - self._expected) > self.TOLERANCE_SECONDS
         if jumped or signature != self._signature:

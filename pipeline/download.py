@@ -9,6 +9,7 @@ import atexit
 import functools
 import io
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,10 +19,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline import media
+from pipeline.addresses import Reach, named_places, resolved_places
+from pipeline.checking_proxy import CheckingProxy
 from pipeline.download_errors import explain, is_ours, mask_secrets
+from pipeline.download_settings import WEB, DownloadSettings
 from pipeline.errors import DownloadError, HearscapeError, TransientDownloadError, UserError
 from pipeline.hosts import HostGate
 from pipeline.links import canonical_url, problem_with_url, scheme_of
@@ -29,7 +32,6 @@ from pipeline.passthrough import copy_remote, use_local
 from pipeline.provenance import provenance_of
 from pipeline.retries import with_retries
 from pipeline.schema import Fetched, Source, stable_hash
-from pipeline.settings import Settings
 from pipeline.sniff import suffix_of
 from pipeline.stop import Stop
 from pipeline.store import Store
@@ -37,69 +39,12 @@ from pipeline.transfer import Limits, Pool, Watch, run_watched, watched_reader
 
 LOG = logging.getLogger(__name__)
 
-WEB = frozenset({"http", "https"})
 LOCAL = frozenset({None, "file", "local"})
 PROTOCOLS = re.compile(r"(?:https?|m3u8(?:_native)?|http_dash_segments(?:_generator)?|f4m|ism)(?:\+|$)")
 """yt-dlp's names of the protocols that run over http(s) alone."""
-PLAIN_LINK = re.compile(r"\.(?:mp4|m4v|mov|qt|mkv|webm|avi|mpe?g|m2ts|mts|ts|ogv|wmv|flv|3gp|3g2|mxf)$", re.IGNORECASE)
 YOUTUBE = re.compile(r"(?:.+\.)?(?:youtube\.com|youtu\.be|youtube-nocookie\.com)")
 SECTION_ARGUMENTS = ["-copyts", "-start_at_zero", "-avoid_negative_ts", "disabled", "-f", "matroska"]
 """Keeps the source's timestamps, so that the file tells where the section lies. Matroska stores them as they are."""
-
-
-class DownloadSettings(Settings):
-    """How sources are fetched."""
-
-    height: PositiveInt | None = 1080
-    """Greatest height wanted, in pixels, where a site offers several. None: the best there is."""
-    sections: bool = False
-    """Fetch only the part between a source's start and end, from sites; the file then begins at the keyframe before the
-    start. Plain links are always fetched whole."""
-    cookies_file: Path | None = None
-    """Cookies in Netscape format. The file is only read. None: none."""
-    cookies_browser: str | None = None
-    """Take the cookies of this browser: ``firefox``, or with a profile ``chrome:Profile 1``. None: no."""
-    proxy: str | None = None
-    """URL of a proxy (http, https, socks4, socks5). None: as the environment says (``HTTP_PROXY``, ...)."""
-    rate_limit_bytes_per_second: PositiveInt | None = None
-    """Greatest speed of each download. Sections from sites are not held back. None: no limit."""
-    sleep_seconds: NonNegativeFloat = 0.0
-    """Least time between two downloads from one host, and between yt-dlp's requests for pages."""
-    retries: NonNegativeInt = 3
-    """Further tries after an error that may pass: a broken connection, a stall, 5xx, 429."""
-    backoff_seconds: NonNegativeFloat = 2.0
-    """Wait before the second try; doubled for each further one."""
-    backoff_max_seconds: NonNegativeFloat = 60.0
-    """Longest wait between two tries that is our own choice."""
-    retry_after_max_seconds: NonNegativeFloat = 120.0
-    """Longest wait that a host may ask for (Retry-After); if it asks for more, the source fails for now."""
-    socket_timeout_seconds: PositiveFloat = 20.0
-    """Silence on a connection that counts as a stall."""
-    stall_seconds: PositiveFloat = 60.0
-    """Time over which the speed must reach ``min_bytes_per_second``."""
-    min_bytes_per_second: NonNegativeFloat = 1000.0
-    """A download that is slower is stalled."""
-    timeout_seconds: PositiveFloat | None = 3600.0
-    """Longest time for one source, with all tries, without the wait for a place at its host. None: no limit."""
-    max_bytes: PositiveInt | None = 8 << 30
-    """Largest file. None: no limit."""
-    max_duration_seconds: PositiveFloat | None = 4 * 3600.0
-    """Longest video (or section, where one is fetched) as far as the site tells. None: no limit."""
-    max_per_host: PositiveInt = 4
-    """Downloads from one host at the same time."""
-    pause_after: PositiveInt = 3
-    """Number of 429 answers in a row after which a host is paused."""
-    pause_seconds: NonNegativeFloat = 300.0
-    """How long a host is left alone after that, or after it took us for a bot."""
-
-    def host_gate(self) -> HostGate:
-        """The gate that all fetches of a build share."""
-        return HostGate(self.max_per_host, self.pause_after, self.pause_seconds, self.sleep_seconds)
-
-    def wants_section(self, source: Source) -> bool:
-        """Whether only a part of the source is asked for from its site."""
-        is_plain = PLAIN_LINK.search(urlsplit(source.url).path) is not None
-        return self.sections and source.is_section and scheme_of(source.url) in WEB and not is_plain
 
 
 def fetch_key(source: Source, settings: DownloadSettings) -> str:
@@ -173,13 +118,15 @@ def _try(
 
 
 def _get_remote(source: Source, settings: DownloadSettings, watch: Watch) -> tuple[Path, bool, dict[str, Any]]:
-    path, provenance = copy_remote(source.url, watch.folder, watch)
+    path, provenance = copy_remote(source.url, watch.folder, watch, settings.allow_networks)
     return path, False, provenance
 
 
 def _get_web(source: Source, settings: DownloadSettings, watch: Watch) -> tuple[Path, bool, dict[str, Any]]:
     """Path of the file, whether it is only the wanted section, provenance."""
-    with _sessions.borrowed(settings.model_dump_json(), lambda: _Session(settings)) as session:
+    # connections that are kept open must not be found by a source that may not open them
+    key = f"{settings.model_dump_json()} {sorted(named_places(source.url))}"
+    with _sessions.borrowed(key, lambda: _Session(settings)) as session:
         session.watch = watch
         section = (source.start_ms, source.end_ms) if settings.wants_section(source) else None
         return session.get(source.url, section)
@@ -190,6 +137,7 @@ def check_requirements(sources: Iterable[Source], settings: DownloadSettings | N
     settings = settings or DownloadSettings()
     if settings.cookies_file is not None and not settings.cookies_file.is_file():
         raise UserError(f"download.cookies_file: there is no file {settings.cookies_file}")
+    settings.proxy_url()
     first_of: dict[str, Source] = {}
     for source in sources:
         scheme = scheme_of(source.url)
@@ -233,8 +181,8 @@ def javascript_runtimes() -> dict[str, tuple[str, bool]]:
     return found
 
 
-_watching: ContextVar[Watch | None] = ContextVar("_watching", default=None)
-"""The watch over what this thread downloads."""
+_at_work: ContextVar[_Session | None] = ContextVar("_at_work", default=None)
+"""The session in which this thread downloads."""
 
 
 @functools.cache
@@ -248,14 +196,17 @@ def _yt_dlp() -> Any:
 
     start = yt_dlp.utils.Popen.__init__
 
-    def start_watched(self: Any, *args: Any, **kwargs: Any) -> None:
+    def start_watched(self: Any, command: Any, *args: Any, **kwargs: Any) -> None:
+        session = _at_work.get()
+        if session is not None and isinstance(command, list):
+            command, kwargs = session.child_command(command, kwargs)
         start(
-            self, *args, **{"process_group": 0, **kwargs}
+            self, command, *args, **{"process_group": 0, **kwargs}
         )  # out of Ctrl-C's reach: its error would be taken for the site's
-        if (watch := _watching.get()) is not None:
-            watch.child_started(self)
+        if session is not None:
+            session.watch.child_started(self)
 
-    # ffmpeg downloads sections by itself: all that can be stopped is its process
+    # ffmpeg downloads sections by itself: all that can be stopped is its process, and what it asks for goes by a proxy
     yt_dlp.utils.Popen.__init__ = start_watched
     return yt_dlp
 
@@ -278,6 +229,9 @@ class _Session:
         self.watch: Watch
         self.section: tuple[int, int | None] | None = None
         self.content_type: str | None = None
+        self.reach = Reach((), settings.allow_networks)
+        self._children_reach = self.reach
+        self._children_proxy: CheckingProxy | None = None
         self.ydl = _yt_dlp().YoutubeDL(self._params(), auto_init="no_verbose_header")
         self._urlopen = self.ydl.urlopen
         self.ydl.urlopen = self._open
@@ -315,7 +269,7 @@ class _Session:
             "socket_timeout": settings.socket_timeout_seconds,
             "ratelimit": settings.rate_limit_bytes_per_second,
             "sleep_interval_requests": settings.sleep_seconds,
-            "proxy": settings.proxy,
+            "proxy": settings.proxy_url(),
             # a text, since yt-dlp writes cookies back to where it read them
             "cookiefile": io.StringIO(cookies.read_text(errors="replace")) if cookies is not None else None,
             "cookiesfrombrowser": (browser, profile or None, None, None) if browser else None,
@@ -330,18 +284,68 @@ class _Session:
     def get(self, url: str, section: tuple[int, int | None] | None) -> tuple[Path, bool, dict[str, Any]]:
         """Path, whether it is only the section, provenance."""
         self.section, self.content_type = section, None
-        _watching.set(self.watch)
+        self.reach = reach = Reach(named_places(url) | resolved_places(self._proxies()), self.settings.allow_networks)
+        self._children_reach = children_reach = Reach(named_places(url), self.settings.allow_networks)
+        if section is not None:
+            self._check_proxies()
+        token = _at_work.set(self)
+        try:
+            info = self._extracted(url)
+        finally:
+            _at_work.reset(token)
+            self._rest()
+            self.watch.network_error = children_reach.refused or reach.refused or self.watch.network_error
+        if children_reach.refused is not None:
+            raise children_reach.refused  # ffmpeg leaves out what it does not get, and is content
+        downloads = (info or {}).get("requested_downloads")
+        if not info or not downloads:
+            raise DownloadError("no_video", "the page lists no video")
+        is_section = downloads[0].get("section_start") is not None
+        return Path(downloads[0]["filepath"]), is_section, provenance_of(url, info, self.content_type)
+
+    def _extracted(self, url: str) -> Any:
         self.ydl.params["paths"] = {"home": str(self.watch.folder)}
         # where yt-dlp looks for ffmpeg when it has no YoutubeDL at hand; a context variable, so new in each thread
         _yt_dlp().postprocessor.ffmpeg.FFmpegPostProcessor._ffmpeg_location.set(media.ffmpeg_path())
         info = self.ydl.extract_info(url)
         while info and info.get("entries") is not None:
             info = next((entry for entry in info["entries"] if entry), None)
-        downloads = (info or {}).get("requested_downloads")
-        if not info or not downloads:
-            raise DownloadError("no_video", "the page lists no video")
-        is_section = downloads[0].get("section_start") is not None
-        return Path(downloads[0]["filepath"]), is_section, provenance_of(url, info, self.content_type)
+        return info
+
+    def _rest(self) -> None:
+        """Lets go of what belonged to one download: an error holds on to all that was open when it was raised."""
+        if self._children_proxy is not None:
+            self._children_proxy.close()
+            self._children_proxy = None
+        self.reach = self._children_reach = Reach((), self.settings.allow_networks)
+
+    def child_command(self, command: list[str], kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        """What yt-dlp wants to run, with ffmpeg held to what it may open and reach, and sure to end with us."""
+        if "ffmpeg" in Path(command[0]).name:
+            command = media.guarded(command)
+            if any(value.startswith(("http://", "https://")) for value in command):
+                kwargs = {**kwargs, "env": {**(kwargs.get("env") or os.environ), **self._children_proxies()}}
+        return media.dying_with_us(command), kwargs
+
+    def _children_proxies(self) -> dict[str, str]:
+        """The environment that makes ffmpeg go through the user's proxy, which then decides, or else through ours."""
+        self._check_proxies()
+        theirs = self._proxies()
+        if theirs:
+            return {"http_proxy": theirs[0], "no_proxy": ""}
+        if self._children_proxy is None:
+            self._children_proxy = CheckingProxy(self._children_reach, self.settings.socket_timeout_seconds)
+        return {"http_proxy": self._children_proxy.url, "no_proxy": ""}
+
+    def _check_proxies(self) -> None:
+        if any(proxy.startswith("socks") for proxy in self._proxies()):
+            raise DownloadError(
+                "proxy", "ffmpeg, which fetches sections, knows no SOCKS proxy: set download.sections = false"
+            )
+
+    def _proxies(self) -> list[str]:
+        """The proxies that yt-dlp uses."""
+        return [url for scheme, url in self.ydl.proxies.items() if url and scheme != "no" and url != "__noproxy__"]
 
     def _check_video(self, info: dict[str, Any], *, incomplete: bool) -> None:
         """Called by yt-dlp when it knows a video, and again when it has chosen the format."""
@@ -362,6 +366,10 @@ class _Session:
             raise DownloadError("too_long", f"{seconds:.0f} s long, over {limit}")
         if info.get("section_start") is None:
             self.watch.check_size(info.get("filesize"))
+        for part in [info, *(info.get("requested_formats") or ())]:
+            for link in (part.get("url"), part.get("manifest_url"), part.get("fragment_base_url")):
+                if link is not None and scheme_of(str(link)) not in WEB:
+                    raise DownloadError("unsupported_url", f"the site names {_shown(link)}: not http or https")
         protocol = str(info.get("protocol") or "http")
         if not all(PROTOCOLS.match(part) for part in protocol.split("+")):
             raise DownloadError("unsupported_url", f"the site offers the video over {protocol} only, not over http(s)")
@@ -386,8 +394,8 @@ class _Session:
         watch = self.watch
         url = request if isinstance(request, str) else request.url
         if scheme_of(url) not in WEB:
-            raise DownloadError("unsupported_url", f"refused to follow {mask_secrets(url)[:200]}: not http or https")
-        with watch.waiting():
+            raise DownloadError("unsupported_url", f"refused to follow {_shown(url)}: not http or https")
+        with watch.waiting(), self.reach.held():
             response = self._asked(lambda: self._urlopen(request))
             watch.opened(response)
         self.content_type = response.headers.get("Content-Type")
@@ -399,10 +407,14 @@ class _Session:
         try:
             return ask()
         except _yt_dlp().networking.exceptions.RequestError as error:
-            self.watch.network_error = error
+            self.watch.network_error = self.reach.refused or error
             if (response := getattr(error, "response", None)) is not None:
                 self.watch.opened(response)
             raise
+
+
+def _shown(link: object) -> str:
+    return mask_secrets(str(link))[:200]
 
 
 _sessions: Pool[_Session] = Pool()

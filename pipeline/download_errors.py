@@ -9,9 +9,10 @@ import email.utils
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.store import DISK_FULL_ERRNOS
@@ -76,6 +77,15 @@ def mask_secrets(text: str) -> str:
     text = _USERINFO.sub("***@", text)
     text = _PARAMETER.sub(r"\1***", text)
     return _HEADER.sub(r"\1\2***", text)
+
+
+def masked_values(values: Any) -> Any:
+    """Plain data (of mappings, lists, texts) with the secrets of every text masked."""
+    if isinstance(values, str):
+        return mask_secrets(values)
+    if isinstance(values, Mapping):
+        return {name: masked_values(value) for name, value in values.items()}
+    return [masked_values(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def clean(text: str) -> str:

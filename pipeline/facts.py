@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FACTS_VERSION = 1
+FACTS_VERSION = 2
 """Raise it when other things are read from a header: stored facts are then not used again."""
 
 

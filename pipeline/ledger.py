@@ -1,12 +1,18 @@
-"""The ledger: what became of every source and every clip, one line of JSON for each source."""
+"""The ledger: what became of every source and every clip, one line of JSON for each source.
+
+``python -m pipeline.ledger show manifests/NAME URL_OR_ID`` tells what happened to one link.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.download_errors import mask_secrets
+from pipeline.errors import UserError
 from pipeline.funnel import BAD_ROW
 from pipeline.records import ClipRecord, SourceRecord
 from pipeline.schema import Failure, State, flat
@@ -22,16 +28,16 @@ def write_ledger(output: Folder, listed: SourceList, records: Iterable[SourceRec
     """Bad rows first, then the sources that have come to an end (``records``, by id), then those that have not."""
     with output.writing(LEDGER_NAME) as ledger, output.writing(TIMINGS_NAME) as timings:
         for problem in listed.problems:
-            ledger.write(_line(_bad_row(problem)))
+            ledger.write(line_of(_bad_row(problem)))
         ended: set[str] = set()
         for record in records:
             ended.add(record.source.source_id)
-            ledger.write(_line(_entry(record)))
-            timings.write(_line({"source_id": record.source.source_id, **record.timings}))
+            ledger.write(line_of(ledger_line(record)))
+            timings.write(line_of({"source_id": record.source.source_id, **record.timings}))
         for source in sorted(listed.sources, key=lambda source: source.source_id):
             if source.source_id not in ended:
                 ledger.write(
-                    _line({"source_id": source.source_id, "url": mask_secrets(source.url), "state": State.PENDING})
+                    line_of({"source_id": source.source_id, "url": mask_secrets(source.url), "state": State.PENDING})
                 )
 
 
@@ -46,7 +52,8 @@ def _bad_row(problem: RowProblem) -> dict[str, Any]:
     }
 
 
-def _entry(record: SourceRecord) -> dict[str, Any]:
+def ledger_line(record: SourceRecord) -> dict[str, Any]:
+    """What the ledger says of a source that has come to an end."""
     source = record.source
     return {
         "source_id": source.source_id,
@@ -72,5 +79,40 @@ def _clip(key: str, clip: ClipRecord) -> dict[str, Any]:
     }
 
 
-def _line(values: Mapping[str, Any]) -> bytes:
+def line_of(values: Mapping[str, Any]) -> bytes:
+    """A line of JSON."""
     return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``show FOLDER URL_OR_ID``: 0 when it is in the ledger, 1 when not, 2 when there is no ledger that can be read."""
+    from pipeline.story import stories  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.ledger", description="What became of the sources of a build."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("show", help="tell the whole story of a link")
+    command.add_argument("dataset", help="folder or URL of a built dataset")
+    command.add_argument("wanted", metavar="URL_OR_ID", help="a source's link or id, or the key of a clip")
+    command.add_argument("--json", action="store_true", help="everything that is known, with all measures, as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        found = stories(Folder(options.dataset), options.wanted)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    if not found:
+        shown = mask_secrets(options.wanted)
+        print(f"{shown}: no source of {options.dataset} has this link or id. Rows with the same link are one source, under the id "  # noqa: T201
+              "of the first", file=sys.stderr)  # fmt: skip
+        return 1
+    for number, story in enumerate(found):
+        told = [json.dumps(story.to_json())] if options.json else [*([""] if number else []), *story.lines()]
+        for line in told:
+            print(line.encode("utf-8", "backslashreplace").decode() if line.isprintable() else ascii(line))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

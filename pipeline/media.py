@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -22,12 +24,23 @@ from av.stream import Disposition
 
 from pipeline.errors import MediaError, WorkerError
 from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
+from pipeline.memory import limited_memory
 from pipeline.stop import Stop
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,wav,mp3,flac,aac,gif,rm,nut,mxf,h264,hevc,ivf,y4m"
 """Formats that carry their media themselves. Playlists and scripts, which can point at other files, are left out."""
 
 INPUT_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+STREAM_OPTIONS = {
+    "protocol_whitelist": "http,https,tls,tcp,httpproxy,crypto,data",
+    "format_whitelist": f"hls,dash,webvtt,ac3,eac3,{CONTAINERS}",
+}
+"""For what ffmpeg fetches by itself: playlists over http, which can point at other places of the web, never at a file."""
+
+MAX_FPS = 500
+"""Headers of uneven frame rates may give the ticks of their clock instead, thousands in a second."""
+MAX_PIXELS = 1 << 27
+"""A picture may be as large as 16K (15360 x 8640)."""
 
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}
 """Transfer characteristics (ITU-T H.273) of PQ and HLG."""
@@ -82,6 +95,36 @@ def has_encoder(name: str) -> bool:
 def as_input(path: Path | str) -> str:
     """The path in a form that no name can turn into an option, a pattern or another protocol."""
     return f"file:{path}"
+
+
+def guarded(command: Sequence[str]) -> list[str]:
+    """An ffmpeg command of somebody else's making, with every input held to its kind: a file opens files of media only,
+    a link opens links only. Whatever else is named as an input cannot be opened at all."""
+    held: list[str] = []
+    for option, value in zip(command, [*command[1:], ""], strict=True):
+        if option == "-i":
+            is_link = value.startswith(("http://", "https://"))
+            for name, allowed in (STREAM_OPTIONS if is_link else INPUT_OPTIONS).items():
+                held += [f"-{name}", allowed]
+        held.append(option)
+    return held
+
+
+_DIE_WITH_US = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The command as one that the kernel kills when the thread that starts it is gone, were it by SIGKILL. Linux only:
+    elsewhere the command itself. (PR_SET_PDEATHSIG, set by a small Python before it becomes the program: a function that
+    runs between fork and exec would not be safe among threads.)"""
+    if not sys.platform.startswith("linux"):
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_US, str(os.getpid()), *command]
 
 
 @contextlib.contextmanager
@@ -142,12 +185,18 @@ def _rotation(container: av.container.InputContainer, stream: av.VideoStream) ->
 def _video_facts(stream: av.VideoStream, rotation: int) -> VideoFacts:
     context = stream.codec_context
     width, height = context.width, context.height
+    if min(width, height) < 1 or width * height > MAX_PIXELS:
+        raise MediaError(
+            "bad_size",
+            f"the header promises pictures of {width} x {height} pixels; at most {MAX_PIXELS} can be decoded",
+        )
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if aspect > 0 and aspect != 1:
         width = max(round(width * aspect), 1)
     if rotation in (90, 270):
         width, height = height, width
-    rate = stream.average_rate or stream.guessed_rate
+    rates = (rate for rate in (stream.average_rate, stream.guessed_rate) if rate and 0 < rate <= MAX_FPS)
+    rate = next(rates, None)
     return VideoFacts(
         codec=context.codec.canonical_name,
         width=width,
@@ -172,7 +221,7 @@ def probe(path: Path | str) -> MediaFacts:
         video, sound = picture_stream(container), sound_stream(container)
         try:
             rotation = _rotation(container, video) if video is not None else 0
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, IndexError) as error:  # IndexError: see pipeline.decoding
             raise MediaError("no_frames", f"no picture can be decoded: {cause(error)}") from error
         return MediaFacts(
             container=container.format.name,
@@ -203,17 +252,23 @@ def count_frames(path: Path) -> tuple[int, float]:
         )
 
 
-def run_ffmpeg(outputs: Any, *, timeout_seconds: float | None = None, stop: Stop | None = None) -> None:
-    """Runs an ffmpeg-python graph.
+def run_ffmpeg(
+    outputs: Any,
+    *,
+    timeout_seconds: float | None = None,
+    memory_bytes: int | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """Runs an ffmpeg-python graph. ``memory_bytes``: it is killed when it holds more; None: no limit.
 
-    Raises MediaError with the command and ffmpeg's last lines, WorkerError when it was killed or the time is over,
-    StoppedError once ``stop`` is set.
+    Raises MediaError with the command and ffmpeg's last lines, WorkerError when it was killed, took too much memory or the
+    time is over, StoppedError once ``stop`` is set.
     """
     stop = stop or Stop()
     command = ffmpeg.compile(
         outputs.global_args("-hide_banner", "-nostdin", "-y", "-loglevel", "error"), cmd=ffmpeg_path()
     )
-    returncode, errors = _run(command, timeout_seconds, stop)
+    returncode, errors = _run(command, timeout_seconds, memory_bytes, stop)
     if returncode in ENDED_BY_SIGNAL:
         stop.sleep(SIGNAL_SECONDS)
         raise WorkerError("worker_killed", f"ffmpeg was killed ({returncode}): {_shown(command)}")
@@ -224,10 +279,12 @@ def run_ffmpeg(outputs: Any, *, timeout_seconds: float | None = None, stop: Stop
         raise MediaError("ffmpeg_failed", f"ffmpeg ended with {returncode}: {last_lines} (command: {_shown(command)})")
 
 
-def _run(command: Sequence[str], timeout_seconds: float | None, stop: Stop) -> tuple[int, str]:
+def _run(
+    command: Sequence[str], timeout_seconds: float | None, memory_bytes: int | None, stop: Stop
+) -> tuple[int, str]:
     """Exit code and standard error."""
     process = subprocess.Popen(
-        command,
+        dying_with_us(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -237,7 +294,7 @@ def _run(command: Sequence[str], timeout_seconds: float | None, stop: Stop) -> t
     )
     with process:
         try:
-            with stop.calling(process.kill):
+            with stop.calling(process.kill), limited_memory(process.pid, memory_bytes) as memory:
                 _, errors = process.communicate(timeout=timeout_seconds)
         except subprocess.TimeoutExpired as error:
             raise WorkerError(
@@ -246,6 +303,8 @@ def _run(command: Sequence[str], timeout_seconds: float | None, stop: Stop) -> t
         finally:
             process.kill()
     stop.check()
+    if memory.exceeded:
+        raise WorkerError("out_of_memory", f"ffmpeg was ended: {memory.exceeded}: {_shown(command)}")
     return process.returncode, errors
 
 

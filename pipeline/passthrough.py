@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import fsspec
 
+from pipeline.addresses import Network, Reach, named_places
 from pipeline.download_errors import mask_secrets
 from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.provenance import plain
@@ -21,6 +23,8 @@ from pipeline.store import DISK_FULL_ERRNOS, Store, sha256_of
 from pipeline.transfer import Watch
 
 BLOCK_BYTES = 1 << 20
+FOLLOWS_OTHERS = frozenset({"reference"})
+"""File systems whose files name other files, anywhere."""
 
 
 @contextlib.contextmanager
@@ -71,22 +75,56 @@ def use_local(url: str, store: Store) -> Fetched:
             return store.add_outside(key, path, sha256_of(path), provenance)
 
 
-def copy_remote(url: str, folder: Path, watch: Watch) -> tuple[Path, dict[str, Any]]:
-    """A file of any fsspec file system as a file in ``folder``, with its provenance."""
+def copy_remote(url: str, folder: Path, watch: Watch, networks: Sequence[Network]) -> tuple[Path, dict[str, Any]]:
+    """A file of any fsspec file system as a file in ``folder``, with its provenance.
+
+    Where http(s) is part of the chain, it reaches what a plain link would: the public internet, and ``networks``.
+    """
     target = folder / "media"
-    with explained(repr(mask_secrets(url))):
-        file_system, remote = fsspec.core.url_to_fs(url)
-        with watch.waiting():
-            info = file_system.info(remote)
-        if info["type"] == "directory":
-            raise IsADirectoryError
-        watch.check_size(info.get("size"))
-        with file_system.open(remote, "rb") as source, target.open("wb") as sink:
-            while True:
-                with watch.waiting():
-                    block = source.read(BLOCK_BYTES)
-                if not block:
-                    break
-                sink.write(block)
-                watch.count(len(block))
-    return target, plain({"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)})
+    name = mask_secrets(url)
+    parts = url.split("::")
+    schemes = {part.partition("://")[0].lower() for part in parts}
+    if schemes & FOLLOWS_OTHERS:
+        raise DownloadError("unsupported_url", f"{name!r} is of a kind that names other files, which is not followed")
+    web = [part for part in parts if part.lower().startswith(("http://", "https://"))]
+    reach = Reach({place for part in web for place in named_places(part)}, networks)
+    options = {scheme: _held_to(reach) for scheme in schemes & {"http", "https"}}
+    try:
+        with explained(repr(name)):
+            file_system, remote = fsspec.core.url_to_fs(url, **options)
+            _copy(file_system, remote, target, watch)
+    except DownloadError as error:
+        raise reach.refused or error from error
+    return target, plain({"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": name})
+
+
+def _held_to(reach: Reach) -> dict[str, Any]:
+    """Options of fsspec's http file system: each connection is checked before it is made, also after a redirect."""
+
+    def checked_socket(found: Any) -> socket.socket:
+        family, kind, protocol, _, place = found
+        reach.check(place)
+        return socket.socket(family, kind, protocol)
+
+    async def get_client(loop: Any = None, **settings: Any) -> Any:
+        import aiohttp  # noqa: PLC0415 - fsspec says what is missing
+
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=checked_socket), **settings)
+
+    return {"get_client": get_client, "skip_instance_cache": True}
+
+
+def _copy(file_system: Any, remote: str, target: Path, watch: Watch) -> None:
+    with watch.waiting():
+        info = file_system.info(remote)
+    if info["type"] == "directory":
+        raise IsADirectoryError
+    watch.check_size(info.get("size"))
+    with file_system.open(remote, "rb") as source, target.open("wb") as sink:
+        while True:
+            with watch.waiting():
+                block = source.read(BLOCK_BYTES)
+            if not block:
+                break
+            sink.write(block)
+            watch.count(len(block))

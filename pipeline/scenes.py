@@ -129,7 +129,7 @@ class FlashMemory:
     def _views(self, start: float, end: float) -> npt.NDArray[np.float32]:
         """The frames in ``[start, end)``, each as a vector of zero mean and unit length; frames without structure are left out."""
         first, last = np.searchsorted(self._seconds, [start, end])
-        frames = np.asarray(self._thumbs[first:last], np.float32).reshape(last - first, -1)
+        frames = np.asarray(self._thumbs[first:last], np.float32).reshape(last - first, self.SIZE[0] * self.SIZE[1])
         frames -= frames.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(frames, axis=1, keepdims=True)
         structured = lengths[:, 0] > np.sqrt(frames.shape[1]) if frames.size else np.zeros(0, bool)

@@ -237,7 +237,9 @@ def run_watched(work: Callable[[], T], watch: Watch, stop: Stop) -> T:
 
 
 class Pool(Generic[C]):
-    """Things that are dear to make, for one user at a time."""
+    """Things that are dear to make, for one user at a time. Of too many kinds, the one that was longest idle is closed."""
+
+    MAX_KINDS = 32
 
     def __init__(self) -> None:
         self._idle: dict[tuple[int, str], list[C]] = {}
@@ -256,7 +258,11 @@ class Pool(Generic[C]):
             yield thing
         finally:
             with self._lock:
-                self._idle.setdefault(place, []).append(thing)
+                idle = self._idle.pop(place, [])
+                self._idle[place] = [*idle, thing]  # the last one of the dict
+                surplus = self._idle.pop(next(iter(self._idle))) if len(self._idle) > self.MAX_KINDS else []
+            for old in surplus:
+                old.close()
 
     def close(self) -> None:
         """Close all that are idle."""

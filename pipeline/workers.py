@@ -1,11 +1,12 @@
 """Processes that decode, and the number of things that may use a core at once.
 
 Media from the internet is decoded in processes of its own: one that crashes, hangs or eats the memory costs its source, not the build.
+The limits on time and memory are kept from here, outside of them.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -15,13 +16,16 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pebble
 
 from pipeline.errors import ClipError, HearscapeError, StoppedError, WorkerError
+from pipeline.memory import Memory, watch_memory
 from pipeline.stop import Stop
+from pipeline.store import DISK_FULL_ERRNOS
 
 LOG = logging.getLogger(__name__)
 
@@ -40,25 +44,34 @@ def num_cores() -> int:
 class Workers:
     """A pool of processes. ``slots`` limits what runs at once, including work (ffmpeg) that brings a process of its own.
 
-    ``stop`` ends what runs, and is set by :meth:`close`.
+    ``stop`` ends what runs, and is set by :meth:`close`. ``memory_bytes``: a process that holds more is killed, which costs
+    the source that it worked on; None: no limit. It is there for others that start processes, too.
     """
 
-    def __init__(self, num_workers: int | None = None, stop: Stop | None = None) -> None:
+    def __init__(
+        self, num_workers: int | None = None, stop: Stop | None = None, memory_bytes: int | None = None
+    ) -> None:
         self.num_workers = num_workers or num_cores()
+        self.memory_bytes = memory_bytes
         self.slots = threading.BoundedSemaphore(self.num_workers)
         self._stop = stop or Stop()
         self._lock = threading.Lock()
+        self._memories: dict[int, Memory] = {}
+        context = _context()
+        pids, self._tell_pid = context.Pipe(duplex=False)
         self._pool = pebble.ProcessPool(
             max_workers=self.num_workers,
             max_tasks=MAX_JOBS_PER_PROCESS,
-            context=_context(),
+            context=context,
             initializer=_start,
+            initargs=(self._tell_pid,),
         )
+        threading.Thread(target=self._watch_memory, args=(pids,), name="worker-pids", daemon=True).start()
 
     def run(self, work: Callable[P, T], timeout_seconds: float, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs ``work`` in one of the processes and waits.
 
-        Raises what it raises, WorkerError ``worker_killed`` or ``timed_out``, or StoppedError.
+        Raises what it raises, WorkerError ``worker_killed``, ``out_of_memory`` or ``timed_out``, or StoppedError.
         """
         for last_try in (False, True):
             with self.slots:
@@ -73,6 +86,11 @@ class Workers:
                 except pebble.ProcessExpired as error:
                     if self._stop.is_set():
                         raise StoppedError from error
+                    memory = self._memories.get(error.pid)
+                    if memory is not None and memory.exceeded:
+                        raise WorkerError(
+                            "out_of_memory", f"the process that decoded it was ended: {memory.exceeded}"
+                        ) from error
                     # it may have been the victim of its neighbour: the work is given to another process once
                     if last_try:
                         cause = _exit(error.exitcode)
@@ -80,7 +98,7 @@ class Workers:
                 except HearscapeError:
                     raise
                 except Exception as error:
-                    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
                         raise
                     raise _unexpected(error) from error
         raise AssertionError("the loop returns or raises")
@@ -99,6 +117,14 @@ class Workers:
         with self._lock:
             self._pool.stop()  # type: ignore[no-untyped-call]
             self._pool.join()
+            self._tell_pid.close()
+
+    def _watch_memory(self, pids: Connection[Any, int]) -> None:
+        """Each process tells its number when it starts; the pipe ends when the pool is closed."""
+        with pids, contextlib.suppress(EOFError):
+            while True:
+                pid = pids.recv()
+                self._memories[pid] = watch_memory(pid, self.memory_bytes)
 
 
 def _unexpected(error: Exception) -> ClipError:
@@ -122,8 +148,19 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _start() -> None:
+def _start(tell_pid: Connection[int, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
+    threading.Thread(target=_end_with_the_build, name="end-with-the-build", daemon=True).start()
+    with tell_pid:
+        tell_pid.send(os.getpid())
+
+
+def _end_with_the_build() -> None:
+    """A build that was killed cannot end us: what we decode is for nobody then."""
+    build = multiprocessing.parent_process()
+    assert build is not None
+    build.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _exit(exitcode: int) -> str:

@@ -6,11 +6,13 @@
         assert server.hits("/rain.mp4") == 2
 
 Each path has a list of answers, given in turn; the last one is given for ever. A path without answers is a 404.
+``server.disturb(0.3, seed=1)`` spoils that share of all answers, in ways that another try can get over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import socket
 import struct
@@ -64,6 +66,22 @@ class Answer:
     """Whether ``Range`` is honoured."""
 
 
+def passing_faults(body: bytes) -> list[Answer]:
+    """Faults that may not be there the next time."""
+    half = len(body) // 2
+    return [
+        Answer(status=500),
+        Answer(status=503, headers={"Retry-After": "0"}),
+        Answer(status=429, headers={"Retry-After": "0"}),
+        Answer(status=408),
+        Answer(body=body, fault=Fault.RESET, fault_after=0),
+        Answer(body=body, fault=Fault.RESET, fault_after=half),
+        Answer(body=body, fault=Fault.TRUNCATE, fault_after=half),
+        Answer(body=body, fault=Fault.STALL, fault_after=half),
+        Answer(fault=Fault.STALL_BEFORE_HEADERS),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """One request as it came in. ``path`` is raw, as in the request line."""
@@ -82,6 +100,10 @@ class FaultyServer:
         self.max_concurrent = 0
         """Most requests that were being answered at the same time."""
         self._answers: dict[str, list[Answer]] = {}
+        self._disturbance: tuple[float, int] = (0.0, 0)
+        self._asked: Counter[str] = Counter()
+        self.num_spoilt = 0
+        """Answers that were faulty because of :meth:`disturb`."""
         self._concurrent = 0
         self._lock = threading.Lock()
         self.closing = threading.Event()
@@ -115,6 +137,12 @@ class FaultyServer:
             self._answers[path] = list(answers)
         return self.url(path)
 
+    def disturb(self, share: float, seed: int) -> None:
+        """From now on, that share of the answers to paths with a good one (200) is faulty: which, seed and path decide."""
+        with self._lock:
+            self._disturbance = (share, seed)
+            self._asked.clear()
+
     def hits(self, path: str | None = None) -> int:
         """Number of requests so far, of one path or of all."""
         with self._lock:
@@ -129,7 +157,14 @@ class FaultyServer:
             answers = self._answers.get(path)
             if answers is None:
                 return Answer(status=404, body=b"no such page", content_type="text/plain")
-            return answers.pop(0) if len(answers) > 1 else answers[0]
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            share, seed = self._disturbance
+            self._asked[path] += 1
+            rng = random.Random(f"{seed} {path} {self._asked[path]}")
+            if answer.status != 200 or answer.fault is not None or rng.random() >= share:
+                return answer
+            self.num_spoilt += 1
+            return rng.choice(passing_faults(answer.body))
 
     @contextlib.contextmanager
     def counted(self, hit: Hit) -> Iterator[None]:
@@ -169,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             owner.closing.wait(answer.delay_seconds)
             self.answer(answer)
 
-    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
+    do_HEAD = do_GET
 
     def answer(self, answer: Answer) -> None:
         if answer.fault is Fault.STALL_BEFORE_HEADERS:

@@ -1,13 +1,19 @@
 """Reading media: what the header says, and frames and sound on one clock."""
 
+import contextlib
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import ffmpeg
 import numpy as np
 import pytest
 
 from pipeline import media
 from pipeline.decoding import Decoding, Picture, SoundBlock
-from pipeline.errors import MediaError
+from pipeline.errors import MediaError, WorkerError
+from pipeline.memory import IS_SUPPORTED
 from pipeline.samples.video import write_video
 from tests.footage import FPS, HEIGHT, WIDTH, noise, number_in, numbered_frames
 
@@ -43,6 +49,15 @@ def test_variable_frame_rate_keeps_the_times(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered_frames(range(7)), noise(2), frame_times_seconds=times)
     pictures, _ = decode(tmp_path / "a.mp4")
     assert pictures == list(zip(times, range(7), strict=True))
+
+
+def test_the_ticks_of_a_clock_are_no_frame_rate(tmp_path: Path) -> None:
+    times = [i / 25 + (0.013 if i % 3 else 0) for i in range(50)]
+    write_video(tmp_path / "a.mkv", numbered_frames(range(50)), noise(2), frame_times_seconds=times)
+    with media.opened(tmp_path / "a.mkv") as container:
+        assert container.streams.video[0].average_rate == 30_000
+    facts = media.probe(tmp_path / "a.mkv").video
+    assert facts is not None and facts.fps is None
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
@@ -115,6 +130,51 @@ def test_a_name_is_never_an_option_or_a_pattern(tmp_path: Path, name: str) -> No
     write_video(tmp_path / "plain.mp4", numbered_frames(range(5)), noise(1), fps=FPS)
     path = (tmp_path / "plain.mp4").rename(tmp_path / name)
     assert media.probe(path).video is not None
+
+
+ENDLESS = """
+import sys, ffmpeg
+from pipeline import media
+media.run_ffmpeg(ffmpeg.output(ffmpeg.input("color=s=1280x720", f="lavfi"), sys.argv[1], vcodec="mpeg4", flush_packets=1))
+"""
+
+
+def ffmpeg_that_writes(path: Path) -> list[int]:
+    """Processes whose command names the path as its last word."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = command.read_bytes().split(b"\0")
+            if str(path).encode() in words and b"ffmpeg" in words[0]:
+                found.append(int(command.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
+def test_ffmpeg_ends_with_a_build_that_is_killed(tmp_path: Path) -> None:
+    target = tmp_path / "endless.avi"
+    build = subprocess.Popen([sys.executable, "-c", ENDLESS, str(target)], cwd=Path(__file__).parents[2])
+    with build:
+        deadline = time.monotonic() + 60
+        while not (target.exists() and target.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(ffmpeg_that_writes(target)) == 1
+        build.kill()
+    while ffmpeg_that_writes(target) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ffmpeg_that_writes(target) == []
+
+
+@pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
+def test_an_ffmpeg_that_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
+    greedy = ffmpeg.input("testsrc2=s=2560x1440:d=60", f="lavfi").filter(
+        "reverse"
+    )  # holds all frames before it gives one
+    with pytest.raises(WorkerError, match=r"held \d+ MiB of memory, over the limit of 512 MiB") as caught:
+        media.run_ffmpeg(
+            ffmpeg.output(greedy, str(tmp_path / "a.avi"), vcodec="mpeg4"), timeout_seconds=60, memory_bytes=512 << 20
+        )
+    assert caught.value.code == "out_of_memory"
 
 
 def test_a_playlist_is_not_followed(tmp_path: Path) -> None:

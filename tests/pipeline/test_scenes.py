@@ -51,6 +51,7 @@ def test_a_flash_is_told_from_a_cut() -> None:
     assert memory.is_flash(2.0)
     assert memory.is_flash(2.2)
     assert not flash_memory([*first, *second]).is_flash(2.0)
+    assert not flash_memory(first).is_flash(2.0)  # nothing is seen for a while after it
 
 
 def test_a_cut_through_black_stays_a_cut() -> None:

@@ -2,13 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import ClipError, MediaError, StoppedError, TransientError, WorkerError
+from pipeline.memory import IS_SUPPORTED, resident_bytes
 from pipeline.workers import Workers
 
 
@@ -33,6 +38,14 @@ def choke() -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hog(num_mib: int) -> int:
+    held = []
+    for _ in range(num_mib // 32):
+        held.append(np.ones(32 << 17))
+        time.sleep(0.02)
+    return len(held)
 
 
 def work_in_processes_of_its_own() -> int:
@@ -71,6 +84,58 @@ def test_work_that_takes_too_long_is_ended(workers: Workers) -> None:
         workers.run(time.sleep, 1.0, 60.0)
     assert time.monotonic() - started < 20
     assert workers.run(double, 30.0, 5) == 10
+
+
+@pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
+def test_a_process_that_takes_too_much_memory_is_ended_at_once_and_its_work_is_not_given_to_another() -> None:
+    opened = Workers(1, memory_bytes=1 << 30)
+    try:
+        started = time.monotonic()
+        with pytest.raises(WorkerError, match=r"held 1\d\d\d MiB of memory, over the limit of 1024 MiB") as caught:
+            opened.run(hog, 60.0, 8192)
+        assert caught.value.code == "out_of_memory"
+        assert time.monotonic() - started < 20
+        assert opened.run(hog, 60.0, 64) == 2
+    finally:
+        opened.close()
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from pipeline.workers import Workers
+from tests.pipeline.test_workers import note_and_sleep
+
+if __name__ == "__main__":
+    Workers(1).run(note_and_sleep, 100.0, sys.argv[1])
+"""
+
+
+def note_and_sleep(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
+def test_processes_end_with_a_build_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "build.py").write_text(BUILD)
+    build = subprocess.Popen(
+        [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "pid")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    with build:
+        assert wait_until((tmp_path / "pid").exists, 60.0)
+        time.sleep(0.2)
+        build.kill()
+    pid = int((tmp_path / "pid").read_text())
+    assert wait_until(lambda: resident_bytes(pid) == 0, 10.0)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return holds()
 
 
 def test_closing_ends_what_runs() -> None:

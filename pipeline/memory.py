@@ -1,0 +1,127 @@
+"""A limit on the memory of other processes, kept from outside: whoever holds more is killed.
+
+Linux only, where the kernel tells what a process holds. Elsewhere nothing is limited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+LOOK_SECONDS = 0.1
+IS_SUPPORTED = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal") and Path("/proc/self/statm").exists()
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class LimitedProcess:
+    """One process under watch. ``exceeded`` is empty, or says how much it held when it was killed for it."""
+
+    def __init__(self, pid: int, max_bytes: int) -> None:
+        self.pid, self.max_bytes = pid, max_bytes
+        self.exceeded = ""
+        self._handle = os.pidfd_open(pid)  # stays with this process, though its number may be given to another
+
+    def look(self) -> bool:
+        """Kills the process if it holds too much. Returns whether it is still there to be looked at."""
+        held_bytes = resident_bytes(self.pid)
+        try:
+            if held_bytes > self.max_bytes:
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+                self.exceeded = (
+                    f"it held {held_bytes >> 20} MiB of memory, over the limit of {self.max_bytes >> 20} MiB"
+                )
+                return False
+            signal.pidfd_send_signal(self._handle, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds in RAM, with what it shares with others; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+class MemoryWatch:
+    """Looks at all processes that were added, several times a second, from a thread that runs while there are any."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, LimitedProcess] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, pid: int, max_bytes: int) -> LimitedProcess | None:
+        """None: it is gone already."""
+        with self._lock:
+            try:
+                process = LimitedProcess(pid, max_bytes)
+            except ProcessLookupError:
+                return None
+            if (before := self._watched.pop(pid, None)) is not None:
+                before.close()
+            self._watched[pid] = process
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
+                self._thread.start()
+            return process
+
+    def remove(self, process: LimitedProcess) -> None:
+        with self._lock:
+            if self._watched.get(process.pid) is process:
+                del self._watched[process.pid]
+                process.close()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            with self._lock:
+                gone = [process for process in self._watched.values() if not process.look()]
+                for process in gone:
+                    del self._watched[process.pid]
+                    process.close()
+                if not self._watched:
+                    self._thread = None
+                    return
+            pause.wait(LOOK_SECONDS)
+
+
+_WATCH = MemoryWatch()
+
+
+class Memory:
+    """What became of the memory of one process."""
+
+    def __init__(self, process: LimitedProcess | None) -> None:
+        self._process = process
+
+    @property
+    def exceeded(self) -> str:
+        return self._process.exceeded if self._process is not None else ""
+
+
+def watch_memory(pid: int, max_bytes: int | None) -> Memory:
+    """Limits the memory of a process as long as it lives. None: no limit."""
+    if max_bytes is None or not IS_SUPPORTED:
+        return Memory(None)
+    return Memory(_WATCH.add(pid, max_bytes))
+
+
+@contextlib.contextmanager
+def limited_memory(pid: int, max_bytes: int | None) -> Iterator[Memory]:
+    """Limits the memory of a process while the block runs; look at ``exceeded`` afterwards."""
+    memory = watch_memory(pid, max_bytes)
+    try:
+        yield memory
+    finally:
+        if memory._process is not None:
+            _WATCH.remove(memory._process)
