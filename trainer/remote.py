@@ -1,0 +1,123 @@
+"""Bytes from elsewhere: any URL that fsspec knows, asked again when a server stumbles."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import fsspec
+from pydantic import Field
+
+from pipeline.errors import ManifestError, ShardError
+from pipeline.manifest import Manifest, manifest_path, parse_manifest, read_manifest
+from pipeline.schema import unit_interval
+from pipeline.settings import Settings
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+WEB = ("http://", "https://")
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors that another try meets again."""
+PASSING_STATUS = {408, 425, 429}
+"""Besides 500 and above: answers of an HTTP server that may differ the next time."""
+
+
+class Retries(Settings):
+    """What is done when a server does not answer as it should."""
+
+    num: int = Field(default=4, ge=0)
+    """Further tries of one request."""
+    pause_seconds: float = Field(default=0.5, ge=0)
+    """Wait before the first further try; it doubles each time."""
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    """Silence of an HTTP server after which a request is given up and tried again."""
+
+
+class Remote:
+    """A folder elsewhere."""
+
+    def __init__(self, root: str, retries: Retries) -> None:
+        self._retries = retries
+        try:
+            self._fs, path = fsspec.core.url_to_fs(root, **_options(root, retries))
+        except (ImportError, ValueError) as error:
+            raise ShardError("unreadable", f"it cannot be opened: {error}") from error
+        self._path = path.rstrip("/")
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """A file's bytes ``[start, end)``, or all of them.
+
+        Raises ShardError when it is not there, still fails after the retries, or more comes than was asked for.
+        """
+        where = f"{self._path}/{name}"
+        failures = _failures()
+        try:
+            data = retried(lambda: self._fs.cat_file(where, start=start, end=end), where, self._retries)
+        except failures as error:
+            raise ShardError("unreadable", f"it cannot be read: {_said(error)}") from error
+        if start is not None and end is not None and len(data) > end - start:
+            raise ShardError(
+                "no_ranges", "its server sends whole files only: one that answers range requests is needed"
+            )
+        return cast("bytes", data)
+
+
+def fetched_manifest(location: str, retries: Retries) -> Manifest:
+    """The manifest at a path or URL. Raises ManifestError."""
+    if "://" not in location:
+        return read_manifest(location)
+    path = manifest_path(location)
+    folder, _, name = path.rpartition("/")
+    try:
+        return parse_manifest(Remote(folder, retries).read(name), path)
+    except ShardError as error:
+        raise ManifestError(f"{path}: {error}") from error
+
+
+def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
+    """The call's result, or its last error."""
+    failures = _failures()
+    for number in range(retries.num):
+        try:
+            return call()
+        except failures as error:
+            if not _may_pass(error):
+                raise
+            # not the same wait for all that ask one server
+            wait = retries.pause_seconds * 2.0**number * (0.75 + unit_interval(where, number) / 2)
+            LOG.info("%s: %s; trying again in %.1f s", where, _said(error), wait)
+            time.sleep(wait)
+    return call()
+
+
+def _may_pass(error: BaseException) -> bool:
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status >= 400:
+        return status >= 500 or status in PASSING_STATUS
+    return isinstance(error, _failures()) and not isinstance(error, LASTING)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What file systems raise when something could not be read."""
+    try:
+        import aiohttp  # noqa: PLC0415 (only there for the web)
+    except ImportError:
+        return (OSError, EOFError)
+    return (OSError, EOFError, aiohttp.ClientError)
+
+
+def _options(root: str, retries: Retries) -> dict[str, Any]:
+    if not root.startswith(WEB):
+        return {}
+    import aiohttp  # noqa: PLC0415
+
+    silence = aiohttp.ClientTimeout(total=None, sock_connect=retries.timeout_seconds, sock_read=retries.timeout_seconds)
+    return {"client_kwargs": {"timeout": silence}}
+
+
+def _said(error: BaseException) -> str:
+    status, message = getattr(error, "status", None), getattr(error, "message", None)
+    return f"HTTP {status} {message}" if isinstance(status, int) else f"{type(error).__name__}: {error}"
