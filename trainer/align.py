@@ -1,0 +1,352 @@
+"""The align stage: a sound network learns the space of a frozen picture and text encoder.
+
+Shape suffixes: B samples of this rank, N samples of all ranks, V = 2 views of a sound (as it is, augmented), M mel bands,
+T mel frames, D width of the space.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.encoders.mel import LogMel, MelConfig
+from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
+from pipeline.encoders.weights import load_into
+from pipeline.errors import CheckpointError, FitError
+from pipeline.schema import stable_hash
+from trainer.align_loss import Targets, align_loss
+from trainer.align_settings import AlignSettings
+from trainer.augment import augmented_sounds, draw, mask_mels
+from trainer.checkpoint import below, load_optimizer, load_state, optimizer_tensors, save_state
+from trainer.data import Batch, DatasetMix, Reader, ReaderSettings
+from trainer.gather import add_over_ranks, average_over_ranks, gather_items, gather_rows, num_ranks
+from trainer.gradient_cache import backward_through
+from trainer.loop import Ended, fit
+from trainer.losses import clamp_log_scale, initial_log_scale
+from trainer.optimizing import adamw, gradients_of, learning_rate_share
+from trainer.partner import Partner, load_partner
+from trainer.prompts import TextEmbeddings, sample_text
+from trainer.run import Run, changes, ranks_agree
+from trainer.stats import Display
+from trainer.validation import evaluate
+
+if TYPE_CHECKING:
+    from trainer.config import FitRecipe
+
+logger = logging.getLogger(__name__)
+
+NAME = "align"
+CHECKPOINT = "resume.safetensors"
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+class Align:
+    """The stage: network, temperature and optimizer, and what a step and a validation need. Making one loads the partner."""
+
+    name = NAME
+
+    def __init__(self, settings: AlignSettings, reader: ReaderSettings, run: Run) -> None:
+        self.settings, self.run, self.reader_settings = settings, run, reader
+        self.samples_seen = 0
+        self.folder = run.stage_folder(NAME)
+        self.device = run.fabric.device
+        self.partner: Partner = load_partner(settings.partner, self.device, run.settings.precision, "align.partner")
+        mel = MelConfig()
+        num_samples = round(reader.window_seconds * mel.sample_rate_hz)
+        self.config = AlignConfig(
+            picture_id=self.partner.encoder_id,
+            width=self.partner.width,
+            backbone=settings.backbone,
+            num_frames=mel.num_frames(num_samples),
+            mel=mel,
+        )
+        torch.manual_seed(run.settings.seed)
+        self.network = SoundNetwork(self.config.width, settings.backbone).to(self.device)
+        self.log_scale = nn.Parameter(torch.tensor(initial_log_scale(), device=self.device))
+        self.optimizer = adamw(
+            [*self.network.parameters(), self.log_scale], settings.learning_rate, settings.weight_decay
+        )
+        self.front_end = LogMel(mel).to(self.device)
+        self.texts = TextEmbeddings(self.partner, self.device)
+        self.best: float | None = None
+        """The highest ``best_by`` of a validation so far."""
+        self.prompts = self._class_prompts()
+        self._validation: Reader | None = None
+        self._from_start: Mapping[str, Any] = {}
+
+    def close(self) -> None:
+        """Ends the processes that read the validation split."""
+        if self._validation is not None:
+            self._validation.close()
+
+    def _class_prompts(self) -> Mapping[str, Tensor]:
+        rows = self.texts.classes(self.run.classes, self.settings.prompts)
+        return {label: row.cpu() for label, row in rows.items()}
+
+    # one step
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Learns from one batch of all ranks; its measures, or none where no rank has a sample.
+
+        Raises FitError for a loss or gradient that is not finite; all is then as before.
+        """
+        settings, before = self.settings, self.samples_seen
+        # everything random in a step comes from here: nothing of it needs to be in a checkpoint
+        torch.manual_seed(
+            int(stable_hash("step", self.run.settings.seed, before, self.run.fabric.global_rank, length=15), 16)
+        )
+        views_BVMT = self._views(batch)
+        targets = self._targets(batch)
+        if not targets.labels:
+            return {}
+        statistics = [buffer.clone() for buffer in self.network.buffers()]
+        self.network.train()
+        self.optimizer.zero_grad()
+        terms: dict[str, float] = {}
+
+        def loss_of(sounds_NVD: Tensor) -> Tensor:
+            loss, parts = align_loss(
+                sounds_NVD,
+                targets,
+                self.log_scale.exp(),
+                picture_weight=settings.picture_weight,
+                text_weight=settings.text_weight,
+                augmented_weight=settings.augmented_weight,
+                pictures_by_class=settings.picture_positives == "class",
+            )
+            terms.update(parts)
+            return loss
+
+        micro_batches = torch.split(views_BVMT, self._micro_batch_size(views_BVMT)) if len(views_BVMT) else ()
+        no_rows = torch.zeros(0, 2, self.config.width, device=self.device)
+        loss = backward_through(self.network, self._embed, micro_batches, loss_of, no_rows)
+        length = self._gradient_length()
+        if not math.isfinite(float(loss)) or not math.isfinite(length):
+            with torch.no_grad():
+                for buffer, value in zip(self.network.buffers(), statistics, strict=True):
+                    buffer.copy_(value)
+            raise FitError(_not_finite(before, terms, length, batch))
+        rate = settings.learning_rate * learning_rate_share(before, settings.num_samples, settings.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        clamp_log_scale(self.log_scale)
+        self.samples_seen += len(targets.labels)
+        scale = float(self.log_scale.detach().exp())
+        return {"loss": float(loss), **terms, "scale": scale, "gradient_norm": length, "learning_rate": rate}
+
+    def _views(self, batch: Batch) -> Tensor:
+        """(B, 2, M, T): each sound's mel, and that of its augmented view. A function of the seed and the samples alone."""
+        sounds_BN = batch.sounds_BN.to(self.device)
+        if not len(sounds_BN):
+            return torch.zeros(0, 2, self.config.mel.num_mels, self.config.num_frames, device=self.device)
+        seed, rate_hz = self.run.settings.seed, self.config.mel.sample_rate_hz
+        draws = [
+            draw(self.settings.augment, seed, self.samples_seen, dataset, key)
+            for dataset, key in zip(batch.datasets, batch.keys, strict=True)
+        ]
+        num_real_B = [max(1, min(sounds_BN.shape[1], round(s * rate_hz))) for s in batch.seconds_B.tolist()]
+        with torch.no_grad():
+            changed_BMT = self.front_end(augmented_sounds(sounds_BN, num_real_B, draws))
+            mask_mels(changed_BMT, draws)
+            return torch.stack([self._mels(batch), changed_BMT], dim=1)
+
+    def _mels(self, batch: Batch) -> Tensor:
+        """(B, M, T) on the device: the reader's, or made here where it made none."""
+        if not len(batch.sounds_BN):
+            return torch.zeros(0, self.config.mel.num_mels, self.config.num_frames, device=self.device)
+        if batch.mels_BMT is not None:
+            return batch.mels_BMT.to(self.device)
+        mels_BMT: Tensor = self.front_end(batch.sounds_BN.to(self.device))
+        return mels_BMT
+
+    def _micro_batch_size(self, rows: Tensor) -> int:
+        return self.settings.micro_batch_size or max(1, len(rows))
+
+    def _embed(self, views_bVMT: Tensor) -> Tensor:
+        with self.run.fabric.autocast():
+            rows: Tensor = self.network(views_bVMT.flatten(0, 1).unsqueeze(1))
+        return rows.float().view(-1, 2, self.config.width)
+
+    def _targets(self, batch: Batch) -> Targets:
+        """What the sounds of all ranks are held against."""
+        settings, identity = self.settings, (self.run.settings.seed, self.samples_seen)
+        samples = zip(batch.labels, batch.captions, batch.datasets, batch.keys, strict=True)
+        texts = [
+            sample_text(labels, caption, settings.prompts, settings.use_captions, *identity, dataset, key)
+            for labels, caption, dataset, key in samples
+        ]
+        pictures_ND, _ = gather_rows(self.partner.embed_frames(batch.frames_BTCHW))
+        texts_ND, _ = gather_rows(self.texts.rows(texts if settings.text_weight else [None] * len(texts)))
+        described = gather_items(list(zip(batch.labels, texts, strict=True)))
+        return Targets(pictures_ND, texts_ND, [labels for labels, _ in described], [text for _, text in described])
+
+    def _gradient_length(self) -> float:
+        """Adds the gradients up over ranks, shortens them if they are too long, and returns their length before that."""
+        add_over_ranks(gradients_of(self.network.parameters()))
+        average_over_ranks(gradients_of([self.log_scale]))  # every rank has the whole of it already
+        average_over_ranks([buffer for buffer in self.network.buffers() if buffer.is_floating_point()])
+        parameters = [*self.network.parameters(), self.log_scale]
+        most = self.settings.max_gradient_norm
+        return float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if most is None else most))
+
+    # validation
+
+    def validate(self) -> dict[str, float]:
+        """Retrieval, zero-shot classes and AUC on the validation split. Empty where the datasets have none."""
+        if self._validation is None:
+            mixes = self.run.mixes("validation")
+            if not mixes:
+                return {}
+            self._validation = _reader(mixes, self.reader_settings, self.run, "validation")
+            self._from_start = self._validation.state_dict()
+        self._validation.load_state_dict(self._from_start)
+        measures = self.measure(self._validation)
+        value = measures.get(self.settings.best_by)
+        if value is None:
+            logger.warning(
+                "the validation split gives no %s: the last network stands for the best", self.settings.best_by
+            )
+        if value is not None and (self.best is None or value > self.best):
+            self.best = value
+            if self.run.fabric.is_global_zero:
+                save_align(self.folder / BEST, self.network, self.config)
+        return measures
+
+    def measure(self, reader: Reader) -> dict[str, float]:
+        """The measures over one epoch of a reader, or its first ``validation_samples``."""
+        self.network.eval()
+        most = self.settings.validation_samples
+        sounds, pictures = [torch.zeros(0, self.config.width)], [torch.zeros(0, self.config.width)]
+        described: list[tuple[str, tuple[str, ...]]] = []
+        for batch in reader:
+            sounds.append(gather_rows(self.embed(batch))[0].cpu())
+            pictures.append(gather_rows(self.partner.embed_frames(batch.frames_BTCHW))[0].cpu())
+            sources = [f"{name}/{source}" for name, source in zip(batch.datasets, batch.source_ids, strict=True)]
+            described += gather_items(list(zip(sources, batch.labels, strict=True)))
+            if len(described) >= most:
+                break
+        return evaluate(
+            torch.cat(sounds)[:most],
+            torch.cat(pictures)[:most],
+            self.prompts,
+            [source for source, _ in described[:most]],
+            [labels for _, labels in described[:most]],
+        )
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The sounds of a batch, (B, D), not normalised, without gradient, in micro-batches; as the network is set to run."""
+        mels_BMT = self._mels(batch)
+        if not len(mels_BMT):
+            return torch.zeros(0, self.config.width, device=self.device)
+        with torch.no_grad(), self.run.fabric.autocast():
+            parts = torch.split(mels_BMT, self._micro_batch_size(mels_BMT))
+            return torch.cat([self.network(some.unsqueeze(1)).float() for some in parts])
+
+    # checkpoints
+
+    def save(self, reader_state: Mapping[str, Any]) -> None:
+        """Writes ``last.safetensors`` and what is needed to resume; rank 0 does, the others wait for it."""
+        if self.run.fabric.is_global_zero:
+            save_align(self.folder / LAST, self.network, self.config)
+            if self.best is None:
+                save_align(self.folder / BEST, self.network, self.config)
+            tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+            tensors |= {"log_scale": self.log_scale, **optimizer_tensors(self.optimizer, "optimizer")}
+            values = {
+                "samples_seen": self.samples_seen,
+                "best": self.best,
+                "config": self.config.model_dump(mode="json"),
+                "reader": dict(reader_state),
+            }
+            save_state(self.folder / CHECKPOINT, NAME, tensors, values)
+        self.run.fabric.barrier()
+
+    def resume(self) -> dict[str, Any] | None:
+        """Takes up the checkpoint in the stage's folder; the reader's state in it, or None where there is no checkpoint.
+
+        Raises CheckpointError or EncoderError for one that does not fit, or that not every rank sees.
+        """
+        path = self.folder / CHECKPOINT
+        reader_state: dict[str, Any] | None = None
+        if path.exists():
+            tensors, values = load_state(path, NAME)
+            reader_state = self._take(path, tensors, values)
+        if not ranks_agree(self.samples_seen, self.device):
+            raise CheckpointError(
+                f"{path}: the ranks see different checkpoints; put the run's folder on a disk that all share"
+            )
+        return reader_state
+
+    def _take(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str, Any]:
+        differing = changes(values.get("config") or {}, self.config.model_dump(mode="json"))
+        if differing:
+            raise CheckpointError(
+                f"{path} is of another network ({'; '.join(differing)}): "
+                f"set back what was changed, or choose another folder with --out"
+            )
+        try:
+            samples_seen, best = int(values["samples_seen"]), values["best"]
+            reader_state: dict[str, Any] = dict(values["reader"])
+            log_scale = tensors["log_scale"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error!r}); remove {path.parent} to begin this stage anew"
+            ) from error
+        load_into(self.network, below(tensors, "network"), path)
+        load_optimizer(self.optimizer, tensors, "optimizer", path)
+        with torch.no_grad():
+            self.log_scale.copy_(log_scale)
+        self.samples_seen, self.best = samples_seen, best
+        return reader_state
+
+
+def fit_align(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+    """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
+    settings = recipe.align
+    reader = _reader(run.mixes("train"), recipe.reader, run, "train")
+    stage: Align | None = None
+    try:
+        stage = Align(settings, recipe.reader, run)
+        reader_state = stage.resume()
+        if reader_state is not None:
+            reader.load_state_dict(reader_state)
+        run.stats.resume(NAME, stage.samples_seen)
+        return fit(
+            stage,
+            reader,
+            run,
+            display,
+            num_samples=settings.num_samples,
+            validate_every_samples=settings.validate_every_samples,
+            save_every_samples=settings.save_every_samples,
+        )
+    finally:
+        reader.close()
+        if stage is not None:
+            stage.close()
+
+
+def _reader(mixes: Sequence[DatasetMix], settings: ReaderSettings, run: Run, split: str) -> Reader:
+    """This rank's reader of a split, shuffled for training only."""
+    return Reader(
+        mixes,
+        settings,
+        split=split,
+        seed=run.settings.seed,
+        rank=run.fabric.global_rank,
+        num_ranks=num_ranks(),
+        shuffle=split == "train",
+    )
+
+
+def _not_finite(samples_seen: int, terms: Mapping[str, float], gradient: float, batch: Batch) -> str:
+    told = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    keys = ", ".join(batch.keys[:3]) or "other ranks"
+    return f"align: the loss is not finite after {samples_seen} samples ({told}, gradient {gradient:.4g}) in the batch of {keys}"

@@ -1,0 +1,169 @@
+"""Fit a model to built datasets: ``python -m trainer.fit --shards manifests/ [--recipe R.toml] [--stages align] [--dry-run]``.
+
+Run again, it goes on where it was. ``torchrun --nproc_per_node N -m trainer.fit ...`` is the same on N processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipeline.errors import HearscapeError, UserError
+
+if TYPE_CHECKING:
+    from trainer.config import FitRecipe
+    from trainer.run import Dataset, Run
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer.fit", description="Fit a model to built datasets.")
+    parser.add_argument("--shards", metavar="FOLDER", help="folder or URL: every dataset below it is streamed from")
+    parser.add_argument(
+        "--recipe", metavar="R.toml", help="path of a recipe for a fit; without one, everything has its default"
+    )
+    parser.add_argument("--stages", metavar="A,B", help="the stages to run, with commas between (all there are)")
+    parser.add_argument("--out", metavar="runs/NAME", help="the run's folder; a run that is there already is continued")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="change one setting; may be repeated"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and end")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(words)
+    rank = int(os.environ.get("RANK", "0"))
+    speaker = f"rank {rank}: " if rank else ""
+    try:
+        recipe = _recipe(options)
+        if options.dry_run:
+            print(plan_text(recipe))  # noqa: T201
+            return 0
+        number = run_stages(recipe)
+    except UserError as error:
+        print(f"{speaker}error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except HearscapeError as error:
+        print(f"{speaker}failed: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    if number and not rank:
+        print(f"Interrupted. To continue, run it again: python -m trainer.fit {shlex.join(words)}", file=sys.stderr)  # noqa: T201
+    return 128 + number if number else 0
+
+
+def _recipe(options: argparse.Namespace) -> FitRecipe:
+    from pipeline.recipe_file import read_recipe  # noqa: PLC0415 (after --help)
+    from trainer.config import FitRecipe  # noqa: PLC0415
+
+    recipe = read_recipe(FitRecipe, options.recipe, options.set)
+    if options.shards is not None:
+        recipe = recipe.model_copy(update={"shards": options.shards})
+    if options.stages is not None:
+        names = tuple(name.strip() for name in options.stages.split(",") if name.strip())
+        recipe = recipe.model_copy(update={"stages": names})
+    if options.out is not None:
+        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"out": options.out})})
+    return recipe
+
+
+def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
+    """The stages and datasets of a recipe. Raises UserError for all that can be refused before any work."""
+    from pipeline.errors import RecipeError  # noqa: PLC0415
+    from trainer.config import find_datasets  # noqa: PLC0415
+    from trainer.stages import STAGES, chosen_stages  # noqa: PLC0415
+
+    names = chosen_stages(recipe.stages)
+    datasets: list[Dataset] = []
+    if any(STAGES[name].reads_shards(recipe) for name in names):
+        if recipe.shards is None:
+            raise RecipeError(
+                "shards: missing; name the folder of your datasets with --shards, such as --shards manifests/"
+            )
+        datasets = find_datasets(recipe.shards, recipe.weights)
+    for name in names:
+        STAGES[name].check(recipe)
+    return names, datasets
+
+
+def plan_text(recipe: FitRecipe) -> str:
+    """The resolved recipe as JSON, the datasets, and what is there of each stage. Writes nothing."""
+    from trainer.checkpoint import read_values  # noqa: PLC0415
+
+    names, datasets = _checked(recipe)
+    lines = [recipe.model_dump_json(indent=2)]
+    for dataset in datasets:
+        splits = ", ".join(f"{name} {count:,}" for name, count in sorted(dataset.manifest.clips.splits.items()))
+        lines.append(f"dataset  {dataset.mix.location}: {splits}; {len(dataset.manifest.clips.classes)} classes")
+    for name in names:
+        path = recipe.folder / name / "resume.safetensors"
+        seen = read_values(path, name).get("samples_seen", 0) if path.exists() else 0
+        lines.append(f"stage    {name}: {seen:,} samples done, in {recipe.folder / name}")
+    return "\n".join(lines)
+
+
+def run_stages(recipe: FitRecipe) -> int:
+    """Runs the stages of a recipe. 0: done or paused; else the number of the signal that stopped it.
+
+    Raises UserError before any work, FitError when a stage cannot go on.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from trainer.run import Run, locked, make_fabric, save_recipe  # noqa: PLC0415
+    from trainer.stages import STAGES  # noqa: PLC0415
+    from trainer.stats import Display, Stats  # noqa: PLC0415
+
+    names, datasets = _checked(recipe)
+    fabric = make_fabric(recipe.run)
+    fabric.launch()
+    is_first = fabric.is_global_zero
+    with locked(recipe.folder, is_first):
+        if is_first:
+            save_recipe(recipe.folder, recipe)
+        stats = Stats(recipe.folder if is_first else None)
+        display = Display(Console(stderr=True) if is_first else None)
+        run = Run(recipe.folder, recipe.run, datasets, fabric, stats)
+        try:
+            with _signals_noted(run), display.shown():
+                for name in names:
+                    ended = STAGES[name].fit(recipe, run, display)
+                    display.say(f"{name}: {ended}, {recipe.folder / name}")
+                    if ended == "stopped":
+                        return run.signalled[0] if run.signalled else signal.SIGTERM
+                    if ended == "paused":
+                        break
+        finally:
+            stats.close()
+    return 0
+
+
+@contextmanager
+def _signals_noted(run: Run) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the step in hand end, and a checkpoint be written; the second ends the process at once."""
+
+    def note(number: int, _frame: object) -> None:
+        if run.signalled:
+            os._exit(128 + number)
+        run.signalled.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(main())

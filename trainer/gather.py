@@ -1,0 +1,75 @@
+"""What the ranks of one fit tell each other. With one rank, each function returns what it was given.
+
+Shape suffixes: B rows of this rank, N rows of all ranks, in the order of the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+
+def num_ranks() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def gather_rows(rows_B: Tensor) -> tuple[Tensor, slice]:
+    """Rows (B, ...) of every rank, without gradient, and where this rank's are. Ranks may have different numbers, or none."""
+    rows_B = rows_B.detach()
+    if num_ranks() == 1:
+        return rows_B, slice(0, len(rows_B))
+    counts = gather_numbers([len(rows_B)], rows_B.device)[:, 0].long().tolist()
+    padded = rows_B.new_zeros((max(counts), *rows_B.shape[1:]))
+    padded[: len(rows_B)] = rows_B
+    each = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(each, padded)
+    start = sum(counts[: distributed.get_rank()])
+    rows_N = torch.cat([rows[:count] for rows, count in zip(each, counts, strict=True)])
+    return rows_N, slice(start, start + len(rows_B))
+
+
+def gather_numbers(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """(ranks, len(numbers)) float64 on the CPU."""
+    own = torch.tensor(numbers, dtype=torch.float64, device=device)
+    if num_ranks() == 1:
+        return own.unsqueeze(0).cpu()
+    each = [torch.empty_like(own) for _ in range(num_ranks())]
+    distributed.all_gather(each, own)
+    return torch.stack(each).cpu()
+
+
+def gather_items(items: Sequence[T]) -> list[T]:
+    """The items of every rank, one after another. They are pickled between the processes of one fit, so keep them small."""
+    if num_ranks() == 1:
+        return list(items)
+    each: list[Sequence[T]] = [[] for _ in range(num_ranks())]
+    distributed.all_gather_object(each, list(items))
+    return [item for some in each for item in some]
+
+
+def add_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Replaces each tensor by its sum over the ranks: one message for all of one type."""
+    _reduce(list(tensors), divide_by=1)
+
+
+def average_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Replaces each tensor by its mean over the ranks."""
+    _reduce(list(tensors), divide_by=num_ranks())
+
+
+def _reduce(tensors: Sequence[Tensor], divide_by: int) -> None:
+    if num_ranks() == 1 or not tensors:
+        return
+    with torch.no_grad():
+        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        distributed.all_reduce(flat)
+        flat /= divide_by
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()

@@ -1,0 +1,163 @@
+"""The frozen picture and text encoder that a sound network is trained against.
+
+Shape suffixes: B samples, T frames of a sample, C channels, H height, W width, N pictures, D width of the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.encoders.device import Running, unit_rows
+from pipeline.encoders.pair import SMALL_MODEL, EncoderPairSettings, Sha256, check_settings, load_pair
+from pipeline.encoders.picture import PictureEncoder, check_model, check_weights, find_weights
+from pipeline.encoders.weights import file_sha256, is_url
+from pipeline.settings import Settings
+
+OPENAI = "openai"
+"""open_clip's tag for the weights that OpenAI published."""
+
+
+class PartnerSettings(Settings):
+    """The picture and text encoder whose space the sound network learns, in the words of a build recipe's ``encoders``."""
+
+    picture_model: str = "ViT-B-32-quickgelu"
+    """Name of an open_clip model, or hearscape-small for the one in the package, which knows a few classes and no captions."""
+    picture_weights: str | None = None
+    """The model's weights: a pretrained tag of open_clip, a path, or a URL with its SHA-256. None: those in the package for
+    hearscape-small, for any other model its tag openai."""
+    picture_sha256: Sha256 | None = None
+    """SHA-256 of the weights' file. None: not checked; a URL needs one."""
+    batch_size: int = Field(256, ge=1)
+    """Pictures or texts that are embedded at once."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.is_packaged and self.picture_weights is not None:
+            raise ValueError(f"{SMALL_MODEL} takes no picture_weights: they are in the package")
+        if self.picture_weights is not None and is_url(self.picture_weights) and self.picture_sha256 is None:
+            raise ValueError("picture_weights is a URL: give picture_sha256, so that the weights cannot change unseen")
+        return self
+
+    @property
+    def is_packaged(self) -> bool:
+        return self.picture_model == SMALL_MODEL
+
+
+class Partner(Protocol):
+    """Pictures and texts to unit vectors in one space, without gradient."""
+
+    encoder_id: str
+    width: int
+
+    def embed_frames(self, frames_BTCHW: Tensor) -> Tensor:
+        """RGB frames, uint8, square -> (B, D): the direction of the mean of a sample's frame embeddings."""
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(len(texts), D), rows of length 1. Raises EncoderError for a text that it cannot embed."""
+
+
+class OpenClipPartner:
+    """An open_clip model that takes its frames as a tensor: prepared on its device, not picture by picture through Pillow.
+
+    For square frames that is what the encoder itself does (resize with antialiasing, round to 8 bits, normalise), but
+    for rounding: cosines with its own embeddings are above 0.999.
+    """
+
+    def __init__(self, encoder: PictureEncoder) -> None:
+        self.encoder = encoder
+        self.encoder_id = encoder.encoder_id
+        self.width = encoder.width
+        prepared = encoder.model.visual.preprocess_cfg
+        size = prepared["size"]
+        self._size = (size, size) if isinstance(size, int) else tuple(size)
+        self._mode = "bicubic" if prepared["interpolation"] == "bicubic" else "bilinear"
+        device = encoder.running.device
+        self._mean_C11 = torch.tensor(prepared["mean"], device=device).view(-1, 1, 1)
+        self._std_C11 = torch.tensor(prepared["std"], device=device).view(-1, 1, 1)
+
+    def embed_frames(self, frames_BTCHW: Tensor) -> Tensor:
+        running = self.encoder.running
+        num_samples, num_frames = frames_BTCHW.shape[:2]
+        if not num_samples:
+            return torch.zeros(0, self.width, device=running.device)
+        rows = []
+        with torch.no_grad(), running_autocast(running):
+            for some_NCHW in torch.split(frames_BTCHW.flatten(0, 1), running.batch_size):
+                rows.append(self.encoder.model.encode_image(self._prepared(some_NCHW.to(running.device))).float())
+        rows_BTD = unit_rows(torch.cat(rows), self.encoder_id).view(num_samples, num_frames, -1)
+        return functional.normalize(rows_BTD.mean(1), dim=1)
+
+    def _prepared(self, frames_NCHW: Tensor) -> Tensor:
+        pictures = frames_NCHW.float()
+        if tuple(pictures.shape[2:]) != self._size:
+            pictures = functional.interpolate(pictures, self._size, mode=self._mode, antialias=True)
+            pictures = pictures.clamp(0, 255).round()
+        return (pictures / 255 - self._mean_C11) / self._std_C11
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.encoder.embed_texts(texts)
+
+
+class ClipEncoder(Protocol):
+    """What the pipeline asks of a picture encoder."""
+
+    encoder_id: str
+    width: int
+
+    def embed_groups(self, groups: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """Every clip's RGB frames (T, H, W, 3) -> (T, D), rows of length 1."""
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(len(texts), D), rows of length 1."""
+
+
+class ClipwisePartner:
+    """Any picture encoder of the pipeline: it takes each sample's frames as one clip, on the CPU."""
+
+    def __init__(self, encoder: ClipEncoder, device: torch.device) -> None:
+        self.encoder, self._device = encoder, device
+        self.encoder_id = encoder.encoder_id
+        self.width = encoder.width
+
+    def embed_frames(self, frames_BTCHW: Tensor) -> Tensor:
+        clips = [frames.permute(0, 2, 3, 1).contiguous().numpy() for frames in frames_BTCHW.cpu()]
+        rows = [torch.from_numpy(frames).float().mean(0) for frames in self.encoder.embed_groups(clips)]
+        mean_BD = torch.stack(rows) if rows else torch.zeros(0, self.width)
+        return functional.normalize(mean_BD, dim=1).to(self._device)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.encoder.embed_texts(texts)
+
+
+def running_autocast(running: Running) -> torch.autocast:
+    """The precision of an encoder, for code that runs its network itself."""
+    return torch.autocast(running.device.type, dtype=torch.bfloat16, enabled=running.precision == "bf16")
+
+
+def check_partner(settings: PartnerSettings, field: str) -> None:
+    """Raises EncoderError for what shows without loading: a model or weights that are not there. Fetches nothing."""
+    if settings.is_packaged:
+        check_settings(EncoderPairSettings(), field)
+    else:
+        check_model(settings.picture_model, f"{field}.picture_model")
+        check_weights(settings.picture_model, settings.picture_weights or OPENAI, f"{field}.picture_weights")
+
+
+def load_partner(
+    settings: PartnerSettings, device: torch.device, precision: Literal["fp32", "bf16"], field: str
+) -> Partner:
+    """Fetches the weights if they are not there, and loads them. Raises EncoderError when that cannot be done."""
+    if settings.is_packaged:
+        return ClipwisePartner(load_pair(EncoderPairSettings(), field=field).picture, device)
+    model, weights = settings.picture_model, settings.picture_weights or OPENAI
+    path = find_weights(model, weights, settings.picture_sha256, field=f"{field}.picture_weights")
+    running = Running(device, settings.batch_size, precision)
+    return OpenClipPartner(PictureEncoder(model, weights, path, file_sha256(path), running=running))

@@ -1,0 +1,47 @@
+"""The stages there are. A new one is its own files, a field in ``FitRecipe`` for its settings, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import RecipeError
+from trainer.align import NAME as ALIGN
+from trainer.align import fit_align
+from trainer.align_settings import check_align
+from trainer.config import FitRecipe
+from trainer.loop import Ended
+from trainer.prior import NAME as PRIOR
+from trainer.prior import fit_prior
+from trainer.prior_settings import check_prior
+from trainer.run import Run
+from trainer.stats import Display
+
+
+@dataclass(frozen=True, slots=True)
+class StageEntry:
+    """How a stage is checked before any work, and how it is run."""
+
+    check: Callable[[FitRecipe], None]
+    """Raises UserError."""
+    fit: Callable[[FitRecipe, Run, Display], Ended]
+    reads_shards: Callable[[FitRecipe], bool] = lambda _: True
+    """Whether it needs datasets, as this recipe has it."""
+
+
+STAGES = {
+    PRIOR: StageEntry(check_prior, fit_prior, lambda recipe: recipe.prior.pictures is None),
+    ALIGN: StageEntry(check_align, fit_align),
+}
+"""In the order in which they run."""
+
+
+def chosen_stages(names: Sequence[str] | None) -> list[str]:
+    """The named stages in the order in which they run; all there are for None. Raises RecipeError for one that there is not."""
+    if names is None:
+        return list(STAGES)
+    if unknown := [name for name in names if name not in STAGES]:
+        raise RecipeError(f"stages: there is no stage {', '.join(map(repr, unknown))}; there are: {', '.join(STAGES)}")
+    if not names:
+        raise RecipeError(f"stages: none is named; there are: {', '.join(STAGES)}")
+    return [name for name in STAGES if name in names]

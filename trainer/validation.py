@@ -1,0 +1,100 @@
+"""How well sounds and pictures find each other: retrieval, zero-shot classes, matched against mismatched pairs.
+
+Shape suffixes: N samples, D width of the space, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+RANKS = (1, 5, 10)
+
+
+def recalls(queries_ND: Tensor, candidates_ND: Tensor, ranks: Sequence[int] = RANKS) -> dict[int, float]:
+    """R@k: the share of queries whose own candidate (the one of its index) is among the k of highest cosine.
+
+    By chance it is k / N. A candidate that ties with the own one counts as before it: embeddings that are all the same
+    find nothing. k above N counts as N.
+    """
+    cosines_NN = functional.normalize(queries_ND, dim=1) @ functional.normalize(candidates_ND, dim=1).T
+    own_N1 = cosines_NN.diagonal().unsqueeze(1)
+    num_before_N = (cosines_NN >= own_N1).sum(1) - 1
+    return {k: float((num_before_N < k).double().mean()) for k in ranks}
+
+
+def zero_shot_accuracy(
+    sounds_ND: Tensor, prompts_CD: Tensor, classes: Sequence[str], labels: Sequence[Sequence[str]]
+) -> float | None:
+    """Share of the labelled sounds whose nearest class prompt is one of their labels. None: no sound has a label."""
+    names = set(classes)
+    rows = [index for index, own in enumerate(labels) if names.intersection(own)]
+    if not rows:
+        return None
+    cosines_NC = functional.normalize(sounds_ND[rows], dim=1) @ functional.normalize(prompts_CD, dim=1).T
+    nearest = cosines_NC.argmax(1).tolist()
+    right = [classes[column] in labels[index] for index, column in zip(rows, nearest, strict=True)]
+    return sum(right) / len(right)
+
+
+def mismatched(sources: Sequence[str], labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """(N, N): the pairs that do not belong together, of different sources that share no label.
+
+    Two samples without labels are only told apart by their sources.
+    """
+    names = np.array(sources, dtype=np.str_)
+    apart: NDArray[np.bool_] = names[:, None] != names[None, :]
+    by_label: dict[str, list[int]] = {}
+    for index, own in enumerate(labels):
+        for label in own:
+            by_label.setdefault(label, []).append(index)
+    for indices in by_label.values():
+        apart[np.ix_(indices, indices)] = False
+    return apart
+
+
+def area_under_roc(matched: NDArray[np.floating], wrong: NDArray[np.floating]) -> float | None:
+    """The probability that a matched pair's score is above a wrong pair's, ties counting half (Mann and Whitney 1947).
+
+    None: there are none of one kind.
+    """
+    if not len(matched) or not len(wrong):
+        return None
+    ordered = np.sort(wrong)
+    below = np.searchsorted(ordered, matched, side="left")
+    up_to = np.searchsorted(ordered, matched, side="right")
+    return float(((below + up_to) / 2).mean() / len(ordered))
+
+
+def evaluate(
+    sounds_ND: Tensor,
+    pictures_ND: Tensor,
+    prompts: Mapping[str, Tensor],
+    sources: Sequence[str],
+    labels: Sequence[Sequence[str]],
+) -> dict[str, float]:
+    """Every measure by name; one that cannot be taken (no labels, no mismatched pairs) is not there.
+
+    ``prompts`` holds the embedding (D,) of every class.
+    """
+    measures: dict[str, float] = {"num_samples": float(len(sounds_ND))}
+    if not len(sounds_ND):
+        return measures
+    for name, found in (("picture", recalls(sounds_ND, pictures_ND)), ("sound", recalls(pictures_ND, sounds_ND))):
+        measures |= {f"{name}_recall_at_{k}": share for k, share in found.items()}
+    if prompts:
+        classes = sorted(prompts)
+        accuracy = zero_shot_accuracy(sounds_ND, torch.stack([prompts[name] for name in classes]), classes, labels)
+        if accuracy is not None:
+            measures["zero_shot_accuracy"] = accuracy
+            measures["num_classes"] = float(len(classes))
+    cosines = (functional.normalize(sounds_ND, dim=1) @ functional.normalize(pictures_ND, dim=1).T).double().numpy()
+    auc = area_under_roc(np.diagonal(cosines), cosines[mismatched(sources, labels)])
+    if auc is not None:
+        measures["auc"] = auc
+    return measures
