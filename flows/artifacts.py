@@ -79,6 +79,10 @@ class Artifacts:
         _try(lambda: create_markdown_artifact(summary.to_markdown(), key=page, description=text))
         _try(lambda: create_table_artifact(rows, key=table, description=text))
 
+    def report(self, name: str, text: str) -> None:
+        """Leaves a word on the dataset's report, and where its page is."""
+        _try(lambda: create_markdown_artifact(text, key=f"{self._key}-report", description=f"The report on {name}"))
+
 
 def _try(make: Callable[[], Made]) -> Made | None:
     try:

@@ -19,11 +19,12 @@ from prefect.states import Completed, Failed
 
 from flows.artifacts import Artifacts
 from flows.batches import HERE, Workplace, run_batch
+from flows.dataset_report import leave_report
 from flows.logs import hide_trace, logs_in_run
 from flows.progress import Progress
 from flows.runners import is_remote, run_in_window, task_runner
 from pipeline.build import Build, BuildPlan, BuildSummary
-from pipeline.errors import RecipeError, UserError
+from pipeline.errors import NothingKeptError, RecipeError, UserError
 from pipeline.recipe import BuildRecipe, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ MAX_LOGGED_SOURCES = 5000
 """Of more sources than this, the log of the run tells only how far it is: each line is a row in Prefect's database."""
 WATCHED: ContextVar[Progress | None] = ContextVar("watched", default=None)
 """The progress that somebody looks at in this process, if anybody does."""
+HELD: ContextVar[BuildRecipe | None] = ContextVar("held", default=None)
+"""The recipe as its user wrote it, where the run was given one without secrets: Prefect stores what a run is given."""
 
 
 def _run_name() -> str:
@@ -73,6 +76,8 @@ def _run(recipe: BuildRecipe | str, changes: Sequence[str]) -> State[Any]:
 
 
 def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:
+    if (held := HELD.get()) is not None:
+        return held
     if isinstance(recipe, str):
         return load_recipe(recipe, changes)
     if changes:
@@ -88,12 +93,18 @@ def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
         plan = build.plan()
         progress.begin(plan.num_sources, plan.num_finished_sources, embeds=recipe.encoders is not None)
         logger.info("%s", plan_line(recipe, plan))
+        logger.info("%s", plan.agreement)
         artifacts = Artifacts(recipe.name)
         with artifacts.updated(progress):
             if plan.batches:
                 _run_batches(recipe, build, plan, progress)
-            summary = build.finish(progress)
+            try:
+                summary = build.finish(progress)
+            except NothingKeptError:
+                leave_report(recipe, artifacts)  # it says what took everything
+                raise
         artifacts.summarise(summary)
+        leave_report(recipe, artifacts)
         for text in summary.funnel:
             logger.info("%s", text)
         return summary

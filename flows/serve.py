@@ -35,6 +35,7 @@ from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
 from flows.dataset_flow import build_dataset
+from flows.dataset_report import dataset_report
 from flows.server import api_url, api_url_set, check_port, is_healthy, prefect_server
 from pipeline.errors import HearscapeError, UserError
 
@@ -68,13 +69,15 @@ def _server(stack: ExitStack, port: int) -> str:
     return url
 
 
-async def _run_until_interrupted(runner: Runner, deployment: RunnerDeployment, offer: str) -> None:
+async def _run_until_interrupted(runner: Runner, deployments: Sequence[RunnerDeployment], offer: str) -> None:
     """Like ``prefect.serve``, which on Ctrl-C kills the runs before they have said how they ended.
 
-    ``offer`` is printed once the deployment is there to be run.
+    ``offer`` is printed once the deployments are there to be run.
     """
-    added = runner.add_deployment(deployment)
-    deployment_id = await added if inspect.isawaitable(added) else added
+    deployment_ids: list[UUID] = []
+    for deployment in deployments:
+        added = runner.add_deployment(deployment)
+        deployment_ids.append(await added if inspect.isawaitable(added) else added)
     print(offer, flush=True)  # noqa: T201
     started = datetime.now(UTC)
     loop = asyncio.get_running_loop()
@@ -85,17 +88,17 @@ async def _run_until_interrupted(runner: Runner, deployment: RunnerDeployment, o
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
     loop.remove_signal_handler(signal.SIGINT)  # the next one means: at once
     if not running.done():
-        await _runs_ended(deployment_id, started)
+        await _runs_ended(deployment_ids, started)
     waiting.cancel()
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
 
 
-async def _runs_ended(deployment_id: UUID, since: datetime) -> None:
+async def _runs_ended(deployment_ids: Sequence[UUID], since: datetime) -> None:
     """Waits until no run that began after ``since`` is at work: Ctrl-C on a terminal has reached them as well."""
     at_work = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
+        deployment_id=FlowRunFilterDeploymentId(any_=list(deployment_ids)),
         start_time=FlowRunFilterStartTime(after_=since),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
     )
@@ -111,13 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             url = _server(stack, options.port)
-            deployment = RunnerDeployment.from_flow(
-                build_dataset, name=build_dataset.name, entrypoint_type=EntrypointType.MODULE_PATH
-            )
+            deployments = [
+                RunnerDeployment.from_flow(each, name=each.name, entrypoint_type=EntrypointType.MODULE_PATH)
+                for each in (build_dataset, dataset_report)
+            ]
             elsewhere = "" if url == api_url(DEFAULT_PORT) else f"PREFECT_API_URL={url} "
             offer = f"UI:   {url.removesuffix('/api')}\nRun:  {elsewhere}prefect deployment run {build_dataset.name}"
             runner = Runner(name="hearscape", limit=options.limit)
-            asyncio.run(_run_until_interrupted(runner, deployment, offer))
+            asyncio.run(_run_until_interrupted(runner, deployments, offer))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

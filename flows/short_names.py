@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from prefect.plugins import register_hook
 
-DEPLOYMENTS = ("build-dataset",)
+DEPLOYMENTS = ("build-dataset", "dataset-report")
 """Every deployment of this project. Each carries the name of its flow."""
 
 FLAGS = frozenset({"--watch", "--no-watch", "--all", "--no-all", "--yes", "-y", "--prompt", "--no-prompt"})

@@ -55,7 +55,7 @@ def test_a_build_leaves_its_story_in_prefect(recipe: Path) -> None:
 
         ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         artifacts = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=ours)}
-        assert sorted(artifacts) == ["tiny-counts", "tiny-progress", "tiny-summary"]
+        assert sorted(artifacts) == ["tiny-counts", "tiny-progress", "tiny-report", "tiny-summary"]
         assert artifacts["tiny-progress"].data == 100.0
         assert artifacts["tiny-summary"].data == summary.to_markdown()
         assert "sources        2  1 kept, 0 rejected, 1 failed\n" in artifacts["tiny-summary"].data

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from flows.dataset_flow import build_dataset
+from flows.dataset_report import dataset_report
 from flows.server import free_port
 from flows.short_names import DEPLOYMENTS, is_prefect_command, missing_server, with_full_names
 
@@ -60,8 +61,13 @@ def test_only_the_prefect_command_is_changed(program: str, original: list[str], 
 
 def test_every_deployment_has_a_short_name() -> None:
     declared = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
-    assert [deployment["name"] for deployment in declared] == list(DEPLOYMENTS) == [build_dataset.name]
-    assert declared[0]["entrypoint"] == "flows.dataset_flow.build_dataset"
+    assert (
+        [deployment["name"] for deployment in declared]
+        == list(DEPLOYMENTS)
+        == [build_dataset.name, dataset_report.name]
+    )
+    entrypoints = [deployment["entrypoint"] for deployment in declared]
+    assert entrypoints == ["flows.dataset_flow.build_dataset", "flows.dataset_report.dataset_report"]
 
 
 def test_a_server_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:

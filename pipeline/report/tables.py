@@ -1,0 +1,196 @@
+"""The dataset's table of clips, in DuckDB: the only file that imports it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.errors import ReportError
+from pipeline.report.catalogue import MEASURES
+from pipeline.samples_table import SAMPLES_NAME
+from pipeline.settings import Settings
+from pipeline.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+REQUIRED = ("key", "source_id", "state", "start_ms", "end_ms")
+_TEXT = (
+    "key", "source_id", "url", "caption", "licence", "split", "state", "reason", "detail", "video_sha256", "shard",
+    "encoder_id", "shown_class", "heard_class",
+)  # fmt: skip
+_WHOLE = (
+    "start_ms", "end_ms", "scene_index", "source_width_px", "source_height_px",
+    "bar_left_px", "bar_top_px", "bar_right_px", "bar_bottom_px",
+)  # fmt: skip
+_MADE_HERE = ("seconds", "cropped_share")
+_NUMBERS = tuple(m.name for m in MEASURES if m.name not in (*_MADE_HERE, *_WHOLE))
+_HASHES = ("picture_hash", "sound_hash")
+
+
+class TableSettings(Settings):
+    """How much the statistics may take of the machine."""
+
+    threads: int = Field(2, ge=1)
+    """Cores."""
+    memory_bytes: int = Field(1_200_000_000, ge=100_000_000)
+    """Memory of the tables; what is more waits in temporary files."""
+
+
+class Tables:
+    """``clips``: one row for every clip, every column that the report knows, null where an older build did not measure it.
+
+    Besides the columns of ``samples.parquet`` there are ``seconds`` (length), ``cropped_share`` (as the judge computes
+    it), ``picture_id`` and ``sound_id`` (64 bits of the fingerprints).
+    """
+
+    def __init__(self, folder: Folder, settings: TableSettings | None = None) -> None:
+        """Raises ReportError where ``samples.parquet`` is missing, damaged, or of another make."""
+        settings = settings or TableSettings()
+        self.stored: Mapping[str, str] = {}
+        """The columns of ``samples.parquet`` and their types."""
+        self._scratch = Path(tempfile.mkdtemp(prefix="hearscape-report-"))
+        self._lock = threading.Lock()
+        self._db = duckdb.connect(
+            ":memory:",
+            config={
+                "threads": settings.threads,
+                "memory_limit": f"{settings.memory_bytes // 1_000_000}MB",
+                "temp_directory": str(self._scratch),
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            },
+        )
+        where = f"{folder}/{SAMPLES_NAME}"
+        try:
+            self._load(self._local(folder))
+        except FileNotFoundError as error:
+            self.close()
+            raise ReportError(f"{where} does not exist: build the dataset to its end") from error
+        except (duckdb.Error, OSError) as error:
+            self.close()
+            raise ReportError(
+                f"{where} cannot be read, it is damaged: {_first_line(error)}; run the build again"
+            ) from error
+        except ReportError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def rows(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """The answer as dicts. Safe from several threads."""
+        with self._lock:
+            answer = self._db.execute(query, values if values else None)
+            names = [column[0] for column in answer.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+    def one(self, query: str, values: Sequence[Any] = ()) -> dict[str, Any]:
+        return self.rows(query, values)[0]
+
+    def columns(self, query: str, values: Sequence[Any] = ()) -> dict[str, npt.NDArray[Any]]:
+        """The answer as columns: numbers that are missing are NaN."""
+        with self._lock:
+            found = self._db.execute(query, values if values else None).fetchnumpy()
+        return {
+            name: column.filled(np.nan)
+            if isinstance(column, np.ma.MaskedArray) and column.dtype.kind == "f"
+            else np.asarray(column)
+            for name, column in found.items()
+        }
+
+    def attach(self, name: str, table: pa.Table) -> None:
+        """Makes an Arrow table a table of that name."""
+        with self._lock:
+            self._db.register("arrow_rows", table)
+            self._db.execute(f'CREATE OR REPLACE TABLE "{name}" AS SELECT * FROM arrow_rows')
+            self._db.unregister("arrow_rows")
+
+    def _local(self, folder: Folder) -> Path:
+        if folder.local_path is not None:
+            path = folder.local_path / SAMPLES_NAME
+            path.stat()
+            return path
+        copy = self._scratch / SAMPLES_NAME
+        with folder.open(SAMPLES_NAME) as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        return copy
+
+    def _load(self, path: Path) -> None:
+        known = {
+            row["column_name"]: row["column_type"]
+            for row in self.rows("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])
+        }
+        self.stored = known
+        missing = [name for name in REQUIRED if name not in known]
+        if missing:
+            raise ReportError(f"{path} is not the table of a dataset's clips: it has no column {', '.join(missing)}")
+        parts = [_column(name, "VARCHAR", known) for name in _TEXT]
+        parts += [_column(name, "BIGINT", known) for name in _WHOLE]
+        parts += [_number(name, known) for name in _NUMBERS]
+        parts.append(
+            "coalesce(labels, []::VARCHAR[]) AS labels"
+            if known.get("labels", "").endswith("[]")
+            else "[]::VARCHAR[] AS labels"
+        )
+        parts += [
+            f"hash({name}) AS {name[:-5]}_id" if name in known else f"NULL::UBIGINT AS {name[:-5]}_id"
+            for name in _HASHES
+        ]
+        parts.append("(end_ms - start_ms) / 1000.0 AS seconds")
+        self._db.execute(f"CREATE TABLE loaded AS SELECT {', '.join(parts)} FROM read_parquet(?)", [str(path)])
+        self._add_cropped_share()
+
+    def _add_cropped_share(self) -> None:
+        """The judge rounds as Python does, so the few distinct sizes are worked out there."""
+        size = ("source_width_px", "source_height_px", "bar_left_px", "bar_top_px", "bar_right_px", "bar_bottom_px")
+        named = ", ".join(size)
+        found = self.rows(f"SELECT DISTINCT {named} FROM loaded WHERE {' AND '.join(f'{n} IS NOT NULL' for n in size)}")
+        shares = [{**row, "cropped_share": cropped_share(*row.values())} for row in found]
+        schema = pa.schema([*((name, pa.int64()) for name in size), ("cropped_share", pa.float64())])
+        self.attach("crops", pa.Table.from_pylist(shares, schema=schema))
+        self._db.execute(f"CREATE TABLE clips AS SELECT * FROM loaded LEFT JOIN crops USING ({named})")
+        self._db.execute("DROP TABLE loaded")
+
+
+def cropped_share(width: int, height: int, left: int, top: int, right: int, bottom: int) -> float | None:
+    """Share of the picture between its black bars, rounded as :func:`pipeline.judge.judge_clip` rounds it."""
+    if width * height <= 0:
+        return None
+    return round((width - left - right) * (height - top - bottom) / (width * height), 4)
+
+
+def _column(name: str, kind: str, known: Mapping[str, str]) -> str:
+    return f'CAST("{name}" AS {kind}) AS "{name}"' if name in known else f'NULL::{kind} AS "{name}"'
+
+
+def _number(name: str, known: Mapping[str, str]) -> str:
+    """Infinity and NaN are not measures."""
+    if name not in known:
+        return f'NULL::DOUBLE AS "{name}"'
+    return f'CASE WHEN isfinite(CAST("{name}" AS DOUBLE)) THEN CAST("{name}" AS DOUBLE) END AS "{name}"'
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
