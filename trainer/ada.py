@@ -1,0 +1,234 @@
+"""Adaptive augmentation: random changes of what a discriminator sees, and how probable they are.
+
+Equations: StyleGAN2-ADA (arXiv:2006.06676): the transforms and their distributions in appendix B, the rule for p in
+section 3.1. Geometry is one resampling (bilinear, reflected at the edges) without the paper's oversampling; flips, quarter
+turns and shifts by whole pixels lose nothing in it. Colours are one matrix.
+
+Shape suffixes: B clips or pictures, T frames, C = 3 colours, H W rows and columns, 3x3 and 4x4 homogeneous matrices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.settings import Settings
+
+SHIFT_SHARE = 0.125
+"""Of the side: the largest whole shift, and the deviation of the other one."""
+SCALE_LOG_DEVIATION = 0.2 * math.log(2)
+BRIGHTNESS_DEVIATION = 0.2
+CONTRAST_LOG_DEVIATION = 0.5 * math.log(2)
+SATURATION_LOG_DEVIATION = math.log(2)
+NOISE_DEVIATION = 0.1
+CUTOUT_SHARE = 0.5
+"""Side of the square that is cut out, as a share of the picture's."""
+
+
+class AdaSettings(Settings):
+    """Which transforms there are: each happens with p times its number here. 0 leaves it out."""
+
+    flip: float = Field(1.0, ge=0, le=1)
+    """Left to right, half of the time."""
+    quarter_turn: float = Field(1.0, ge=0, le=1)
+    """By 0, 90, 180 or 270 degrees."""
+    whole_shift: float = Field(1.0, ge=0, le=1)
+    """By whole pixels, at most an eighth of the side."""
+    scale: float = Field(1.0, ge=0, le=1)
+    """The same along both axes, log-normal."""
+    turn: float = Field(1.0, ge=0, le=1)
+    """By any angle, once before and once after ``stretch``."""
+    stretch: float = Field(1.0, ge=0, le=1)
+    """Wider and lower, or narrower and higher, log-normal."""
+    shift: float = Field(1.0, ge=0, le=1)
+    """By any number of pixels, normal, its deviation an eighth of the side."""
+    brightness: float = Field(1.0, ge=0, le=1)
+    """Added to all colours."""
+    contrast: float = Field(1.0, ge=0, le=1)
+    """All colours multiplied, log-normal."""
+    luma_flip: float = Field(1.0, ge=0, le=1)
+    """Light and dark exchanged, hue kept, half of the time."""
+    hue: float = Field(1.0, ge=0, le=1)
+    """Colours turned around the grey axis by any angle."""
+    saturation: float = Field(1.0, ge=0, le=1)
+    """Distance from grey multiplied, log-normal."""
+    noise: float = Field(0.0, ge=0, le=1)
+    """Normal noise on every pixel, of its own in every frame."""
+    cutout: float = Field(0.0, ge=0, le=1)
+    """A grey square of half the side, anywhere."""
+
+
+def augment(pictures: Tensor, p: float, settings: AdaSettings) -> Tensor:
+    """Pictures (B, 3, H, W) or clips (B, T, 3, H, W), -1..1, changed; every frame of a clip in the same way.
+
+    Differentiable (once: resampling has no second derivative in torch). With ``p`` 0 the input itself comes back. Draws
+    from torch's CPU generator. The result may leave -1..1.
+    """
+    if p <= 0 or not len(pictures):
+        return pictures
+    clips_BTCHW = pictures if pictures.ndim == 5 else pictures[:, None]
+    batch, side = len(clips_BTCHW), clips_BTCHW.shape[-1]
+    geometry_B33 = draw_geometry(batch, p, settings, side)
+    colours_B44 = draw_colours(batch, p, settings)
+    changed = resampled(clips_BTCHW, geometry_B33)
+    changed = recoloured(changed, colours_B44)
+    changed = _noisy(changed, p * settings.noise)
+    changed = _cut_out(changed, p * settings.cutout)
+    return changed.view(pictures.shape)
+
+
+def draw_geometry(batch: int, p: float, settings: AdaSettings, side: int) -> Tensor:
+    """(B, 3, 3): where each point of the new picture lies in the old one. The middle is 0, the edges are -1 and 1, y goes down.
+
+    ``side`` is in pixels: a pixel is 2 / side wide.
+    """
+    matrix = torch.eye(3).repeat(batch, 1, 1)
+
+    def with_chance(chance: float, made_B33: Tensor) -> None:
+        nonlocal matrix
+        matrix = matrix @ torch.where(_chosen(batch, chance)[:, None, None], made_B33, torch.eye(3))
+
+    one = torch.ones(batch)
+    with_chance(p * settings.flip, _scaling(1 - 2 * torch.randint(0, 2, (batch,)).float(), one))
+    with_chance(p * settings.quarter_turn, _quarter_turn(torch.randint(0, 4, (batch,))))
+    shift_B2 = (torch.empty(batch, 2).uniform_(-SHIFT_SHARE, SHIFT_SHARE) * side).round() * (2 / side)
+    with_chance(p * settings.whole_shift, _shift(shift_B2))
+    size = torch.exp(torch.randn(batch) * SCALE_LOG_DEVIATION)
+    with_chance(p * settings.scale, _scaling(1 / size, 1 / size))
+    # two turns, each so often that neither happens with probability 1 - p
+    turn_chance = 1 - math.sqrt(1 - min(1.0, p * settings.turn))
+    with_chance(turn_chance, _turn(_angle(batch)))
+    size = torch.exp(torch.randn(batch) * SCALE_LOG_DEVIATION)
+    with_chance(p * settings.stretch, _scaling(1 / size, size))
+    with_chance(turn_chance, _turn(_angle(batch)))
+    with_chance(p * settings.shift, _shift(torch.randn(batch, 2) * SHIFT_SHARE * 2))
+    return matrix
+
+
+def draw_colours(batch: int, p: float, settings: AdaSettings) -> Tensor:
+    """(B, 4, 4): what (red, green, blue, 1) is multiplied with."""
+    identity = torch.eye(4)
+    matrix = identity.repeat(batch, 1, 1)
+    grey = torch.tensor([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
+    along = torch.outer(grey, grey)
+
+    def with_chance(chance: float, made_B44: Tensor) -> None:
+        nonlocal matrix
+        matrix = torch.where(_chosen(batch, chance)[:, None, None], made_B44, identity) @ matrix
+
+    added = identity.repeat(batch, 1, 1)
+    added[:, :3, 3] = (torch.randn(batch) * BRIGHTNESS_DEVIATION)[:, None]
+    with_chance(p * settings.brightness, added)
+    factor = torch.exp(torch.randn(batch) * CONTRAST_LOG_DEVIATION)
+    with_chance(p * settings.contrast, torch.diag_embed(torch.stack([factor, factor, factor, torch.ones(batch)], 1)))
+    flips = torch.randint(0, 2, (batch,)).float()[:, None, None]
+    with_chance(p * settings.luma_flip, identity - 2 * along * flips)
+    with_chance(p * settings.hue, _hue(_angle(batch)))
+    factor = torch.exp(torch.randn(batch) * SATURATION_LOG_DEVIATION)[:, None, None]
+    only_colours = torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    with_chance(p * settings.saturation, identity - only_colours + along + (only_colours - along) * factor)
+    return matrix
+
+
+def resampled(clips_BTCHW: Tensor, matrix_B33: Tensor) -> Tensor:
+    """The clips as ``draw_geometry`` says; those that do not move come back exactly as they were."""
+    moves_B = (matrix_B33 != torch.eye(3)).flatten(1).any(1)
+    if not bool(moves_B.any()):
+        return clips_BTCHW
+    batch, frames, colours, height, width = clips_BTCHW.shape
+    theta = matrix_B33[:, :2].to(clips_BTCHW.device, clips_BTCHW.dtype)
+    joined = clips_BTCHW.reshape(batch, frames * colours, height, width)
+    at = functional.affine_grid(theta, list(joined.shape), align_corners=False)
+    moved = functional.grid_sample(joined, at, mode="bilinear", padding_mode="reflection", align_corners=False)
+    kept = moves_B.to(clips_BTCHW.device)[:, None, None, None, None]
+    return torch.where(kept, moved.view(clips_BTCHW.shape), clips_BTCHW)
+
+
+def recoloured(clips_BTCHW: Tensor, matrix_B44: Tensor) -> Tensor:
+    """The clips with every pixel (r, g, b, 1) multiplied; those with the identity come back exactly as they were."""
+    changes_B = (matrix_B44 != torch.eye(4)).flatten(1).any(1)
+    if not bool(changes_B.any()):
+        return clips_BTCHW
+    matrix = matrix_B44.to(clips_BTCHW.device, clips_BTCHW.dtype)
+    new = torch.einsum("bij,btjhw->btihw", matrix[:, :3, :3], clips_BTCHW) + matrix[:, None, :3, 3, None, None]
+    return torch.where(changes_B.to(clips_BTCHW.device)[:, None, None, None, None], new, clips_BTCHW)
+
+
+def _noisy(clips_BTCHW: Tensor, chance: float) -> Tensor:
+    if chance <= 0:
+        return clips_BTCHW
+    batch = len(clips_BTCHW)
+    deviation_B = torch.where(_chosen(batch, chance), torch.randn(batch).abs() * NOISE_DEVIATION, torch.zeros(batch))
+    noise = torch.randn(clips_BTCHW.shape).to(clips_BTCHW.device)
+    return clips_BTCHW + noise * deviation_B.to(clips_BTCHW.device)[:, None, None, None, None]
+
+
+def _cut_out(clips_BTCHW: Tensor, chance: float) -> Tensor:
+    if chance <= 0:
+        return clips_BTCHW
+    batch, side = len(clips_BTCHW), clips_BTCHW.shape[-1]
+    chosen_B, middle_B2 = _chosen(batch, chance), torch.rand(batch, 2)
+    at = (torch.arange(side) + 0.5) / side
+    inside_B2S = (at - middle_B2[:, :, None]).abs() < CUTOUT_SHARE / 2
+    hole_BHW = inside_B2S[:, 0, :, None] & inside_B2S[:, 1, None, :] & chosen_B[:, None, None]
+    return clips_BTCHW * (~hole_BHW).to(clips_BTCHW.device, clips_BTCHW.dtype)[:, None, None]
+
+
+def _chosen(batch: int, chance: float) -> Tensor:
+    return torch.rand(batch) < chance
+
+
+def _angle(batch: int) -> Tensor:
+    return torch.empty(batch).uniform_(-math.pi, math.pi)
+
+
+def _matrix(batch: int, size: int, **rows: Tensor) -> Tensor:
+    made = torch.eye(size).repeat(batch, 1, 1)
+    for place, values in rows.items():
+        made[:, int(place[1]), int(place[2])] = values
+    return made
+
+
+def _scaling(x_B: Tensor, y_B: Tensor) -> Tensor:
+    return _matrix(len(x_B), 3, m00=x_B, m11=y_B)
+
+
+def _shift(by_B2: Tensor) -> Tensor:
+    return _matrix(len(by_B2), 3, m02=by_B2[:, 0], m12=by_B2[:, 1])
+
+
+def _turn(angle_B: Tensor) -> Tensor:
+    cosine, sine = angle_B.cos(), angle_B.sin()
+    return _matrix(len(angle_B), 3, m00=cosine, m01=-sine, m10=sine, m11=cosine)
+
+
+def _quarter_turn(number_B: Tensor) -> Tensor:
+    """Exact zeros and ones, which sines would not give."""
+    cosine = torch.tensor([1.0, 0.0, -1.0, 0.0])[number_B]
+    sine = torch.tensor([0.0, 1.0, 0.0, -1.0])[number_B]
+    return _matrix(len(number_B), 3, m00=cosine, m01=-sine, m10=sine, m11=cosine)
+
+
+def _hue(angle_B: Tensor) -> Tensor:
+    """(B, 4, 4): rotation around (1, 1, 1), by Rodrigues' formula."""
+    axis = 1 / math.sqrt(3)
+    cross = torch.tensor([[0.0, -axis, axis], [axis, 0.0, -axis], [-axis, axis, 0.0]])
+    cosine, sine = angle_B.cos()[:, None, None], angle_B.sin()[:, None, None]
+    made = torch.eye(4).repeat(len(angle_B), 1, 1)
+    made[:, :3, :3] = torch.eye(3) * cosine + cross * sine + torch.full((3, 3), 1 / 3) * (1 - cosine)
+    return made
+
+
+def next_p(p: float, mean_sign: float, target: float, num_pictures: int, pictures_to_one: float) -> float:
+    """The new probability: up where the discriminator is too sure of real pictures, down where it is not; 0..1.
+
+    ``mean_sign`` is r_t = E[sign(D(real))] of the last ``num_pictures``, which alone would bring p from 0 to 1 were they
+    ``pictures_to_one`` (section 3.1, which leaves p unlimited above; here 1 is the most).
+    """
+    step = num_pictures / pictures_to_one
+    direction = (mean_sign > target) - (mean_sign < target)
+    return min(1.0, max(0.0, p + direction * step))
