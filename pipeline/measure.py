@@ -21,12 +21,13 @@ from pipeline.facts import MediaFacts, VideoFacts
 from pipeline.media import versions
 from pipeline.picture import PictureSettings, PictureTrack
 from pipeline.previews import FrameRoll, PreviewSettings, save_sound
+from pipeline.rhythm_match import SMALLEST_LIGHT, SMALLEST_MOTION, envelope_db, rhythm_match
 from pipeline.scenes import CutDetector, FlashMemory, SceneSettings, open_detector, scenes_between
-from pipeline.schema import PictureMeasures, SoundMeasures, Span, flat, from_flat, stable_hash
+from pipeline.schema import PictureMeasures, SoundMeasures, Span, TimeMeasures, flat, from_flat, stable_hash
 from pipeline.settings import Settings
-from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack, measure_sound
+from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack, measure_sound, to_mono
 
-VERSION = 1
+VERSION = 2
 """Raise it when the numbers change: stored measures are then not used again."""
 UNKNOWN_FPS = 25.0
 
@@ -41,17 +42,20 @@ class MeasureSettings(Settings):
     missing_share: float = Field(0.05, ge=0, le=1)
     """A file that decodes to less than its header promises, by more than this share and more than a second, is truncated."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """Time that measuring may take at the least; 10 times the length of the video are always allowed."""
+    """Time that measuring may take at the least; 10 times the length that the header promises are allowed as well."""
+    timeout_max_seconds: float = Field(6 * 3600.0, gt=0)
+    """Time that measuring may take at the most, whatever length the header promises."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredClip:
-    """A clip's place (in the time of the file) and its measures. ``sound`` is None where the file has no sound track."""
+    """A clip's place (in the time of the file) and its measures. ``sound`` and ``in_time`` are None where the file has no sound track."""
 
     scene_index: int
     span: Span
     picture: PictureMeasures
     sound: SoundMeasures | None
+    in_time: TimeMeasures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class MeasuredVideo:
                     "span": [clip.span.start_ms, clip.span.end_ms],
                     "picture": flat(clip.picture),
                     "sound": flat(clip.sound) if clip.sound else None,
+                    "in_time": flat(clip.in_time) if clip.in_time else None,
                 }
                 for clip in self.clips
             ],
@@ -94,6 +99,7 @@ class MeasuredVideo:
                     Span(*clip["span"]),
                     from_flat(PictureMeasures, clip["picture"]),
                     from_flat(SoundMeasures, clip["sound"]) if clip["sound"] else None,
+                    from_flat(TimeMeasures, clip["in_time"]) if clip["in_time"] else None,
                 )
                 for clip in values["clips"]
             ),
@@ -116,11 +122,13 @@ def measure_key(
     scenes: SceneSettings,
     clips: ClipSettings,
     settings: MeasureSettings,
+    versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Names the outcome of :func:`measure_video`: equal keys, equal outcome."""
-    kept = settings.model_dump_json(exclude={"timeout_seconds"})
+    """Names the outcome of :func:`measure_video`: equal keys, equal outcome. ``versions``: a manifest's, for what it measured."""
+    kept = settings.model_dump_json(exclude={"timeout_seconds", "timeout_max_seconds"})
+    used = {name: (versions or {}).get(name, ours) for name, ours in measure_versions().items()}
     return stable_hash(
-        content_sha256, section, scenes.model_dump_json(), clips.model_dump_json(), kept, measure_versions(), length=32
+        content_sha256, section, scenes.model_dump_json(), clips.model_dump_json(), kept, used, length=32
     )
 
 
@@ -167,6 +175,7 @@ def measure_video(
                 span,
                 picture,
                 measure_sound(sound, span.start_seconds, span.end_seconds) if facts.sound else None,
+                _in_time(pictures, sound, span) if facts.sound else None,
             )
             for index, span in split_scenes(found, times, clips)
             if (picture := pictures.measures(span.start_seconds, span.end_seconds)) is not None
@@ -183,6 +192,14 @@ def measure_video(
         scenes=tuple(span for begin, stop in found if (span := _as_span(begin, stop))),
         clips=measured,
     )
+
+
+def _in_time(pictures: PictureTrack, sound: SoundTrack, span: Span) -> TimeMeasures:
+    heard = envelope_db(to_mono(sound.between(span.start_seconds, span.end_seconds)), SAMPLE_RATE_HZ)
+    light, motion = pictures.rhythm(span.start_seconds, span.end_seconds)
+    motion_match, motion_lag = rhythm_match(motion, heard, SMALLEST_MOTION)
+    light_match, light_lag = rhythm_match(light, heard, SMALLEST_LIGHT)
+    return TimeMeasures(motion_match, motion_lag, light_match, light_lag)
 
 
 def _as_span(begin: float, stop: float) -> Span | None:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pipeline.decoding import Luma, Picture
 from pipeline.fingerprint import picture_hash
+from pipeline.rhythm_match import Series, on_grid
 from pipeline.schema import Bars, PictureMeasures
 from pipeline.settings import Settings
 
@@ -145,6 +146,19 @@ class PictureTrack:
             bar_bottom_px=bars.bottom,
             picture_hash="".join(samples[i].picture_hash for i in evenly),
         )
+
+    def rhythm(self, start: float, end: float) -> tuple[Series, Series]:
+        """Brightness (mean luma) and motion (mean change of luma in 0.2 s), both 0..255, on the grid of :mod:`pipeline.rhythm_match`.
+
+        Motion that looks back over the clip's start is left out.
+        """
+        times = np.asarray(self._series.seconds)
+        first, last = np.searchsorted(times, [start - 0.0005, end - 0.0005])
+        inside = times[first:last]
+        motion = np.asarray(self._series.motion[first:last], np.float64)
+        motion[inside < start + MOTION_SECONDS - 0.002] = np.nan
+        luma = np.asarray(self._series.luma_mean[first:last], np.float64)
+        return on_grid(inside, luma, start, end), on_grid(inside, motion, start, end)
 
     def _as_displayed(self, bars: Bars, sample: _Sample) -> Bars:
         """Stored pixels may not be square."""

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +19,7 @@ import numpy.typing as npt
 import soundfile
 from pydantic import Field
 
+from pipeline.errors import PreviewError
 from pipeline.settings import Settings
 from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack, to_mono
 
@@ -65,19 +69,42 @@ class FrameRoll:
 
 
 def save_sound(track: SoundTrack, path: Path) -> None:
-    """Writes the whole track as mono FLAC, a block at a time."""
-    with soundfile.SoundFile(str(path), "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="FLAC") as file:
-        for start in range(0, -(-track.num_samples // SAMPLE_RATE_HZ), BLOCK_SECONDS):
-            stop = min(start + BLOCK_SECONDS, track.end_seconds)
-            file.write(to_mono(track.between(start, stop)))
+    """Writes the whole track as mono FLAC, a block at a time. Raises OSError, as on a full disk."""
+    with path.open("wb+", buffering=0) as opened:
+        told = _Told(opened)
+        with soundfile.SoundFile(told, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="FLAC") as file:
+            for start in range(0, -(-track.num_samples // SAMPLE_RATE_HZ), BLOCK_SECONDS):
+                stop = min(start + BLOCK_SECONDS, track.end_seconds)
+                file.write(to_mono(track.between(start, stop)))
+        if told.error is not None:
+            raise told.error
+
+
+class _Told:
+    """A file that remembers why a write failed, and goes on: libsndfile would say of every reason that it was a system error."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        """``file`` has no buffer, or errors would come from elsewhere."""
+        self._file = file
+        self.error: OSError | None = None
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(data)
 
 
 def read_frames(file: IO[bytes], spans: Sequence[tuple[float, float]], num_frames: int) -> list[npt.NDArray[np.uint8]]:
     """For each span in seconds, up to ``num_frames`` frames spread evenly over it: (T, H, W, 3) uint8 RGB.
 
-    A span between two kept frames gets the nearest one.
+    A span between two kept frames gets the nearest one. Raises PreviewError where the file is damaged.
     """
-    with np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+    with _telling("frames"), np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
         seconds, ends, jpegs = arrays["seconds"], arrays["ends"], arrays["jpegs"]
     chosen: list[npt.NDArray[np.uint8]] = []
     for start, end in spans:
@@ -88,14 +115,21 @@ def read_frames(file: IO[bytes], spans: Sequence[tuple[float, float]], num_frame
         frames = []
         for index in picked:
             begin = int(ends[index - 1]) if index else 0
-            frames.append(np.asarray(cv2.imdecode(jpegs[begin : int(ends[index])], cv2.IMREAD_COLOR))[:, :, ::-1])
+            with _telling("frames"):
+                frame = cv2.imdecode(jpegs[begin : int(ends[index])], cv2.IMREAD_COLOR)
+                if frame is None:
+                    raise ValueError(f"frame {index} is no JPEG")
+            frames.append(np.asarray(frame)[:, :, ::-1])
         chosen.append(np.stack(frames).astype(np.uint8))
     return chosen
 
 
 def read_sounds(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.float32]]:
-    """For each span in seconds its sound, mono float32 at 44.1 kHz; silence where the track has ended."""
-    with soundfile.SoundFile(file) as sound:
+    """For each span in seconds its sound, mono float32 at 44.1 kHz; silence where the track has ended.
+
+    Raises PreviewError where the file is damaged.
+    """
+    with _telling("sound"), soundfile.SoundFile(file) as sound:
         sounds = []
         for start, end in spans:
             first, last = round(start * SAMPLE_RATE_HZ), round(end * SAMPLE_RATE_HZ)
@@ -106,3 +140,24 @@ def read_sounds(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> list[n
                 wanted[: len(found)] = found
             sounds.append(wanted)
     return sounds
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        cv2.error,
+    ) as error:
+        raise PreviewError(
+            "previews_damaged",
+            f"the {what} kept for the encoders cannot be read ({error}): delete the folder state/previews of the output, "
+            "and set execution.decode_again=true",
+        ) from error

@@ -19,6 +19,7 @@ from pipeline.schema import (
     Source,
     Span,
     State,
+    TimeMeasures,
     clip_key,
     flat,
     from_flat,
@@ -45,6 +46,7 @@ class ClipRecord:
     failure: Failure | None = None
     cut_key: str | None = None
     cut: CutClip | None = None
+    in_time: TimeMeasures | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -53,6 +55,7 @@ class ClipRecord:
             "state": self.state,
             "picture": flat(self.picture),
             "sound": flat(self.sound) if self.sound else None,
+            "in_time": flat(self.in_time) if self.in_time else None,
             "agreement": flat(self.agreement) if self.agreement else None,
             "reason": self.reason,
             "detail": self.detail,
@@ -69,6 +72,7 @@ class ClipRecord:
             state=State(values["state"]),
             picture=from_flat(PictureMeasures, values["picture"]),
             sound=from_flat(SoundMeasures, values["sound"]) if values["sound"] else None,
+            in_time=from_flat(TimeMeasures, values["in_time"]) if values["in_time"] else None,
             agreement=from_flat(AgreementMeasures, values["agreement"]) if values["agreement"] else None,
             reason=Reason(values["reason"]) if values["reason"] else None,
             detail=values["detail"],
@@ -93,6 +97,7 @@ class SourceRecord:
     facts: MediaFacts | None = None
     num_scenes: int = 0
     decoded_seconds: float = 0.0
+    measured_key: str | None = None
     embedded_key: str | None = None
     clips: tuple[ClipRecord, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -120,6 +125,7 @@ class SourceRecord:
             "facts": self.facts.to_json() if self.facts else None,
             "num_scenes": self.num_scenes,
             "decoded_seconds": self.decoded_seconds,
+            "measured_key": self.measured_key,
             "embedded_key": self.embedded_key,
             "clips": [clip.to_json() for clip in self.clips],
             "timings": dict(self.timings),

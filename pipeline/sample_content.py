@@ -40,6 +40,7 @@ def sample_json(record: SourceRecord, clip: ClipRecord, split: str) -> dict[str,
         "source_video": record.facts.to_json(),
         "picture": flat(clip.picture),
         "sound": flat(clip.sound),
+        "in_time": flat(clip.in_time) if clip.in_time else None,
         "agreement": flat(clip.agreement) if clip.agreement else None,
         "cut": {"num_samples": cut.num_samples, "sample_rate_hz": cut.sample_rate_hz, "num_channels": cut.num_channels},
         "renditions": {

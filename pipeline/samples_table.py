@@ -11,7 +11,7 @@ import itertools
 import tempfile
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 
 from pipeline.hashing import HashingWriter
 from pipeline.manifest import FileRecord
-from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, State
+from pipeline.schema import (
+    AgreementMeasures,
+    PictureMeasures,
+    Reason,
+    SoundMeasures,
+    State,
+    TimeMeasures,
+    source_of_key,
+)
 from pipeline.storage import Folder
 
 SAMPLES_NAME = "samples.parquet"
@@ -66,6 +74,7 @@ class ClipRow:
     source_fps: float | None
     picture: PictureMeasures | None = None
     sound: SoundMeasures | None = None
+    in_time: TimeMeasures | None = None
     agreement: AgreementMeasures | None = None
 
 
@@ -79,7 +88,12 @@ class EmbeddingRow:
     sound: NDArray[Any]
 
 
-_MEASURES = {"picture": PictureMeasures, "sound": SoundMeasures, "agreement": AgreementMeasures}
+_MEASURES = {
+    "picture": PictureMeasures,
+    "sound": SoundMeasures,
+    "in_time": TimeMeasures,
+    "agreement": AgreementMeasures,
+}
 
 
 def samples_schema() -> pa.Schema:
@@ -101,11 +115,14 @@ def _column(kind: type, name: str, required: bool) -> pa.Field:
     return pa.field(name, base, nullable=not required)
 
 
-def write_samples(rows: Iterable[ClipRow], folder: Folder) -> FileRecord:
-    """Writes ``samples.parquet``; the rows may come in any order. Raises ValueError where a key comes twice."""
+def write_samples(rows: Iterable[ClipRow], folder: Folder, scratch: Path | None = None) -> FileRecord:
+    """Writes ``samples.parquet``; the rows may come in any order. Raises ValueError where a key comes twice.
+
+    ``scratch`` is a folder for temporary files; None: the system's.
+    """
     schema = samples_schema()
     batches = (pa.RecordBatch.from_pylist([_values(row) for row in chunk], schema=schema) for chunk in _chunks(rows))
-    return _write_sorted(batches, schema, folder, SAMPLES_NAME)
+    return _write_sorted(batches, schema, folder, SAMPLES_NAME, scratch)
 
 
 def _values(row: ClipRow) -> dict[str, Any]:
@@ -124,8 +141,9 @@ def _text(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def write_embeddings(rows: Iterable[EmbeddingRow], folder: Folder) -> FileRecord | None:
+def write_embeddings(rows: Iterable[EmbeddingRow], folder: Folder, scratch: Path | None = None) -> FileRecord | None:
     """Writes ``embeddings.parquet``; the rows may come in any order. None, and no file, where there are no rows.
+    ``scratch`` is as of :func:`write_samples`.
 
     Raises ValueError where a key comes twice, or an embedding has another width than the first one or is not finite.
     """
@@ -139,7 +157,35 @@ def write_embeddings(rows: Iterable[EmbeddingRow], folder: Folder) -> FileRecord
     text = [pa.field(name, pa.string(), nullable=False) for name in ("key", "encoder_id")]
     schema = pa.schema([*text, *columns])
     batches = (_embedding_batch(chunk, widths, schema) for chunk in itertools.chain([first], chunks))
-    return _write_sorted(batches, schema, folder, EMBEDDINGS_NAME)
+    return _write_sorted(batches, schema, folder, EMBEDDINGS_NAME, scratch)
+
+
+def drop_sources(folder: Folder, name: str, source_ids: Collection[str], scratch: Path | None = None) -> FileRecord:
+    """Writes a table anew without the clips of some sources: the bytes that it would have had without them."""
+    with folder.open(name) as file, pq.ParquetFile(file) as table:
+        schema = _as_written(table.schema_arrow)
+    return _write_sorted(_without(read_table(folder, name), source_ids, schema), schema, folder, name, scratch)
+
+
+def _as_written(schema: pa.Schema) -> pa.Schema:
+    """The schema that a table was written with: Parquet has its own name for what is in a list."""
+    fields = []
+    for column in schema:
+        kind = column.type
+        if pa.types.is_fixed_size_list(kind):
+            kind = pa.list_(kind.value_type, kind.list_size)
+        elif pa.types.is_list(kind):
+            kind = pa.list_(kind.value_type)
+        fields.append(pa.field(column.name, kind, nullable=column.nullable))
+    return pa.schema(fields)
+
+
+def _without(
+    batches: Iterable[pa.RecordBatch], source_ids: Collection[str], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        stays = [source_of_key(key) not in source_ids for key in batch["key"].to_pylist()]
+        yield batch.filter(pa.array(stays, pa.bool_())).cast(schema)
 
 
 def _embedding_batch(rows: Sequence[EmbeddingRow], widths: dict[str, int], schema: pa.Schema) -> pa.RecordBatch:
@@ -164,13 +210,15 @@ def _chunks(rows: Iterable[T]) -> Iterator[list[T]]:
         yield chunk
 
 
-def _write_sorted(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Folder, name: str) -> FileRecord:
+def _write_sorted(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Folder, name: str, scratch: Path | None
+) -> FileRecord:
     """Sorts by ``key`` through temporary runs, then writes row groups of a fixed size."""
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hearscape-")))
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hearscape-", dir=scratch)))
         runs: list[pa.Table] = []
         for batch in batches:
-            path = scratch / f"{len(runs)}.arrow"
+            path = own / f"{len(runs)}.arrow"
             with pa.ipc.new_file(path, schema) as run:
                 run.write_batch(batch.take(pc.sort_indices(batch["key"])))
             runs.append(pa.ipc.open_file(stack.enter_context(pa.memory_map(str(path)))).read_all())
@@ -209,5 +257,6 @@ def read_table(
     folder: Folder, name: str = SAMPLES_NAME, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the table, in the order of the keys; all columns, or those named."""
-    with folder.open(name) as file, pq.ParquetFile(file) as table:
+    # pre_buffer: all that was read would stay in memory
+    with folder.open(name) as file, pq.ParquetFile(file, pre_buffer=False) as table:
         yield from table.iter_batches(_GROUP_ROWS, columns=None if columns is None else list(columns))

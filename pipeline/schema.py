@@ -86,6 +86,11 @@ def clip_key(source_id: str, span: Span) -> str:
     return f"{source_id}_{span.start_ms:08d}_{span.end_ms:08d}"
 
 
+def source_of_key(key: str) -> str:
+    """The id of the source whose clip has this key: the inverse of :func:`clip_key`."""
+    return key.rsplit("_", 2)[0]
+
+
 class State(StrEnum):
     """What became of a source or clip. Each is in exactly one."""
 
@@ -129,6 +134,8 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     CLASS_FULL = "class_full"
     SOURCE_FULL = "source_full"
+    # a whole source, when the dataset had been built
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +240,29 @@ class AgreementMeasures:
     """Cosine of the clip's mean picture embedding and its sound embedding."""
     best_agreement: float
     """Highest cosine of any one frame and the sound."""
+    margin: float | None = None
+    """How much nearer the sound is to the words of the clip's own class than to those of any other: the difference of two cosines,
+    -2..2, below 0 where it sounds more like something else. None: the encoders could not embed the class prompts."""
+    shown_class: str | None = None
+    """The class whose words are nearest to the picture."""
+    heard_class: str | None = None
+    """The class whose words are nearest to the sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeMeasures:
+    """Whether picture and sound have their events together: see :mod:`pipeline.rhythm_match`.
+
+    Matches are correlations, -1..1; lags are in seconds, positive where the sound comes after the picture. All are None where
+    nothing rises in one of the two.
+    """
+
+    motion_match: float | None = None
+    """How well rises of the sound go with rises of motion, at the best lag."""
+    motion_lag_seconds: float | None = None
+    light_match: float | None = None
+    """How well rises of the sound go with rises of brightness, at the best lag."""
+    light_lag_seconds: float | None = None
 
 
 def flat(record: Any) -> dict[str, Any]:

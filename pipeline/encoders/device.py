@@ -40,10 +40,14 @@ class Running:
     batch_size: int = 32
     precision: Precision = "fp32"
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What layers compute in. None: float32."""
+        return _DTYPES.get(self.precision)
+
     def batch(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         """``function`` of one batch in the wanted precision, without gradients; float32 on the CPU."""
-        dtype = _DTYPES.get(self.precision)
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             result = function(batch.to(self.device))
             return result.float().cpu()
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.model import convert_weights_to_lp
 from PIL import Image
 from safetensors import SafetensorError
 
 from pipeline.encoders.device import Running, unit_rows
-from pipeline.encoders.weights import NUM_SHOWN, check_finite, is_url, reason, resolve_weights
+from pipeline.encoders.onednn import pack_linears
+from pipeline.encoders.weights import NUM_SHOWN, check_finite, is_url, read_state_dict, reason, resolve_weights
 from pipeline.errors import EncoderError
 from pipeline.schema import stable_hash
 
@@ -113,12 +115,18 @@ def picture_id(name: str, weights: str, sha256: str) -> str:
 class PictureEncoder:
     """An open_clip model, frozen. ``encoder_id`` changes with whatever changes its numbers in fp32."""
 
-    def __init__(self, name: str, weights: str, path: Path, sha256: str, *, running: Running) -> None:
-        """``weights`` is as in the recipe, ``path`` its file. Raises EncoderError when that does not fit."""
+    def __init__(
+        self, name: str, weights: str, path: Path, sha256: str, *, running: Running, gradients: bool = True
+    ) -> None:
+        """``weights`` is as in the recipe, ``path`` its file. Raises EncoderError when that does not fit.
+
+        ``gradients=False``: none can pass through the picture tower, which on a CPU then takes half the time.
+        """
         self.encoder_id = picture_id(name, weights, sha256)
         self.width = check_model(name)
         self.name = name
         self.running = running
+        held = read_state_dict(path) if path.suffix not in (".npz", ".npy") else {}
         try:
             model, _, self.preprocess = open_clip.create_model_and_transforms(
                 name,
@@ -143,8 +151,14 @@ class PictureEncoder:
         ) as error:
             raise EncoderError(f"{path} does not hold weights of {name}: {_brief(error)}") from error
         self.model = model.requires_grad_(False).eval()
+        _check_kinds(held, self.model, path, name)
         check_finite(self.model, path)
         self.model.to(running.device)
+        if running.dtype is not None:
+            # autocast would convert every weight anew for every batch: on a CPU that takes longer than the rest
+            convert_weights_to_lp(self.model, running.dtype)
+        elif not gradients:
+            pack_linears(self.model.visual)
         self._tokenizer: Any = None
 
     def embed_pictures(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -194,6 +208,24 @@ class PictureEncoder:
             for start in range(0, len(texts), self.running.batch_size)
         ]
         return np.asarray(unit_rows(torch.cat(rows), self.encoder_id).numpy())
+
+
+def _check_kinds(held: Mapping[str, torch.Tensor], model: torch.nn.Module, path: Path, name: str) -> None:
+    """Raises EncoderError for what open_clip bends until it fits: places of a picture of another size, whole numbers."""
+    wanted = model.state_dict()
+    problems = [
+        f"{key} has shape {tuple(tensor.shape)}, wanted {tuple(wanted[key].shape)}: of a model for another size"
+        for key, tensor in held.items()
+        if key in wanted and key.endswith(("positional_embedding", "pos_embed")) and tensor.shape != wanted[key].shape
+    ]
+    problems += [
+        f"{key} holds whole numbers ({tensor.dtype})"
+        for key, tensor in held.items()
+        if key in wanted and wanted[key].is_floating_point() and not tensor.is_floating_point()
+    ]
+    if problems:
+        more = f", and {len(problems) - NUM_SHOWN} more" if len(problems) > NUM_SHOWN else ""
+        raise EncoderError(f"{path} does not hold weights of {name}: {'; '.join(problems[:NUM_SHOWN])}{more}")
 
 
 def _brief(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -186,11 +186,20 @@ class SoundEncoder(Protocol):
         """
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
+def for_listening(network: N, device: torch.device) -> N:
+    """The network, frozen, on the device, with the channels of a place side by side: convolutions take a third less time so."""
+    frozen = network.requires_grad_(False).eval().to(device)
+    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 class MelSoundEncoder:
     """SoundCLIP's network or one of the align stage. A sound longer than a window is heard whole: the windows' mean."""
 
     def __init__(self, network: SoundNetwork, config: AlignConfig, encoder_id: str, running: Running) -> None:
-        self.network = network.requires_grad_(False).eval().to(running.device)
+        self.network = for_listening(network, running.device)
         self.front_end = LogMel(config.mel).to(running.device)
         self.config = config
         self.encoder_id = encoder_id
@@ -219,7 +228,7 @@ class Wav2ClipEncoder:
     """Wav2CLIP's network on whole sounds of any length; one shorter than a spectrogram frame (32 ms) ends in zeros."""
 
     def __init__(self, network: Wav2ClipNetwork, encoder_id: str, running: Running) -> None:
-        self.network = network.requires_grad_(False).eval().to(running.device)
+        self.network = for_listening(network, running.device)
         self.encoder_id = encoder_id
         self.width = PUBLISHED_WIDTH
         self.partner_id: str | None = None

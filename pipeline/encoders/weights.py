@@ -49,8 +49,12 @@ def is_url(spec: str) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Raises EncoderError where the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EncoderError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def resolve_weights(
@@ -171,6 +175,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         AssertionError,
     ) as error:
         # what torch.load raises for bytes that are no checkpoint depends on where they break
+        if "torchscript" in str(error).lower():
+            raise EncoderError(
+                f"{path} is a TorchScript archive, as OpenAI published them: a program, which is not run here. Name the tag "
+                "'openai' instead, or save its state_dict() as safetensors where you trust it"
+            ) from error
         raise EncoderError(f"{path} is damaged or no checkpoint: {reason(error)}; fetch it again") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
@@ -184,7 +193,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise EncoderError(
             f"{path} holds more than tensors ({', '.join(other[:NUM_SHOWN])}); save the network's state_dict() instead"
         )
+    if odd := [f"{key} is {kind}" for key, value in loaded.items() if (kind := _odd_kind(value))]:
+        raise EncoderError(f"{path} holds tensors that are no plain numbers: {'; '.join(odd[:NUM_SHOWN])}")
     return {key.removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _odd_kind(tensor: Tensor) -> str:
+    """What keeps a tensor from being weights. Empty: nothing."""
+    import torch  # noqa: PLC0415
+
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    if tensor.is_meta:
+        return "a shape without numbers"
+    return "complex" if tensor.is_complex() else ""
 
 
 def _load_tensors_only(path: Path) -> object:
@@ -218,6 +242,11 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         f"{name} has shape {tuple(state[name].shape)}, wanted {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} holds whole numbers ({state[name].dtype}), wanted {tensor.dtype}"
+        for name, tensor in wanted.items()
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
     ]
     if problems:
         more = f", and {len(problems) - NUM_SHOWN} more" if len(problems) > NUM_SHOWN else ""

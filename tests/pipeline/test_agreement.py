@@ -3,8 +3,10 @@ import sys
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from pipeline.agreement import agreement, mean_embedding
+from pipeline.agreement import AgreementSettings, ClassPrompts, agreement, class_measures, mean_embedding
+from pipeline.schema import AgreementMeasures
 
 
 def test_agreement_is_the_cosine_with_the_mean_and_the_best_with_any_frame():
@@ -64,3 +66,64 @@ def test_settings_and_agreement_import_without_torch():
     code = f"import sys, pipeline.agreement, pipeline.encoders.pair; print({names})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[False, False]"
+
+
+PROMPTS = ClassPrompts(("fire", "ocean", "splashing water"), np.eye(3, 4, dtype=np.float32))
+SEEN = np.array([0.1, 0.9, 0.2, 0.3], dtype=np.float32)
+HEARD = np.array([0.2, 0.3, 0.8, 0.1], dtype=np.float32)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "others"),
+    [
+        (("ocean",), 1, (0, 2)),
+        (("Splashing_Water",), 2, (0, 1)),
+        (("a beach", "fire"), 0, (1, 2)),
+        (("fire", "splashing water"), 2, (1,)),  # of two own classes the better one counts
+        ((), 1, (0, 2)),  # the class that the picture shows
+        (("a beach",), 1, (0, 2)),
+    ],
+)
+def test_the_margin_is_over_the_best_wrong_class(labels, own, others):
+    measures = agreement(SEEN[None] * 3, HEARD * 2, "id", PROMPTS, labels)
+    heard = unit(HEARD)
+    assert measures.margin == pytest.approx(heard[own] - max(heard[i] for i in others), abs=1e-6)
+    assert (measures.shown_class, measures.heard_class) == ("ocean", "splashing water")
+    assert measures.agreement == pytest.approx(unit(SEEN) @ heard, abs=1e-6)
+
+
+def test_without_prompts_there_is_no_margin():
+    assert agreement(SEEN[None], HEARD, "id") == AgreementMeasures(
+        "id", pytest.approx(unit(SEEN) @ unit(HEARD)), pytest.approx(unit(SEEN) @ unit(HEARD)), None, None, None
+    )
+
+
+def test_no_margin_where_there_is_nothing_to_compare():
+    nothing = np.zeros(4)
+    assert class_measures(nothing, unit(HEARD), PROMPTS) == (None, None, "splashing water")
+    assert class_measures(nothing, unit(HEARD), PROMPTS, ["ocean"])[0] == pytest.approx((0.3 - 0.8) / np.sqrt(0.78))
+    assert class_measures(unit(SEEN), nothing, PROMPTS) == (None, "ocean", None)
+    assert class_measures(unit(SEEN), unit(HEARD), PROMPTS, PROMPTS.names)[0] is None
+
+
+def test_prompts_name_each_class_once():
+    settings = AgreementSettings(classes=("rain", "splashing_water"), prompt="the sound of {}")
+    assert settings.prompts == ("the sound of rain", "the sound of splashing water")
+    assert AgreementSettings(classes=None).prompts == ()
+    for values, message in [
+        ({"prompt": "rain"}, "needs one {}"),
+        ({"prompt": "{} or {}"}, "needs one {}"),
+        ({"classes": ("rain",)}, "two or more"),
+        ({"classes": ()}, "two or more"),
+        ({"classes": ("splashing water", "Splashing_Water")}, "each once"),
+    ]:
+        with pytest.raises(ValidationError, match=message):
+            AgreementSettings(**values)
+
+
+def test_the_settings_are_documented():
+    assert all(field.description for field in AgreementSettings.model_fields.values())

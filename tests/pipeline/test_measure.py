@@ -83,3 +83,16 @@ def test_a_file_that_is_cut_off_is_told_from_a_whole_one(tmp_path: Path, name: s
 def test_sound_that_goes_on_after_the_picture_is_no_truncation(tmp_path: Path, name: str) -> None:
     write_video(tmp_path / name, shots([3.0]), noise(8), fps=FPS)
     assert measure(tmp_path / name).decoded_seconds == pytest.approx(3.0, abs=0.05)
+
+
+def test_nan_in_a_sound_track_counts_as_clipping_and_hurts_nothing_else(tmp_path: Path) -> None:
+    """Numbers that are none become full scale when they become 16 bits: 2,000 of 192,000 samples."""
+    sound = noise(4.0, seed=2)
+    sound[48_000:50_000] = np.nan
+    write_video(tmp_path / "a.mkv", shots([4.0]), sound, fps=FPS, audio_codec="pcm_f32le")
+    clip, other = measure(tmp_path / "a.mkv").clips
+    assert clip.sound is not None
+    assert other.sound is not None
+    assert clip.sound.clipped_share == pytest.approx(2_000 / 96_000, rel=0.1)
+    assert other.sound.clipped_share == 0.0
+    assert other.sound.loudness_lufs == pytest.approx(-17.6, abs=0.3)  # white noise of -20 dBFS

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import samples_table
 from pipeline.samples_table import ClipRow, EmbeddingRow, read_table, samples_schema, write_embeddings, write_samples
-from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, State
+from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, State, TimeMeasures
 from pipeline.storage import Folder
 
 
@@ -51,6 +51,7 @@ def row(i: int, **changes: object) -> ClipRow:
         "source_fps": 29.97,
         "picture": measures(PictureMeasures, i),
         "sound": measures(SoundMeasures, i),
+        "in_time": measures(TimeMeasures, i),
         "agreement": measures(AgreementMeasures, i),
     }
     return ClipRow(**(values | changes))
@@ -58,7 +59,7 @@ def row(i: int, **changes: object) -> ClipRow:
 
 def test_every_measure_is_a_column():
     names = samples_schema().names
-    for kind in (PictureMeasures, SoundMeasures, AgreementMeasures):
+    for kind in (PictureMeasures, SoundMeasures, TimeMeasures, AgreementMeasures):
         assert {f.name for f in dataclasses.fields(kind)} <= set(names)
     assert names[:3] == ["key", "source_id", "url"]
     types = {field.name: (str(field.type), field.nullable) for field in samples_schema()}
@@ -67,6 +68,9 @@ def test_every_measure_is_a_column():
     assert types["loudness_lufs"] == ("double", True)
     assert types["dual_mono"] == ("bool", True)
     assert types["num_frames"] == ("int64", True)
+    assert types["light_lag_seconds"] == ("double", True)
+    assert types["margin"] == ("double", True)
+    assert types["heard_class"] == ("string", True)
     assert types["end_ms"] == ("int64", True)
 
 

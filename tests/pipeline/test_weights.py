@@ -13,7 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.encoders.weights import cached_path, default_cache_dir, load_into, read_state_dict, resolve_weights
+from pipeline.encoders.weights import (
+    cached_path,
+    default_cache_dir,
+    file_sha256,
+    load_into,
+    read_state_dict,
+    resolve_weights,
+)
 from pipeline.errors import EncoderError
 
 CONTENT = bytes(range(256)) * 1000
@@ -236,6 +243,40 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content):
     torch.save(content, path)
     with pytest.raises(EncoderError, match="save the network's state_dict"):
         read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.zeros(2, 2).to_sparse(), "sparse"),
+        (torch.zeros(2, 2, dtype=torch.complex64), "complex"),
+        (torch.zeros(2, 2, device="meta"), "a shape without numbers"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path, tensor, kind):
+    torch.save({**STATE, "odd": tensor}, tmp_path / "odd.pt")
+    with pytest.raises(EncoderError, match=f"odd is {kind}"):
+        read_state_dict(tmp_path / "odd.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch would rather have other archives made
+def test_a_torchscript_archive_is_told_from_a_damaged_file(tmp_path):
+    """OpenAI's own files are such archives."""
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(EncoderError, match=r"is a TorchScript archive, .* Name the tag 'openai' instead"):
+        read_state_dict(tmp_path / "ViT-B-32.pt")
+
+
+def test_a_file_that_cannot_be_read_is_named():
+    with pytest.raises(EncoderError, match=r"^/proc/self/mem cannot be read: Input/output error"):
+        file_sha256(Path("/proc/self/mem"))
+
+
+def test_whole_numbers_are_no_weights():
+    network = torch.nn.Linear(3, 2)
+    state = {name: tensor.int() for name, tensor in network.state_dict().items()}
+    with pytest.raises(EncoderError, match=r"weight holds whole numbers \(torch.int32\), wanted torch.float32"):
+        load_into(network, state, Path("w.pt"))
 
 
 def test_the_first_mismatches_are_named(tmp_path):

@@ -1,0 +1,233 @@
+"""What embedding costs, by encoder pair and by how it is run, and its share of a build.
+
+python -m benchmarks.embed                          sample sources, rendered at 1080p
+python -m benchmarks.embed --folder FOLDER          real files
+
+ViT-B/32 with ResNet-18 has random weights, which cost what trained ones do. Every way of running is a process of its own; the ways
+take turns, and the medians and ratios are of one run. Reading the small frames and the sound is part of it, loading the weights is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.build import RECIPE, Measured, _cut, _files, _measured, _recipe, _rendered
+from benchmarks.processes import Cost, cost_of
+from pipeline.decoding import Decoding
+from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
+from pipeline.previews import read_frames, read_sounds
+from pipeline.sound import SAMPLE_RATE_HZ
+
+PACKAGED = "packaged pair"
+VIT = "ViT-B-32 + ResNet-18"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run a pair."""
+
+    name: str
+    pair: dict[str, Any]
+    num_processes: int = 1
+    num_threads: int = 2
+    plain: bool = False
+    """Whether the layers stay as PyTorch has them, as they must where gradients pass through them."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="real files instead of rendered ones")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=12, help="clips that each way embeds")
+    parser.add_argument("--files", type=int, default=6, help="files at the most")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        _embed(json.loads(options.child.read_text()))
+        return
+    with tempfile.TemporaryDirectory(prefix="hearscape-bench-") as name:
+        work = Path(name)
+        files = _files(options.folder) if options.folder else _rendered(work / "rendered")
+        _report(files[: options.files], work, options)
+
+
+def _ways(work: Path) -> list[Way]:
+    vit = _random_weights(work)
+    return [
+        Way(f"{PACKAGED}, 2 threads", {}),
+        Way(f"{PACKAGED}, 2 processes of 1", {}, 2, 1),
+        Way(f"{VIT}, as PyTorch has it", vit, plain=True),
+        Way(f"{VIT}, fp32", vit),
+        Way(f"{VIT}, fp32, 2 processes of 1", vit, 2, 1),
+        Way(f"{VIT}, bf16", {**vit, "precision": "bf16"}),
+        Way(f"{VIT}, bf16, 2 processes of 1", {**vit, "precision": "bf16"}, 2, 1),
+    ]
+
+
+def _random_weights(work: Path) -> dict[str, Any]:
+    import open_clip  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    state = open_clip.create_model("ViT-B-32").state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, work / "picture.safetensors")
+    save_align(work / "sound.safetensors", SoundNetwork(), AlignConfig())
+    return {
+        "picture_model": "ViT-B-32",
+        "picture_weights": str(work / "picture.safetensors"),
+        "sound_kind": "align",
+        "sound_weights": str(work / "sound.safetensors"),
+    }
+
+
+def _report(files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:
+    recipe = _recipe(files, work / "unused", options)
+    sources: list[Measured] = []
+    stages: dict[str, list[Cost]] = {"bare decode": [], "measure": [], "cut": []}
+    ways = _ways(work)
+    embedded: dict[str, list[Cost]] = {way.name: [] for way in ways}
+    jobs: list[dict[str, Any]] = []
+    for _ in range(options.repeats):
+        sources.clear()
+        stages["measure"].append(cost_of(lambda: sources.extend(_measured(files, recipe, work))))
+        stages["bare decode"].append(cost_of(lambda: _decode(sources)))
+        stages["cut"].append(cost_of(lambda: _cut(sources, recipe, work)))
+        jobs = _jobs(sources, work, options.clips)
+        for way in ways:
+            embedded[way.name].append(cost := _cost(way, jobs, work))
+            print(f"{way.name}: {cost.cpu_seconds:.2f} CPU s, {cost.wall_seconds:.2f} s", file=sys.stderr, flush=True)
+    seconds = sum(source.video.decoded_seconds for source in sources)
+    print(
+        f"{len(sources)} files, {seconds:.1f} source seconds measured; {len(jobs)} clips, {_seconds(jobs):.1f} s, embedded"
+    )
+    print(f"cores: {len(os.sched_getaffinity(0))}; medians of {options.repeats}")
+    per_second = {name: [cost.cpu_seconds / seconds for cost in costs] for name, costs in stages.items()} | {
+        name: [cost.cpu_seconds / _seconds(jobs) for cost in costs] for name, costs in embedded.items()
+    }
+    print(f"{'':<46}{'clips/s':>9}{'CPU s per clip':>16}{'CPU s per source s':>20}{'share of the build':>20}")
+    for name in stages:
+        print(f"{name:<46}{'':>9}{'':>16}{statistics.median(per_second[name]):>20.4f}")
+    for name, costs in embedded.items():
+        speed = statistics.median(len(jobs) / cost.wall_seconds for cost in costs)
+        cpu = statistics.median(cost.cpu_seconds for cost in costs) / len(jobs)
+        shares = [
+            own / (own + measure + cut)
+            for own, measure, cut in zip(per_second[name], per_second["measure"], per_second["cut"], strict=True)
+        ]
+        print(
+            f"{name:<46}{speed:>9.2f}{cpu:>16.3f}{statistics.median(per_second[name]):>20.4f}{statistics.median(shares):>20.1%}"
+        )
+    for name in (way.name for way in ways if way.name.startswith(PACKAGED)):
+        ratios = [own / decode for own, decode in zip(per_second[name], per_second["bare decode"], strict=True)]
+        each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(
+            f"{name} to the bare decode, each repeat: {each}; median {statistics.median(ratios):.3f} (to stay below 0.333)"
+        )
+
+
+def _decode(sources: Sequence[Measured]) -> None:
+    """Every picture and all sound, as the build decodes them, and nothing done with them."""
+    for source in sources:
+        for _ in Decoding(source.path, sample_rate_hz=SAMPLE_RATE_HZ):
+            pass
+
+
+def _jobs(sources: Sequence[Measured], work: Path, num_clips: int) -> list[dict[str, Any]]:
+    """Clips of all sources in turn."""
+    jobs = [
+        (index, {
+            "frames": str(work / f"{source.path.name}.npz"),
+            "sound": str(work / f"{source.path.name}.flac"),
+            "span": (clip.span.start_seconds, clip.span.end_seconds),
+        })
+        for source in sources
+        for index, clip in enumerate(source.video.clips)
+    ]  # fmt: skip
+    return [job for _, job in sorted(jobs, key=lambda job: job[0])][:num_clips]
+
+
+def _seconds(jobs: Sequence[dict[str, Any]]) -> float:
+    return float(sum(job["span"][1] - job["span"][0] for job in jobs))
+
+
+def _cost(way: Way, jobs: Sequence[dict[str, Any]], work: Path) -> Cost:
+    """All processes load first, then start together."""
+    children = []
+    for number in range(way.num_processes):
+        path = work / f"job-{number}.json"
+        own = jobs[number :: way.num_processes]
+        path.write_text(
+            json.dumps({"pair": {**way.pair, "num_threads": way.num_threads}, "plain": way.plain, "jobs": own})
+        )
+        command = [sys.executable, "-m", "benchmarks.embed", "--child", str(path)]
+        waiting = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in the build
+        children.append(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=waiting)
+        )
+    for child in children:
+        assert child.stdout is not None
+        if child.stdout.readline() != "ready\n":
+            raise SystemExit(f"{way.name}: the process ended with {child.wait()}")
+    started = time.monotonic()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    told = [child.communicate()[0] for child in children]
+    walls = [json.loads(text)["wall_seconds"] for text in told]
+    assert time.monotonic() - started >= max(walls) - 0.1
+    return Cost(sum(json.loads(text)["cpu_seconds"] for text in told), max(walls))
+
+
+def _embed(job: dict[str, Any]) -> None:
+    """A process of its own: loads, embeds one clip, says that it is ready, waits, embeds all."""
+    settings = EncoderPairSettings.model_validate(job["pair"])
+    pair = load_pair(settings)
+    if job["plain"]:
+        _make_plain(pair, settings)
+    _embed_clips(pair, settings, job["jobs"][:1])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    cost = cost_of(lambda: _embed_clips(pair, settings, job["jobs"]))
+    print(json.dumps({"cpu_seconds": cost.cpu_seconds, "wall_seconds": cost.wall_seconds}))
+
+
+def _embed_clips(pair: EncoderPair, settings: EncoderPairSettings, jobs: Sequence[dict[str, Any]]) -> None:
+    for job in jobs:
+        with Path(job["frames"]).open("rb") as file:
+            frames = read_frames(file, [job["span"]], settings.frames_per_clip)
+        with Path(job["sound"]).open("rb") as file:
+            pair.embed_clips(frames, read_sounds(file, [job["span"]]), SAMPLE_RATE_HZ)
+
+
+def _make_plain(pair: EncoderPair, settings: EncoderPairSettings) -> None:
+    import torch  # noqa: PLC0415
+
+    from pipeline.encoders.device import Running  # noqa: PLC0415
+    from pipeline.encoders.picture import PictureEncoder  # noqa: PLC0415
+
+    path = Path(str(settings.picture_weights))
+    pair.picture = PictureEncoder(
+        settings.picture_model, str(path), path, "", running=Running(torch.device("cpu"), settings.batch_size)
+    )
+    pair.sound.network.to(memory_format=torch.contiguous_format)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
