@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pydantic import Field
 
 from pipeline.facts import MediaFacts
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Verdict
 from pipeline.settings import Settings
+from pipeline.thresholds import AgreementRule
 
 KEPT = Verdict()
 
@@ -58,8 +60,8 @@ class JudgeSettings(Settings):
     max_music_share: float | None = Field(0.05, ge=0, le=1)
     """Estimated share of the clip with music, at the most. On recordings of nature the estimate stays below 0.03."""
     min_agreement: float | None = Field(None, ge=-1, le=1)
-    """Cosine of sound and picture in the shared space, at the least. What counts as high depends on the encoders. None: agreement
-    is stored, not enforced."""
+    """Bare cosine of sound and picture in the shared space, at the least. What counts as high depends on the encoders:
+    ``agreement.false_accept_rate`` says it without a cosine. None: that decides, and without it agreement is stored, not enforced."""
 
 
 def judge_file(
@@ -87,20 +89,66 @@ def judge_file(
     return KEPT
 
 
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The rules for clips of one build: the recipe's, and what became of its wish for agreement."""
+
+    settings: JudgeSettings
+    rule: AgreementRule
+
+    def clip(
+        self,
+        picture: PictureMeasures,
+        sound: SoundMeasures | None,
+        agreement: AgreementMeasures | None,
+        frame_size: tuple[int, int],
+        labels: Sequence[str],
+    ) -> Verdict:
+        """:func:`judge_clip` for a clip with these labels."""
+        return judge_clip(picture, sound, agreement, frame_size, self.settings, self.rule, labels)
+
+
 def judge_clip(
     picture: PictureMeasures,
     sound: SoundMeasures | None,
     agreement: AgreementMeasures | None,
     frame_size: tuple[int, int],
     settings: JudgeSettings,
+    rule: AgreementRule | None = None,
+    labels: Sequence[str] = (),
 ) -> Verdict:
-    """Judges a clip by its measures. ``frame_size`` is (width, height) as displayed. The first rule that says no names the reason."""
-    rules = [
-        _picture_rules(picture, frame_size, settings),
-        _sound_rules(sound, settings),
-        _agreement_rules(agreement, settings),
-    ]
-    return next((verdict for group in rules for verdict in group if not verdict.kept), KEPT)
+    """Judges a clip by its measures. ``frame_size`` is (width, height) as displayed. The first rule that says no names the reason.
+
+    ``rule`` is what is asked of agreement; None: the bare cosine of the settings. It comes last, so that a clip that
+    DISAGREES passes every other rule.
+    """
+    rules = [_picture_rules(picture, frame_size, settings), _sound_rules(sound, settings)]
+    for verdict in (verdict for group in rules for verdict in group if not verdict.kept):
+        return verdict
+    return judge_agreement(agreement, rule or bare_cosine(settings), labels)
+
+
+def bare_cosine(settings: JudgeSettings) -> AgreementRule:
+    """The rule that the settings alone make."""
+    return AgreementRule(
+        min_agreement=settings.min_agreement, origin=None if settings.min_agreement is None else "recipe"
+    )
+
+
+def judge_agreement(agreement: AgreementMeasures | None, rule: AgreementRule, labels: Sequence[str] = ()) -> Verdict:
+    """Judges by agreement alone. One that was not measured is not high enough, where any is asked."""
+    limit = rule.limit(labels)
+    verdict = _at_least(Reason.DISAGREES, "agreement", agreement.agreement if agreement else None, limit)
+    if verdict.kept or not rule.words():
+        return verdict
+    own = [label for label in labels if rule.per_class.get(label) == limit]
+    return Verdict(verdict.reason, f"{verdict.detail} ({rule.words()}{f' of {own[0]}' if own else ''})")
+
+
+def passes_other_rules(reason: Reason | None) -> bool:
+    """Whether agreement is all that can be said against a clip by itself. Duplicates and clips beyond a class's share stay in, so
+    that rules across the dataset do not move the threshold; one whose cut failed as well."""
+    return reason in (None, Reason.DISAGREES, Reason.DUPLICATE, Reason.CLASS_FULL, Reason.SOURCE_FULL)
 
 
 def _at_most(reason: Reason, name: str, value: float, limit: float | None) -> Verdict:
@@ -139,9 +187,3 @@ def _sound_rules(sound: SoundMeasures | None, settings: JudgeSettings) -> Iterat
     yield _at_most(Reason.DC_OFFSET, "dc_offset", sound.dc_offset, settings.max_dc_offset)
     yield _at_most(Reason.SPEECH, "speech_share", sound.speech_share, settings.max_speech_share)
     yield _at_most(Reason.MUSIC, "music_share", sound.music_share, settings.max_music_share)
-
-
-def _agreement_rules(agreement: AgreementMeasures | None, settings: JudgeSettings) -> Iterator[Verdict]:
-    if settings.min_agreement is not None:
-        value = agreement.agreement if agreement else None
-        yield _at_least(Reason.DISAGREES, "agreement", value, settings.min_agreement)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
 
+from pipeline.agreement import AgreementSettings
 from pipeline.balance import BalanceSettings
 from pipeline.clips import ClipSettings
 from pipeline.cut import CutSettings
 from pipeline.dedup import DedupSettings
-from pipeline.download import DownloadSettings
+from pipeline.download_settings import DownloadSettings
 from pipeline.encoders.pair import EncoderPairSettings
-from pipeline.errors import RecipeError
 from pipeline.judge import JudgeSettings, ProbeSettings
 from pipeline.measure import MeasureSettings
+from pipeline.recipe_file import read_recipe
 from pipeline.scenes import SceneSettings
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from pipeline.shard import ShardSettings
 from pipeline.split import SplitSettings
+from pipeline.thresholds import AgreementRule
+
+_RESOLVED: dict[str, set[str]] = {
+    "agreement": {"false_accept_rate", "calibration", "per_class"},
+    "judge": {"min_agreement"},
+}
+"""Settings that stand for numbers found elsewhere: an :class:`AgreementRule`."""
 
 
 class ExecutionSettings(Settings):
@@ -31,6 +37,9 @@ class ExecutionSettings(Settings):
 
     workers: int | None = Field(None, ge=1)
     """Processes that decode and encode at once. None: one per core."""
+    process_memory_bytes: int | None = Field(4 << 30, ge=256 << 20)
+    """Memory that one process may hold that decodes or encodes; one that holds more is ended, and its source fails for now. 8K video needs
+    most of the default. Linux only. None: no limit."""
     downloads: int = Field(4, ge=1)
     """Sources that are fetched at once."""
     batch_size: int = Field(64, ge=1)
@@ -49,6 +58,14 @@ class ExecutionSettings(Settings):
     """Folder of this machine for files in the making. None: ``state/tmp`` in the output if it is local, else the system's."""
     min_free_bytes: int = Field(1 << 30, ge=0)
     """A build refuses to start with less free disk space than this."""
+    keep_previews: bool = True
+    """Whether the small frames and the sound that an encoder takes in (some 80 KB a second) stay when their source has finished, so
+    that another encoder needs no new decode."""
+    previews_budget_bytes: int | None = Field(None, gt=0)
+    """Disk space for them: above it, those of the sources that finished longest ago are deleted. None: no limit."""
+    decode_again: bool = False
+    """Whether a source whose small frames and sound are gone is fetched and decoded once more when an encoder needs them. Otherwise
+    that source fails, and says so; the next run tries it again."""
     keep_cuts: bool = True
     """Whether cut clips stay beside the shards, so that another threshold or another order of shards needs no new cut."""
 
@@ -74,6 +91,8 @@ class BuildRecipe(Settings):
     """What is measured in the one decode."""
     encoders: EncoderPairSettings | None = None
     """The shared space of picture and sound. None: agreement is not measured."""
+    agreement: AgreementSettings = AgreementSettings()
+    """What is asked of sound and picture in that space."""
     judge: JudgeSettings = JudgeSettings()
     """The rules for a clip."""
     cut: CutSettings = CutSettings()
@@ -89,10 +108,26 @@ class BuildRecipe(Settings):
     execution: ExecutionSettings = ExecutionSettings()
     """Where and how wide the build runs."""
 
-    def per_source_hash(self) -> str:
-        """Names everything that decides what becomes of one source on its own."""
-        decisive = {"download", "probe", "scenes", "clips", "measure", "encoders", "judge", "cut"}
-        return stable_hash(self.model_dump_json(include=decisive), length=24)
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        wanted, cosine = self.agreement.false_accept_rate, self.judge.min_agreement
+        if wanted is not None and cosine is not None:
+            raise ValueError(
+                f"judge.min_agreement = {cosine:g} and agreement.false_accept_rate = {wanted:g} are two answers to one "
+                "question: keep one of them"
+            )
+        if self.encoders is None and (wanted is not None or cosine is not None):
+            named = "judge.min_agreement" if wanted is None else "agreement.false_accept_rate"
+            raise ValueError(f"{named} needs encoders: without them agreement is not measured")
+        return self
+
+    def per_source_hash(self, rule: AgreementRule | None = None, encoder_id: str | None = None) -> str:
+        """Names everything that decides what becomes of one source on its own: the settings, ``rule`` for what they ask
+        of agreement (by its numbers, wherever they come from), and the encoders by what is in their files."""
+        decisive = {"download", "probe", "scenes", "clips", "measure", "encoders", "agreement", "judge", "cut"}
+        settled = self.model_dump_json(include=decisive, exclude=_RESOLVED)
+        asked = rule.model_dump_json(exclude={"origin", "calibration_id"}) if rule and rule.enforced else None
+        return stable_hash(settled, asked, encoder_id, length=24)
 
 
 def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> BuildRecipe:
@@ -100,47 +135,4 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> BuildRecipe:
 
     Raises RecipeError with every problem at once, each with its field's name.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"recipe {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path}: not TOML: {error}") from error
-    for change in changes:
-        _apply(values, change)
-    try:
-        # JSON mode: a list of TOML may stand for a tuple, and nothing else is bent
-        return BuildRecipe.model_validate_json(json.dumps(values, default=str))
-    except ValidationError as error:
-        raise RecipeError("\n  ".join([f"recipe {path}:", *problems_of(error)])) from error
-
-
-def problems_of(error: ValidationError) -> list[str]:
-    """One line for each problem: field, what is wrong, the value."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "recipe"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{field}: there is no such setting")
-        elif problem["type"] == "missing":
-            lines.append(f"{field}: missing")
-        else:
-            lines.append(f"{field}: {problem['msg']} (got {problem['input']!r:.200})")
-    return lines
-
-
-def _apply(values: dict[str, Any], change: str) -> None:
-    name, equals, text = change.partition("=")
-    parts = name.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(f"--set {change!r}: write it like clips.length_seconds=4")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = None if text.strip().lower() in ("none", "null") else text
-    for part in parts[:-1]:
-        inner = values.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set {change!r}: {part} is a value, it has no settings inside")
-        values = inner
-    values[parts[-1]] = value
+    return read_recipe(BuildRecipe, path, changes)

@@ -1,4 +1,4 @@
-"""The base of every settings class: frozen, strict about names, documented field by field."""
+"""The bases of every settings class and of every record in JSON: frozen, strict about names, documented field by field."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Record(BaseModel):
+    """A part of the manifest or of a calibration: frozen, and no value is taken for one of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

@@ -6,7 +6,9 @@ The networks have random weights of the right shapes: what the numbers mean is n
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -16,6 +18,7 @@ import torch
 import webdataset
 from safetensors.torch import save_file
 
+from pipeline.agreement import NATURE_CLASSES
 from pipeline.build import Build
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
 from pipeline.errors import EncoderError, NothingKeptError
@@ -60,8 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *changes: str) -> list[Event]:
-    events: list[Event] = []
+def run(folder: Path, *changes: str, events: list[Event] | None = None) -> list[Event]:
+    events = [] if events is None else events
     build = Build(load_recipe(folder / "heard.toml", changes))
     try:
         build.check()
@@ -95,7 +98,13 @@ def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folde
             stored = np.load(io.BytesIO(sample["picture.npy"]))
             assert stored.dtype == np.float16
             assert np.array_equal(stored, np.asarray(embedded[sample["__key__"]]["picture"], np.float16))
-            assert json.loads(sample["json"])["agreement"]["encoder_id"] == manifest.encoder_id
+            told = json.loads(sample["json"])
+            assert told["agreement"]["encoder_id"] == manifest.encoder_id
+            (row,) = (row for row in rows if row["key"] == sample["__key__"])
+            assert told["agreement"]["margin"] == row["margin"]
+            assert told["in_time"]["motion_match"] == row["motion_match"]
+
+    check_margins(folder, rows, embedded)
 
     low, high = sorted(row["agreement"] for row in rows if row["state"] == "kept")
     events = run(folder, f"judge.min_agreement={(low + high) / 2}")
@@ -108,15 +117,49 @@ def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folde
         run(folder, "judge.min_agreement=0.999")
 
 
-def test_previews_that_were_cleared_away_are_made_again(folder: Path) -> None:
-    shutil.rmtree(folder / "built" / "state" / "previews")
-    shutil.rmtree(folder / "built" / "state" / "embedded")
+def check_margins(folder: Path, rows: list[dict[str, Any]], embedded: dict[str, dict[str, Any]]) -> None:
+    """The label is none of the classes: the shown class is the clip's own."""
+    (stored,) = (folder / "built" / "state" / "prompts").glob("*.npy")
+    prompts = np.load(stored)
+    assert prompts.shape == (len(NATURE_CLASSES), WIDTH)
+    for row in rows:
+        picture, sound = (np.asarray(embedded[row["key"]][name], np.float32) for name in ("picture", "sound"))
+        of_picture, of_sound = prompts @ picture, prompts @ sound
+        own = int(of_picture.argmax())
+        assert (row["shown_class"], row["heard_class"]) == (NATURE_CLASSES[own], NATURE_CLASSES[int(of_sound.argmax())])
+        assert row["margin"] == pytest.approx(of_sound[own] - np.delete(of_sound, own).max(), abs=1e-3)
+
+
+def counted(events: list[Event]) -> Counter[tuple[str, bool]]:
+    """How often each stage of a source was done, and how often an earlier run had done it."""
+    return Counter((event.stage, event.reused) for event in events if isinstance(event, StageEvent))
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "built" / "ledger.jsonl").read_text().splitlines()]
+
+
+def previews(folder: Path) -> list[Path]:
+    return sorted((folder / "built" / "state" / "previews").rglob("*.flac"))
+
+
+def test_previews_that_are_gone_are_made_again_only_if_the_user_says_so(folder: Path) -> None:
     before = (folder / "built" / "embeddings.parquet").read_bytes()
-    events = run(folder, "judge.min_motion=0.3")
-    assert {event.stage for event in events if isinstance(event, StageEvent) and not event.reused} >= {
-        "measure",
-        "embed",
-    }
+    for path in previews(folder):
+        path.unlink()
+    shutil.rmtree(folder / "built" / "state" / "embedded")
+    events: list[Event] = []
+    with pytest.raises(NothingKeptError):
+        run(folder, "judge.min_motion=0.3", events=events)
+    assert counted(events)["measure", False] == counted(events)["embed", False] == 0
+    failures = [entry["failure"] for entry in ledger(folder)]
+    assert [(failure["stage"], failure["code"], failure["transient"]) for failure in failures] == [
+        ("embed", "previews_gone", True)
+    ] * 2
+    assert "set execution.decode_again=true" in failures[0]["message"]
+
+    events = run(folder, "judge.min_motion=0.3", "execution.decode_again=true")
+    assert counted(events)["measure", False] == counted(events)["embed", False] == 2
     assert (folder / "built" / "embeddings.parquet").read_bytes() == before
 
 
@@ -126,3 +169,31 @@ def test_damaged_weights_stop_the_build_and_are_named(folder: Path, tmp_path: Pa
     with pytest.raises(EncoderError, match=r"damaged\.safetensors"):
         run(folder, f'encoders.picture_weights="{damaged}"')
     run(folder)  # nothing of it was recorded
+
+
+def test_another_encoder_embeds_anew_without_any_decode(folder: Path) -> None:
+    """From what the build before left, which is then not kept."""
+    before = (folder / "built" / "embeddings.parquet").read_bytes()
+    assert len(previews(folder)) == 2
+    torch.manual_seed(1)
+    save_align(folder / "other.safetensors", SoundNetwork(WIDTH, "resnet18"), AlignConfig(width=WIDTH))
+    other = f'encoders.sound_weights="{folder}/other.safetensors"'
+    events = run(folder, other, "execution.keep_previews=false")
+    assert counted(events)["measure", False] == 0
+    assert (counted(events)["measure", True], counted(events)["embed", False], counted(events)["embed", True]) == (
+        2,
+        2,
+        0,
+    )
+    assert (folder / "built" / "embeddings.parquet").read_bytes() != before
+    assert previews(folder) == []
+
+    events = run(folder, other, "judge.max_speech_share=0.9")  # embedded, so that nothing needs the previews
+    assert (counted(events)["measure", False], counted(events)["embed", False], counted(events)["embed", True]) == (
+        0,
+        0,
+        2,
+    )
+    events = run(folder)  # the first encoders' are still there, too
+    assert (counted(events)["measure", False], counted(events)["embed", False]) == (0, 0)
+    assert (folder / "built" / "embeddings.parquet").read_bytes() == before

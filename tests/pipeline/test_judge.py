@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
-from pipeline.judge import JudgeSettings, ProbeSettings, judge_clip, judge_file
+from pipeline.judge import Judge, JudgeSettings, ProbeSettings, judge_clip, judge_file
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Verdict
+from pipeline.thresholds import AgreementRule
 
 VIDEO = VideoFacts("h264", 1280, 720, 25.0, 30.0, 0, 1.0, "yuv420p", is_hdr=False, interlaced=False)
 FACTS = MediaFacts("mov", 30.0, VIDEO, SoundFacts("aac", 48_000, 2, 30.0))
@@ -67,6 +68,29 @@ def test_agreement_is_enforced_only_when_asked() -> None:
     assert judge(strict, agreement=0.2).kept
     assert judge(strict, agreement=0.19) == Verdict(Reason.DISAGREES, "agreement 0.19 < 0.2")
     assert judge(strict).reason is Reason.DISAGREES
+
+
+def test_a_calibrated_rule_says_what_it_promises() -> None:
+    rule = AgreementRule(min_agreement=0.19, per_class={"rain": 0.3}, false_accept_rate=0.05, origin="packaged")
+    judge = Judge(JudgeSettings(), rule)
+
+    def of(value: float | None, *labels: str, sound: SoundMeasures = SOUND) -> Verdict:
+        agrees = None if value is None else AgreementMeasures("e", value, value)
+        return judge.clip(PICTURE, sound, agrees, (1280, 720), labels)
+
+    assert of(0.19).kept
+    assert of(0.11) == Verdict(Reason.DISAGREES, "agreement 0.11 < 0.19 (false accepts 5 %)")
+    assert of(0.25, "sea").kept
+    assert of(0.25, "sea", "rain") == Verdict(Reason.DISAGREES, "agreement 0.25 < 0.3 (false accepts 5 % of rain)")
+    assert of(0.3, "rain").kept
+    assert of(None).detail == "agreement not measurable < 0.19 (false accepts 5 %)"
+    assert of(0.11, sound=replace(SOUND, speech_share=0.9)).reason is Reason.SPEECH
+
+
+def test_a_rule_that_asks_nothing_takes_the_place_of_the_settings() -> None:
+    """Where the threshold is found at the end, clips are not judged by agreement before."""
+    agrees = AgreementMeasures("e", -1.0, -1.0)
+    assert judge_clip(PICTURE, SOUND, agrees, (1280, 720), JudgeSettings(), AgreementRule()).kept
 
 
 def test_a_clip_without_decoded_sound_is_rejected() -> None:

@@ -7,9 +7,11 @@ import pytest
 from pipeline.errors import RecipeError
 from pipeline.recipe import BuildRecipe, load_recipe
 from pipeline.settings import Settings
+from pipeline.thresholds import AgreementRule
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted([*(ROOT / "manifests" / "recipes").glob("*.toml"), *(ROOT / "benchmarks").glob("*.toml")])
+FILES = [*(ROOT / "manifests" / "recipes").glob("*.toml"), *(ROOT / "benchmarks").glob("*.toml")]
+RECIPES = sorted(path for path in FILES if not path.name.startswith("fit-"))  # those are the trainer's
 MINIMAL = 'name = "small"\noutput = "out"\nsources = ["a.csv"]\n'
 
 
@@ -64,6 +66,34 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("name = = 3")
     with pytest.raises(RecipeError, match="not TOML"):
         load_recipe(tmp_path / "a.toml")
+
+
+def test_settings_that_contradict_each_other_are_both_named(minimal: Path) -> None:
+    pair = "encoders={}"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(minimal, [pair, "judge.min_agreement=0.2", "agreement.false_accept_rate=0.05"])
+    assert str(caught.value).splitlines()[1:] == [
+        "  recipe: judge.min_agreement = 0.2 and agreement.false_accept_rate = 0.05 are two answers to one question: keep one of them"
+    ]
+
+
+def test_a_threshold_is_in_the_hash_by_its_number_wherever_it_comes_from(minimal: Path) -> None:
+    pair = "encoders={}"
+    plain = load_recipe(minimal, [pair])
+    asked = load_recipe(minimal, [pair, "agreement.false_accept_rate=0.05", "agreement.calibration=here"])
+    assert asked.per_source_hash(AgreementRule(), "e") == plain.per_source_hash(AgreementRule(), "e")
+    rule = AgreementRule(min_agreement=0.2, false_accept_rate=0.05, origin="calibration", calibration_id="a")
+    other = rule.model_copy(update={"origin": "packaged", "calibration_id": "b"})
+    names = {recipe.per_source_hash(each, "e") for recipe in (asked, plain) for each in (rule, other)}
+    assert len(names) == 1
+    changed = [
+        asked.per_source_hash(rule.model_copy(update={"min_agreement": 0.21}), "e"),
+        asked.per_source_hash(rule.model_copy(update={"per_class": {"sea": 0.3}}), "e"),
+        asked.per_source_hash(rule, "other weights"),
+        asked.per_source_hash(AgreementRule(), "e"),
+        load_recipe(minimal, [pair, "agreement.prompt=the sound of {}"]).per_source_hash(rule, "e"),
+    ]
+    assert len({*names, *changed}) == 6
 
 
 def test_only_what_decides_over_a_source_is_in_its_hash(minimal: Path) -> None:

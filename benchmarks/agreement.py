@@ -1,0 +1,219 @@
+"""What the agreement filter keeps and rejects on material whose truth is known, against what its calibration promised.
+
+python -m benchmarks.agreement FOLDER [--rate 0.05] [--calibration DATASET_OR_JSON] [--recipe RECIPE] [--only FILE]
+
+``FOLDER/index.csv`` has the columns path, kind, class and audio_kind; of kind landscape with audio_kind natural are clips with their own
+sound. ``FOLDER/pairs.csv`` (video, sound, class, sound_class, match) puts recordings under silent videos: 1 fits, 0 does not. The samples
+are rendered. Everything goes the way of a build: one decode, previews, clips, the rules that come before agreement.
+
+Without ``--recipe`` the packaged pair is used, without ``--calibration`` the one that comes with it. ``--only`` names a file with the
+paths that may be used, a line each: those that the encoders were not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.calibration import Calibration, calibrate, read_calibration
+from pipeline.clips import ClipSettings
+from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair, packaged_calibration
+from pipeline.errors import ClipError, UserError
+from pipeline.judge import JudgeSettings, judge_clip
+from pipeline.measure import MeasureSettings, measure_video
+from pipeline.media import ffmpeg_path, probe
+from pipeline.pairs import draw_scores
+from pipeline.previews import read_frames, read_sounds
+from pipeline.recipe import load_recipe
+from pipeline.samples.catalogue import catalogue
+from pipeline.samples.render import render
+from pipeline.scenes import SceneSettings
+from pipeline.sound import SAMPLE_RATE_HZ
+
+CLIPS = ClipSettings(length_seconds=10.0, min_seconds=2.0)
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A file, with the embeddings (N, D) of its clips that pass the rules before agreement."""
+
+    name: str
+    label: str
+    pictures: Rows
+    sounds: Rows
+
+    @property
+    def agreements(self) -> Rows:
+        found: Rows = np.sum(self.pictures * self.sounds, axis=1, dtype=np.float32)
+        return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rate", type=float, default=0.05, help="false accepts that are wanted, 0..1 (%(default)s)")
+    parser.add_argument("--calibration", help="a calibration's JSON, or a dataset with one")
+    parser.add_argument("--recipe", help="a recipe that names the encoders")
+    parser.add_argument("--only", type=Path, help="a file with the paths that may be used")
+    options = parser.parse_args()
+    settings = load_recipe(options.recipe).encoders if options.recipe else EncoderPairSettings()
+    if settings is None:
+        parser.error(f"{options.recipe} names no encoders")
+    only = set(options.only.read_text().split()) if options.only else None
+    pair = load_pair(settings)
+    with tempfile.TemporaryDirectory(prefix="hearscape-bench-") as name:
+        groups = _groups(options.folder, only, pair, Path(name))
+    try:
+        calibration = _calibration(options.calibration, pair.encoder_id, groups)
+        point = calibration.point(options.rate)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"encoders {pair.encoder_id}")
+    print(
+        f"false accepts wanted {100 * options.rate:g} %: agreement {point.threshold:.4f} or more, by {calibration.num_clips} clips of "
+        f"{calibration.num_sources} sources (AUC {calibration.auc:.3f}, {calibration.auc_low:.3f} to {calibration.auc_high:.3f})"
+    )
+    true = _promise(point.true_accept_rate, point.true_accept_low, point.true_accept_high)
+    wrong = _promise(options.rate, point.false_accept_low, point.false_accept_high)
+    print(f"{'':<40}{'files':>6}{'pairs':>8}{'kept':>8}{'rejected':>10}{'share kept':>12}   promised")
+    for title, found, promised in _rows(groups):
+        scores = np.concatenate([np.zeros(0, np.float32), *found])
+        kept = int((scores >= point.threshold).sum())
+        share = f"{100 * kept / len(scores):.1f} %" if len(scores) else "-"
+        print(
+            f"{title:<40}{len(found):>6}{len(scores):>8}{kept:>8}{len(scores) - kept:>10}{share:>12}   {true if promised else wrong}"
+        )
+    _print_each(groups, point.threshold)
+    return 0
+
+
+def _promise(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _calibration(location: str | None, encoder_id: str, groups: dict[str, list[Heard]]) -> Calibration:
+    if location is None and packaged_calibration() is not None:
+        location = str(packaged_calibration())
+    if location is not None:
+        found = read_calibration(location)
+        if found.encoder_id == encoder_id:
+            return found
+        print(f"{location} is of other encoders: {found.encoder_id}")
+    print("no calibration of these encoders: the natural clips and the samples are calibrated on, which flatters them")
+    true = [heard for title in ("natural", "kept") for heard in groups[title]]
+    owners = [heard for heard in true for _ in heard.pictures]
+    return calibrate(
+        np.concatenate([heard.pictures for heard in true]),
+        np.concatenate([heard.sounds for heard in true]),
+        [heard.name for heard in owners],
+        [heard.label for heard in owners],
+        encoder_id,
+    )
+
+
+def _groups(folder: Path, only: set[str] | None, pair: EncoderPair, work: Path) -> dict[str, list[Heard]]:
+    def usable(*paths: str) -> bool:
+        return only is None or only.issuperset(paths)
+
+    groups: dict[str, list[Heard]] = {"natural": [], "1": [], "0": [], "kept": [], "wrong_sound": []}
+    with (folder / "index.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if (row["kind"], row["audio_kind"]) == ("landscape", "natural") and usable(row["path"]):
+                groups["natural"] += _heard(folder / row["path"], row["class"], pair, work)
+    with (folder / "pairs.csv").open(newline="") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            if usable(row["video"], row["sound"]):
+                joined = _joined(folder / row["video"], folder / row["sound"], work / f"pair{number:02d}.mkv")
+                groups[row["match"]] += _heard(joined, f"{row['class']} with {row['sound_class']}", pair, work)
+    for spec in catalogue():
+        group = "kept" if spec.expected == "kept" else spec.name
+        if group in groups:
+            path = work / spec.file_name
+            render(spec, path)
+            groups[group] += _heard(path, spec.label, pair, work)
+    return groups
+
+
+def _joined(video: Path, sound: Path, out: Path) -> Path:
+    """The video's picture with the sound, as long as the shorter of both."""
+    inputs = ["-i", str(video), "-i", str(sound), "-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy", "-c:a", "flac"]
+    subprocess.run([ffmpeg_path(), "-v", "error", "-nostdin", "-y", *inputs, "-shortest", str(out)], check=True)
+    return out
+
+
+def _heard(path: Path, label: str, pair: EncoderPair, work: Path) -> Iterator[Heard]:
+    frames_path, sound_path = work / "frames.npz", work / "sound.flac"
+    try:
+        facts = probe(path)
+        assert facts.video is not None
+        video = measure_video(
+            path, facts, section_ms=(0, None), scenes=SceneSettings(), clips=CLIPS, settings=MeasureSettings(),
+            frames_out=frames_path, sound_out=sound_path,
+        )  # fmt: skip
+    except ClipError as error:
+        print(f"left out: {path.name}: {error}")
+        return
+    size = (facts.video.width, facts.video.height)
+    verdicts = [judge_clip(clip.picture, clip.sound, None, size, JudgeSettings()) for clip in video.clips]
+    refused = sorted({str(verdict.reason) for verdict in verdicts if not verdict.kept})
+    if refused:
+        print(
+            f"left out: {path.name}: {sum(not v.kept for v in verdicts)} of {len(verdicts)} clips ({', '.join(refused)})"
+        )
+    clips = [clip for clip, verdict in zip(video.clips, verdicts, strict=True) if verdict.kept]
+    if not clips:
+        return
+    spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in clips]
+    with frames_path.open("rb") as frames, sound_path.open("rb") as sound:
+        found = pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
+    yield Heard(path.name, label, found.picture, found.sound)
+
+
+def _rows(groups: dict[str, list[Heard]]) -> Iterator[tuple[str, list[Rows], bool]]:
+    """Title, scores by file, and whether the pairs are true ones."""
+    yield "natural clips, their own sound", [heard.agreements for heard in groups["natural"]], True
+    yield "natural clips, swapped across classes", _swapped(groups["natural"]), False
+    yield "pairs.csv, match", [heard.agreements for heard in groups["1"]], True
+    yield "pairs.csv, mismatch", [heard.agreements for heard in groups["0"]], False
+    yield "samples, their own sound", [heard.agreements for heard in groups["kept"]], True
+    yield "samples, swapped across classes", _swapped(groups["kept"]), False
+    yield "samples, wrong sound", [heard.agreements for heard in groups["wrong_sound"]], False
+
+
+def _swapped(files: Sequence[Heard]) -> list[Rows]:
+    """Scores of each file's pictures with the sounds of the files of other classes."""
+    if not files:
+        return []
+    owners = [number for number, heard in enumerate(files) for _ in heard.pictures]
+    drawn = draw_scores(
+        np.concatenate([heard.pictures for heard in files]),
+        np.concatenate([heard.sounds for heard in files]),
+        [str(owner) for owner in owners],
+        [files[owner].label for owner in owners],
+    ).scores
+    of_picture = np.asarray(owners)[drawn.pictures]
+    return [drawn.mismatched[of_picture == number].astype(np.float32) for number in range(len(files))]
+
+
+def _print_each(groups: dict[str, list[Heard]], threshold: float) -> None:
+    """Every clip that ended on the wrong side."""
+    for title, fits in (("natural", True), ("1", True), ("kept", True), ("0", False), ("wrong_sound", False)):
+        for heard in groups[title]:
+            for agreement in heard.agreements:
+                if (agreement >= threshold) != fits:
+                    print(f"{'rejected' if fits else 'kept':<9}{agreement:>8.4f}  {heard.name} ({heard.label})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
