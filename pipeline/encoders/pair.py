@@ -19,31 +19,42 @@ from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from pipeline.encoders.device import Running
     from pipeline.encoders.picture import PictureEncoder
+    from pipeline.encoders.small import SmallPictureEncoder
     from pipeline.encoders.sound import SoundEncoder
 
+_PACKAGED_FOLDER = Path(__file__).parent / "small"
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 NUMBERS_VERSION = 1
 """Raised whenever the same weights come to give other numbers, so that stored embeddings are not mixed."""
 
+SMALL_MODEL = "hearscape-small"
+"""The picture model of the packaged pair."""
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 
 
 class EncoderPairSettings(Settings):
-    """The networks that put picture and sound into the shared space. Without a pair, agreement is not measured."""
+    """The networks that put picture and sound into the shared space: the packaged small pair unless others are named.
 
-    picture_model: str = "ViT-B-32-quickgelu"
-    """Name of an open_clip model. For a file of weights that OpenAI published, one that ends in -quickgelu."""
-    picture_weights: str
-    """The model's weights: a pretrained tag of open_clip, a path, or a URL with its SHA-256."""
+    Without a pair, agreement is not measured.
+    """
+
+    picture_model: str = SMALL_MODEL
+    """Name of an open_clip model, or hearscape-small: the packaged pair's. For a file of weights that OpenAI published, one
+    that ends in -quickgelu."""
+    picture_weights: str | None = None
+    """The model's weights: a pretrained tag of open_clip, a path, or a URL with its SHA-256. None: those in the package."""
     picture_sha256: Sha256 | None = None
     """SHA-256 of the picture weights' file. None: not checked; a URL needs one."""
-    sound_kind: Literal["soundclip", "wav2clip", "align"]
-    """SoundCLIP's or Wav2CLIP's network as published (for OpenAI's ViT-B/32), or a checkpoint of the align stage."""
-    sound_weights: str
-    """The sound network's weights: a path, or a URL with its SHA-256."""
+    sound_kind: Literal["small", "soundclip", "wav2clip", "align"] = "small"
+    """The packaged pair's network, SoundCLIP's or Wav2CLIP's as published (for OpenAI's ViT-B/32), or a checkpoint of the
+    align stage."""
+    sound_weights: str | None = None
+    """The sound network's weights: a path, or a URL with its SHA-256. None: those in the package."""
     sound_sha256: Sha256 | None = None
     """SHA-256 of the sound weights' file. None: not checked; a URL needs one."""
     frames_per_clip: int = Field(default=8, ge=1, le=256)
@@ -53,20 +64,41 @@ class EncoderPairSettings(Settings):
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, or cuda:1 and so on."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format inside the networks. fp16 needs a GPU."""
+    """Number format inside the networks. fp16 needs a GPU. On a CPU with bf16 instructions bf16 takes half of fp32's time or less;
+    its cosines differ from the fourth digit on."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of one process for the networks. None: as torch chooses, all cores."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        small_picture = self.picture_model == SMALL_MODEL
+        if small_picture != (self.sound_kind == "small") and not (small_picture and self.sound_kind == "align"):
+            raise ValueError(
+                f"picture_model {self.picture_model} and sound_kind {self.sound_kind} share no space: the packaged pair is "
+                f"{SMALL_MODEL} with small (leave both out) or with align; others need both named, as ViT-B-32-quickgelu with "
+                "soundclip"
+            )
         for side in ("picture", "sound"):
-            if is_url(getattr(self, f"{side}_weights")) and getattr(self, f"{side}_sha256") is None:
+            weights = getattr(self, f"{side}_weights")
+            if weights is None and not (small_picture if side == "picture" else self.is_small):
+                raise ValueError(f"{side}_weights is missing: only the packaged pair comes with its own")
+            if weights is not None and is_url(weights) and getattr(self, f"{side}_sha256") is None:
                 raise ValueError(
                     f"{side}_weights is a URL: give {side}_sha256, so that the weights cannot change unseen"
                 )
+        if self.is_small and (self.picture_weights is None) != (self.sound_weights is None):
+            raise ValueError(
+                "picture_weights and sound_weights of the small pair belong together: name both, or neither for those in "
+                "the package"
+            )
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
         return self
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the networks are those of the packaged pair, with its weights or others."""
+        return self.sound_kind == "small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +124,21 @@ class ClipEmbeddings:
     """(N, D)."""
 
 
+def packaged_calibration() -> Path | None:
+    """The calibration of the packaged pair, measured on pairs that it never learned from. None: not in this package."""
+    path = _PACKAGED_FOLDER / "calibration.json"
+    return path if path.is_file() else None
+
+
+def _weights(settings: EncoderPairSettings, side: str) -> str:
+    """The weights of a side as named, or the packaged file."""
+    named: str | None = getattr(settings, f"{side}_weights")
+    return str(_PACKAGED_FOLDER / f"{side}.safetensors") if named is None else named
+
+
 def check_settings(settings: EncoderPairSettings, field: str = "encoders") -> None:
     """Raises EncoderError, all problems at once, for what shows without weights: names, files, device, widths."""
     from pipeline.encoders.device import pick_device  # noqa: PLC0415 (torch takes seconds to import)
-    from pipeline.encoders.picture import check_model, check_weights  # noqa: PLC0415
 
     problems: list[str] = []
 
@@ -106,12 +149,20 @@ def check_settings(settings: EncoderPairSettings, field: str = "encoders") -> No
             problems.append(str(error))
             return None
 
-    picture_width = attempt(check_model, settings.picture_model, f"{field}.picture_model")
-    if picture_width is not None:
-        attempt(check_weights, settings.picture_model, settings.picture_weights, f"{field}.picture_weights")
-    sound_width = attempt(_sound_width, settings, f"{field}.sound_weights")
-    if picture_width and sound_width and picture_width != sound_width:
-        problems.append(_widths(settings, picture_width, sound_width))
+    if settings.picture_model == SMALL_MODEL:
+        picture_width = attempt(_check_tower, settings, "picture", f"{field}.picture_weights")
+    else:
+        from pipeline.encoders.picture import check_model, check_weights  # noqa: PLC0415
+
+        picture_width = attempt(check_model, settings.picture_model, f"{field}.picture_model")
+        if picture_width is not None:
+            attempt(check_weights, settings.picture_model, settings.picture_weights, f"{field}.picture_weights")
+    if settings.is_small:
+        attempt(_check_tower, settings, "sound", f"{field}.sound_weights")
+    else:
+        sound_width = attempt(_sound_width, settings, f"{field}.sound_weights")
+        if picture_width and sound_width and picture_width != sound_width:
+            problems.append(_widths(settings, picture_width, sound_width))
     attempt(pick_device, settings.device, f"{field}.device")
     if problems:
         raise EncoderError(
@@ -119,12 +170,37 @@ def check_settings(settings: EncoderPairSettings, field: str = "encoders") -> No
         )
 
 
+def _check_tower(settings: EncoderPairSettings, side: str, field: str) -> int | None:
+    """Its width. None: it is not known before the tower is fetched."""
+    from pipeline.encoders.small import read_config  # noqa: PLC0415
+
+    weights = _weights(settings, side)
+    if is_url(weights):
+        return None
+    return read_config(_packaged_or(resolve_weights, settings, side, None, field), side).width
+
+
+def _packaged_or(
+    resolve: Callable[[str, str | None, Path | None, str], Path],
+    settings: EncoderPairSettings,
+    side: str,
+    cache_dir: Path | None,
+    field: str,
+) -> Path:
+    """The file of a side. Raises EncoderError; a packaged file that is missing is not the recipe's fault."""
+    path = _PACKAGED_FOLDER / f"{side}.safetensors"
+    if getattr(settings, f"{side}_weights") is None and not path.is_file():
+        raise EncoderError(f"{path} is missing; it is part of the package: install hearscape again")
+    return resolve(_weights(settings, side), getattr(settings, f"{side}_sha256"), cache_dir, field)
+
+
 def _sound_width(settings: EncoderPairSettings, field: str) -> int | None:
     """None: a checkpoint whose width is not known before it is fetched."""
     from pipeline.encoders.sound import PUBLISHED_WIDTH, read_align_config  # noqa: PLC0415
 
-    if not is_url(settings.sound_weights):
-        path = resolve_weights(settings.sound_weights, field=field)
+    weights = _weights(settings, "sound")
+    if not is_url(weights):
+        path = resolve_weights(weights, field=field)
         if settings.sound_kind == "align":
             return read_align_config(path).width
     return None if settings.sound_kind == "align" else PUBLISHED_WIDTH
@@ -144,23 +220,58 @@ def find_files(settings: EncoderPairSettings, cache_dir: Path | None = None, fie
     Raises EncoderError as :func:`check_settings` does, and when a file cannot be fetched or is not the one wanted.
     """
     check_settings(settings, field)
-    from pipeline.encoders.picture import find_weights, picture_id  # noqa: PLC0415
+    if settings.is_small:
+        return _find_small(settings, cache_dir, field)
     from pipeline.encoders.sound import sound_id  # noqa: PLC0415
 
-    model, weights = settings.picture_model, settings.picture_weights
-    picture_path = find_weights(model, weights, settings.picture_sha256, cache_dir, f"{field}.picture_weights")
-    sound_path = resolve_weights(settings.sound_weights, settings.sound_sha256, cache_dir, f"{field}.sound_weights")
+    model = settings.picture_model
+    picture_path = _picture_path(settings, cache_dir, f"{field}.picture_weights")
+    sound_path = resolve_weights(
+        _weights(settings, "sound"), settings.sound_sha256, cache_dir, f"{field}.sound_weights"
+    )
     picture_sum, sound_sum = file_sha256(picture_path), file_sha256(sound_path)
-    picture, sound = picture_id(model, weights, picture_sum), sound_id(settings.sound_kind, sound_sum)
+    picture, sound = _picture_id(settings, picture_sum), sound_id(settings.sound_kind, sound_sum)
     digest = stable_hash("pair", NUMBERS_VERSION, picture, sound, settings.frames_per_clip, settings.precision)
     encoder_id = f"{model.removesuffix('-quickgelu')}+{settings.sound_kind}-{digest}"
     return PairFiles(picture_path, picture_sum, sound_path, sound_sum, encoder_id)
 
 
+def _picture_path(settings: EncoderPairSettings, cache_dir: Path | None, field: str) -> Path:
+    if settings.picture_model == SMALL_MODEL:
+        return _packaged_or(resolve_weights, settings, "picture", cache_dir, field)
+    from pipeline.encoders.picture import find_weights  # noqa: PLC0415
+
+    weights = _weights(settings, "picture")
+    return find_weights(settings.picture_model, weights, settings.picture_sha256, cache_dir, field)
+
+
+def _picture_id(settings: EncoderPairSettings, sha256: str) -> str:
+    if settings.picture_model == SMALL_MODEL:
+        from pipeline.encoders.small import small_id  # noqa: PLC0415
+
+        return small_id("picture", sha256)
+    from pipeline.encoders.picture import picture_id  # noqa: PLC0415
+
+    return picture_id(settings.picture_model, _weights(settings, "picture"), sha256)
+
+
+def _find_small(settings: EncoderPairSettings, cache_dir: Path | None, field: str) -> PairFiles:
+    from pipeline.encoders.small import small_id  # noqa: PLC0415
+
+    picture_path, sound_path = (
+        _packaged_or(resolve_weights, settings, side, cache_dir, f"{field}.{side}_weights")
+        for side in ("picture", "sound")
+    )
+    picture_sum, sound_sum = file_sha256(picture_path), file_sha256(sound_path)
+    picture, sound = small_id("picture", picture_sum), small_id("sound", sound_sum)
+    digest = stable_hash("pair", NUMBERS_VERSION, picture, sound, settings.frames_per_clip)
+    return PairFiles(picture_path, picture_sum, sound_path, sound_sum, f"{SMALL_MODEL}-{digest}")
+
+
 class EncoderPair:
     """Both encoders; ``encoder_id`` is stored with every embedding and changes with whatever changes the numbers."""
 
-    def __init__(self, picture: PictureEncoder, sound: SoundEncoder, encoder_id: str) -> None:
+    def __init__(self, picture: PictureEncoder | SmallPictureEncoder, sound: SoundEncoder, encoder_id: str) -> None:
         """Raises EncoderError when the widths differ."""
         if picture.width != sound.width:
             raise EncoderError(
@@ -199,23 +310,22 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
     """
     import torch  # noqa: PLC0415
 
-    from pipeline.encoders.device import Running, pick_device  # noqa: PLC0415
-    from pipeline.encoders.picture import PictureEncoder, check_model  # noqa: PLC0415
-    from pipeline.encoders.sound import load_sound  # noqa: PLC0415
-
     files = find_files(settings, cache_dir, field)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    if settings.is_small:
+        return _load_small(files, field)
+    from pipeline.encoders.device import Running, pick_device  # noqa: PLC0415
+    from pipeline.encoders.sound import load_sound  # noqa: PLC0415
+
     device = pick_device(settings.device, f"{field}.device")
     if device.type == "cpu" and settings.precision == "fp16":
         raise EncoderError(f"{field}.precision: fp16 needs a GPU and there is none; use fp32 or bf16")
     running = Running(device, settings.batch_size, settings.precision)
     sound = load_sound(settings.sound_kind, files.sound_path, files.sound_sha256, running)
-    if (width := check_model(settings.picture_model)) != sound.width:
-        raise EncoderError(_widths(settings, width, sound.width))
-    picture = PictureEncoder(
-        settings.picture_model, settings.picture_weights, files.picture_path, files.picture_sha256, running=running
-    )
+    picture = _load_picture(settings, files, running)
+    if picture.width != sound.width:
+        raise EncoderError(_widths(settings, picture.width, sound.width))
     if settings.sound_kind != "align" and not settings.picture_model.startswith("ViT-B-32"):
         logger.warning("%s: %s was made for ViT-B/32, not for %s", field, settings.sound_kind, settings.picture_model)
     if sound.partner_id is not None and sound.partner_id != picture.encoder_id:
@@ -225,4 +335,37 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
             f"name the one it was trained with"
         )
     logger.info("encoders %s on %s", files.encoder_id, device)
+    return EncoderPair(picture, sound, files.encoder_id)
+
+
+def _load_picture(
+    settings: EncoderPairSettings, files: PairFiles, running: Running
+) -> PictureEncoder | SmallPictureEncoder:
+    if settings.picture_model == SMALL_MODEL:
+        from pipeline.encoders.small import SmallPictureEncoder  # noqa: PLC0415
+
+        return SmallPictureEncoder(files.picture_path, files.picture_sha256)
+    from pipeline.encoders.picture import PictureEncoder  # noqa: PLC0415
+
+    return PictureEncoder(
+        settings.picture_model,
+        _weights(settings, "picture"),
+        files.picture_path,
+        files.picture_sha256,
+        running=running,
+        gradients=False,
+    )
+
+
+def _load_small(files: PairFiles, field: str) -> EncoderPair:
+    from pipeline.encoders.small import SmallPictureEncoder, SmallSoundEncoder  # noqa: PLC0415
+
+    picture = SmallPictureEncoder(files.picture_path, files.picture_sha256)
+    sound = SmallSoundEncoder(files.sound_path, files.sound_sha256)
+    if sound.partner_id != picture.encoder_id:
+        raise EncoderError(
+            f"{field}: {files.sound_path} was trained with another picture tower than {files.picture_path}; "
+            f"name two files that one run of python -m trainer.small_pair wrote"
+        )
+    logger.info("encoders %s", files.encoder_id)
     return EncoderPair(picture, sound, files.encoder_id)

@@ -97,7 +97,7 @@ class Rain:
         self._fog_rows = np.linspace(0.95, 0.15, shore, dtype=np.float32)[:, None]
         self._fog_layer = shaded(flat(shore, width, (176, 182, 186)) * np.array(_DAYLIGHT[seed % len(_DAYLIGHT)]))
         rows = height - shore
-        mirrored = cv2.resize(land[::-1], (width, round(shore * 1.15)))[:rows]
+        mirrored = cv2.resize(land[::-1], (width, max(rows, round(shore * 1.15))))[:rows]
         blurred = cv2.GaussianBlur(mirrored, (0, 0), 2.0, sigmaY=3.5)
         self._lake = shaded(np.asarray(blurred, dtype=np.uint8), times=0.72, plus=4)
         y, x = np.mgrid[:rows, :width].astype(np.float32)

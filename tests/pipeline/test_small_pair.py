@@ -1,0 +1,282 @@
+"""The pair that comes in the package: that it loads, that its numbers are defined, and that it hears what it should."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.numpy import load_file, save_file
+
+from pipeline.agreement import agreement
+from pipeline.encoders import pair as pairs
+from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, check_settings, find_files, load_pair
+from pipeline.encoders.small import PACKAGED, SmallConfig, Tower, classes_named, read_config, save_tower
+from pipeline.encoders.small_features import picture_features, sound_features
+from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
+from pipeline.errors import EncoderError, MediaError
+from pipeline.samples.pictures import scene_frames
+from pipeline.samples.sounds import NATURE_KINDS, nature_sound
+
+RATE = 44_100
+SEED = 77  # neither the catalogue's nor one that the pair learned from
+
+
+@pytest.fixture(scope="module")
+def small() -> EncoderPair:
+    return load_pair(EncoderPairSettings())
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Frames and sound of a painted scene of each kind, 5 s."""
+    return {
+        kind: (
+            np.stack(list(scene_frames(kind, SEED, (0.5, 2.5, 4.5), width=456, height=256, seconds=5.0))),
+            nature_sound(kind, SEED, 5.0, RATE).mean(axis=1),
+        )
+        for kind in NATURE_KINDS
+    }
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * RATE)).astype(np.float32)
+
+
+def copied(folder: Path) -> dict[str, str]:
+    for path in PACKAGED.values():
+        shutil.copy(path, folder)
+    return {f"{side}_weights": str(folder / path.name) for side, path in PACKAGED.items()}
+
+
+def test_settings_without_arguments_are_the_packaged_pair(small, tmp_path):
+    files = find_files(EncoderPairSettings())
+    assert (files.picture_path, files.sound_path) == (PACKAGED["picture"], PACKAGED["sound"])
+    assert files.encoder_id == small.encoder_id
+    assert small.encoder_id.startswith("hearscape-small-")
+    check_settings(EncoderPairSettings())
+    assert find_files(EncoderPairSettings(**copied(tmp_path))).encoder_id == small.encoder_id
+    assert find_files(EncoderPairSettings(frames_per_clip=3)).encoder_id != small.encoder_id
+    assert sum(path.stat().st_size for path in PACKAGED.values()) < 4e6
+
+
+def test_painted_scenes_agree_with_their_own_sounds_only(small, scenes):
+    found = small.embed_clips([frames for frames, _ in scenes.values()], [sound for _, sound in scenes.values()], RATE)
+    cosines = found.picture @ found.sound.T
+    own = np.diag(cosines)
+    others = cosines[~np.eye(len(own), dtype=bool)]
+    assert own.min() > 0.3, dict(zip(scenes, own.round(2), strict=True))
+    assert np.quantile(others, 0.9) < 0.2
+    sea, fire = NATURE_KINDS.index("ocean"), NATURE_KINDS.index("fire")
+    assert agreement(found.picture_frames[sea], found.sound[fire], small.encoder_id).agreement < 0.1
+
+
+def test_texts_lie_where_their_classes_are(small, scenes):
+    kinds = list(scenes)
+    found = small.embed_clips([frames for frames, _ in scenes.values()], [sound for _, sound in scenes.values()], RATE)
+    prompts = small.embed_texts([f"the sound of {kind}" for kind in kinds])
+    assert np.allclose(np.linalg.norm(prompts, axis=1), 1, atol=1e-6)
+    shown = [kinds[index] for index in (found.picture @ prompts.T).argmax(1)]
+    heard = [kinds[index] for index in (found.sound @ prompts.T).argmax(1)]
+    assert sum(one == kind for one, kind in zip(shown, kinds, strict=True)) >= 7
+    assert sum(one == kind for one, kind in zip(heard, kinds, strict=True)) >= 7
+
+
+def test_texts_name_classes_by_many_words(small):
+    assert classes_named("Waves and a campfire under the night sky") == ("ocean", "fire", "night_sky")
+    assert classes_named("underwater bubbling, squishing water") == ("underwater", "splashing_water")
+    assert classes_named("splashing_water") == ("splashing_water",)
+    rows = small.embed_texts(["a photo of the sea", "ocean", "rain on a lake"])
+    assert np.array_equal(rows[0], rows[1])
+    assert rows[2] @ small.embed_texts(["rain"])[0] == pytest.approx(rows[2] @ small.embed_texts(["lake"])[0], abs=1e-6)
+    assert small.embed_texts([]).shape == (0, small.width)
+    with pytest.raises(EncoderError, match=r"knows no class in the text 'a violin'; it knows: .*campfire.*waterfall"):
+        small.embed_texts(["rain", "a violin"])
+
+
+def test_no_clip_depends_on_what_it_is_embedded_beside(small, scenes):
+    frames = [scenes["rain"][0], scenes["fire"][0][:1]]
+    sounds = [scenes["rain"][1], noise(3)]
+    both = small.embed_clips(frames, sounds, RATE)
+    for index in range(2):
+        alone = small.embed_clips(frames[index : index + 1], sounds[index : index + 1], RATE)
+        assert np.array_equal(alone.picture[0], both.picture[index])
+        assert np.array_equal(alone.sound[0], both.sound[index])
+    assert (both.picture.dtype, both.sound.dtype) == (np.float32, np.float32)
+    assert small.embed_clips([], [], RATE).sound.shape == (0, small.width)
+
+
+def test_loudness_and_rate_do_not_matter_much(small, scenes):
+    sound = scenes["waterfall"][1]
+    loud, quiet, slow = (
+        small.sound.embed_sounds(each, rate)[0]
+        for each, rate in (([sound], RATE), ([sound * np.float32(0.03)], RATE), ([sound[::2].copy()], RATE // 2))
+    )
+    assert loud @ quiet > 0.999
+    assert loud @ slow > 0.5
+
+
+@pytest.mark.parametrize("num_samples", [1, 500, 2048, 12 * RATE, 45 * RATE])
+def test_sounds_of_any_length(small, num_samples):
+    row = small.sound.embed_sounds([noise(46)[:num_samples]], RATE)[0]
+    assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (16, 9), (1080, 1920)])
+@pytest.mark.parametrize("value", [0, 255, None])
+def test_frames_of_any_size_and_flat_ones(small, size, value):
+    shape = (1, *size, 3)
+    frames = np.random.default_rng(1).integers(0, 256, shape) if value is None else np.full(shape, value)
+    row = small.picture.embed_pictures(frames.astype(np.uint8))[0]
+    assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
+
+
+def test_digital_silence_belongs_to_no_class(small, scenes):
+    row = small.sound.embed_sounds([np.zeros(RATE, np.float32)], RATE)[0]
+    assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
+    assert [float(small.picture.embed_pictures(frames)[0] @ row) for frames, _ in scenes.values()] == [0.0] * len(
+        scenes
+    )
+    assert not (small.embed_texts(["wind", "rain"]) @ row).any()
+
+
+def test_sounds_that_are_none_are_refused(small):
+    with pytest.raises(MediaError, match="sound 1 has no samples"):
+        small.sound.embed_sounds([noise(1), np.zeros(0, np.float32)], RATE)
+    with pytest.raises(MediaError, match="NaN or infinity in 1 of 100"):
+        small.sound.embed_sounds([np.r_[noise(1)[:99], np.float32(np.nan)]], RATE)
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        small.picture.embed_pictures(np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_features_are_of_the_picture_not_of_its_size(scenes):
+    import cv2
+
+    frame = scenes["river"][0][0]
+    larger = cv2.resize(frame, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    near, far = (
+        np.abs(picture_features(frame) - picture_features(other)).mean() for other in (larger, scenes["fire"][0][0])
+    )
+    assert near < 0.1 * far
+    assert sound_features(np.zeros((128, 1), np.float32)).shape == sound_features(np.ones((128, 900), np.float32)).shape
+
+
+# damaged files
+
+
+def test_files_that_are_missing_damaged_or_swapped_are_named(tmp_path, monkeypatch):
+    named = copied(tmp_path)
+    picture, sound = (Path(named[f"{side}_weights"]) for side in ("picture", "sound"))
+
+    def refused(match: str, **changes: str) -> None:
+        with pytest.raises(EncoderError, match=match):
+            load_pair(EncoderPairSettings(**{**named, **changes}))
+
+    refused("is the sound tower, wanted the picture tower", picture_weights=str(sound))
+    refused("there is no file 'gone.safetensors'", sound_weights="gone.safetensors")
+    picture.write_bytes(PACKAGED["picture"].read_bytes()[:5000])
+    refused(r"picture\.safetensors is no safetensors file, or a damaged one")
+    picture.write_bytes(b"not weights at all")
+    refused(r"picture\.safetensors is no safetensors file, or a damaged one")
+    save_file({"a": np.ones(1, np.float32)}, picture)
+    refused("is no tower of a small pair")
+
+    monkeypatch.setattr(pairs, "_PACKAGED_FOLDER", tmp_path)
+    picture.unlink()
+    with pytest.raises(EncoderError, match="is missing; it is part of the package: install hearscape again"):
+        check_settings(EncoderPairSettings())
+    assert pairs.packaged_calibration() is None
+
+
+def test_tensors_of_other_shapes_are_named(tmp_path):
+    config = read_config(PACKAGED["picture"], "picture")
+    state = load_file(PACKAGED["picture"])
+    num_features = len(state["mean"])
+    path = tmp_path / "picture.safetensors"
+    cases = {
+        r"mean is \(3,\), wanted": state | {"mean": state["mean"][:3]},
+        r"second\.bias is missing": {name: values for name, values in state.items() if name != "second.bias"},
+        "first.weight holds NaN": state | {"first.weight": state["first.weight"] * np.float16(np.nan)},
+        "more is not part of a tower": state | {"more": state["mean"]},
+        r"first\.weight is .*, wanted \(1, ": state | {"first.bias": np.ones(1, np.float16)},
+    }
+    for message, changed in cases.items():
+        save_tower(path, changed, config)
+        with pytest.raises(EncoderError, match=message):
+            Tower(path, "picture", num_features)
+    save_tower(path, state, config)
+    assert path.read_bytes() == PACKAGED["picture"].read_bytes()
+    save_tower(path, state, config.model_copy(update={"features": 0}))
+    with pytest.raises(EncoderError, match="was trained on statistics of version 0, this is version"):
+        Tower(path, "picture", num_features)
+    save_file(state, path, metadata={"hearscape_small": '{"side": "picture", "classes": []}'})
+    with pytest.raises(EncoderError, match="classes: Tuple should have at least 1 item"):
+        read_config(path, "picture")
+
+
+def test_towers_of_two_trainings_are_no_pair(tmp_path):
+    named = copied(tmp_path)
+    state = load_file(PACKAGED["sound"])
+    config = read_config(PACKAGED["sound"], "sound").model_copy(update={"trained_with": "0" * 64})
+    save_tower(Path(named["sound_weights"]), state, config)
+    with pytest.raises(EncoderError, match="was trained with another picture tower"):
+        load_pair(EncoderPairSettings(**named))
+
+
+def test_settings_refuse_half_a_pair():
+    for values, message in (
+        ({"picture_model": "ViT-B-32", "picture_weights": "openai"}, "share no space"),
+        ({"sound_kind": "soundclip", "sound_weights": "a.pt"}, "share no space"),
+        ({"picture_weights": "a.safetensors"}, "name both, or neither"),
+        ({"picture_model": "ViT-B-32", "sound_kind": "align", "sound_weights": "a"}, "picture_weights is missing"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            EncoderPairSettings(**values)
+
+
+def test_the_config_of_a_tower_is_strict():
+    with pytest.raises(ValidationError, match="side"):
+        SmallConfig(side="taste", classes=("rain",))
+    assert all(field.description for field in SmallConfig.model_fields.values())
+
+
+def test_the_calibration_belongs_to_the_weights(small):
+    path = pairs.packaged_calibration()
+    assert path is not None
+    assert json.loads(path.read_text(encoding="utf-8"))["encoder_id"] == small.encoder_id
+
+
+def test_the_pair_needs_neither_open_clip_nor_timm():
+    code = (
+        "import sys\n"
+        "from pipeline.encoders.pair import EncoderPairSettings, load_pair\n"
+        "load_pair(EncoderPairSettings())\n"
+        "assert not {'open_clip', 'timm', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_sound_network_fitted_to_the_packaged_picture_tower_is_its_partner(small, scenes, tmp_path):
+    path = tmp_path / "best.safetensors"
+    torch.manual_seed(0)
+    save_align(path, SoundNetwork(small.width), AlignConfig(width=small.width, picture_id=small.picture.encoder_id))
+    settings = EncoderPairSettings(sound_kind="align", sound_weights=str(path))
+    fitted = load_pair(settings)
+    frames, sound = scenes["rain"]
+    found = fitted.embed_clips([frames], [sound], RATE)
+    assert np.array_equal(found.picture, small.embed_clips([frames], [sound], RATE).picture)
+    assert found.sound.shape == (1, small.width)
+    assert fitted.encoder_id == find_files(settings).encoder_id != small.encoder_id
+
+    save_align(path, SoundNetwork(7), AlignConfig(width=7))
+    with pytest.raises(EncoderError, match=f"hearscape-small has width {small.width}, the align network .* has 7"):
+        check_settings(settings)
+    save_align(path, SoundNetwork(small.width), AlignConfig(width=small.width, picture_id="another"))
+    with pytest.raises(EncoderError, match="was trained with the picture encoder another"):
+        load_pair(settings)
+    with pytest.raises(ValidationError, match="sound_weights is missing"):
+        EncoderPairSettings(sound_kind="align")
