@@ -27,7 +27,8 @@ from urllib.parse import quote
 from benchmarks.processes import Cost, Peak, adopt_orphans, cost_of
 from pipeline.build import Build
 from pipeline.cut import cut_clip, picture_size
-from pipeline.download import DownloadSettings, fetch
+from pipeline.download import fetch
+from pipeline.download_settings import DownloadSettings
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
 from pipeline.facts import MediaFacts
 from pipeline.judge import judge_clip, judge_file

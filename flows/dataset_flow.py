@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
                 leave_report(recipe, artifacts)  # it says what took everything
                 raise
         artifacts.summarise(summary)
-        leave_report(recipe, artifacts)
+        report = leave_report(recipe, artifacts)
+        summary = replace(summary, report_path=report.page if report else None)
         for text in summary.funnel:
             logger.info("%s", text)
         return summary

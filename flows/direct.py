@@ -80,11 +80,12 @@ def run_now(recipe: BuildRecipe, console: Console) -> BuildSummary:
 
 
 def summary_text(summary: BuildSummary) -> str:
-    """What was kept, rejected and why, and where the manifest and the shards are."""
+    """What was kept, rejected and why, and where manifest, shards and report are."""
     folder = posixpath.dirname(summary.manifest_path)
     shards = Counter(posixpath.join(folder, posixpath.dirname(path)) for path in summary.shards)
     places = [f"shards    {place} ({number})" for place, number in shards.items()]
-    return "\n".join([*summary.funnel, *summary.notes, f"manifest  {summary.manifest_path}", *places])
+    report = [f"report    {summary.report_path}"] if summary.report_path else []
+    return "\n".join([*summary.funnel, *summary.notes, f"manifest  {summary.manifest_path}", *places, *report])
 
 
 def exit_code(work: Callable[[], None], again: str) -> int:

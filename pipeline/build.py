@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import functools
 import logging
 import os
+import platform
 import shutil
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
+from pipeline.agreement_rule import rule_before_build, rule_line
 from pipeline.download import check_requirements
 from pipeline.embedder import Embedder
-from pipeline.encoders.pair import check_settings
-from pipeline.errors import OutputError, RecipeError, StoppedError
+from pipeline.encoders.pair import check_settings, find_files
+from pipeline.errors import EncoderError, OutputError, RecipeError, StoppedError
 from pipeline.finish import BuildSummary, Finish
+from pipeline.judge import Judge
 from pipeline.media import has_encoder
+from pipeline.output_lock import OutputLock
+from pipeline.preview_files import PreviewFiles
 from pipeline.progress import Listener
 from pipeline.recipe import BuildRecipe
 from pipeline.records import DoneRecords, SourceRecord, source_hash
@@ -31,7 +34,9 @@ from pipeline.source_run import Tools, run_source
 from pipeline.sources import SourceList, read_source_lists
 from pipeline.stop import Stop
 from pipeline.storage import Folder
-from pipeline.store import Store
+from pipeline.store import DISK_FULL_ERRNOS, Store
+from pipeline.thresholds import AgreementRule
+from pipeline.withdrawn import read_withdrawn
 from pipeline.workers import Workers, num_cores
 
 LOG = logging.getLogger(__name__)
@@ -43,10 +48,13 @@ __all__ = ["Batch", "BatchResult", "Build", "BuildPlan", "BuildSummary"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sources that are carried to their end together."""
+    """Sources that are carried to their end together, and what was found out for all of them: a batch may run in another process,
+    long after, or on another machine."""
 
     batch_id: str
     sources: tuple[Source, ...]
+    rule: AgreementRule
+    encoder_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,8 @@ class BuildPlan:
     num_sources: int
     num_finished_sources: int
     num_bad_rows: int
+    agreement: str
+    """What is asked of agreement, in words."""
 
 
 class Build:
@@ -79,8 +89,18 @@ class Build:
         self._stop = Stop()
         self._changed = threading.Condition()
         self._num_batches_running = 0
-        self._lock_file: IO[bytes] | None = None
+        self._lock = OutputLock(self.output)
         self._scratch: Path | None = None
+
+    @functools.cached_property
+    def encoder_id(self) -> str | None:
+        """Names the recipe's encoders by what is in their files, which are fetched for it. None: the recipe has none."""
+        return find_files(self.recipe.encoders).encoder_id if self.recipe.encoders is not None else None
+
+    @functools.cached_property
+    def rule(self) -> AgreementRule:
+        """What is asked of agreement before a clip is cut. Raises CalibrationError."""
+        return rule_before_build(self.recipe.agreement, self.recipe.judge, self.encoder_id)
 
     @property
     def num_workers(self) -> int:
@@ -96,37 +116,47 @@ class Build:
             )
         if recipe.encoders is not None:
             check_settings(recipe.encoders)
-        elif recipe.judge.min_agreement is not None:
-            raise RecipeError("judge.min_agreement needs encoders: without them agreement is not measured")
         self._listed = read_source_lists(recipe.sources)
         for problem in self._listed.problems:
             LOG.warning("%s", problem)
         check_requirements(self._listed.sources, recipe.download)
+        _ = self.rule
         self.output.check_writable()
         self._check_space()
-        self._lock()
+        self._lock.take(clear_tmp=not recipe.execution.scratch)
+        PreviewFiles.clear_marks(self.state)
+        if self._store_root().is_dir():
+            Store(
+                self._store_root()
+            ).close()  # clears what a killed build left there, also where nothing is to be fetched any more
 
     def plan(self) -> BuildPlan:
-        """The batches that are still to do: sources without a final record under this recipe."""
+        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn."""
         listed = self._sources()
         done = self._records().index()
+        withdrawn = frozenset(read_withdrawn(self.output).sources)
         waiting = [
             source
             for source in sorted(listed.sources, key=lambda source: source.source_id)
-            if (entry := done.get(source.source_id)) is None or not entry[2] or entry[1] != source_hash(source)
+            if source.source_id not in withdrawn
+            and ((entry := done.get(source.source_id)) is None or not entry[2] or entry[1] != source_hash(source))
         ]
         size = self.recipe.execution.batch_size
         groups = [tuple(waiting[start : start + size]) for start in range(0, len(waiting), size)]
-        batches = tuple(Batch(stable_hash(*(source_hash(source) for source in group)), group) for group in groups)
-        return BuildPlan(batches, len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems))
+        batches = tuple(
+            Batch(stable_hash(*(source_hash(source) for source in group)), group, self.rule, self.encoder_id)
+            for group in groups
+        )
+        asked = rule_line(self.recipe.agreement, self.rule, has_encoders=self.recipe.encoders is not None)
+        return BuildPlan(batches, len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems), asked)
 
     def run_batch(self, batch: Batch, listener: Listener) -> BatchResult:
         """Carries every source of the batch to its end, or, after :meth:`close`, only those that had ended before it.
 
-        Raises OutputError when the disk is full, and on bugs.
+        Raises OutputError when the disk is full, EncoderError where this machine has other weights, and on bugs.
         """
-        records = self._records()
-        with self._batch_running():
+        records = self._records_of(batch.rule, batch.encoder_id)
+        with self._batch_running(), self._telling_of_a_full_disk():
             states = self._carry(batch, records, listener)
             if not self._stop.is_set():
                 records.close_batch(batch.batch_id, [source.source_id for source in batch.sources])
@@ -135,7 +165,7 @@ class Build:
     def _carry(self, batch: Batch, records: DoneRecords, listener: Listener) -> Counter[str]:
         def carry(source: Source) -> SourceRecord | None:
             try:
-                record = run_source(source, self._open_tools(), listener)
+                record = run_source(source, self._tools_for(batch), listener)
                 self._stop.check()  # what failed now may have failed because all was being ended
             except StoppedError:
                 return None
@@ -149,14 +179,19 @@ class Build:
         except KeyboardInterrupt:
             self._stop.set()  # or we would wait below for sources that nobody wants any more
             raise
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise OutputError(
-                    f"no space left on the disk of {self.output}: free some and run the same command again"
-                ) from error
-            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+    @contextlib.contextmanager
+    def _telling_of_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_FULL_ERRNOS:
+                raise
+            raise OutputError(
+                f"no space left on the disk of {self.output}: free some and run the same command again"
+            ) from error
 
     @contextlib.contextmanager
     def _batch_running(self) -> Iterator[None]:
@@ -170,15 +205,23 @@ class Build:
                 self._changed.notify_all()
 
     def finish(self, listener: Listener) -> BuildSummary:
-        """Dedup, split, shards, tables and manifest, from the records of all sources. Raises NothingKeptError."""
-        encoder_id = None
-        if self.recipe.encoders is not None:
-            embedder = self._open_tools().embedder
-            encoder_id = embedder.encoder_id if embedder else None
+        """Dedup, split, shards, tables and manifest, from the records of all sources.
+
+        Raises NothingKeptError; CalibrationError where the dataset's own clips are too few for the wanted false-accept rate.
+        """
         finish = Finish(
-            self.recipe, self.output, self.state, self._records(), self._sources(), encoder_id, self.num_workers
+            self.recipe,
+            self.output,
+            self.state,
+            self._records(),
+            self._sources(),
+            self.encoder_id,
+            self.rule,
+            self.num_workers,
+            self._scratch_root(),
         )
-        return finish.run(listener)
+        with self._telling_of_a_full_disk():
+            return finish.run(listener)
 
     def close(self) -> None:
         """Ends what runs in other threads, within seconds, and gives everything back. What was finished is kept.
@@ -197,9 +240,7 @@ class Build:
             if self._scratch is not None:
                 shutil.rmtree(self._scratch, ignore_errors=True)
                 self._scratch = None
-            if self._lock_file is not None:
-                self._lock_file.close()
-                self._lock_file = None
+            self._lock.release()
 
     def _sources(self) -> SourceList:
         if self._listed is None:
@@ -207,7 +248,20 @@ class Build:
         return self._listed
 
     def _records(self) -> DoneRecords:
-        return DoneRecords(self.state, f"done/{self.recipe.per_source_hash()}")
+        return self._records_of(self.rule, self.encoder_id)
+
+    def _records_of(self, rule: AgreementRule, encoder_id: str | None) -> DoneRecords:
+        return DoneRecords(self.state, f"done/{self.recipe.per_source_hash(rule, encoder_id)}")
+
+    def _tools_for(self, batch: Batch) -> Tools:
+        tools = self._open_tools()
+        found = tools.embedder.encoder_id if tools.embedder else None
+        if found != batch.encoder_id:
+            raise EncoderError(
+                f"the encoders are {found} on {platform.node()} and {batch.encoder_id} where the build was planned: "
+                "give every machine the same files of weights"
+            )
+        return replace(tools, judge=Judge(self.recipe.judge, batch.rule))
 
     def _open_tools(self) -> Tools:
         with self._changed:
@@ -217,11 +271,13 @@ class Build:
                 self._scratch = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._scratch_root()))
                 self._tools = Tools(
                     recipe=recipe,
+                    judge=Judge(recipe.judge, AgreementRule()),  # each batch brings its own: _tools_for
                     state=self.state,
                     store=Store(self._store_root(), execution.store_budget_bytes),
                     hosts=recipe.download.host_gate(),
-                    workers=Workers(self.num_workers, self._stop),
+                    workers=Workers(self.num_workers, self._stop, execution.process_memory_bytes),
                     embedder=Embedder(recipe.encoders, self._stop) if recipe.encoders is not None else None,
+                    previews=PreviewFiles(self.state, execution.previews_budget_bytes, keep=execution.keep_previews),
                     scratch=self._scratch,
                     stop=self._stop,
                 )
@@ -257,22 +313,3 @@ class Build:
                     f"{folder}: {free / 1e9:.1f} GB are free, execution.min_free_bytes asks for "
                     f"{self.recipe.execution.min_free_bytes / 1e9:.1f} GB: free some space, choose another disk, or lower it"
                 )
-
-    def _lock(self) -> None:
-        """Keeps a second build off the same output, and clears what a killed one left."""
-        local = self.state.local_path
-        if local is None or self._lock_file is not None:
-            return
-        local.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (local / "lock").open("ab")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock_file.close()
-            self._lock_file = None
-            raise OutputError(
-                f"{self.output}: another build is at work there. Wait for it, or choose another output"
-            ) from error
-        if not self.recipe.execution.scratch:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(local / "tmp")

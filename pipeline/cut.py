@@ -129,6 +129,7 @@ def cut_clip(
     settings: CutSettings,
     folder: Path,
     stop: Stop | None = None,
+    memory_bytes: int | None = None,
 ) -> CutClip:
     """Writes ``<rendition>.mp4`` for every rendition and ``sound.flac`` into ``folder``; ``span`` is in the time of the file.
 
@@ -165,7 +166,9 @@ def cut_clip(
                 **_container_options(settings),
             )
         )
-    run_ffmpeg(ffmpeg.merge_outputs(*outputs), timeout_seconds=settings.timeout_seconds, stop=stop)
+    run_ffmpeg(
+        ffmpeg.merge_outputs(*outputs), timeout_seconds=settings.timeout_seconds, memory_bytes=memory_bytes, stop=stop
+    )
     return _checked(folder, span, settings, sizes, num_samples, num_channels)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib.metadata
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from pipeline.agreed import Agreed, agree
 from pipeline.balance import BalanceItem, balance
 from pipeline.cut import CutClip, CutSettings
 from pipeline.dedup import Fingerprint, find_duplicates
@@ -32,6 +35,8 @@ from pipeline.source_run import summed_up
 from pipeline.sources import SourceList
 from pipeline.split import SplitItem, assign_splits
 from pipeline.storage import Folder
+from pipeline.thresholds import AgreementRule
+from pipeline.withdrawn import JOURNAL_NAME, read_withdrawn, withdrawn_record
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class BuildSummary:
     rows: tuple[Mapping[str, str | int], ...]
     shards: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    report_path: str | None = None
+    """The page that shows the dataset. None: none was made."""
 
     def to_markdown(self) -> str:
         listed = "\n".join(f"- `{path}`" for path in self.shards[:50])
@@ -90,20 +97,30 @@ class Finish:
         records: DoneRecords,
         listed: SourceList,
         encoder_id: str | None,
+        rule: AgreementRule,
         workers: int,
+        scratch: Path,
     ) -> None:
+        """``rule`` is what was asked of the clips' agreement as they were judged; ``scratch`` a folder for temporary files."""
         self.recipe, self.output, self.state, self.records, self.listed = recipe, output, state, records, listed
-        self.encoder_id, self.workers = encoder_id, workers
+        self.encoder_id, self.workers, self._scratch = encoder_id, workers, scratch
         known = records.index()
+        self._withdrawn = read_withdrawn(output)
+        gone = frozenset(self._withdrawn.sources)
+        listed_by_id = sorted(listed.sources, key=_by_id)
+        self._gone = [source for source in listed_by_id if source.source_id in gone]
         self._files = {
-            s.source_id: known[s.source_id][0] for s in sorted(listed.sources, key=_by_id) if s.source_id in known
+            s.source_id: known[s.source_id][0] for s in listed_by_id if s.source_id in known and s.source_id not in gone
         }
         self._decisions = _Decisions()
+        self._agreed = Agreed(rule)
 
     def run(self, listener: Listener) -> BuildSummary:
-        """Raises NothingKeptError; the ledger and the table of clips are written even then."""
+        """Raises NothingKeptError; the ledger and the table of clips are written even then. Raises CalibrationError as :func:`agree`."""
         with _timed(listener, "dedup"):
-            kept = list(self._kept())
+            self._agreed = agree(self.recipe, self._agreed.rule, self.encoder_id, self._all, self.state)
+            self._decisions.verdicts.update(self._agreed.verdicts)
+            kept = [clip for clip in self._kept() if clip.key not in self._agreed.verdicts]
             found = find_duplicates((_fingerprint(clip) for clip in kept), self.recipe.dedup)
             self._decisions.verdicts.update(found.verdicts)
         with _timed(listener, "split"):
@@ -119,7 +136,7 @@ class Finish:
                     conflict.split,
                 )
         del kept, staying
-        plans = plan_shards(self._samples(), self.recipe.shards)
+        plans = plan_shards(self._samples(), self.recipe.shards, self._withdrawn.samples)
         for plan in plans:
             self._decisions.shard_of.update((sample.key, plan.file_name) for sample in plan.samples)
         shards = self._write_shards(plans, listener)
@@ -132,20 +149,19 @@ class Finish:
                 )
             path = write_manifest(self._manifest(funnel, shards, files), self.output)
             remove_other_shards(self.output, shards)
+            self.output.remove(JOURNAL_NAME)
             if not self.recipe.execution.keep_cuts:
                 self.state.remove("cuts")
         listed = tuple(str(shard.path) for shard in shards)
-        return BuildSummary(self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, self._notes())
+        return BuildSummary(
+            self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, self._agreed.notes
+        )
 
-    def _notes(self) -> tuple[str, ...]:
-        if self.recipe.encoders is None:
-            return ("Agreement of sound and picture was not measured: the recipe names no encoders.",)
-        if self.recipe.judge.min_agreement is None:
-            return ("Agreement of sound and picture is stored and not enforced: judge.min_agreement is not set.",)
-        return ()
-
-    def _all(self) -> Iterator[SourceRecord]:
-        return self.records.read(self._files)
+    def _all(self, only: Collection[str] | None = None) -> Iterator[SourceRecord]:
+        """The records of all sources, or of those whose ids are in ``only``, by id."""
+        read = self.records.read({name: file for name, file in self._files.items() if only is None or name in only})
+        withdrawn = (withdrawn_record(source) for source in self._gone if only is None or source.source_id in only)
+        return heapq.merge(read, withdrawn, key=_id_of_record)
 
     def _kept(self) -> Iterator[_Kept]:
         for record in self._all():
@@ -211,11 +227,11 @@ class Finish:
 
     def _write_tables(self) -> tuple[Funnel, list[FileRecord]]:
         funnel = Funnel(self.listed.num_rows, self.listed.merged)
-        samples = write_samples(self._rows(funnel), self.output)
-        embeddings = write_embeddings(self._embeddings(), self.output)
+        samples = write_samples(self._rows(funnel), self.output, self._scratch)
+        embeddings = write_embeddings(self._embeddings(), self.output, self._scratch)
         write_ledger(self.output, self.listed, map(self._final, self._all()))
         funnel.add_bad_rows(len(self.listed.problems))
-        funnel.add_pending(len(self.listed.sources) - len(self._files))
+        funnel.add_pending(len(self.listed.sources) - len(self._files) - len(self._gone))
         funnel.check()
         return funnel, [samples, *([embeddings] if embeddings else [])]
 
@@ -251,6 +267,7 @@ class Finish:
             source_fps=video.fps if video else None,
             picture=clip.picture,
             sound=clip.sound,
+            in_time=clip.in_time,
             agreement=clip.agreement,
         )
 
@@ -266,6 +283,8 @@ class Finish:
             recipe=manifest_recipe(self.recipe),
             versions={"hearscape": importlib.metadata.version("hearscape"), **measure_versions(), **versions()},
             encoder_id=self.encoder_id,
+            agreement_rule=self._agreed.rule if self._agreed.rule.enforced else None,
+            calibration=self._agreed.calibration,
             members=member_names(self.encoder_id is not None),
             renditions=tuple(_rendition(r.name, r.short_side_px, cut) for r in cut.renditions),
             splits=tuple(sorted({shard.split for shard in shards})),
@@ -297,6 +316,10 @@ def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
     )
     values["sources"] = [mask_secrets(source) for source in values["sources"]]
     return values
+
+
+def _id_of_record(record: SourceRecord) -> str:
+    return record.source.source_id
 
 
 def _by_id(source: Source) -> str:

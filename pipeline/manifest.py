@@ -1,6 +1,7 @@
 """The manifest of a built dataset: what was built, from what, and the checksum of every file. Light to import.
 
 python -m pipeline.manifest verify manifests/NAME
+python -m pipeline.manifest withdraw manifests/NAME --source ID...
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ManifestError, UserError
+from pipeline.settings import Record
+from pipeline.thresholds import AgreementRule, Calibration
 
 if TYPE_CHECKING:
     from pipeline.storage import Folder
@@ -29,12 +32,6 @@ RelativePath = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za
 """Below the manifest's folder, with '/', never '..'."""
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 Count = Field(ge=0)
-
-
-class Record(BaseModel):
-    """Base of the manifest's parts: frozen, and no value is taken for one of another type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class Rendition(Record):
@@ -82,13 +79,13 @@ class Counts(Record):
 
     states: dict[str, int]
     """``kept``, ``rejected``, ``failed``, ``pending``."""
-    reasons: dict[str, int] = {}
+    reasons: dict[str, int] = Field(default_factory=dict)
     """Of the rejected ones; adds up to ``states["rejected"]``."""
-    failures: dict[str, int] = {}
+    failures: dict[str, int] = Field(default_factory=dict)
     """Of the failed ones, by error code; adds up to ``states["failed"]``."""
-    splits: dict[str, int] = {}
+    splits: dict[str, int] = Field(default_factory=dict)
     """Of the kept ones; adds up to ``states["kept"]``. Empty: not counted."""
-    classes: dict[str, int] = {}
+    classes: dict[str, int] = Field(default_factory=dict)
     """Of the kept ones, by label; one with several labels counts in each."""
 
     @property
@@ -116,6 +113,10 @@ class Manifest(Record):
     """Of this program and of the tools that shaped the bytes."""
     encoder_id: str | None = None
     """Which encoder made the embeddings. None: there are none."""
+    agreement_rule: AgreementRule | None = None
+    """The agreement that was asked of every kept clip, and where it came from. None: it was not measured, or not enforced."""
+    calibration: Calibration | None = None
+    """What agreement tells true pairs from wrong ones on this dataset's own clips. None: there were too few to say, or no encoders."""
     members: tuple[str, ...] = Field(min_length=1, strict=False)
     """What every sample has, sorted: ``flac``, ``json``, ``mp4``, ``picture.npy``, ``sound.npy``."""
     renditions: tuple[Rendition, ...] = Field(min_length=1, strict=False)
@@ -168,7 +169,11 @@ def write_manifest(manifest: Manifest, folder: Folder) -> str:
 def read_manifest(location: str | os.PathLike[str]) -> Manifest:
     """The manifest at a path or URL, or in the folder there. Raises ManifestError, which says all that is wrong."""
     path = manifest_path(location)
-    data = _read(path)
+    return parse_manifest(_read(path), path)
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The manifest that was read from ``path``. Raises ManifestError, which says all that is wrong."""
     try:
         values = json.loads(data)
     except ValueError as error:
@@ -259,7 +264,10 @@ def _read(path: str) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``verify FOLDER``: 0 when every file is as the manifest says, 1 when not, 2 when that cannot be found out."""
+    """``verify FOLDER``: 0 when every file is as the manifest says, 1 when not, 2 when that cannot be found out.
+
+    ``withdraw FOLDER --source ID...``: 0 when it was done, 2 when it cannot be.
+    """
     from pipeline.verify import main as verify_main  # noqa: PLC0415
 
     try:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.hashing import HashingWriter
+from pipeline.hashing import HashingReader, HashingWriter
 from pipeline.manifest import ShardRecord, canonical_json
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
@@ -89,16 +89,27 @@ class SampleContent:
     """Embedding; stored as float16."""
 
 
-def plan_shards(samples: Iterable[Sample], settings: ShardSettings) -> list[ShardPlan]:
-    """Shards of all splits, sorted by split and index. Inside a split the order is a shuffle that the seed decides."""
+def plan_shards(
+    samples: Iterable[Sample], settings: ShardSettings, withdrawn: Iterable[Sample] = ()
+) -> list[ShardPlan]:
+    """Shards of all splits, sorted by split and index. Inside a split the order is a shuffle that the seed decides.
+
+    What was ``withdrawn`` keeps its place as a gap, so that the other shards stay as they are. A shard of gaps alone is left out.
+    """
     by_split: dict[str, list[Sample]] = {}
+    gone: set[str] = set()
+    for sample in withdrawn:
+        by_split.setdefault(sample.split, []).append(sample)
+        gone.add(sample.key)
     for sample in samples:
         by_split.setdefault(sample.split, []).append(sample)
     plans: list[ShardPlan] = []
     for split, members in sorted(by_split.items()):
         members.sort(key=lambda sample: (stable_hash("order", settings.seed, sample.key), sample.key))
         for index, group in enumerate(_filled(members, settings)):
-            plans.append(ShardPlan(split, index, tuple(group)))
+            staying = tuple(sample for sample in group if sample.key not in gone)
+            if staying:
+                plans.append(ShardPlan(split, index, staying))
     return plans
 
 
@@ -144,7 +155,7 @@ def write_shard(plan: ShardPlan, rendition: str, folder: Folder, load: Callable[
                     tar.addfile(member, io.BytesIO(data))
                     padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     places[name] = [tar.offset - padded, len(data)]
-                index.append({"key": sample.key, "members": places})
+                index.append({"key": sample.key, "content_id": sample.content_id, "members": places})
         # An index of another plan must not stand beside this tar, not even for a moment.
         folder.remove(_index_path(path))
     record = ShardRecord(
@@ -163,15 +174,39 @@ def write_shard(plan: ShardPlan, rendition: str, folder: Folder, load: Callable[
 def existing_shard(plan: ShardPlan, rendition: str, folder: Folder) -> ShardRecord | None:
     """The shard of this plan if it is there already, whole."""
     path = plan.path(rendition)
+    summary = read_index(folder, path)
     try:
-        summary = json.loads(folder.read_bytes(_index_path(path)))
-        if summary["layout"] != LAYOUT or summary["plan_hash"] != plan.plan_hash(rendition):
+        if summary is None or summary["plan_hash"] != plan.plan_hash(rendition):
             return None
         record = ShardRecord.model_validate(summary["shard"])
         with folder.open(path) as tar:
-            return record if tar.seek(0, io.SEEK_END) == record.num_bytes and record.path == path else None
+            if tar.seek(0, io.SEEK_END) != record.num_bytes or record.path != path:
+                return None
+        return record if _is_untouched(folder, record) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def read_index(folder: Folder, path: str) -> dict[str, Any] | None:
+    """The index of the tar at ``path``: its ``shard``, ``plan_hash`` and ``samples``. None: missing, damaged, or of another layout."""
+    try:
+        summary = json.loads(folder.read_bytes(_index_path(path)))
+        return summary if summary["layout"] == LAYOUT else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_untouched(folder: Folder, record: ShardRecord) -> bool:
+    """Whether nobody wrote to the tar since its index was written, by their times; where they leave a doubt, by its sum."""
+    if folder.changed_seconds(record.path) <= folder.changed_seconds(record.index_path):
+        return True
+    with folder.open(record.path) as tar:
+        reader = HashingReader(tar)
+        reader.drain()
+    if reader.sha256 != record.sha256:
+        return False
+    folder.touch(record.index_path)  # copied, say: it need not be read again
+    return True
 
 
 def remove_other_shards(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:

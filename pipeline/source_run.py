@@ -16,12 +16,13 @@ from pipeline.agreement import agreement
 from pipeline.cut import CutClip, cut_clip, cut_key
 from pipeline.download import fetch, fetched_before
 from pipeline.embedder import Embedder, read_embeddings
-from pipeline.errors import ClipError, MediaError, TransientError
+from pipeline.errors import ClipError, MediaError, PreviewError, TransientError
 from pipeline.facts import FACTS_VERSION, MediaFacts
 from pipeline.hosts import HostGate
-from pipeline.judge import judge_clip, judge_file
+from pipeline.judge import Judge, judge_file
 from pipeline.measure import MeasuredVideo, measure_key, measure_video
 from pipeline.media import probe
+from pipeline.preview_files import PreviewFiles
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.records import ClipRecord, SourceRecord
@@ -39,11 +40,13 @@ class Tools:
     """What the sources of one process share."""
 
     recipe: BuildRecipe
+    judge: Judge
     state: Folder
     store: Store
     hosts: HostGate
     workers: Workers
     embedder: Embedder | None
+    previews: PreviewFiles
     scratch: Path
     stop: Stop
 
@@ -130,13 +133,23 @@ def _run(run: _Run) -> SourceRecord:
         return replace(record, reason=verdict.reason, detail=verdict.detail)
     section = _section_in_file(source, fetched)
     key = measure_key(fetched.content_sha256, section, recipe.scenes, recipe.clips, recipe.measure)
-    measured = _measured(run, key, facts, section)
-    record = replace(record, num_scenes=len(measured.scenes), decoded_seconds=measured.decoded_seconds)
+    with run.tools.previews.in_use(key):
+        return _from_clips(run, record, key, section)
+
+
+def _from_clips(run: _Run, record: SourceRecord, key: str, section: tuple[int, int | None]) -> SourceRecord:
+    """What becomes of a source whose header promises clips."""
+    recipe = run.tools.recipe
+    assert record.facts is not None and record.content_sha256 is not None
+    measured = _measured(run, key, record.facts, section)
+    record = replace(
+        record, num_scenes=len(measured.scenes), decoded_seconds=measured.decoded_seconds, measured_key=key
+    )
     if not measured.clips:
         fits = f"{len(measured.scenes)} scenes in {measured.decoded_seconds:.1f} s, none holds a clip of {recipe.clips.min_seconds:g} s"
         return replace(record, reason=Reason.NO_CLIP_FITS, detail=fits)
     embedded_key, agreements = _agreements(run, key, measured, section)
-    clips = tuple(_clip(run, measured, index, agreements[index], fetched) for index in range(len(measured.clips)))
+    clips = tuple(_clip(run, measured, index, agreements[index], record) for index in range(len(measured.clips)))
     state, reason, detail = summed_up([(clip.state, clip.reason) for clip in clips])
     return replace(record, state=state, reason=reason, detail=detail, embedded_key=embedded_key, clips=clips)
 
@@ -214,14 +227,14 @@ def _remembered(run: _Run, name: str, work: Callable[[], dict[str, Any]]) -> tup
 
 
 def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> MeasuredVideo:
-    state, recipe = run.tools.state, run.tools.recipe
+    recipe = run.tools.recipe
     path = Path(_fetch(run).path)
     assert facts.video is not None
     seconds = facts.video.duration_seconds or facts.duration_seconds or 0.0
     with run.timed("measure", seconds), _scratch(run) as folder:
         measured = run.tools.workers.run(
             measure_video,
-            max(recipe.measure.timeout_seconds, 10 * seconds),
+            max(recipe.measure.timeout_seconds, min(10 * seconds, recipe.measure.timeout_max_seconds)),
             path,
             facts,
             section_ms=section,
@@ -231,8 +244,7 @@ def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | N
             frames_out=folder / "frames.npz",
             sound_out=folder / "sound.flac",
         )
-        state.move_in(folder / "frames.npz", f"previews/{key[:2]}/{key}.frames.npz")
-        state.move_in(folder / "sound.flac", f"previews/{key[:2]}/{key}.flac")
+        run.tools.previews.add(key, folder / "frames.npz", folder / "sound.flac")
     return measured
 
 
@@ -248,34 +260,56 @@ def _agreements(
         with run.timed("embed", measured.decoded_seconds, reused=True):
             content = state.read_bytes(name)
     else:
-        if not state.exists(f"previews/{key[:2]}/{key}.flac"):
-            _measure(run, key, measured.facts, section)  # somebody has cleared the previews away
+        _make_sure_of_previews(run, key, measured.facts, section)
         with run.timed("embed", measured.decoded_seconds), _scratch(run) as folder:
-            for suffix in (".frames.npz", ".flac"):
-                (folder / f"p{suffix}").write_bytes(state.read_bytes(f"previews/{key[:2]}/{key}{suffix}"))
             spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in measured.clips]
-            content = embedder.embed(folder / "p.frames.npz", folder / "p.flac", spans)
+            content = embedder.embed(*run.tools.previews.copy_to(key, folder), spans)
             state.write_bytes(name, content)
+    prompts = embedder.prompts(run.tools.recipe.agreement, state)
     frames, _, sounds = read_embeddings(content)
     return embedded_key, [
-        agreement(rows, sound, embedder.encoder_id) for rows, sound in zip(frames, sounds, strict=True)
+        agreement(rows, sound, embedder.encoder_id, prompts, run.source.labels)
+        for rows, sound in zip(frames, sounds, strict=True)
     ]
 
 
+def _make_sure_of_previews(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> None:
+    """Another decode for what was deleted since the first, if the user wants that."""
+    if run.tools.previews.have(key):
+        return
+    run.stage = "embed"
+    if not run.tools.recipe.execution.decode_again:
+        raise PreviewError(
+            "previews_gone",
+            "the small frames and the sound that the encoders take in were deleted: set execution.decode_again=true to fetch and "
+            "decode the source once more (and execution.keep_previews=true or a larger previews_budget_bytes to keep them)",
+        )
+    _measure(run, key, facts, section)
+
+
 def _clip(
-    run: _Run, measured: MeasuredVideo, index: int, agrees: AgreementMeasures | None, fetched: Fetched
+    run: _Run, measured: MeasuredVideo, index: int, agrees: AgreementMeasures | None, source: SourceRecord
 ) -> ClipRecord:
     recipe, clip = run.tools.recipe, measured.clips[index]
     video = measured.facts.video
-    assert video is not None
-    verdict = judge_clip(clip.picture, clip.sound, agrees, (video.width, video.height), recipe.judge)
-    span = Span(clip.span.start_ms + fetched.offset_ms, clip.span.end_ms + fetched.offset_ms)
+    assert video is not None and source.content_sha256 is not None
+    size = (video.width, video.height)
+    verdict = run.tools.judge.clip(clip.picture, clip.sound, agrees, size, run.source.labels)
+    span = Span(clip.span.start_ms + source.offset_ms, clip.span.end_ms + source.offset_ms)
     record = ClipRecord(
-        clip.scene_index, span, State.REJECTED, clip.picture, clip.sound, agrees, verdict.reason, verdict.detail
+        clip.scene_index,
+        span,
+        State.REJECTED,
+        clip.picture,
+        clip.sound,
+        agrees,
+        verdict.reason,
+        verdict.detail,
+        in_time=clip.in_time,
     )
     if not verdict.kept:
         return record
-    key = cut_key(fetched.content_sha256, clip.span, clip.picture.bars, recipe.cut)
+    key = cut_key(source.content_sha256, clip.span, clip.picture.bars, recipe.cut)
     try:
         cut = _cut(run, key, measured, index)
     except ClipError as error:
@@ -297,7 +331,16 @@ def _cut(run: _Run, key: str, measured: MeasuredVideo, index: int) -> CutClip:
     path = Path(_fetch(run).path)
     with run.timed("cut", clip.span.duration_seconds), _scratch(run) as folder:
         with run.tools.workers.slots:
-            cut = cut_clip(path, measured.facts, clip.span, clip.picture.bars, recipe.cut, folder, run.tools.stop)
+            cut = cut_clip(
+                path,
+                measured.facts,
+                clip.span,
+                clip.picture.bars,
+                recipe.cut,
+                folder,
+                run.tools.stop,
+                run.tools.workers.memory_bytes,
+            )
         for file in sorted(folder.iterdir()):
             state.move_in(file, f"{name}/{file.name}")
         state.write_json(f"{name}/cut.json", cut.to_json())

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.download_errors import mask_secrets
 from pipeline.errors import SourceListError
 from pipeline.links import canonical_url, scheme_of
 from pipeline.schema import Source, from_flat, stable_hash
@@ -82,13 +84,25 @@ def read_source_lists(paths: Iterable[str | Path]) -> SourceList:
             for row in read_rows(path):
                 gathered.add(row, path, folder)
         except SourceListError as error:
-            troubles.append(error)
+            troubles.append(_masked(error))
     if len(troubles) == 1:
         raise troubles[0]
     if troubles:
         each = [str(trouble).replace("\n  ", "; ") for trouble in troubles]
         raise SourceListError(f"{len(troubles)} source lists cannot be used:", each)
-    return gathered.finish(", ".join(str(path) for path in paths) or "no source list was named")
+    return gathered.finish(", ".join(_masked_name(path) for path in paths) or "no source list was named")
+
+
+@functools.lru_cache(maxsize=64)
+def _masked_name(path: str | Path) -> str:
+    return mask_secrets(str(path))
+
+
+def _masked(error: SourceListError) -> SourceListError:
+    """The name of a list, and what stands in it, may hold signatures and passwords."""
+    masked = SourceListError(mask_secrets(str(error)))
+    masked.problems = tuple(map(mask_secrets, error.problems))
+    return masked
 
 
 def _folder_of(path: str | Path) -> str | None:
@@ -127,13 +141,13 @@ class Gathering:
 
     def add(self, row: Row, path: str | Path, folder: str | None = None) -> None:
         """Take a row of the list ``path``; its relative paths begin at ``folder`` (None: it may have none)."""
-        listed_at = f"{path}:{row.line}"
+        listed_at = f"{_masked_name(path)}:{row.line}"
         problem = row.problem
         if problem is None:
             cells = Cells.of(row.cells, folder)
             problem = "; ".join(cells.problems) or self._add(cells, listed_at)
         if problem is not None:
-            self._problems.append(RowProblem(listed_at, shown(row.text), problem))
+            self._problems.append(RowProblem(listed_at, mask_secrets(shown(row.text)), mask_secrets(problem)))
 
     def _add(self, cells: Cells, listed_at: str) -> str | None:
         """Enter a good row as a source of its own, or unite it with its like. Text: why it can be neither."""

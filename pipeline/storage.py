@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
 import fsspec
 
 from pipeline.errors import OutputError
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
 class Folder:
@@ -108,6 +113,28 @@ class Folder:
             for path in sorted(self._fs.find(self._at(below))):
                 yield path[len(self._root) + 1 :]
 
+    def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
+        """Name, size in bytes and time of the last change (seconds since 1970, as far as it is known) of all files below."""
+        with contextlib.suppress(FileNotFoundError):
+            for path, details in self._fs.find(self._at(below), detail=True).items():
+                yield path[len(self._root) + 1 :], int(details["size"]), _seconds_of(details)
+
+    def changed_seconds(self, name: str) -> float:
+        """Time of a file's last change, seconds since 1970, as far as it is known."""
+        return _seconds_of(self._fs.info(self._at(name)))
+
+    def touch(self, name: str) -> None:
+        """Makes now the time of the file's last change, where the folder is on this machine; elsewhere nothing happens."""
+        if self.local_path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self._at(name))
+
+    def remove_unfinished(self) -> None:
+        """Removes what :meth:`writing` leaves when its process is killed, wherever it is below. Nobody else may be at work here."""
+        for path in self._fs.find(self._root):
+            if _UNFINISHED.fullmatch(path.rpartition("/")[2]):
+                self._fs.rm_file(path)
+
     def check_writable(self) -> None:
         """Raises OutputError where no file can be made."""
         try:
@@ -117,3 +144,17 @@ class Folder:
             raise OutputError(
                 f"output {self.url}: cannot write there: {error.strerror or error}. Choose another folder or mend its rights"
             ) from error
+
+
+def _seconds_of(details: Mapping[str, Any]) -> float:
+    """File systems name it differently, and give a number or a time."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        when = details.get(name)
+        if isinstance(when, str):
+            with contextlib.suppress(ValueError):
+                when = datetime.fromisoformat(when)
+        if isinstance(when, datetime):
+            return when.timestamp()
+        if isinstance(when, int | float):
+            return float(when)
+    return 0.0

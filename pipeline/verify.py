@@ -259,7 +259,15 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("verify", help="compare every file of a dataset with its manifest")
     command.add_argument("dataset", help="folder or URL of a built dataset, or its manifest.json")
+    command = commands.add_parser("withdraw", help="take sources out of a dataset, and out of later builds")
+    command.add_argument("dataset", help="folder or URL of a built dataset, or its manifest.json")
+    command.add_argument("--source", nargs="+", action="extend", required=True, metavar="ID", help="ids of the sources")
     options = parser.parse_args(arguments)
+    if options.command == "withdraw":
+        from pipeline.withdraw import summary_lines, withdraw  # noqa: PLC0415 - verifying needs none of it
+
+        print("\n".join(summary_lines(withdraw(options.dataset, options.source))))  # noqa: T201
+        return 0
     manifest = read_manifest(options.dataset)
     total = sum(shard.num_bytes for shard in manifest.shards) + sum(file.num_bytes for file in manifest.files)
     console = Console(highlight=False, soft_wrap=True)

@@ -271,7 +271,7 @@ def test_two_builds_on_one_output_do_not_meet(source_list: Path, tmp_path: Path)
         (['cut.codec="nvenc"'], "cut.codec = 'nvenc': the ffmpeg that is used has no working h264_nvenc here"),
         (['output="/proc/nowhere"'], "/proc/nowhere: cannot write there"),
         (['sources=["missing.csv"]'], "missing.csv"),
-        (['encoders={picture_weights="nowhere.pt", sound_kind="align", sound_weights="nor/this"}'], "nowhere.pt"),
+        (['encoders={picture_weights="nowhere.safetensors", sound_weights="nor/this"}'], r"nowhere\.safetensors"),
     ],
 )
 def test_what_cannot_go_well_is_refused_before_any_work(

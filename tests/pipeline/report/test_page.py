@@ -104,7 +104,7 @@ def served(folder: Folder) -> Iterator[str]:
         thread.join()
 
 
-def until(page: Any, script: str, seconds: float = 20) -> Any:
+def until(page: Any, script: str, seconds: float = 60) -> Any:
     """What the script gives once it is true. (Playwright's own waiting needs eval, which the page's policy forbids.)"""
     deadline = time.monotonic() + seconds
     while not (found := page.evaluate(script)) and time.monotonic() < deadline:

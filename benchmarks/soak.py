@@ -1,0 +1,200 @@
+"""Whether memory, open files, processes and temporary files stay flat: ``python -m benchmarks.soak [--sources 500] [--epochs 3]``.
+
+Builds a dataset of so many sources, one after the other, and then reads it for so many epochs. Prints what the whole family of
+processes held during the first and the last hundred sources, and in each epoch. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.build import Build
+from pipeline.progress import Event, SourceEvent
+from pipeline.recipe import load_recipe
+from pipeline.samples.video import write_video
+from trainer.data import DatasetMix, Reader, ReaderSettings
+
+HEIGHT, WIDTH, FPS, SECONDS = 96, 160, 25, 2
+GROWTH, GROWTH_MB = 1.1, 24.0
+"""Flat: at the end at most so many times what it was, plus so much."""
+
+RECIPE = """
+name = "soak"
+output = "{folder}/soak"
+sources = ["{folder}/list.jsonl"]
+probe = {{ min_short_side_px = 64 }}
+clips = {{ length_seconds = 2.0, min_seconds = 1.5 }}
+dedup = {{ reject_duplicates = false, relate_by_picture = false, relate_by_sound = false }}
+cut = {{ renditions = [{{ name = "48", short_side_px = 48 }}], preset = "ultrafast" }}
+split = {{ train = 1.0, validation = 0.0, test = 0.0 }}
+execution = {{ workers = 1, downloads = 1, batch_size = 100000 }}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a process and all below it hold."""
+
+    memory_mb: float
+    """Pages of their own, and their part of those that they share (PSS)."""
+    open_files: int
+    processes: int
+    temporary_files: int
+
+
+def family(pid: int) -> list[int]:
+    """The process and all below it."""
+    found = [pid]
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in tasks.read_text().split()]
+        except OSError:  # the thread has ended meanwhile
+            continue
+        for child in children:
+            found += family(child)
+    return found
+
+
+def held(temporary: Sequence[Path]) -> Held:
+    """Now, by this process and all below it."""
+    memory_kb = open_files = num_processes = 0
+    for pid in family(os.getpid()):
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            open_files += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        except OSError:  # it has ended meanwhile
+            continue
+        memory_kb += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        num_processes += 1
+    num_files = sum(1 for folder in temporary for path in folder.rglob("*") if path.is_file())
+    return Held(memory_kb / 1024, open_files, num_processes, num_files)
+
+
+def write_sources(folder: Path, num_sources: int) -> None:
+    """One video with another number in each: equal footage, other files. Writes their list, too."""
+    (folder / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    sound = rng.standard_normal(48_000 * SECONDS).astype(np.float32) * 0.1
+    write_video(folder / "video.mp4", _frames(rng), sound.clip(-1, 1), fps=FPS)
+    content = (folder / "video.mp4").read_bytes()
+    with (folder / "list.jsonl").open("w") as listed:
+        for number in range(num_sources):
+            path = folder / "videos" / f"{number:05d}.mp4"
+            path.write_bytes(content + struct.pack(">I4sQ", 16, b"free", number))
+            listed.write(json.dumps({"id": f"s{number:05d}", "path": str(path)}) + "\n")
+
+
+def _frames(rng: np.random.Generator) -> Iterator[npt.NDArray[np.uint8]]:
+    """A coarse pattern that moves sideways, with a little noise."""
+    pattern = np.kron(rng.integers(40, 216, (6, 10, 3)), np.ones((HEIGHT // 6, WIDTH // 10, 1), np.int64))
+    for number in range(FPS * SECONDS):
+        noisy = np.roll(pattern, number, axis=1) + rng.integers(-12, 13, (HEIGHT, WIDTH, 3))
+        yield noisy.clip(0, 255).astype(np.uint8)
+
+
+def build(folder: Path) -> list[Held]:
+    """What was held at the end of each source."""
+    (folder / "soak.toml").write_text(RECIPE.format(folder=folder))
+    running = Build(load_recipe(folder / "soak.toml"))
+    samples: list[Held] = []
+    temporary = [folder / "tmp", folder / "soak" / "state" / "tmp", folder / "soak" / "state" / "downloads" / "tmp"]
+
+    def heard(event: Event) -> None:
+        if isinstance(event, SourceEvent):
+            samples.append(held(temporary))
+
+    try:
+        running.check()
+        for batch in running.plan().batches:
+            running.run_batch(batch, heard)
+        running.finish(heard)
+    finally:
+        running.close()
+    return samples
+
+
+def read(folder: Path, epochs: int) -> list[list[Held]]:
+    """What was held at each batch of each epoch."""
+    settings = ReaderSettings(batch_size=16, num_workers=2, num_frames=2, picture_px=48, window_seconds=1.0)
+    reader = Reader([DatasetMix(location=str(folder / "soak"))], settings, split="train", seed=0)
+    try:
+        samples: list[list[Held]] = []
+        for _ in range(epochs):
+            samples.append([held([folder / "tmp"]) for _ in reader])
+    finally:
+        reader.close()
+    return samples
+
+
+def middle(samples: Sequence[Held]) -> list[float]:
+    """The median of each number."""
+    return [statistics.median(values) for values in zip(*map(astuple, samples), strict=True)]
+
+
+def is_flat(first: Sequence[float], last: Sequence[float]) -> bool:
+    memory, *counts = zip(first, last, strict=True)
+    return memory[1] <= memory[0] * GROWTH + GROWTH_MB and all(after <= before for before, after in counts)
+
+
+def show(name: str, samples: Sequence[Held]) -> list[float]:
+    medians = middle(samples)
+    print(f"{name:<22}" + "".join(f"{value:>17.1f}" for value in medians), flush=True)
+    return medians
+
+
+def soak(folder: Path, num_sources: int, epochs: int) -> int:
+    """Builds and reads in ``folder``, and prints; 0: all is flat."""
+    write_sources(folder, num_sources)
+    print(" " * 22 + "".join(f"{field.name:>17}" for field in fields(Held)))
+    started = time.monotonic()
+    samples = build(folder)
+    part = min(100, len(samples) // 3)
+    first, last = show(f"sources 1 to {part}", samples[:part]), show(f"the last {part}", samples[-part:])
+    is_build_flat = is_flat(first, last)
+    print(
+        f"{len(samples)} sources, {time.monotonic() - started:.0f} s: {'flat' if is_build_flat else 'NOT FLAT'}",
+        flush=True,
+    )
+    gc.collect()
+    by_epoch = [show(f"epoch {number}", epoch) for number, epoch in enumerate(read(folder, epochs))]
+    is_reader_flat = is_flat(by_epoch[0], by_epoch[-1])
+    print(f"{len(by_epoch)} epochs: {'flat' if is_reader_flat else 'NOT FLAT'}")
+    return 0 if is_build_flat and is_reader_flat else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: all is flat. 1: not so."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
+    parser.add_argument("--sources", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.inside is not None:
+        return soak(options.inside, options.sources, options.epochs)
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        (Path(name) / "tmp").mkdir()
+        # in a process of its own, so that all temporary files lie below the folder, and none is needed when it is deleted
+        words = ["--sources", str(options.sources), "--epochs", str(options.epochs), "--inside", name]
+        environment = {**os.environ, "TMPDIR": str(Path(name) / "tmp")}
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.soak", *words], env=environment, check=False
+        ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

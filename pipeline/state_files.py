@@ -1,0 +1,55 @@
+"""What ``state`` keeps of sources, and how it is removed for good: downloads, cuts, small frames and sound, measures, embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from pipeline.output_lock import STATE_NAME
+from pipeline.storage import Folder
+
+
+def remove_kept_files(output: Folder, source_ids: Collection[str]) -> list[str]:
+    """Removes the files that only these sources need; returns their names in ``state``, sorted. Reads the records of all sources.
+
+    The records stay: numbers, and where it came from. A store that the recipe put elsewhere (``execution.store``) is not looked into.
+    """
+    state = Folder(f"{output.url.rstrip('/')}/{STATE_NAME}")
+    theirs: set[str] = set()
+    others: set[str] = set()
+    for record in _records(state):
+        (theirs if record["source"]["source_id"] in source_ids else others).update(_files_of(record))
+    removed = [name for name in sorted(theirs - others) if _remove(state, name)]
+    stored = {name.rpartition("/")[2].partition(".")[0]: name for name in state.walk("downloads/objects")}
+    for sha256 in sorted({name.removeprefix("sha256:") for name in theirs - others} & stored.keys()):
+        state.remove(stored[sha256])
+        removed.append(stored[sha256])
+    return sorted(removed)
+
+
+def _records(state: Folder) -> Iterator[Mapping[str, Any]]:
+    for name in state.walk("done"):
+        lines = state.read_bytes(name).splitlines()
+        yield from map(json.loads, lines[1:] if name.endswith(".jsonl") else lines)
+
+
+def _files_of(record: Mapping[str, Any]) -> Iterator[str]:
+    """Names in ``state``; ``sha256:`` and the sum for the file itself."""
+    if record.get("content_sha256"):
+        yield f"sha256:{record['content_sha256']}"
+    if measured := record.get("measured_key"):
+        yield f"measured/{measured[:2]}/{measured}.json"
+        yield from (f"previews/{measured[:2]}/{measured}{suffix}" for suffix in (".frames.npz", ".flac"))
+    if embedded := record.get("embedded_key"):
+        yield f"embedded/{embedded[:2]}/{embedded}.npz"
+    for clip in record.get("clips") or ():
+        if cut := clip.get("cut_key"):
+            yield f"cuts/{cut[:2]}/{cut}"
+
+
+def _remove(state: Folder, name: str) -> bool:
+    if name.startswith("sha256:") or not state.exists(name):
+        return False
+    state.remove(name)
+    return True
