@@ -53,7 +53,8 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / TAG).exists():
-                if any(entry.name != "locks" for entry in self.folder.iterdir()):
+                others = any(entry.name not in ("locks", TAG) for entry in self.folder.iterdir())
+                if others and not (self.folder / TAG).exists():  # it may be in the making, by another process
                     raise DataError(
                         f"cache_dir: {self.folder} holds files that are not this cache's; choose another folder"
                     )
@@ -122,7 +123,8 @@ class ShardCache:
 
     def _make_room(self, num_bytes: int, part: Path) -> bool:
         """Lets go of what was not used for longest, and of what killed processes left. Holds the lock ``room``."""
-        used, copies = 0, []
+        sizes: dict[str, int] = {}  # by content: one that is renamed meanwhile is met under both of its names
+        copies = []
         for entry in self.folder.iterdir():
             if entry == part or not OURS.fullmatch(entry.name):
                 continue
@@ -130,9 +132,10 @@ class ShardCache:
                 facts = entry.lstat()
                 if not stat.S_ISREG(facts.st_mode) or (entry.suffix == ".part" and _let_go(entry)):
                     continue
-                used += facts.st_size
+                sizes[entry.name[:64]] = facts.st_size
                 if entry.suffix == ".tar":
                     copies.append((facts.st_mtime_ns, facts.st_size, entry))
+        used = sum(sizes.values())
         for _, size, entry in sorted(copies):
             if used + num_bytes <= self.max_bytes:
                 break

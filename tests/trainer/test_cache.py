@@ -195,6 +195,24 @@ def test_many_readers_fetch_a_shard_once_and_stay_within_the_limit(tmp_path: Pat
     assert most <= 3 * BYTES
 
 
+def test_many_may_make_the_folder_at_once(tmp_path: Path):
+    failed: list[str] = []
+
+    def prepare(folder: Path) -> None:
+        try:
+            ShardCache(folder, BYTES).prepare()
+        except DataError as error:
+            failed.append(str(error))
+
+    for number in range(200):
+        makers = [threading.Thread(target=prepare, args=(tmp_path / str(number),)) for _ in range(6)]
+        for maker in makers:
+            maker.start()
+        for maker in makers:
+            maker.join()
+    assert failed == []
+
+
 def test_what_a_killed_process_left_makes_room_and_what_is_being_fetched_does_not(cache: ShardCache):
     left = cache.folder / f"{record(8).sha256}.{'0' * 32}.part"
     left.write_bytes(bytes(2 * BYTES))
