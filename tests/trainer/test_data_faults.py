@@ -282,6 +282,7 @@ from trainer.data import DatasetMix, Reader, ReaderSettings
 
 if __name__ == "__main__":
     signal.alarm(300)  # it ends, whatever becomes of the test
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may have it ignored
     settings = ReaderSettings(picture_px=48, num_frames=1, window_seconds=0.2, batch_size=2, num_workers=2, mel=False)
     reader = Reader([DatasetMix(location=sys.argv[1])], settings, split="train", seed=0)
     while True:
@@ -299,18 +300,13 @@ def children(pid: int) -> set[int]:
     return found
 
 
-def hear_ctrl_c() -> None:
-    """Whoever started the tests in the background may have left Ctrl-C ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def begun(dataset: Path, script: Path) -> tuple[subprocess.Popen[str], set[int]]:
     """A process that reads for ever, when it has handed out a batch; and all below it."""
     script.write_text(LOOP)
     process = subprocess.Popen(
         [sys.executable, str(script), str(dataset)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())}, preexec_fn=hear_ctrl_c,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "2\n"
