@@ -119,6 +119,7 @@ def run_stages(recipe: FitRecipe) -> int:
     """
     from rich.console import Console  # noqa: PLC0415
 
+    from trainer.gather import leave  # noqa: PLC0415
     from trainer.run import Run, locked, make_fabric, save_recipe  # noqa: PLC0415
     from trainer.stages import STAGES  # noqa: PLC0415
     from trainer.stats import Display, Stats  # noqa: PLC0415
@@ -144,6 +145,7 @@ def run_stages(recipe: FitRecipe) -> int:
                         break
         finally:
             stats.close()
+    leave()
     return 0
 
 

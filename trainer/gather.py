@@ -18,6 +18,13 @@ def num_ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def leave() -> None:
+    """Ends what binds the ranks, once all have come here: a process that exits beside gloo's threads may be aborted by them."""
+    if num_ranks() > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def gather_rows(rows_B: Tensor) -> tuple[Tensor, slice]:
     """Rows (B, ...) of every rank, without gradient, and where this rank's are. Ranks may have different numbers, or none."""
     rows_B = rows_B.detach()

@@ -180,7 +180,7 @@ from pathlib import Path
 
 from pipeline.recipe_file import read_recipe
 from trainer.config import FitRecipe
-from trainer.gather import gather_items
+from trainer.gather import gather_items, leave
 from trainer.model.generator import weights_sha256
 from trainer.prior import Prior
 from trainer.prior_source import make_source
@@ -202,6 +202,7 @@ first, second = gather_items([measured])
 assert first == second, (first, second)
 if fabric.is_global_zero:
     print("equal", stage.samples_seen, sorted(measured))
+leave()
 """
 
 
