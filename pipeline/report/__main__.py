@@ -19,8 +19,15 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", help="folder of a built dataset: manifests/NAME, or a URL")
     parser.add_argument("--compare", metavar="FOLDER", help="an earlier build to compare with")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: beside the dataset's manifest)")
-    parser.add_argument("--clips", type=int, metavar="N", help="clips that the page shows (default: 400)")
+    parser.add_argument("--clips", type=_count, metavar="N", help="clips that the page shows (default: 400)")
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
 
 
 def _serve_parser() -> argparse.ArgumentParser:
@@ -53,7 +60,7 @@ def _make(words: Sequence[str]) -> int:
     options = _make_parser().parse_args(words)
     settings = ReportSettings()
     if options.clips is not None:
-        settings = settings.model_copy(update={"gallery": GallerySettings(max_clips=max(options.clips, 0))})
+        settings = settings.model_copy(update={"gallery": GallerySettings(max_clips=options.clips)})
     report = make_report(options.dataset, options.out, options.compare, settings)
     for path in report.files:
         print(path)  # noqa: T201
@@ -61,10 +68,12 @@ def _make(words: Sequence[str]) -> int:
 
 
 def _serve(words: Sequence[str]) -> int:
-    from pipeline.report.serve import open_report  # noqa: PLC0415 - slow to import
+    from pipeline.report.serve import LOOPBACK, open_report  # noqa: PLC0415 - slow to import
 
     options = _serve_parser().parse_args(words)
     with open_report(options.dataset, options.host, options.port) as server:
+        if options.host not in LOOPBACK:
+            print("Whoever reaches this machine can see it: --host 127.0.0.1 keeps it to this one.")  # noqa: T201
         print(f"The report on {options.dataset} is at {server.url} (Ctrl-C ends it)", flush=True)  # noqa: T201
         try:
             server.serve_forever()

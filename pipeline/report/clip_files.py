@@ -65,6 +65,7 @@ class ClipFiles:
         self._index = lru_cache(MAX_INDEXES)(self._read_index)
         self._lines = lru_cache(MAX_INDEXES)(self._read_lines)
         self._sources: dict[str, list[str]] | None = None
+        self._told_of_index = False
 
     def member(self, place: ClipPlace, rendition: str, member: str) -> Part | None:
         """Where a member (``mp4``, ``flac``, ``json``) of a kept clip lies. None: not there, or its index cannot be read."""
@@ -186,7 +187,14 @@ class ClipFiles:
             summary = json.loads(self.folder.read_bytes(path.removesuffix(".tar") + ".index.json"))
             return {sample["key"]: sample["members"] for sample in summary["samples"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("the index of %s/%s cannot be read: %s", self.folder, path, error)
+            if not self._told_of_index:
+                self._told_of_index = True  # where shards are elsewhere, none of thousands can be read
+                logger.warning(
+                    "the index of %s/%s cannot be read (%s): clips of such shards are shown without frames",
+                    self.folder,
+                    path,
+                    error.strerror if isinstance(error, OSError) else error,
+                )
             return {}
 
 

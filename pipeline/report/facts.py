@@ -15,6 +15,7 @@ from pipeline.report.leakage import leakage
 from pipeline.report.outcomes import Outcomes, read_outcomes, read_timings
 from pipeline.report.pairs import agreement_facts
 from pipeline.report.tables import Tables
+from pipeline.samples_table import SAMPLES_NAME
 from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def gather(
         "shapes": shapes(tables),
         "sources": sources(tables, outcomes),
         "timings": read_timings(folder),
-        "notes": notes(manifest, outcomes, clips, folder),
+        "notes": notes(manifest, outcomes, clips, tables),
     }
 
 
@@ -220,7 +221,7 @@ def rejections(tables: Tables, outcomes: Outcomes, thresholds: Thresholds) -> li
     return listed
 
 
-def notes(manifest: Manifest | None, outcomes: Outcomes, clips: Mapping[str, Any], folder: Folder) -> list[str]:
+def notes(manifest: Manifest | None, outcomes: Outcomes, clips: Mapping[str, Any], tables: Tables) -> list[str]:
     """What a reader must know before the figures."""
     listed = []
     if manifest is None:
@@ -235,4 +236,8 @@ def notes(manifest: Manifest | None, outcomes: Outcomes, clips: Mapping[str, Any
         listed.append(f"{outcomes.num_damaged_lines} lines of ledger.jsonl cannot be read and are left out.")
     if manifest is not None and manifest.encoder_id is None:
         listed.append("Agreement of sound and picture was not measured: the recipe names no encoders.")
+    if absent := tables.absent_measures:
+        listed.append(
+            f"{SAMPLES_NAME} has no column {', '.join(absent)}: another version wrote it. What rests on them is not shown."
+        )
     return listed

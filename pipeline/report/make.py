@@ -122,6 +122,8 @@ def make_report(
 
 def _manifest(folder: Folder) -> Manifest | None:
     manifest = read_manifest_if_any(folder)
+    if folder.local_path is not None and not folder.local_path.is_dir():
+        raise ReportError(f"{folder} is no folder; name that of a built dataset, manifests/NAME")
     if manifest is None and not folder.exists(SAMPLES_NAME):
         raise ReportError(f"{folder} holds neither a manifest nor {SAMPLES_NAME}: no dataset was built there")
     return manifest

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import socket
 import sys
 import threading
@@ -27,6 +26,7 @@ import soundfile
 
 from pipeline.errors import OutputError
 from pipeline.manifest import FILE_NAME
+from pipeline.ranges import byte_range
 from pipeline.report.clip_files import ClipFiles, ClipPlace, Part
 from pipeline.report.facts import read_manifest_if_any
 from pipeline.report.gallery import place_of, rows_of, title_of
@@ -40,10 +40,10 @@ from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _BLOCK_BYTES = 1 << 18
 _TYPES = {"mp4": "video/mp4", "flac": "audio/flac", "wav": "audio/wav", "webp": "image/webp"}
 MAX_FRAMES = 12
+MAX_PORT = 65535
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -242,17 +242,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def byte_range(asked: str | None, size: int) -> tuple[int, int, bool] | None:
-    """(start, stop, whether it is a part) of what a Range header asks for; None: nothing of it is there."""
-    found = _RANGE.fullmatch(asked or "")
-    if found is None or not any(found.groups()):
-        return 0, size, False
-    first, last = found.groups()
-    start = int(first) if first else max(0, size - int(last))
-    stop = min(int(last) + 1, size) if first and last else size
-    return (start, stop, True) if start < stop else None
-
-
 class ReportServer(ThreadingHTTPServer):
     """A server of one report, that is not running yet."""
 
@@ -283,15 +272,17 @@ class ReportServer(ThreadingHTTPServer):
 def open_report(location: str, host: str = "127.0.0.1", port: int = 0) -> Iterator[ReportServer]:
     """A server of the report on a dataset; port 0 takes a free one. Makes the report first where it is missing or old.
 
-    Raises ReportError and ManifestError as :func:`make_report` does, and OutputError where the port is taken.
+    Raises ReportError and ManifestError as :func:`make_report` does, and OutputError where the port is none or taken.
     """
+    if not 0 <= port <= MAX_PORT:
+        raise OutputError(f"port {port} is none: choose one from 1 to {MAX_PORT} with --port, or 0 for a free one")
     library = Library(location)
     try:
         try:
             server = ReportServer(library, host, port)
         except OSError as error:
             raise OutputError(
-                f"port {port} of {host} cannot be listened on: {error.strerror or error}; choose another with --port"
+                f"port {port} of {host} cannot be listened on: {error.strerror or error}; choose another with --port or --host"
             ) from error
         try:
             yield server

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import ReportError
+from pipeline.process_folder import temporary_folder
 from pipeline.report.catalogue import MEASURES
 from pipeline.samples_table import SAMPLES_NAME
 from pipeline.settings import Settings
@@ -60,7 +61,7 @@ class Tables:
         settings = settings or TableSettings()
         self.stored: Mapping[str, str] = {}
         """The columns of ``samples.parquet`` and their types."""
-        self._scratch = Path(tempfile.mkdtemp(prefix="hearscape-report-"))
+        self._scratch = Path(tempfile.mkdtemp(prefix="report-", dir=temporary_folder()))
         self._lock = threading.Lock()
         self._db = duckdb.connect(
             ":memory:",
@@ -98,6 +99,11 @@ class Tables:
     def close(self) -> None:
         self._db.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @property
+    def absent_measures(self) -> list[str]:
+        """Columns of measures that the file does not have."""
+        return [name for name in _NUMBERS if name not in self.stored]
 
     def rows(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """The answer as dicts. Safe from several threads."""

@@ -6,7 +6,6 @@ import functools
 import io
 import logging
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.ranges import byte_range
+
 logger = logging.getLogger(__name__)
 
 _TYPES = {".mp4": "video/mp4", ".m4a": "audio/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska"}
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -33,20 +33,20 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Answer a range with 206, an impossible one with 416, all else as the base class does."""
-        asked = _RANGE.fullmatch(self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
-        if asked is None or not any(asked.groups()) or not path.is_file():
+        if "Range" not in self.headers or not path.is_file():
             return super().send_head()
         size = path.stat().st_size
-        first, last = asked.groups()
-        start = int(first) if first else max(0, size - int(last))
-        end = min(int(last) + 1, size) if first and last else size
-        if start >= end:
+        span = byte_range(self.headers["Range"], size)
+        if span is None:
             self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
             self.send_header("Content-Range", f"bytes */{size}")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return None
+        start, end, partial = span
+        if not partial:
+            return super().send_head()
         self.send_response(HTTPStatus.PARTIAL_CONTENT)
         self.send_header("Content-Type", self.guess_type(str(path)))
         self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")

@@ -52,6 +52,7 @@ const bytes = (n) => bytesParts(n).join(" ");
 function amount(value, unit) {
   if (value === null || value === undefined) return "not measured";
   if (unit === "share") return percent(value, 2);
+  if (unit === "cosine" || unit === "correlation") return `${Number(value.toFixed(4))} ${unit}`; // the 0.00007779 of a noise says nothing
   const number = Math.abs(value) >= 1000 ? count(Math.round(value)) : String(Number(value.toPrecision(4)));
   return unit ? `${number} ${unit}` : number;
 }
@@ -106,16 +107,16 @@ function copyButton(text, label = "Copy") {
   return button;
 }
 
-/** A table. Columns: {title, cell(row), class}. */
-function table(columns, rows, caption, rowClass = () => null) {
+/** A table. Columns: {title, cell(row), class}. `look`: "stack" for one that phones show row by row, "narrow" for one of few figures. */
+function table(columns, rows, caption, look = "") {
   return el(
     "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    { class: `scroll ${look}`.trim(), tabindex: "0", role: "region", "aria-label": caption },
     el(
       "table",
       {},
       el("thead", {}, el("tr", {}, columns.map((c) => el("th", { scope: "col", class: c.class }, c.title)))),
-      el("tbody", {}, rows.map((row) => el("tr", { class: rowClass(row) }, columns.map((c) => el("td", { class: c.class }, c.cell(row)))))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, columns.map((c) => el("td", { class: c.class, "data-title": look.includes("stack") ? c.title : null }, c.cell(row)))))),
     ),
   );
 }
@@ -143,8 +144,9 @@ function legend(entries) {
 }
 
 const SECTIONS = [];
-/** A section of the page, also in the navigation. */
+const SHORT = { compare: "Compare", funnel: "From sources to clips", measures: "Measures, what if", agreement: "Agreement", balance: "Classes, splits", recipe: "Recipe" };
+/** A section of the page, also in the navigation, there by its short name. */
 function section(id, title, lead, ...children) {
-  SECTIONS.push([id, title]);
+  SECTIONS.push([id, SHORT[id] ?? title]);
   return el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, title), lead ? el("p", { class: "lead" }, lead) : null, ...children);
 }

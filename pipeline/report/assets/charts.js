@@ -83,6 +83,8 @@ function countAxis(logarithmic = false) {
 
 const STRIPES = () => ({ symbol: "rect", dashArrayX: [1, 0], dashArrayY: [3, 3], rotation: Math.PI / 4, color: color("--paper") });
 
+const isRound = (n) => Number(n.toPrecision(2)) === n;
+
 /** A histogram of kept and rejected clips. Lines: [{at, text, look}]. */
 function histogram(measure, lines, logarithmic, width) {
   const { edges } = measure;
@@ -111,8 +113,8 @@ function histogram(measure, lines, logarithmic, width) {
   });
   return common({
     aria: { enabled: true, decal: { show: false } },
-    grid: { left: 4, right: 12, top: 30, bottom: 2, containLabel: true },
-    xAxis: axis({ type: "value", min: edges[0], max: edges.at(-1), axisLabel: { color: color("--soft"), hideOverlap: true, fontSize: 11, formatter: (n) => (measure.unit === "share" ? `${Number((100 * n).toFixed(2))} %` : Number(n.toPrecision(4))) } }),
+    grid: { left: 4, right: 12, top: lines.length ? 30 : 10, bottom: 2, containLabel: true },
+    xAxis: axis({ type: "value", min: edges[0], max: edges.at(-1), axisLabel: { showMinLabel: isRound(edges[0]), showMaxLabel: isRound(edges.at(-1)), color: color("--soft"), hideOverlap: true, fontSize: 11, formatter: (n) => (measure.unit === "share" ? `${Number((100 * n).toFixed(2))} %` : Number(n.toPrecision(4))) } }),
     yAxis: countAxis(logarithmic),
     tooltip: {
       ...common({}).tooltip,
@@ -166,7 +168,7 @@ function rocOptions(pairs) {
     series: [
       { type: "line", silent: true, showSymbol: false, data: [[0, 0], [100, 100]], lineStyle: { color: color("--line"), type: "dashed" } },
       { name: "ROC", type: "line", step: "start", symbolSize: 5, data: [[0, 0], ...pairs.roc.map(([f, t, x]) => [100 * f, 100 * t, x]), [100, 100]], lineStyle: { color: color("--kept"), width: 2.5 }, itemStyle: { color: color("--kept") }, showSymbol: false },
-      ...(at ? [{ name: "chosen", type: "scatter", symbol: "diamond", symbolSize: 14, itemStyle: { color: color("--rejected"), borderColor: color("--paper"), borderWidth: 2 }, data: [[100 * at.false_accept_rate, 100 * at.true_accept_rate]], label: { show: true, position: "bottom", formatter: "chosen threshold", color: color("--ink") } }] : []),
+      ...(at ? [{ name: "chosen", type: "scatter", symbol: "diamond", symbolSize: 14, itemStyle: { color: color("--rejected"), borderColor: color("--paper"), borderWidth: 2 }, data: [[100 * at.false_accept_rate, 100 * at.true_accept_rate]], label: { show: true, position: at.false_accept_rate < 0.7 ? "right" : "left", formatter: "chosen threshold", color: color("--ink") } }] : []),
     ],
   });
 }

@@ -51,7 +51,7 @@ const spectrumOf = (clip) => (SERVED && clip.spectrum ? `/spectrum/${encodeURICo
 function frameBox(clip, frames = GALLERY.frame.count) {
   const source = stripOf(clip);
   const box = el("span", { class: "frame" });
-  const gone = () => box.replaceChildren(el("span", { class: "gone" }, "no frame is stored: its previews were cleared"));
+  const gone = () => box.replaceChildren(el("span", { class: "gone" }, "no frame: neither its shard nor its previews are here"));
   if (!source) {
     gone();
     return { box, show: () => {} };
@@ -153,7 +153,7 @@ function openClip(list, index) {
         [
           { title: "Measure", cell: (m) => m.label },
           { title: "Value", class: "num", cell: (m) => amount(valueOf(clip, m.name), m.unit) },
-          { title: "Asked", class: "num", cell: (m) => (limits[m.name]?.threshold ?? null) === null ? "" : `${limits[m.name].side === "at_most" ? "≤" : "≥"} ${amount(limits[m.name].threshold, m.unit === "share" ? "share" : "")}` },
+          { title: "Asked", class: "num", cell: (m) => asked(limits[m.name], valueOf(clip, m.name), m.unit) },
         ], measured, "Measures of the clip") : el("p", { class: "soft" }, "It was not measured."))),
   );
   dialog.onkeydown = (event) => {
@@ -166,6 +166,15 @@ function openClip(list, index) {
     document.querySelector(`[data-key="${CSS.escape(clip.key)}"]`)?.focus();
   };
   if (!dialog.open) dialog.showModal();
+}
+
+/** What the build asked of a measure, marked where the clip does not have it. */
+function asked(limit, value, unit) {
+  if ((limit?.threshold ?? null) === null) return "";
+  const most = limit.side === "at_most";
+  const ofClass = limit.name === "agreement" && Object.keys(FACTS.agreement?.per_class ?? {}).length > 0; // then other limits hold
+  const fails = !ofClass && (most ? value > limit.threshold : value < limit.threshold);
+  return el("span", { class: fails ? "bad" : null }, `${most ? "≤" : "≥"} ${amount(limit.threshold, unit === "share" ? "share" : "")}`);
 }
 
 function choice(title, name, values, query, changed) {
@@ -225,8 +234,8 @@ function gallerySection() {
       el("option", { value: "falling" }, "highest first"), el("option", { value: "rising" }, "lowest first"))),
     el("label", {}, "Only where", el("select", { name: "measure", onchange: (event) => { query.measure = event.target.value; refill(); } },
       el("option", { value: "" }, "any measure"), measured.map((m) => el("option", { value: m.name }, m.unit && m.unit !== "share" ? `${m.label} (${m.unit})` : m.unit === "share" ? `${m.label} (0 to 1)` : m.label)))),
-    number("from", "low"),
-    number("to", "high"),
+    number("From", "low"),
+    number("To", "high"),
   );
   refill();
   return section("clips", "Look and listen", "Frames from the clips themselves, and what is heard in them: low tones below, high ones above. Move over a picture to see later frames; open it for its measures.", filters, status, list, el("p", {}, more));

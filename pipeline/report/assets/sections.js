@@ -73,13 +73,13 @@ function agreementSection() {
   if (found.threshold !== null) parts.push(el("p", {}, `Asked of every clip: a cosine of ${Number(found.threshold.toFixed(4))}`, found.origin ? ` (${found.origin})` : "", ". ", Object.keys(found.per_class).length ? `Of some classes another: ${Object.entries(found.per_class).map(([l, t]) => `${l} ${Number(t.toFixed(3))}`).join(", ")}.` : ""));
   else parts.push(el("p", {}, "Agreement is stored and not enforced: no threshold was asked."));
   if (calibration) {
-    parts.push(el("h3", {}, "Calibration on these clips"), el("p", { class: "soft small" }, `Area ${calibration.auc.toFixed(3)} (95 %: ${calibration.auc_low.toFixed(3)} to ${calibration.auc_high.toFixed(3)}), from ${plural(calibration.num_clips, "true pair")} of ${plural(calibration.num_sources, "source")} and ${plural(calibration.num_wrong_pairs, "wrong pair")}.`),
-      table([{ title: "Wrong pairs that pass", class: "num", cell: (p) => percent(p.false_accept_rate) }, { title: "Cosine", class: "num", cell: (p) => p.threshold.toFixed(4) }, { title: "True pairs that pass", class: "num", cell: (p) => percent(p.true_accept_rate) }], calibration.points, "Calibration"));
+    parts.push(el("h3", {}, "Calibration of this build"), el("p", { class: "soft small" }, `On the clips that pass every other rule. Area ${calibration.auc.toFixed(3)} (95 %: ${calibration.auc_low.toFixed(3)} to ${calibration.auc_high.toFixed(3)}), from ${plural(calibration.num_clips, "true pair")} of ${plural(calibration.num_sources, "source")} and ${plural(calibration.num_wrong_pairs, "wrong pair")}.`),
+      table([{ title: "Wrong pairs that pass", class: "num", cell: (p) => percent(p.false_accept_rate) }, { title: "Cosine", class: "num", cell: (p) => p.threshold.toFixed(4) }, { title: "True pairs that pass", class: "num", cell: (p) => percent(p.true_accept_rate) }], calibration.points, "Calibration", "narrow"));
   }
   if (found.by_class.length) {
     parts.push(el("details", {}, el("summary", {}, "Agreement by class"), table([{ title: "Class", cell: (c) => c.label }, { title: "Clips", class: "num", cell: (c) => count(c.clips) }, { title: "Median cosine", class: "num", cell: (c) => c.median.toFixed(3) }, { title: "10–90 %", class: "num", cell: (c) => `${c.low.toFixed(3)} to ${c.high.toFixed(3)}` }], found.by_class, "Agreement by class")));
   }
-  return section("agreement", "Agreement of sound and picture", `How well sound and picture match in the shared space of the encoders, measured in ${plural(found.num_measured, "clip")}.`, parts);
+  return section("agreement", "Agreement of sound and picture", `How well sound and picture match in the shared space of the encoders, measured in ${plural(found.num_measured, "clip")}, kept and rejected alike.`, parts);
 }
 
 const SPLIT_LOOKS = ["--s1", "--s3", "--s2", "--s4", "--s5", "--s6"];
@@ -97,7 +97,7 @@ function balanceSection() {
     { title: "Length", class: "num", cell: (c) => length(c.hours) },
     { title: "Sources", class: "num", cell: (c) => count(c.sources) },
     { title: "Rejected", class: "num", cell: (c) => count(c.rejected) },
-    { title: "Mostly for", cell: (c) => Object.entries(c.reasons).sort((a, b) => b[1] - a[1]).slice(0, 2).map(([r, n]) => `${words(r)} ${count(n)}`).join(", ") },
+    { title: "Mostly for", class: "whole", cell: (c) => Object.entries(c.reasons).sort((a, b) => b[1] - a[1]).slice(0, 2).map(([r, n]) => `${words(r)} ${count(n)}`).join(", ") },
   ], shown, "Classes");
   return section("balance", "Classes and splits", null,
     legend(splits.map((s) => [look(s), s])),
@@ -115,7 +115,7 @@ function sourcesSection() {
   const kept = FACTS.headline.num_kept;
   const parts = (rows, name, text) => {
     const most = Math.max(1, ...rows.map((r) => r.clips));
-    return table([{ title: name, cell: text }, { title: "Clips", class: "barcell", cell: (r) => bar([[r.kept / most, "k"], [(r.clips - r.kept) / most, "r"]], `${count(r.kept)} kept of ${count(r.clips)}`) }, { title: "Kept", class: "num", cell: (r) => count(r.kept) }, { title: "Measured", class: "num", cell: (r) => count(r.clips) }], rows, name);
+    return table([{ title: name, class: "whole", cell: text }, { title: "Clips", class: "barcell", cell: (r) => bar([[r.kept / most, "k"], [(r.clips - r.kept) / most, "r"]], `${count(r.kept)} kept of ${count(r.clips)}`) }, { title: "Kept", class: "num", cell: (r) => count(r.kept) }, { title: "Measured", class: "num", cell: (r) => count(r.clips) }], rows, name);
   };
   return section("sources", "Sources", kept && found.median_clips !== null ? `A source that gave clips gave ${Number(found.median_clips)} at the median and ${count(found.highest_clips)} at the most; the most productive tenth gave ${percent(found.clips_of_top_tenth / kept)} of all kept clips.` : null,
     el("div", { class: "two" }, shapes.sizes.length ? parts(shapes.sizes, "Size of the source", (r) => `${r.size.replace("x", " × ")} px`) : null, shapes.frame_rates.length ? parts(shapes.frame_rates, "Frame rate", (r) => `${r.fps} frames/s`) : null),
@@ -123,7 +123,7 @@ function sourcesSection() {
     found.hosts.length ? table([{ title: "From", cell: (h) => h.host }, { title: "Sources", class: "num", cell: (h) => count(h.sources) }, { title: "Gave clips", class: "num", cell: (h) => count(h.kept) }, { title: "Rejected", class: "num", cell: (h) => count(h.rejected) }, { title: "Failed", class: "num", cell: (h) => count(h.failed) }, { title: "Clips kept of measured", class: "num", cell: (h) => `${count(h.kept_clips)} of ${count(h.clips)}` }], found.hosts, "Hosts") : null,
     el("details", {}, el("summary", {}, "Sources that gave most"), table([{ title: "Source", class: "wrap", cell: (s) => sourceLink(s.url, s.source_id) }, { title: "Kept", class: "num", cell: (s) => count(s.kept) }, { title: "Measured", class: "num", cell: (s) => count(s.clips) }, { title: "Length", class: "num", cell: (s) => length(s.hours) }], found.most, "Sources that gave most")),
     el("details", {}, el("summary", {}, `${plural(found.num_nothing, "source")} that gave nothing`), found.num_nothing > found.nothing.length ? el("p", { class: "soft small" }, `The first ${count(found.nothing.length)}; all are in ledger.jsonl.`) : null,
-      table([{ title: "Source", class: "wrap", cell: (s) => sourceLink(s.url, s.source_id ?? s.listed_at ?? "?") }, { title: "", cell: (s) => el("span", { class: `badge ${s.state}` }, words(s.cause)) }, { title: "Detail", class: "wrap", cell: (s) => s.detail }, { title: "Listed at", class: "wrap", cell: (s) => s.listed_at ?? "" }], found.nothing, "Sources that gave nothing")));
+      table([{ title: "Source", class: "wrap", cell: (s) => sourceLink(s.url, s.source_id ?? s.listed_at ?? "?") }, { title: "", cell: (s) => el("span", { class: `badge ${s.state}` }, words(s.cause)) }, { title: "Detail", class: "wrap", cell: (s) => s.detail }, { title: "Listed at", class: "wrap", cell: (s) => s.listed_at ?? "" }], found.nothing, "Sources that gave nothing", "stack")));
 }
 
 function failuresSection() {
@@ -134,7 +134,7 @@ function failuresSection() {
       { title: "How many", class: "num", cell: (f) => plural(f.count, f.what) },
       { title: "Example", class: "wrap", cell: (f) => f.examples.slice(0, 1).map((e) => [sourceLink(e.url, e.source_id ?? e.listed_at ?? "?"), e.listed_at ? el("span", { class: "soft small" }, ` ${e.listed_at}`) : "", el("div", { class: "small" }, e.message)]) },
       { title: "What to do", class: "wrap", cell: (f) => f.advice },
-    ], FACTS.failures, "Failures"));
+    ], FACTS.failures, "Failures", "stack"));
 }
 
 function seconds(n) {
@@ -162,11 +162,11 @@ function compareSection() {
   const flipped = (f) => f.examples.map((e) => el("div", { class: "small" }, el("code", {}, e.key), el("span", { class: "soft" }, ` ${[e.before_detail, e.now_detail].filter(Boolean).join(" → ")}`)));
   return section("compare", `Compared with ${c.other}`, `${plural(c.num_same, "clip")} of both builds ended alike, ${count(c.num_flipped)} otherwise; ${count(c.num_only_now)} are new, ${count(c.num_only_before)} are gone.`,
     el("h3", {}, "What changed in the recipe"),
-    c.recipe.length ? table([{ title: "Setting", cell: (r) => el("code", {}, r.setting) }, { title: "Before", class: "wrap", cell: (r) => r.before }, { title: "Now", class: "wrap", cell: (r) => r.now }], c.recipe, "Recipe changes") : el("p", { class: "soft" }, "Nothing."),
+    c.recipe.length ? table([{ title: "Setting", cell: (r) => el("code", {}, r.setting) }, { title: "Before", class: "wrap", cell: (r) => r.before }, { title: "Now", class: "wrap", cell: (r) => r.now }], c.recipe, "Recipe changes", "stack") : el("p", { class: "soft" }, "Nothing."),
     c.versions.length ? el("details", {}, el("summary", {}, `${plural(c.versions.length, "version")} changed`), table([{ title: "Of", cell: (r) => r.name }, { title: "Before", cell: (r) => r.before }, { title: "Now", cell: (r) => r.now }], c.versions, "Versions")) : null,
     el("br"), el("div", { class: "two" }, pair("Clips", c.clips), pair("Why clips were rejected", c.reasons)), el("br"), pair("Kept clips by class", c.classes),
     el("br"), el("h3", {}, "Clips whose verdict flipped"),
-    c.flips.length ? el("div", { id: "flips" }, table([{ title: "Before", cell: (f) => words(f.before) }, { title: "Now", cell: (f) => words(f.now) }, { title: "Clips", class: "num", cell: (f) => count(f.count) }, { title: "For example", class: "wrap", cell: flipped }], c.flips, "Flips")) : el("p", { class: "soft" }, "None."));
+    c.flips.length ? el("div", { id: "flips" }, table([{ title: "Before", cell: (f) => words(f.before) }, { title: "Now", cell: (f) => words(f.now) }, { title: "Clips", class: "num", cell: (f) => count(f.count) }, { title: "For example", class: "wrap", cell: flipped }], c.flips, "Flips", "stack")) : el("p", { class: "soft" }, "None."));
 }
 
 function recipeSection() {

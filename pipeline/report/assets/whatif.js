@@ -129,7 +129,7 @@ function whatIfSummary(model) {
   const change = el("span", { id: "whatif-change" });
   const classes = el("div", { class: "grow small soft", id: "whatif-classes" });
   const settings = el("code", { id: "whatif-settings" });
-  const reset = el("button", { type: "button", id: "whatif-reset" }, "As built");
+  const reset = el("button", { type: "button", id: "whatif-reset" }, "Back to the build");
   const command = el("div", { class: "sum-row small" }, settings, copyButton(() => settings.textContent, "Copy settings"));
   const node = el(
     "div",
@@ -199,14 +199,14 @@ function measuresSection() {
     if (control) controls.push(control);
     const missing = measure.missing.kept + measure.missing.rejected;
     const kept = measure.quantiles.kept;
-    const plain = (value) => amount(value, measure.unit === "share" ? "share" : "");
+    const plain = (value) => (measure.unit === "share" ? amount(value, "share") : String(Number(value.toPrecision(3))));
     const card = el(
       "div",
       { class: "card", id: `measure-${measure.name}` },
       el("h3", {}, measure.label, measure.unit && measure.unit !== "share" ? el("span", { class: "unit" }, `, ${measure.unit}`) : null),
       el("p", { class: "soft small" }, measure.meaning, missing ? ` Not measurable in ${plural(missing, "clip")}.` : ""),
       node,
-      kept ? el("p", { class: "soft small" }, `kept: median ${plain(kept[2])}, 5–95 %: ${plain(kept[0])} to ${amount(kept[4], measure.unit)}`) : null,
+      kept ? el("p", { class: "soft small" }, `kept: median ${plain(kept[2])}, 5–95 %: ${plain(kept[0])} to ${plain(kept[4])}`) : null,
       control?.node,
     );
     drawn.push({ node, card, rule });

@@ -156,6 +156,8 @@ def test_a_table_cut_short_is_refused(dataset: Make) -> None:
 def test_what_is_missing_or_of_another_version_is_refused(dataset: Make, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="no dataset was built there"):
         make_report(str(tmp_path))
+    with pytest.raises(ReportError, match="is no folder"):
+        make_report(str(tmp_path / "nowhere"))
     folder, _ = dataset(20)
     folder.remove("samples.parquet")
     with pytest.raises(ReportError, match=r"samples\.parquet does not exist"):
@@ -254,4 +256,6 @@ def test_a_damaged_shard_costs_its_pictures(dataset: Make, caplog: pytest.LogCap
     assert "cannot be read" in caplog.text
     for name in list(folder.walk("shards")):
         folder.remove(name)
+    caplog.clear()
     assert data_of(Path(make_report(folder.url, settings=FEW).page).read_text())["gallery"]["clips"][0]["strip"] is None
+    assert len([record for record in caplog.records if "the index of" in record.message]) == 1

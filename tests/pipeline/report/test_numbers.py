@@ -310,6 +310,10 @@ def test_an_older_table_without_a_measure_is_shown_without_it(dataset: Make) -> 
     assert found is not None
     assert "music_share" not in {measure["name"] for measure in facts["measures"]}
     assert facts["agreement"] is None
+    assert (
+        "samples.parquet has no column music_share, agreement, best_agreement: another version wrote it."
+        in facts["notes"][-1]
+    )
     assert facts["headline"]["num_classes"] == 0
     assert facts["headline"]["num_clips"] == len(rows)
 

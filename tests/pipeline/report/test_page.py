@@ -286,9 +286,33 @@ def test_it_fits_a_phone_in_light_and_dark(browser: Any, folder: Folder, scheme:
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 28)"}[scheme]
+        sizes = page.eval_on_selector_all(
+            ".filters select, .filters input", "all => all.map(one => [one.offsetHeight, one.offsetWidth])"
+        )
+        assert len(sizes) == 10
+        assert all(30 < height < 60 and 120 < width < 340 for height, width in sizes), sizes
         page.click("#theme")
         assert page.inner_text("#theme") == "Theme: light"
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_every_section_is_named_at_the_top_of_a_desk_screen(browser: Any, folder: Folder) -> None:
+    with page_at(browser, on_disk(folder), viewport={"width": 1280, "height": 900}) as page:
+        ends = page.eval_on_selector_all("nav a", "links => links.map(link => link.getBoundingClientRect().right)")
+        assert len(ends) == 11
+        assert max(ends) <= page.evaluate("document.querySelector('nav').getBoundingClientRect().right")
+
+
+def test_the_measure_that_rejected_a_clip_is_marked(browser: Any, folder: Folder) -> None:
+    row = next(row for row in rows_of_report() if row.reason == "speech")
+    with page_at(browser, on_disk(folder)) as page:
+        page.fill("input[name=text]", row.key)
+        assert until(page, "document.querySelectorAll('.tilebtn').length === 1")
+        page.click(".tilebtn")
+        marked = page.eval_on_selector_all("dialog td .bad", "all => all.map(one => one.closest('tr').innerText)")
+        assert [text.split("\t")[0] for text in marked][:1] == ["Speech"]
+        assert "≤ 30 %" in marked[0]
+        page.keyboard.press("Escape")
 
 
 def test_no_clip_at_all_and_one_clip(browser: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import soundfile
 from pipeline.errors import OutputError
 from pipeline.report.gallery import GallerySettings
 from pipeline.report.make import ReportSettings, make_report
-from pipeline.report.serve import ReportServer, byte_range, open_report
+from pipeline.report.serve import ReportServer, open_report
 from pipeline.samples_table import ClipRow
 from pipeline.schema import State
 from pipeline.storage import Folder
@@ -134,15 +134,5 @@ def test_a_port_that_is_taken_is_refused(dataset: Make) -> None:
         port = server.server_address[1]
         with pytest.raises(OutputError, match="choose another with --port"), open_report(folder.url, port=port):
             pass
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        (None, (0, 10, False)), ("bytes=0-3", (0, 4, True)), ("bytes=5-", (5, 10, True)),
-        ("bytes=-4", (6, 10, True)), ("bytes=-40", (0, 10, True)),
-        ("bytes=3-99", (3, 10, True)), ("bytes=10-", None), ("bytes=7-3", None), ("bytes=-", (0, 10, False)), ("lines=1-2", (0, 10, False)),
-    ],
-)  # fmt: skip
-def test_ranges(asked: str | None, expected: tuple[int, int, bool] | None) -> None:
-    assert byte_range(asked, 10) == expected
+    with pytest.raises(OutputError, match="port 99999 is none"), open_report(folder.url, port=99_999):
+        pass
