@@ -2,6 +2,7 @@
 
     python -m benchmarks.generator                            StyleGAN2, StyleGAN3-T and -R: 256 pixels on a GPU, 64 without
     python -m benchmarks.generator --official FOLDER          beside NVIDIA's code, where its source lies in FOLDER
+    python -m benchmarks.generator --forms default            only the form that ``build_generator`` makes unasked
 
 Every case runs in a process of its own: peak memory is the device's on a GPU, and without one the growth of the
 process's largest resident size. Times are the median of ``--repeats`` runs after a warm-up; compiling is not counted.
@@ -31,6 +32,8 @@ from trainer.model.stylegan3 import FirForm
 
 NETWORKS = ("stylegan2", "stylegan3-t", "stylegan3-r")
 CASE_SECONDS = 900
+DEFAULT_FORM = ("scaled", True, "convolution", False)
+"""Convolution, channels last, FIR and recomputation of ``build_generator``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,8 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
         ):
             if fir == "matrix" and last:
                 continue  # the matrices want rows and columns last
+            if options.forms == "default" and (form, last, fir, recompute) != DEFAULT_FORM:
+                continue
             yield Case(
                 **shared,
                 form=form,
@@ -231,6 +236,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "mixed"], choices=["fp32", "mixed"])
     parser.add_argument("--compile", nargs="+", default=["eager", "compile"], choices=["eager", "compile"])
+    parser.add_argument(
+        "--forms", default="all", choices=["all", "default"], help="what of the networks' insides is tried"
+    )
     parser.add_argument("--official", type=Path, help="folder of NVIDIA's source of stylegan3, on a GPU")
     parser.add_argument("--json", type=Path, help="also write every case with its numbers, one a line")
     parser.add_argument("--case", help=argparse.SUPPRESS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class Prior:
     """The stage: generator, its average, discriminator, their optimizers, and the probability of augmentation."""
 
     name = NAME
+    headline: Sequence[str] = ()
 
     def __init__(self, recipe: FitRecipe, run: Run) -> None:
         settings = recipe.prior
@@ -99,6 +100,7 @@ class Prior:
         total = int(gather_numbers([num_own], self.device).sum())
         if not total:
             return {}
+        self.adversaries.blur_px = self.settings.blur_at(self.samples_seen)
         tensors, values = {name: one.detach().clone() for name, one in self._tensors().items()}, self._values()
         try:
             for phase in self.phases:
@@ -134,7 +136,9 @@ class Prior:
     def _learn(self, phase: Phase, reals_BTCHW: Tensor, total: int, batch: Batch) -> dict[str, float]:
         """One optimizer step. The loss is the mean over the pictures of all micro-batches and ranks."""
         for network in (self.generator, self.discriminator):
-            network.requires_grad_(network is phase.network)
+            network.requires_grad_(False)
+        for parameter in phase.parameters:
+            parameter.requires_grad_()
         phase.optimizer.zero_grad()
         measures: dict[str, float] = {}
         for part in self._micro_batches(reals_BTCHW):
@@ -143,7 +147,7 @@ class Prior:
             (terms.loss * (share * phase.every)).backward()  # type: ignore[no-untyped-call]
             for name, value in terms.measures.items():
                 measures[name] = measures.get(name, 0.0) + value * share
-        gradients = gradients_of(phase.network.parameters())
+        gradients = gradients_of(phase.parameters)
         add_over_ranks(gradients)
         length = float(torch.nn.utils.get_total_norm(gradients))
         sums = gather_numbers([measures.get(name, 0.0) for name in phase.measures], self.device).sum(0)

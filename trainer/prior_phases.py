@@ -8,7 +8,7 @@ that take a style each, D numbers of a style.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from pipeline.encoders.weights import resolve_weights
 from trainer.ada import augment
 from trainer.gan_losses import discriminator_loss, generator_loss, lazy_adam_settings, path_lengths, r1_penalty
 from trainer.model.discriminator import Discriminator
+from trainer.model.filters import blur
 from trainer.model.generator import Generator, build_generator, widths_of
 from trainer.model.generator_file import DiscriminatorConfig, build_discriminator_of
 from trainer.model.load import read_generator_file
@@ -52,6 +53,11 @@ class Phase:
     is_main: bool = True
     """Whether the optimizer is its own; a regulariser has that of its network's main phase."""
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer moves: the network's, but for what is frozen."""
+        return [one for group in self.optimizer.param_groups for one in group["params"]]
+
 
 @dataclass
 class Adversaries:
@@ -64,6 +70,8 @@ class Adversaries:
     """(): running mean of the path lengths."""
     p: float = 0.0
     """Probability of augmentation."""
+    blur_px: float = 0.0
+    """Half width of the blur of what the discriminator sees."""
     signs: list[Tensor] = field(default_factory=list)
     """Signs of the discriminator's outputs for the real pictures of this step, a tensor for each micro-batch."""
 
@@ -88,6 +96,8 @@ class Adversaries:
 
     def shown(self, pictures: Tensor) -> Tensor:
         """(N, 3, H, W): what the discriminator sees of pictures (N, 3, H, W) or clips (B, T, 3, H, W)."""
+        if self.blur_px:
+            pictures = blur(pictures.flatten(0, -4), self.blur_px).reshape(pictures.shape)
         changed = pictures if self.settings.ada is None else augment(pictures, self.p, self.settings.ada)
         return changed.flatten(0, 1) if changed.ndim == 5 else changed
 
@@ -157,8 +167,9 @@ def make_phases(adversaries: Adversaries) -> Sequence[Phase]:
     path_every = settings.path_every if settings.path_weight else None
     r1_every = settings.r1_every if settings.r1_gamma else None
     generator, discriminator = adversaries.generator, adversaries.discriminator
-    of_generator = _adam(generator, settings.generator_learning_rate, settings.betas, path_every)
-    of_discriminator = _adam(discriminator, settings.discriminator_learning_rate, settings.betas, r1_every)
+    of_generator = _adam(generator.parameters(), settings.generator_learning_rate, settings.betas, path_every)
+    learning = discriminator.parameters_below(settings.frozen_blocks)
+    of_discriminator = _adam(learning, settings.discriminator_learning_rate, settings.betas, r1_every)
     phases = [Phase("generator", generator, of_generator, 1, adversaries.generator_main, GENERATOR_MEASURES)]
     if path_every is not None:
         phases.append(
@@ -179,6 +190,8 @@ def make_phases(adversaries: Adversaries) -> Sequence[Phase]:
     return phases
 
 
-def _adam(network: nn.Module, rate: float, betas: tuple[float, float], every: int | None) -> torch.optim.Optimizer:
+def _adam(
+    parameters: Iterable[nn.Parameter], rate: float, betas: tuple[float, float], every: int | None
+) -> torch.optim.Optimizer:
     rate, betas = lazy_adam_settings(rate, betas, every)
-    return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, eps=1e-8)
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=1e-8)

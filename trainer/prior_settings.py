@@ -13,6 +13,7 @@ from pipeline.errors import RecipeError
 from pipeline.settings import Settings
 from trainer.ada import AdaSettings
 from trainer.fidelity import FidelitySettings, check_fidelity
+from trainer.model.discriminator import BASE
 from trainer.model.generator import GeneratorConfig
 from trainer.model.load import read_generator_file
 
@@ -70,6 +71,14 @@ class PriorSettings(Settings):
     """Share of a micro-batch that the path length regulariser takes."""
     path_decay: float = Field(0.01, gt=0, le=1)
     """Weight of each new mean path length in the running one."""
+    blur_px: float = Field(0.0, ge=0)
+    """How much the discriminator's pictures, real and generated, are blurred at the start: pixels from a point to where its
+    blur is half as high. StyleGAN3-R wants 10, so that it does not settle on high frequencies at once. 0: not at all."""
+    blur_samples: float = Field(200_000.0, gt=0)
+    """Real pictures in which the blur fades to nothing."""
+    frozen_blocks: int = Field(0, ge=0)
+    """Highest resolutions of the discriminator of ``init`` that stay as they are, for small datasets (freeze-D, Mo et al.,
+    arXiv:2002.10964). A block is 3 layers, the first one 4 with that from colours: 10 and 13 layers are 3 and 4 blocks."""
     style_mixing: float = Field(0.9, ge=0, le=1)
     """Probability that the later layers of a picture take the style of another latent. StyleGAN3 uses 0."""
     ema_half_life: float = Field(10_000.0, gt=0)
@@ -99,10 +108,16 @@ class PriorSettings(Settings):
             raise ValueError(f"betas {self.betas}: each is from 0 up to, not including, 1")
         if self.init_sha256 is not None and self.init is None:
             raise ValueError("init_sha256 is given without init")
+        if self.frozen_blocks and self.init is None:
+            raise ValueError("frozen_blocks is given without init: what is random has to learn")
         size = self.micro_batch_size
         if size is not None and size > GROUP_SIZE and size % GROUP_SIZE:
             raise ValueError(f"micro_batch_size {size}: take a multiple of {GROUP_SIZE}, or fewer than that")
         return self
+
+    def blur_at(self, samples_seen: int) -> float:
+        """Half width of the blur, in pixels, once so many real pictures were seen; the fade is StyleGAN3's (arXiv:2106.12423)."""
+        return self.blur_px * max(0.0, 1 - samples_seen / self.blur_samples)
 
 
 DEFAULT_GENERATOR = GeneratorConfig(
@@ -128,6 +143,10 @@ def generator_config(settings: PriorSettings) -> GeneratorConfig:
                 f"prior.generator: is not the network that prior.init ({settings.init}) holds: {config.model_dump_json()}; "
                 f"leave it out"
             )
+        if settings.frozen_blocks and held.discriminator_config is None:
+            raise RecipeError(
+                f"prior.frozen_blocks: {settings.init} holds no discriminator, and a random one has to learn; leave it out"
+            )
     if config.c_dim or config.num_colours != 3:
         raise RecipeError(
             f"prior: a generator with {config.c_dim} classes and {config.num_colours} colours cannot be trained here; "
@@ -135,6 +154,11 @@ def generator_config(settings: PriorSettings) -> GeneratorConfig:
         )
     if config.resolution < 16:
         raise RecipeError(f"prior.generator.resolution: {config.resolution} pixels are too few; frames have 16 or more")
+    num_blocks = int(math.log2(config.resolution // BASE))
+    if settings.frozen_blocks > num_blocks:
+        raise RecipeError(
+            f"prior.frozen_blocks: {settings.frozen_blocks}; a discriminator of {config.resolution} pixels has {num_blocks}"
+        )
     return config
 
 

@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import FitError
+from pipeline.errors import FitError, RecipeError
 from pipeline.recipe_file import read_recipe
 from tests import paired
 from trainer.checkpoint import load_state
 from trainer.config import FitRecipe, find_datasets
 from trainer.data import Batch
 from trainer.fit import main
-from trainer.model.generator import GeneratorConfig
 from trainer.model.load import load_discriminator, load_generator, save_generator
 from trainer.model.sample import grid, pictures
 from trainer.prior import Prior
+from trainer.prior_phases import make_networks
 from trainer.prior_settings import generator_config
 from trainer.prior_source import make_source
 from trainer.run import Run, make_fabric
@@ -365,6 +365,8 @@ def test_half_precision_computes_and_keeps_weights_whole(folder: Path, tmp_path:
         (["prior.micro_batch_size=6"], "micro_batch_size 6: take a multiple of 4"),
         (["prior.betas=[0.0, 1.0]"], "each is from 0 up to, not including, 1"),
         (["prior.init_sha256=ab"], "init_sha256 is given without init"),
+        (["prior.frozen_blocks=1"], "frozen_blocks is given without init"),
+        (["prior.blur_px=-1"], "prior.blur_px"),
         (["prior.fidelity.inception_weights=nowhere.pth"], "prior.fidelity.inception_weights"),
     ],
 )
@@ -393,11 +395,69 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "prior.generator: is not the network that prior.init" in capsys.readouterr().err
 
 
-def test_the_presets_are_the_networks_they_say() -> None:
-    recipes = ROOT / "manifests" / "recipes"
-    for side in (256, 512, 1024):
-        settings = read_recipe(FitRecipe, recipes / f"fit-prior-{side}.toml").prior
-        config = generator_config(settings)
-        assert config.resolution == side
+@pytest.mark.parametrize(
+    ("name", "side", "millions"),
+    [("tiny", 32, 0.19), ("256", 256, 24.8), ("512", 512, 30.3), ("1024", 1024, 30.37),
+     ("stylegan3-t", 256, 23.32), ("stylegan3-r", 256, 15.78)],
+)  # fmt: skip
+def test_the_presets_are_the_networks_they_say(name: str, side: int, millions: float) -> None:
+    """Whole networks, as large as they are, without memory for them."""
+    settings = read_recipe(FitRecipe, ROOT / "manifests" / "recipes" / f"fit-prior-{name}.toml").prior
+    config = generator_config(settings)
+    with torch.device("meta"):
+        generator, discriminator, _ = make_networks(settings)
+        pictures_NCHW = generator(torch.zeros(4, config.z_dim))
+        logits = discriminator(pictures_NCHW)
+    assert pictures_NCHW.shape == (4, 3, side, side)
+    assert logits.shape == (4, 1)
+    assert sum(one.numel() for one in generator.parameters()) / 1e6 == pytest.approx(millions, abs=0.04)
+    if name != "tiny":
         assert (config.num_half, config.conv_clamp) == (4, 256)
-    assert isinstance(generator_config(read_recipe(FitRecipe, recipes / "fit-prior-tiny.toml").prior), GeneratorConfig)
+
+
+def test_the_discriminator_sees_blurred_pictures_until_the_blur_has_faded(folder: Path, tmp_path: Path) -> None:
+    stage, batches = stage_of(folder, tmp_path, "prior.blur_px=2", "prior.blur_samples=16")
+    assert [stage.settings.blur_at(seen) for seen in (0, 4, 12, 16, 1000)] == [2.0, 1.5, 0.5, 0.0, 0.0]
+    seen = []
+    for _ in range(4):
+        stage.step(next(batches))
+        seen.append(stage.adversaries.blur_px)
+    assert seen == [2.0, 1.5, 1.0, 0.5]
+    stage.adversaries.p = stage.adversaries.blur_px = 0.0
+    dot_BTCHW = torch.zeros(1, 2, 3, 16, 16)
+    dot_BTCHW[..., 8, 8] = 1
+    assert torch.equal(stage.adversaries.shown(dot_BTCHW), dot_BTCHW[0])
+    stage.adversaries.blur_px = 2.0
+    shown_NCHW = stage.adversaries.shown(dot_BTCHW)
+    assert shown_NCHW.shape == (2, 3, 16, 16)
+    assert float(shown_NCHW[1, 2, 8, 10] / shown_NCHW[1, 2, 8, 8]) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_frozen_blocks_of_the_discriminator_stay(folder: Path, tmp_path: Path) -> None:
+    first, batches = stage_of(folder, tmp_path / "first")
+    path = tmp_path / "whole.safetensors"
+    save_generator(path, first.config, first.generator, first.discriminator_config, first.discriminator)
+    stage, _ = stage_of(folder, tmp_path / "second", f"prior.init={path}", "prior.frozen_blocks=1")
+    before = {name: one.detach().clone() for name, one in stage.discriminator.named_parameters()}
+    for _ in range(2):
+        stage.step(next(batches))
+    stayed = {name for name, one in stage.discriminator.named_parameters() if torch.equal(one, before[name])}
+    # the highest of 16, 8 and 4 pixels, and nothing else
+    assert stayed == {name for name in before if name.startswith("b16.")}
+    assert {name.partition(".")[0] for name in before} - {"b16"} == {"b8", "b4"}
+    of_judge = next(phase for phase in stage.phases if phase.name == "r1")
+    assert len(of_judge.parameters) == len(before) - len(stayed)
+
+
+def test_frozen_blocks_want_a_discriminator_that_has_learned(folder: Path, tmp_path: Path) -> None:
+    stage, _ = stage_of(folder, tmp_path / "first")
+    bare, whole = tmp_path / "bare.safetensors", tmp_path / "whole.safetensors"
+    save_generator(bare, stage.config, stage.generator)
+    save_generator(whole, stage.config, stage.generator, stage.discriminator_config, stage.discriminator)
+    for path, count, message in (
+        (bare, 1, "holds no discriminator"),
+        (whole, 3, r"frozen_blocks: 3; a discriminator of 16 pixels has 2"),
+    ):
+        settings = read_recipe(FitRecipe, folder / "fit.toml", [f"prior.init={path}", f"prior.frozen_blocks={count}"])
+        with pytest.raises(RecipeError, match=message):
+            generator_config(settings.prior)

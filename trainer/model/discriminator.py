@@ -152,6 +152,11 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(0, c_dim, mapped, None, num_layers=mapping_layers)
         self.b4 = Epilogue(widths[0], mapped, group_size, clamp=clamp)
 
+    def parameters_below(self, num_blocks: int) -> list[nn.Parameter]:
+        """All parameters but those of the ``num_blocks`` highest resolutions, of which there are ``len(self.sides)``."""
+        above = tuple(f"b{side}." for side in self.sides[:num_blocks])
+        return [one for name, one in self.named_parameters() if not above or not name.startswith(above)]
+
     def forward(self, pictures_BCHW: Tensor, c_BC: Tensor | None = None) -> Tensor:
         x = pictures_BCHW
         if self.channels_last:

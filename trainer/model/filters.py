@@ -72,6 +72,20 @@ def downsample(x_BCHW: Tensor, taps: Tensor, factor: int, padding: tuple[int, in
     return _downsample_once(_downsample_once(x_BCHW, taps[:, None], (factor, 1)), taps[None, :], (1, factor))
 
 
+def blur(x_BCHW: Tensor, half_width: float) -> Tensor:
+    """Each pixel becomes a Gaussian that is half as high ``half_width`` pixels from its middle; sides stay, outside is 0.
+
+    The Gaussian's deviation is ``half_width`` / sqrt(2 ln 2). It ends after three half widths, so that less than a third of
+    a pixel changes nothing.
+    """
+    reach = int(3 * half_width)
+    if reach == 0:
+        return x_BCHW
+    offsets_K = torch.arange(-reach, reach + 1, device=x_BCHW.device, dtype=torch.float32)
+    taps_K = torch.exp2(-((offsets_K / half_width) ** 2))
+    return downsample(x_BCHW, taps_K / taps_K.sum(), 1, padding=(reach, reach))
+
+
 def _upsample_once(x_BCHW: Tensor, taps_KK: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     num_channels = x_BCHW.shape[1]
     # the transposed convolution gives everything that any pixel reaches; what padding asks for is a window of that

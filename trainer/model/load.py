@@ -109,11 +109,14 @@ def _read_own(path: Path) -> GeneratorFile:
     try:
         with safe_open(path, framework="pt") as opened:
             text = (opened.metadata() or {}).get(METADATA_KEY)
-        if text is None:
-            raise GeneratorError(f"{path} is a safetensors file, but not of a generator: it has no {METADATA_KEY}")
+        tensors = {} if text is None else load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise GeneratorError(f"{path} is damaged or not complete: {error}; fetch it again") from error
+    if text is None:
+        raise GeneratorError(f"{path} is a safetensors file, but not of a generator: it has no {METADATA_KEY}")
+    try:
         configs = json.loads(text)
-        tensors = load_file(path)
-    except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise GeneratorError(f"{path} is damaged or not complete: {error}; fetch it again") from error
     if not isinstance(configs, dict) or configs.get("version") != VERSION:
         raise GeneratorError(f"{path} is a generator of another version of this format; version {VERSION} is known")

@@ -25,6 +25,8 @@ PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 MAX_MODULES = 2_000
 MAX_TENSORS = 10_000
 MAX_DEPTH = 32
+MAX_NAME = 200
+"""Letters in a dotted name; a long key at every depth would make names that are longer than the file."""
 _DESIGN = ("first_cutoff", "first_stopband", "last_stopband_rel", "filter_size")
 """Constructor arguments of StyleGAN3 that the shapes do not tell; the filters in the file are held against them."""
 
@@ -102,14 +104,24 @@ def _modules(record: Any, origin: str) -> Iterator[tuple[str, Module]]:
         children = state.get("_modules") or {}
         if not isinstance(children, dict):
             raise GeneratorError(f"{origin} is damaged: {name[:80] or 'the network'} has no list of modules")
-        prefix = f"{name}." if name else ""
-        waiting += [(f"{prefix}{key}", child, depth + 1) for key, child in children.items() if child is not None]
+        waiting += [
+            (_below(name, key, origin), child, depth + 1) for key, child in children.items() if child is not None
+        ]
+
+
+def _below(owner: str, key: Any, origin: str) -> str:
+    """The dotted name of what is called ``key`` in a module."""
+    if not isinstance(key, str) or len(owner) + len(key) > MAX_NAME:
+        raise GeneratorError(
+            f"{origin}: a part of {owner[:80] or 'the network'} has a name that is none; it is refused"
+        )
+    return f"{owner}.{key}" if owner else key
 
 
 def _tensors(modules: Modules, origin: str, budget: int) -> dict[str, Tensor]:
     """Parameters and buffers by dotted names; together not more than ``budget`` bytes."""
     found: dict[str, Tensor] = {}
-    find_storage = storage_in_pickle(origin)
+    find_storage = storage_in_pickle(origin, budget)
     for module in modules.values():
         for kind in ("_parameters", "_buffers"):
             held = module.attributes.get(kind) or {}
@@ -121,7 +133,7 @@ def _tensors(modules: Modules, origin: str, budget: int) -> dict[str, Tensor]:
                         raise GeneratorError(
                             f"{origin}: its tensors are larger than the file, or too many; it is refused"
                         )
-                    found[f"{module.name}.{key}" if module.name else str(key)] = tensor
+                    found[_below(module.name, key, origin)] = tensor
     return found
 
 
@@ -169,7 +181,7 @@ def _generator_config(modules: Modules, tensors: dict[str, Tensor], origin: str)
 def _check_activations(modules: Modules, origin: str) -> None:
     for module in modules.values():
         wrong = [
-            f"{module.name}.{key} is {module.number(key)!r}"
+            f"{module.name}.{key} is {str(module.number(key))[:40]!r}"
             for key, known in (("activation", ("lrelu", "linear")), ("architecture", ("skip", "resnet")))
             if key in module.attributes and module.number(key) not in known
         ]

@@ -63,17 +63,23 @@ def is_torch_file(data: memoryview) -> bool:
     return start[:4] == ZIP_START or (start[:1] == b"\x80" and LEGACY_MAGIC.to_bytes(10, "little") in start)
 
 
-def storage_in_pickle(origin: str) -> FindStorage:
-    """Finds storages that lie as bytes in the pickle itself."""
+def storage_in_pickle(origin: str, most: int) -> FindStorage:
+    """Finds storages that lie as bytes in the pickle itself; together not more than ``most`` bytes, as a text that stands for
+    the bytes can be named again and again."""
 
     known: dict[int, Storage] = {}
+    left = most
 
     def find(record: Any) -> Storage:
+        nonlocal left
         if not (isinstance(record, Call) and record.name == "torch.storage._load_from_bytes" and len(record.args) == 1):
             raise GeneratorError(f"{origin} is damaged: a tensor has no storage")
         key = id(record.args[0])  # what was read outlives this function, so that its ids stay its own
         if key not in known:
             held = bytes_of(record.args[0], origin)
+            left -= len(held)
+            if left < 0:
+                raise GeneratorError(f"{origin}: its tensors are larger than the file; it is refused")
             top, find_inner = _read_legacy(memoryview(held), origin)
             known[key] = find_inner(top)
         return known[key]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.model.filters import (
     binomial_filter,
+    blur,
     downsample,
     downsampling_matrix,
     low_pass,
@@ -98,3 +99,19 @@ def test_the_radial_filter_is_equal_in_all_directions() -> None:
 def test_one_tap_is_no_filter() -> None:
     x = torch.randn(1, 2, 5, 5)
     torch.testing.assert_close(upsample(x, low_pass(1, 2, 2, 16), 1, (0, 0)), x)
+
+
+def test_a_blurred_dot_is_half_as_bright_at_the_half_width() -> None:
+    dot = torch.zeros(2, 3, 41, 41)
+    dot[:, :, 20, 20] = 1
+    found = blur(dot, 4.0)
+    assert found.shape == dot.shape
+    middle = found[0, 0, 20, 20]
+    assert float(found[0, 0, 20, 24] / middle) == pytest.approx(0.5, rel=1e-4)
+    assert float(found[0, 0, 16, 16] / middle) == pytest.approx(0.25, rel=1e-4)
+    assert float(found[1, 2].sum()) == pytest.approx(1, rel=1e-4)
+    assert float(found[0, 0, 20, 33]) == 0  # it ends after three half widths
+    assert torch.equal(blur(dot, 0.3), dot)
+    flat = blur(torch.ones(1, 1, 9, 9), 1.0)
+    assert float(flat[0, 0, 4, 4]) == pytest.approx(1, rel=1e-5)
+    assert float(flat[0, 0, 0, 4]) < 0.8  # what is outside is 0

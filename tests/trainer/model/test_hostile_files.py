@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.errors import GeneratorError
 from tests.trainer.model.networks import TINY2, tiny
@@ -83,6 +84,8 @@ HOSTILE = {
         "FloatStorage",
     ),
     "extension registry": (b"\x80\x02\x82\x01.", "EXT1"),
+    "extension registry, two bytes": (b"\x80\x02\x83\x01\x00.", "EXT2"),
+    "extension registry, four bytes": (b"\x80\x02\x84\x01\x00\x00\x00.", "EXT4"),
     "bytes from outside": (b"\x80\x05\x97.", "NEXT_BUFFER"),
 }
 
@@ -225,6 +228,89 @@ def test_bombs_do_not_go_off(name: str, tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - largest < 200 * 2**10
     assert time.process_time() - used < 20
     assert len(str(caught.value)) < 600
+
+
+LINEAR = b"ctorch.nn.modules.linear\nLinear\n"
+
+
+def _put(place: int) -> bytes:
+    return b"r" + struct.pack("<I", place)
+
+
+def _get(place: int) -> bytes:
+    return b"j" + struct.pack("<I", place)
+
+
+def _long_names(depth: int, leaves: int, size: int) -> bytes:
+    """Modules in each other, each under the same long key, and many below the last: names that copy the key for every leaf."""
+    one = _get(0) + b")\x81}b"
+    many = b"".join(_text(str(index).encode()) + one for index in range(leaves))
+    made = b"\x80\x02" + LINEAR + _put(0) + b"0" + _text(b"k" * size) + _put(1) + b"0"
+    made += _get(0) + b")\x81}" + _text(b"_modules") + b"}(" + many + b"usb"
+    for _ in range(depth):
+        made += _put(2) + b"0" + _get(0) + b")\x81}" + _text(b"_modules") + b"}" + _get(1) + _get(2) + b"ssb"
+    return made + _put(3) + b"0}" + _text(b"G_ema") + _get(3) + b"s."
+
+
+def _one_text_as_many_storages(count: int, size: int) -> bytes:
+    """Tensors of one number, whose storages are all made of one long text."""
+    legacy = [pickle.dumps(one, protocol=2) for one in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    persistent = b"(" + _text(b"storage") + b"ctorch\nFloatStorage\n" + _text(b"0") + _text(b"cpu") + b"K\x01NtQ."
+    storage = b"".join(
+        [*legacy, b"\x80\x02", persistent, pickle.dumps(["0"], protocol=2), struct.pack("<q", 1), b"\0" * 4]
+    )
+    text = (storage + b"x" * size).decode("latin-1").encode()
+    names = (b"c_codecs\nencode\n", b"ctorch.storage\n_load_from_bytes\n", b"ctorch._utils\n_rebuild_tensor_v2\n")
+    kept = [_text(text), *names, _text(b"latin1")]
+    made = b"\x80\x02" + b"".join(one + _put(index) + b"0" for index, one in enumerate(kept))
+    storage = _get(2) + _get(1) + _get(0) + _get(4) + b"\x86R\x85R"
+    tensor = _get(3) + b"(" + storage + b"K\x00K\x01\x85K\x01\x85\x89NtR"
+    many = b"".join(_text(b"p%d" % index) + tensor for index in range(count))
+    made += LINEAR + b")\x81}" + _text(b"_parameters") + b"}(" + many + b"usb"
+    return made + _put(5) + b"0}" + _text(b"G_ema") + _get(5) + b"s."
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (_long_names(30, 100, 1_000_000), "has a name that is none"),
+        (_long_names(0, 5, 10), "is missing"),
+        (_one_text_as_many_storages(3000, 1_000_000), "larger than the file"),
+        (_one_text_as_many_storages(2, 10), "is missing"),
+    ],
+    ids=["a long name", "names", "many storages", "storages"],
+)
+def test_what_is_named_again_and_again_takes_no_memory(data: bytes, problem: str, tmp_path: Path) -> None:
+    """Three GB each, where nothing held them back; the small ones are read as they are meant."""
+    path = tmp_path / "network.pkl"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(GeneratorError, match=problem):
+            load_generator(path)
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "9" * 5000, '{"version": 1, "generator": ' + "9" * 5000 + "}", "null", "{"]
+)
+def test_a_header_of_ours_that_is_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_file({"generator.a": torch.zeros(1)}, path, metadata={"hearscape_generator": text})
+    with pytest.raises(GeneratorError, match=r"damaged or not complete|another version"):
+        load_generator(path)
+
+
+def test_a_zip_of_very_many_entries_and_names_from_outside(tmp_path: Path) -> None:
+    path = tmp_path / "network.pt"
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("archive/data.pkl", b"\x80\x04" + _text(b"os") + b"Q" + _text(b"system") + b"Q\x93.")
+        for index in range(20_000):
+            opened.writestr(f"archive/data/{index}", b"")
+    with pytest.raises(GeneratorError, match="imports by what is no name"):
+        load_generator(path)
 
 
 @pytest.mark.parametrize("key", ["_modules", "img_resolution", "_init_kwargs", "_parameters"])
