@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import ffmpeg
 import pytest
 
+from pipeline import media
 from pipeline.build import Build
 from pipeline.errors import StoppedError, WorkerError
 from pipeline.hosts import HostGate
@@ -26,7 +27,7 @@ from pipeline.stop import Stop
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 
-SOON_SECONDS = 15.0  # a busy machine; what is waited for here would otherwise take a minute or for ever
+SOON_SECONDS = 60.0  # a busy machine; what is waited for here would otherwise take an hour or for ever
 RECIPE = """
 name = "stopped"
 output = "{output}"
@@ -41,7 +42,11 @@ renditions = [{{ name = "320", short_side_px = 320, upscale = true }}]
 preset = "slow"
 [download]
 retries = 1
-backoff_seconds = 60.0
+timeout_seconds = 100_000.0
+backoff_seconds = 7200.0
+backoff_max_seconds = 7200.0
+socket_timeout_seconds = 3600.0
+stall_seconds = 3600.0
 max_per_host = 3
 [execution]
 workers = 2
@@ -75,7 +80,7 @@ def recipe(folder: Path, **sources: str | Path) -> BuildRecipe:
     return load_recipe(folder / "stopped.toml")
 
 
-def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(happened: Callable[[], bool], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
@@ -93,18 +98,25 @@ def ffmpegs() -> list[int]:
     return found
 
 
-def hold_the_cut() -> None:
-    """Stops the clock of the ffmpeg that cuts: it would work for ever."""
+@contextmanager
+def cuts_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While the block runs, every ffmpeg that cuts stops its own clock before it begins: it would work for ever."""
+    (folder / "ffmpeg-held").write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *sound.flac*) if [ -e "{folder}/hold" ]; then kill -STOP $$; fi ;; esac\n'
+        f'exec "{media.ffmpeg_path()}" "$@"\n'
+    )
+    (folder / "ffmpeg-held").chmod(0o755)
+    monkeypatch.setattr(media, "ffmpeg_path", lambda: str(folder / "ffmpeg-held"))
+    (folder / "hold").touch()
+    yield
+    (folder / "hold").unlink()
 
-    def is_held() -> bool:
-        for process in ffmpegs():
-            with suppress(OSError):
-                if b"sound.flac" in Path(f"/proc/{process}/cmdline").read_bytes():
-                    os.kill(process, signal.SIGSTOP)
-                    return True
-        return False
 
-    until(is_held)
+def is_stopped(process: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] == "T"
+    return False
 
 
 def recorded(build: Build) -> set[str]:
@@ -113,8 +125,13 @@ def recorded(build: Build) -> set[str]:
 
 
 def test_a_build_ends_soon_whatever_it_is_at_and_the_next_run_goes_on(
-    server: FaultyServer, video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: FaultyServer,
+    video: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Of four links one waits for a place at their host, whichever comes last: so none of them gets an answer that ends it."""
     (tmp_path / "text.mp4").write_text("This is no video.\n" * 30)
     body = video.read_bytes()
     wanted = recipe(
@@ -124,16 +141,21 @@ def test_a_build_ends_soon_whatever_it_is_at_and_the_next_run_goes_on(
         stalled=server.serve("/stalled.mp4", Answer(body=body, fault=Fault.STALL, fault_after=2000)),
         silent=server.serve("/silent.mp4", Answer(fault=Fault.STALL_BEFORE_HEADERS)),
         busy=server.serve("/busy.mp4", Answer(status=503)),
-        waiting=server.serve("/waiting.mp4", Answer(status=404)),
+        deaf=server.serve("/deaf.mp4", Answer(fault=Fault.STALL_BEFORE_HEADERS)),
     )
     events: list[Event] = []
     build = Build(wanted)
     build.check()
     (batch,) = build.plan().batches
-    with ThreadPoolExecutor(1) as pool, closing(build), caplog.at_level(logging.WARNING):
+    with (
+        cuts_held(tmp_path, monkeypatch),
+        ThreadPoolExecutor(1) as pool,
+        closing(build),
+        caplog.at_level(logging.WARNING),
+    ):
         running = pool.submit(build.run_batch, batch, events.append)
-        hold_the_cut()
-        until(lambda: server.hits() >= 3 and recorded(build) == {"text"})
+        until(lambda: any(map(is_stopped, ffmpegs())))
+        until(lambda: len(server.hits_by_path()) == 3 and recorded(build) == {"text"})
         time.sleep(0.3)
         started = time.monotonic()
         build.close()
@@ -147,14 +169,14 @@ def test_a_build_ends_soon_whatever_it_is_at_and_the_next_run_goes_on(
     assert build.run_batch(batch, events.append).states == {}
     assert [path.name for path in (tmp_path / "out" / "state" / "tmp").iterdir()] == []
 
-    for name in ("silent", "busy"):
+    for name in ("silent", "busy", "deaf"):
         server.serve(f"/{name}.mp4", Answer(status=404))
     server.serve("/stalled.mp4", Answer(body=body + bytes(8)))
     again = Build(wanted)
     try:
         again.check()
         (left,) = again.plan().batches
-        assert {source.source_id for source in left.sources} == {"cut", "stalled", "silent", "busy", "waiting"}
+        assert {source.source_id for source in left.sources} == {"cut", "stalled", "silent", "busy", "deaf"}
         assert again.run_batch(left, events.append).states == {"kept": 2, "failed": 3}
         assert Path(again.finish(events.append).manifest_path).is_file()
     finally:
@@ -204,9 +226,10 @@ def test_ffmpeg_is_ended() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_who_ends_ffmpeg_may_be_ending_the_build(number: signal.Signals) -> None:
+def test_who_ends_ffmpeg_may_be_ending_the_build(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     for is_build_ended in (True, False):
         stop = Stop()
+        monkeypatch.setattr(media, "SIGNAL_SECONDS", 300.0 if is_build_ended else 0.5)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(run_ffmpeg, endless(), stop=stop)
             until(lambda: bool(ffmpegs()))
@@ -226,7 +249,7 @@ def test_ffmpeg_that_takes_too_long_is_ended() -> None:
 
 
 def test_a_gate_lets_go_of_those_who_wait() -> None:
-    hosts, stop = HostGate(max_per_host=1, spacing_seconds=60.0), Stop()
+    hosts, stop = HostGate(max_per_host=1, spacing_seconds=3600.0), Stop()
 
     def enter(url: str) -> None:
         with hosts.visit(url, stop):
@@ -239,7 +262,7 @@ def test_a_gate_lets_go_of_those_who_wait() -> None:
         stop.set()
         for visit in waiting:
             with pytest.raises(StoppedError):
-                visit.result(timeout=1.0)
+                visit.result(timeout=SOON_SECONDS)
 
 
 def test_the_child_processes_of_a_download_are_out_of_ctrl_c_s_reach() -> None:
