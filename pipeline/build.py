@@ -26,6 +26,7 @@ from pipeline.judge import Judge
 from pipeline.media import has_encoder
 from pipeline.output_lock import OutputLock
 from pipeline.preview_files import PreviewFiles
+from pipeline.process_folder import socket_folder
 from pipeline.progress import Listener
 from pipeline.recipe import BuildRecipe
 from pipeline.records import DoneRecords, SourceRecord, source_hash
@@ -124,6 +125,7 @@ class Build:
         self.output.check_writable()
         self._check_space()
         self._lock.take(clear_tmp=not recipe.execution.scratch)
+        socket_folder()  # clears what killed processes left there, also where this one needs none
         PreviewFiles.clear_marks(self.state)
         if self._store_root().is_dir():
             Store(
@@ -275,8 +277,10 @@ class Build:
                     state=self.state,
                     store=Store(self._store_root(), execution.store_budget_bytes),
                     hosts=recipe.download.host_gate(),
-                    workers=Workers(self.num_workers, self._stop, execution.process_memory_bytes),
-                    embedder=Embedder(recipe.encoders, self._stop) if recipe.encoders is not None else None,
+                    workers=Workers(self.num_workers, self._stop, execution.process_memory_bytes, self._scratch),
+                    embedder=Embedder(recipe.encoders, self._stop, self._scratch)
+                    if recipe.encoders is not None
+                    else None,
                     previews=PreviewFiles(self.state, execution.previews_budget_bytes, keep=execution.keep_previews),
                     scratch=self._scratch,
                     stop=self._stop,

@@ -53,14 +53,17 @@ class _Waiting:
 
 
 class Embedder:
-    """The encoder pair of a recipe. Raises EncoderError where its files cannot be had."""
+    """The encoder pair of a recipe. ``temporary`` is as of :class:`pipeline.workers.Workers`.
 
-    def __init__(self, settings: EncoderPairSettings, stop: Stop | None = None) -> None:
+    Raises EncoderError where its files cannot be had.
+    """
+
+    def __init__(self, settings: EncoderPairSettings, stop: Stop | None = None, temporary: Path | None = None) -> None:
         self.encoder_id = find_files(settings).encoder_id
         self.shares_batches = False
         """Whether sources that wait are embedded together. Found out with the first: a GPU takes them faster so, a CPU does not."""
         self._settings = settings
-        self._workers = Workers(1, stop)
+        self._workers = Workers(1, stop, temporary=temporary)
         self._queue: list[_Waiting] = []
         self._queue_lock, self._turn, self._prompts_turn = threading.Lock(), threading.Lock(), threading.Lock()
         self._prompts: dict[str, ClassPrompts | None] = {}

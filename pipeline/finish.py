@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.agreed import Agreed, agree
 from pipeline.balance import BalanceItem, balance
 from pipeline.cut import CutClip, CutSettings
 from pipeline.dedup import Fingerprint, find_duplicates
-from pipeline.download_errors import mask_secrets
+from pipeline.download_errors import mask_secrets, masked_values
 from pipeline.errors import NothingKeptError
 from pipeline.funnel import Funnel
 from pipeline.ledger import LEDGER_NAME, write_ledger
@@ -314,8 +314,7 @@ def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
         mode="json",
         exclude={"execution": True, "output": True, "download": {"proxy", "cookies_file", "cookies_browser"}},
     )
-    values["sources"] = [mask_secrets(source) for source in values["sources"]]
-    return values
+    return cast("dict[str, Any]", masked_values(values))
 
 
 def _id_of_record(record: SourceRecord) -> str:

@@ -8,10 +8,15 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+# onnxruntime tells its maker of every session, and keeps a number for the machine; it looks here when it is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime
 
 SAMPLE_RATE_HZ = 16_000

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -29,6 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import OutputError
+from pipeline.process_folder import ProcessFolder, exclusive
 from pipeline.schema import Fetched
 
 LOG = logging.getLogger(__name__)
@@ -70,16 +70,13 @@ class Store:
         self._told_full = False
         self._thread_lock = threading.RLock()
         self._running: dict[str, tuple[threading.Lock, int]] = {}
-        self._own_lock: int | None = None
-        self._own = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         try:
             for name in ("objects", "index", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             with self._exclusive():
-                self._clean_up_after_the_dead()
-                self._own_lock = os.open(self._own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-                fcntl.flock(self._own_lock, fcntl.LOCK_EX)
-                (self._own / "pins").mkdir(parents=True)
+                self._folder = ProcessFolder(self.root / "tmp")
+                self._own = self._folder.path
+                (self._own / "pins").mkdir()
         except OSError as error:
             raise OutputError(f"the download store {self.root} cannot be used: {error.strerror or error}") from error
 
@@ -93,12 +90,9 @@ class Store:
 
     def close(self) -> None:
         """Give up all pins and temporary files. A process that ends without this leaves them to the next one."""
-        if self._own_lock is not None:
+        if self._folder.is_open:
             with self._exclusive():
-                shutil.rmtree(self._own, ignore_errors=True)
-                self._own.with_suffix(".lock").unlink(missing_ok=True)
-                os.close(self._own_lock)
-                self._own_lock = None
+                self._folder.close()
 
     @contextlib.contextmanager
     def only_one(self, key: str) -> Iterator[None]:
@@ -253,19 +247,8 @@ class Store:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        with self._thread_lock, (self.root / "lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self._thread_lock, exclusive(self.root / "lock"):
             yield
-
-    def _clean_up_after_the_dead(self) -> None:
-        for lock in (self.root / "tmp").glob("*.lock"):
-            with lock.open("ab") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink()
 
     def _pin(self, sha256: str) -> None:
         self._pins[sha256] += 1

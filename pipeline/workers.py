@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -18,12 +19,15 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import pebble
 
 from pipeline.errors import ClipError, HearscapeError, StoppedError, WorkerError
 from pipeline.memory import Memory, watch_memory
+from pipeline.process_folder import socket_folder
 from pipeline.stop import Stop
 from pipeline.store import DISK_FULL_ERRNOS
 
@@ -45,11 +49,16 @@ class Workers:
     """A pool of processes. ``slots`` limits what runs at once, including work (ffmpeg) that brings a process of its own.
 
     ``stop`` ends what runs, and is set by :meth:`close`. ``memory_bytes``: a process that holds more is killed, which costs
-    the source that it worked on; None: no limit. It is there for others that start processes, too.
+    the source that it worked on; None: no limit. It is there for others that start processes, too. ``temporary`` is a folder for
+    whatever the processes' libraries take for temporary; None: the system's.
     """
 
     def __init__(
-        self, num_workers: int | None = None, stop: Stop | None = None, memory_bytes: int | None = None
+        self,
+        num_workers: int | None = None,
+        stop: Stop | None = None,
+        memory_bytes: int | None = None,
+        temporary: Path | None = None,
     ) -> None:
         self.num_workers = num_workers or num_cores()
         self.memory_bytes = memory_bytes
@@ -64,7 +73,7 @@ class Workers:
             max_tasks=MAX_JOBS_PER_PROCESS,
             context=context,
             initializer=_start,
-            initargs=(self._tell_pid,),
+            initargs=(self._tell_pid, temporary),
         )
         threading.Thread(target=self._watch_memory, args=(pids,), name="worker-pids", daemon=True).start()
 
@@ -139,6 +148,7 @@ def _context() -> ForkServerContext:
     """Workers are forked from a server that has the libraries loaded: each starts at once, and shares their memory."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    _choose_folder_of_sockets()
     resource_tracker.ensure_running()  # unblocks signals when it starts, so it goes first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C would end the server while it loads
     try:
@@ -148,7 +158,19 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _start(tell_pid: Connection[int, Any]) -> None:
+def _choose_folder_of_sockets() -> None:
+    """Where the server's socket lies is decided once in a process: there where it is found when the process is killed."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(socket_folder())
+    try:
+        get_temp_dir()
+    finally:
+        tempfile.tempdir = before
+
+
+def _start(tell_pid: Connection[int, Any], temporary: Path | None) -> None:
+    if temporary is not None:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
     threading.Thread(target=_end_with_the_build, name="end-with-the-build", daemon=True).start()
     with tell_pid:

@@ -1,4 +1,4 @@
-"""Builds that are killed at any moment: ``python -m tests.faults.kill --rounds 50 --seed 1 [--encoders] [--command] [--keep FOLDER]``.
+"""Builds that are killed at any moment: ``python -m tests.faults.kill --rounds 50 --seed 1``.
 
 Each round begins a build in a process group of its own, kills the group with SIGKILL, once or more often, at moments that the seed
 draws from the time that an uninterrupted build takes, and then lets it come to its end. What must hold:
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -189,11 +189,8 @@ def left_over(trial: Trial, clean: Trial) -> list[str]:
     found, wanted = names_of(trial.output), names_of(clean.output)
     extra = [f"left behind: {name}" for name in sorted(found - wanted)]
     missing = [f"missing: {name}" for name in sorted(wanted - found)]
-    # what the operating system's folder for temporary files may keep of a killed process: sockets, which hold nothing
-    temporary = [
-        f"left in the temporary folder: {name}"
-        for name in sorted(names_of(trial.temporary) - names_of(clean.temporary))
-    ]
+    now, then = ({str(path.relative_to(one.temporary)) for path in one.temporary.rglob("*")} for one in (trial, clean))
+    temporary = [f"left in the temporary folder: {name}" for name in sorted(now - then)]
     return [*extra, *missing, *temporary]
 
 
@@ -240,8 +237,17 @@ def _compare_finished(before: dict[str, int], after: dict[str, int], findings: F
     return len(again)
 
 
-def run_rounds(folder: Path, rounds: int, seed: int, *, encoders: bool = False, command: bool = False) -> Findings:
-    """An uninterrupted build, and then the rounds. Those with problems leave their folder."""
+def run_rounds(
+    folder: Path,
+    rounds: int,
+    seed: int,
+    *,
+    first: int = 0,
+    encoders: bool = False,
+    command: bool = False,
+    tell: Callable[[str], object] = lambda line: None,
+) -> Findings:
+    """An uninterrupted build, and then the rounds from ``first`` on; ``tell`` is given a line after each."""
     sources = write_videos(folder / "videos")
     clean = Trial(folder / "clean", sources, encoders, command)
     process = clean.start()
@@ -252,11 +258,15 @@ def run_rounds(folder: Path, rounds: int, seed: int, *, encoders: bool = False, 
     elapsed = time.monotonic() - started
     rng = random.Random(seed)
     findings = Findings()
-    for number in range(rounds):
-        moments = [rng.uniform(0.0, elapsed) for _ in range(rng.choice((1, 1, 2, 3)))]
+    for number in range(first + rounds):
+        shares = [rng.random() for _ in range(rng.choice((1, 1, 2, 3)))]
+        if number < first:
+            continue
+        moments = [elapsed * share for share in shares]
         before = len(findings.problems)
         play_round(Trial(folder / f"r{number:03d}", sources, encoders, command), moments, clean, findings)
         findings.problems[before:] = [f"round {number}: {problem}" for problem in findings.problems[before:]]
+        tell(f"round {number}: {len(moments)} kills, {len(findings.problems) - before} problems")
     return findings
 
 
@@ -282,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: all rounds ended as they should. 1: not so; what was wrong is listed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.kill")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--encoders", action="store_true", help="embed the clips, too")
     parser.add_argument("--command", action="store_true", help="run the whole command, with its temporary server")
@@ -293,7 +304,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kill-") as temporary:
         started = time.monotonic()
         folder = options.keep or Path(temporary)
-        found = run_rounds(folder, options.rounds, options.seed, encoders=options.encoders, command=options.command)
+        found = run_rounds(
+            folder,
+            options.rounds,
+            options.seed,
+            first=options.first,
+            encoders=options.encoders,
+            command=options.command,
+            tell=lambda line: print(line, flush=True),  # noqa: T201
+        )
         elapsed = time.monotonic() - started
     print(  # noqa: T201
         f"{options.rounds} rounds, seed {options.seed}, {found.num_kills} kills ({found.num_killed_after} after the end), {elapsed:.0f} s: "

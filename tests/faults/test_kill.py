@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -17,8 +18,12 @@ from tests.faults.kill import Findings, Trial, finished_files, names_of, play_ro
 
 
 def test_killed_builds_end_like_one_that_was_not(tmp_path_factory: pytest.TempPathFactory) -> None:
-    found = run_rounds(tmp_path_factory.mktemp("k"), rounds=2, seed=3)
+    folder = tmp_path_factory.mktemp("k")
+    found = run_rounds(folder, rounds=2, seed=3)
     assert found.problems == []
+    temporary = folder / "clean" / "tmp"
+    own = f"hearscape-{os.getuid()}"
+    assert {str(path.relative_to(temporary)) for path in temporary.rglob("*")} <= {own, f"{own}/lock"}
     assert found.num_kills >= 2
     assert found.num_finished > found.num_made_again == 0
 
