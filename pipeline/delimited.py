@@ -65,10 +65,14 @@ class Lines:
         self._text.detach()
 
 
+def problem_with_length(text: str) -> str | None:
+    return f"the row is longer than {MAX_ROW_CHARS:,} characters" if len(text) > MAX_ROW_CHARS else None
+
+
 def problem_with_text(text: str) -> str | None:
     """Why a row's raw text cannot be taken at all."""
-    if len(text) > MAX_ROW_CHARS:
-        return f"the row is longer than {MAX_ROW_CHARS:,} characters"
+    if problem := problem_with_length(text):
+        return problem
     if "\0" in text:
         return "the row holds a NUL byte"
     if not text.isascii() and (found := _ESCAPED_BYTE.search(text)):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.bounded import read_bounded
 from pipeline.errors import ManifestError, UserError
 from pipeline.settings import Record
 from pipeline.thresholds import AgreementRule, Calibration
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[1] = 1
 FORMAT: Literal["hearscape-dataset"] = "hearscape-dataset"
 FILE_NAME = "manifest.json"
+MAX_BYTES = 256 << 20
+"""Largest manifest that is read: of about a million shards."""
 
 Name = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
 RelativePath = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
@@ -176,7 +179,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     """The manifest that was read from ``path``. Raises ManifestError, which says all that is wrong."""
     try:
         values = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is damaged: it is not JSON ({error}); build the dataset again") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ManifestError(f"{path} is not the manifest of a dataset: its format is not {FORMAT!r}")
@@ -243,7 +246,7 @@ def _is_manifest(path: str) -> bool:
     """Whether it says that it is a dataset's. One too damaged to say so counts: reading it tells what is wrong."""
     try:
         values = json.loads(_read(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return isinstance(values, Mapping) and values.get("format") == FORMAT
 
@@ -254,9 +257,9 @@ def _read(path: str) -> bytes:
             import fsspec  # noqa: PLC0415
 
             with fsspec.open(path, "rb") as file:
-                data: bytes = file.read()
-            return data
-        return Path(path).read_bytes()
+                return read_bounded(file, MAX_BYTES)
+        with Path(path).open("rb") as file:
+            return read_bounded(file, MAX_BYTES)
     except FileNotFoundError as error:
         raise ManifestError(f"{path} does not exist: no dataset was built there, or not to its end") from error
     except OSError as error:

@@ -23,7 +23,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet
 
-from pipeline.delimited import Lines, Record, problem_with_text, records
+from pipeline.bounded import copy_bounded
+from pipeline.delimited import MAX_ROW_CHARS, Lines, Record, problem_with_length, problem_with_text, records
 from pipeline.errors import SourceListError
 from pipeline.links import known_schemes, scheme_of
 
@@ -33,6 +34,10 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 HTTP_TIMEOUT_SECONDS = 60.0
+MAX_LIST_BYTES = 2 << 30
+"""Largest list behind http(s)."""
+MAX_GROUP_BYTES = 1 << 30
+"""Largest row group of a parquet file, unpacked: a whole group is in memory at a time."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -110,8 +115,7 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
         with error:
             raise SourceListError(f"{url}: the server answers {error.code} {error.reason}") from error
     with answer, tempfile.TemporaryFile() as stream:
-        while chunk := answer.read(1 << 20):
-            stream.write(chunk)
+        copy_bounded(answer, stream, MAX_LIST_BYTES)
         stream.seek(0)
         yield stream
 
@@ -223,6 +227,11 @@ def _parquet_rows(path: str | Path) -> Iterator[Row]:
     with _opened(path) as stream:
         table = pyarrow.parquet.ParquetFile(stream)
         columns = _header(path, Record(0, "", list(table.schema_arrow.names)), ",")
+        groups = (table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups))
+        if (largest := max(groups, default=0)) > MAX_GROUP_BYTES:
+            raise SourceListError(
+                f"{path}: a row group of {largest:,} bytes is too large to be read: write it with fewer rows to a group"
+            )
         line = 0
         for batch in table.iter_batches(batch_size=4096):
             for values in _batch_values(batch):
@@ -232,7 +241,8 @@ def _parquet_rows(path: str | Path) -> Iterator[Row]:
                     continue
                 named = zip(columns, values, strict=True)
                 cells = {column: value for column, value in named if column is not None}
-                yield Row(line, str(cells), cells)
+                text = str(cells)
+                yield Row(line, text[: MAX_ROW_CHARS + 1], cells, problem_with_length(text))
 
 
 def _batch_values(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...] | None]:

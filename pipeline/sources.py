@@ -24,6 +24,8 @@ from pipeline.source_cells import Cells, default_id
 from pipeline.source_rows import COLUMNS, Row, read_rows
 
 MAX_PROBLEMS_SHOWN = 50
+MAX_ROWS = 10_000_000
+"""Of all lists together: they are held in memory, about 1 KB each."""
 MAX_TEXT_SHOWN = 160
 
 
@@ -142,6 +144,8 @@ class Gathering:
     def add(self, row: Row, path: str | Path, folder: str | None = None) -> None:
         """Take a row of the list ``path``; its relative paths begin at ``folder`` (None: it may have none)."""
         listed_at = f"{_masked_name(path)}:{row.line}"
+        if self.num_rows >= MAX_ROWS:
+            raise SourceListError(f"{listed_at}: more than {MAX_ROWS:,} rows: divide them among several datasets")
         problem = row.problem
         if problem is None:
             cells = Cells.of(row.cells, folder)

@@ -24,6 +24,8 @@ from pipeline.storage import Folder
 
 MAX_PRINTED = 20
 _MAX_IN_ONE_FILE = 100
+MAX_MEMBER_BYTES = 256 << 20
+"""Largest record or embedding of a sample that is looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _check_shard(folder: Folder, record: ShardRecord, manifest: Manifest, progre
     try:
         with folder.open(record.path) as file:
             reader = _Counting(file, progressed)
-            _walk_tar(reader, manifest.members, walk)
+            _walk_tar(reader, manifest.members, walk, record)
             reader.drain()
     except FileNotFoundError:
         walk.complain("is missing")
@@ -162,11 +164,19 @@ def _check_shard(folder: Folder, record: ShardRecord, manifest: Manifest, progre
     return walk
 
 
-def _walk_tar(reader: HashingReader, expected: tuple[str, ...], walk: _Walk) -> None:
+def _walk_tar(reader: HashingReader, expected: tuple[str, ...], walk: _Walk, record: ShardRecord) -> None:
+    # it may be any file: what is kept of it is limited
+    max_members = (record.num_samples + _MAX_IN_ONE_FILE) * (len(expected) + 1)
     seen: set[str] = set()
     try:
         with tarfile.open(fileobj=reader, mode="r|", bufsize=1 << 20) as tar:  # type: ignore[call-overload]
-            for member in tar:
+            for number, member in enumerate(tar):
+                if number == max_members:
+                    walk.problems.append(f"holds more than {max_members} files: the rest was not looked at")
+                    break
+                if not 0 <= member.size <= record.num_bytes:  # tarfile would read on for ever
+                    walk.problems.append(f"breaks off at {member.name}, which promises {member.size:,} bytes")
+                    break
                 key, _, name = member.name.partition(".")
                 if not walk.keys or key != walk.keys[-1]:
                     _check_complete(walk, expected)
@@ -181,7 +191,7 @@ def _walk_tar(reader: HashingReader, expected: tuple[str, ...], walk: _Walk) -> 
                 problem = _member_problem(tar, member, key, name)
                 if problem:
                     walk.complain(f"sample {key}: its {name} {problem}")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:  # the last two: headers that lie
         walk.complain(f"breaks off at {f'sample {walk.keys[-1]}' if walk.keys else 'its beginning'}: {error}")
     _check_complete(walk, expected)
 
@@ -200,6 +210,8 @@ def _member_problem(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, nam
         return "is not a file"
     if member.size == 0:
         return "is empty"
+    if member.size > MAX_MEMBER_BYTES and not name.endswith("mp4"):
+        return f"has {member.size:,} bytes, more than is read"
     if not name.endswith((".npy", "json")):
         return None
     file = tar.extractfile(member)
@@ -208,13 +220,13 @@ def _member_problem(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, nam
     if name == "json":
         try:
             record: Any = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"is not JSON: {error}"
         named = record.get("key") if isinstance(record, dict) else None
         return None if named == key else f"is of key {named!r}"
     try:
         np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:  # MemoryError: a header that promises more
         return f"is not an array: {error}"
     return None
 
@@ -226,7 +238,7 @@ def _check_index(folder: Folder, record: ShardRecord, walk: _Walk) -> None:
         samples = {sample["key"]: sample["members"] for sample in summary["samples"]}
     except FileNotFoundError:
         return walk.complain(f"its index {name} is missing")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return walk.complain(f"its index {name} is damaged: {error!r}")
     if samples != dict(zip(walk.keys, walk.places, strict=True)):
         walk.complain(f"its index {name} tells other places than the tar has")

@@ -5,12 +5,14 @@ A file is read by ``torch.load(weights_only=True)`` or as safetensors: a pickle 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import pickle
-import shutil
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -19,6 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipeline.bounded import copy_bounded
+from pipeline.download_errors import mask_secrets
 from pipeline.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 FETCH_TIMEOUT_SECONDS = 60
+PARTIAL_PREFIX = ".fetching-"
+MAX_BYTES = 32 << 30
+"""Largest file that is fetched. The largest CLIP that is published has 20 GB in full precision."""
 NUM_SHOWN = 3
 """How many mismatches a message names."""
 
@@ -77,7 +84,7 @@ def resolve_weights(
         return path
     if sha256 is None:
         raise EncoderError(
-            f"{field}: {spec} is a URL and needs its SHA-256 beside it, so that weights cannot change unseen"
+            f"{field}: {mask_secrets(spec)} is a URL and needs its SHA-256 beside it, so that weights cannot change unseen"
         )
     cached = cached_path(spec, sha256, cache_dir)
     if not cached.is_file() or file_sha256(cached) != sha256.lower():
@@ -92,36 +99,48 @@ def cached_path(url: str, sha256: str, cache_dir: Path | None = None) -> Path:
 
 
 def _fetch(url: str, sha256: str, target: Path, field: str) -> None:
-    logger.info("fetching %s", url)
+    shown = mask_secrets(url)
+    logger.info("fetching %s", shown)
     by_hand = f"fetch it on another machine and put it at {target}, or set {field} to the path of a local copy"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".fetching-")
+        _remove_what_the_dead_left(target.parent)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=PARTIAL_PREFIX)
+        fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         raise EncoderError(f"{field}: cannot write to the cache folder {target.parent}: {error}") from error
     partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as file, _open_url(url) as response:
-            shutil.copyfileobj(response, file, 1 << 20)
+            copy_bounded(response, file, MAX_BYTES)
         if (found := file_sha256(partial)) != sha256:
             raise EncoderError(
-                f"{field}: {url} gave {partial.stat().st_size} bytes with SHA-256 {found}, wanted {sha256}; not kept. "
+                f"{field}: {shown} gave {partial.stat().st_size} bytes with SHA-256 {found}, wanted {sha256}; not kept. "
                 f"Correct the URL or the sum, or {by_hand}"
             )
         partial.replace(target)
     except EncoderError:
         raise
     except urllib.error.HTTPError as error:
-        raise EncoderError(f"{field}: {url} answered {error.code} {error.reason}; {by_hand}") from error
+        raise EncoderError(f"{field}: {shown} answered {error.code} {error.reason}; {by_hand}") from error
     except (
         OSError,
         HTTPException,
         ValueError,
         ImportError,
     ) as error:  # ValueError: no such protocol; ImportError: its driver
-        raise EncoderError(f"{field}: cannot fetch {url} ({error}); {by_hand}") from error
+        raise EncoderError(f"{field}: cannot fetch {shown} ({mask_secrets(str(error))}); {by_hand}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_what_the_dead_left(folder: Path) -> None:
+    """Half-fetched files of killed processes: nobody holds their lock, and they are not just being made."""
+    for partial in folder.glob(f"{PARTIAL_PREFIX}*"):
+        with contextlib.suppress(OSError), partial.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - partial.stat().st_mtime > 60:
+                partial.unlink()
 
 
 def _open_url(url: str) -> IO[bytes]:

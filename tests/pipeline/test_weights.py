@@ -1,6 +1,8 @@
+import fcntl
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import socket
 import sys
@@ -111,6 +113,19 @@ def test_a_failed_fetch_leaves_nothing(server, tmp_path, name, message):
     with pytest.raises(EncoderError, match=message):
         resolve_weights(f"{server.url}/{name}", SHA256, cache)
     assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_fetch_left_is_removed_and_one_that_runs_is_not(server, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("killed", "running", "begun"):
+        (cache / f".fetching-{name}").write_bytes(b"half")
+    for name in ("killed", "running"):
+        os.utime(cache / f".fetching-{name}", (1.0, 1.0))
+    with (cache / ".fetching-running").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        fetched = resolve_weights(f"{server.url}/weights.pt", SHA256, cache)
+    assert {path.name for path in cache.iterdir()} == {fetched.name, ".fetching-running", ".fetching-begun"}
 
 
 def test_offline_says_where_to_put_the_file_by_hand(tmp_path):
