@@ -25,6 +25,7 @@ from flows.logs import hide_trace, logs_in_run
 from flows.progress import Progress
 from flows.runners import is_remote, run_in_window, task_runner
 from pipeline.build import Build, BuildPlan, BuildSummary
+from pipeline.download_errors import masked_values
 from pipeline.errors import NothingKeptError, RecipeError, UserError
 from pipeline.recipe import BuildRecipe, load_recipe
 
@@ -83,6 +84,12 @@ def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:
         return load_recipe(recipe, changes)
     if changes:
         raise RecipeError("changes: only for a recipe that is given as a path; put them into the recipe itself")
+    written = recipe.model_dump(mode="json")
+    if masked_values(written) != written:
+        raise RecipeError(
+            "the recipe holds a password or a signature, and Prefect has stored it with this run: delete the run, "
+            "write the recipe to a file, and name its path instead"
+        )
     return recipe
 
 

@@ -43,6 +43,10 @@ LOCAL = frozenset({None, "file", "local"})
 PROTOCOLS = re.compile(r"(?:https?|m3u8(?:_native)?|http_dash_segments(?:_generator)?|f4m|ism)(?:\+|$)")
 """yt-dlp's names of the protocols that run over http(s) alone."""
 YOUTUBE = re.compile(r"(?:.+\.)?(?:youtube\.com|youtu\.be|youtube-nocookie\.com)")
+PLAIN_HEADERS = frozenset(
+    {"user-agent", "accept", "accept-language", "accept-encoding", "sec-fetch-mode", "referer", "origin"}
+)
+"""Headers of a request that hold no secret."""
 SECTION_ARGUMENTS = ["-copyts", "-start_at_zero", "-avoid_negative_ts", "disabled", "-f", "matroska"]
 """Keeps the source's timestamps, so that the file tells where the section lies. Matroska stores them as they are."""
 
@@ -111,7 +115,9 @@ def _try(
             return store.add(key, path, suffix, offset_ms=offset_ms, provenance=provenance)
         except HearscapeError:
             raise
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # what sites' extractors raise has no parent in common; what our own code raises goes on
             if is_ours(error) and not isinstance(error, OSError):
                 raise
             raise explain(error, watch.network_error) from error
@@ -384,10 +390,18 @@ class _Session:
         self.ydl.close()
 
     def _ranges(self, info: Mapping[str, Any], ydl: Any) -> list[dict[str, float]]:
-        if self.section is None or info.get("direct"):
+        if self.section is None or info.get("direct") or self._would_show_secrets(info):
             return [{}]
         start_ms, end_ms = self.section
         return [{"start_time": start_ms / 1000, "end_time": end_ms / 1000 if end_ms is not None else float("inf")}]
+
+    def _would_show_secrets(self, info: Mapping[str, Any]) -> bool:
+        """Whether ffmpeg would be given cookies or the like on its command line, where all users of the machine can read it."""
+        for part in info.get("formats") or [info]:
+            headers = {name.lower() for name in part.get("http_headers") or ()}
+            if headers - PLAIN_HEADERS or self.ydl.cookiejar.get_cookies_for_url(str(part.get("url"))):
+                return True
+        return False
 
     def _open(self, request: Any) -> Any:
         """In place of the YoutubeDL's urlopen: everything that is read goes by the watch."""

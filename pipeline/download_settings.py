@@ -26,7 +26,8 @@ class DownloadSettings(Settings):
     """Greatest height wanted, in pixels, where a site offers several. None: the best there is."""
     sections: bool = False
     """Fetch only the part between a source's start and end, from sites; the file then begins at the keyframe before the
-    start. Plain links are always fetched whole."""
+    start. Plain links are always fetched whole, and so is what a site gives for cookies: ffmpeg, which fetches sections, would
+    show them to all users of the machine, on its command line."""
     cookies_file: Path | None = None
     """Cookies in Netscape format. The file is only read. None: none."""
     cookies_browser: str | None = None

@@ -13,6 +13,7 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL
 from rich.console import Console
 
+from flows.dataset_flow import build_dataset
 from flows.direct import run_now
 from pipeline.errors import RecipeError
 from pipeline.ledger import main as ledger_main
@@ -105,6 +106,16 @@ def test_no_secret_leaves_the_build(
     databases = list(database.parent.glob(f"{database.name}*"))  # with what is not yet written back
     assert any(b"hushed" in path.read_bytes() for path in databases)
     assert not [path.name for path in databases if MARK.encode() in path.read_bytes()]
+
+
+def test_a_recipe_that_is_typed_with_a_secret_is_refused(recipe: Path) -> None:
+    """Prefect has stored it by then: the user must know."""
+    state = build_dataset(load_recipe(recipe), return_state=True)
+    assert state.is_failed()
+    assert state.message is not None
+    assert "delete the run, write the recipe to a file" in state.message
+    assert MARK not in state.message
+    assert not (recipe.parent / "hushed").exists()
 
 
 def test_a_recipe_with_a_password_is_refused_without_repeating_it(recipe: Path) -> None:
