@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def test_a_build_on_a_full_disk_says_so_and_goes_on_when_there_is_room(clean: Pa
     (tmp_path / "videos").symlink_to(clean / "videos")
     command = [sys.executable, "-m", "tests.faults.full_disk", str(tmp_path), "150", "5"]
     done = subprocess.run(
-        in_a_namespace(*command), cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+        in_a_namespace(*command), cwd=PROJECT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     *full, (_, last) = json.loads((tmp_path / "said.json").read_text())
@@ -104,13 +105,15 @@ def test_the_second_of_two_builds_refuses_and_the_first_is_not_disturbed(clean: 
     first = Trial(tmp_path, clean / "videos" / "list.jsonl", encoders=False, command=False)
     process = first.start()
     lock = tmp_path / "killed" / "state" / "lock"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not lock.exists() or not lock.read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGSTOP)  # it must not end before the second has looked
     with pytest.raises(OutputError, match=r"another build is at work there\. Wait for it, or choose another output"):
         run(tmp_path)
-    said, _ = process.communicate(timeout=60)
+    os.killpg(process.pid, signal.SIGCONT)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert contents(tmp_path / "killed") == contents(clean / "killed")
 

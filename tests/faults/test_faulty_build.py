@@ -35,6 +35,8 @@ max_per_host = 4
 max_bytes = 2_000_000
 retry_after_max_seconds = 5.0
 """
+# a busy machine is no stall
+PATIENT = ["download.retries=0", "download.socket_timeout_seconds=60.0", "download.stall_seconds=5.0"]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,6 @@ def test_what_no_other_try_can_mend_has_its_reason(server: FaultyServer, videos:
             "drip.mp4": ([Answer(body=video, fault=Fault.DRIP, fault_after=100, drip_seconds=0.1)], "stalled"),
         }
         links = [server.serve(f"/{name}", *given) for name, (given, _) in answers.items()]
-        output = build(tmp_path, "permanent", links, ["download.retries=1", "execution.downloads=8"])
+        output = build(tmp_path, "permanent", links, [*PATIENT, "execution.downloads=8"])
         assert ends(output, links) == {name: end for name, (_, end) in answers.items()}
         assert elsewhere.hits() == 0

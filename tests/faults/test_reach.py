@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file:ResourceWarning"
 )
 
-SETTINGS = DownloadSettings(retries=0, socket_timeout_seconds=2.0, stall_seconds=6.0, timeout_seconds=40.0)
+SETTINGS = DownloadSettings(retries=0, socket_timeout_seconds=60.0, stall_seconds=60.0, timeout_seconds=300.0)
 SECTIONS = SETTINGS.model_copy(update={"sections": True})
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 OPEN = SETTINGS.model_copy(update={"allow_networks": LOOPBACK})

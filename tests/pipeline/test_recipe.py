@@ -1,10 +1,12 @@
 """Recipes: every one in the folder loads, and changes on the command line are taken as TOML."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import RecipeError
+from pipeline.finish import manifest_recipe
 from pipeline.recipe import BuildRecipe, load_recipe
 from pipeline.settings import Settings
 from pipeline.thresholds import AgreementRule
@@ -115,3 +117,13 @@ def test_every_setting_says_what_it_means() -> None:
         return missing
 
     assert undocumented(BuildRecipe, "") == []
+
+
+def test_what_is_written_of_a_recipe_holds_no_signature(minimal: Path) -> None:
+    sides = ", ".join(f'{side}_weights = "https://a.example/w.pt?token=HUSH"' for side in ("picture", "sound"))
+    sums = ", ".join(f'{side}_sha256 = "{"0" * 64}"' for side in ("picture", "sound"))
+    changes = [f"encoders={{{sides}, {sums}}}", 'sources=["https://a.example/list.csv?sig=HUSH"]']
+    written = manifest_recipe(load_recipe(minimal, changes))
+    assert written["encoders"]["picture_weights"] == "https://a.example/w.pt?token=***"
+    assert written["sources"] == ["https://a.example/list.csv?sig=***"]
+    assert "HUSH" not in json.dumps(written)
