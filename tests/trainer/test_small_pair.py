@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from pipeline.calibration import read_calibration
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
-from pipeline.encoders.small import SmallConfig, Tower, save_tower
+from pipeline.encoders.small import FOLDER, SmallConfig, Tower, save_tower
 from pipeline.samples.pictures import scene_frames
 from pipeline.samples.sounds import nature_sound
 from pipeline.samples.video import write_video
@@ -279,6 +279,15 @@ def test_the_command_trains_reports_and_repeats_itself(folder, tmp_path, monkeyp
     assert "CC0 (" in card
     assert "13 clips of 12 sources" in card
     assert str(folder) not in card
+
+
+def test_the_packaged_card_has_the_limits_that_the_command_writes():
+    card = small_card._Card("hearscape-small-0")
+    first = len(card.lines)
+    card.limits()
+    packaged = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert packaged.endswith("\n".join(card.lines[first:]) + "\n")
+    assert packaged.startswith("\n".join(card.lines[:2]))
 
 
 def test_the_settings_are_documented():
