@@ -44,8 +44,8 @@ class FidelitySettings(Settings):
     num_pictures: int = Field(2000, ge=0)
     """Most pictures of each kind; papers take 50,000. 0: nothing is measured."""
     inception_weights: str | None = None
-    """Path of torch-fidelity's weights of Inception (weights-inception-2015-12-05-6726825d.pth); needs torchmetrics and
-    torch-fidelity. None: features of random convolutions."""
+    """Path of torch-fidelity's weights of Inception (weights-inception-2015-12-05-6726825d.pth); needs the extra
+    ``fidelity``: torchmetrics and torch-fidelity. None: features of random convolutions."""
 
 
 def check_fidelity(settings: FidelitySettings) -> None:
@@ -56,7 +56,7 @@ def check_fidelity(settings: FidelitySettings) -> None:
     if missing:
         raise RecipeError(
             f"prior.fidelity.inception_weights: {' and '.join(missing)} is not installed: "
-            f"pip install torchmetrics torch-fidelity, or leave it out"
+            f"pip install -c constraints.txt '.[fidelity]', or leave it out"
         )
     if not Path(settings.inception_weights).expanduser().is_file():
         raise RecipeError(f"prior.fidelity.inception_weights: {settings.inception_weights} is no file")
@@ -173,7 +173,9 @@ def _inception(weights: str) -> nn.Module:
                 feature_extractor_weights_path=str(path),
             )
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, TypeError) as error:
+            # torch's own advice on a pickle that it refuses is to run it
+            why = "it is no file of tensors" if isinstance(error, pickle.UnpicklingError) else f"{error}".strip()[:300]
             raise RecipeError(
-                f"prior.fidelity.inception_weights: {weights} does not hold torch-fidelity's Inception: {error}"
+                f"prior.fidelity.inception_weights: {weights} does not hold torch-fidelity's Inception: {why}"
             ) from error
     return network
