@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -10,8 +12,9 @@ from typing import Any, TypeVar, cast
 import fsspec
 from pydantic import Field
 
+from pipeline.bounded import BLOCK_BYTES, TooMuchError, check_told_size
 from pipeline.errors import ManifestError, ShardError
-from pipeline.manifest import Manifest, manifest_path, parse_manifest, read_manifest
+from pipeline.manifest import MAX_BYTES, Manifest, manifest_path, parse_manifest, read_manifest
 from pipeline.schema import unit_interval
 from pipeline.settings import Settings
 
@@ -19,10 +22,11 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WEB = ("http://", "https://")
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+LASTING = (TooMuchError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors that another try meets again."""
 PASSING_STATUS = {408, 425, 429}
 """Besides 500 and above: answers of an HTTP server that may differ the next time."""
+NO_RANGES = "its server sends whole files only: one that answers range requests is needed"
 
 
 class Retries(Settings):
@@ -48,7 +52,7 @@ class Remote:
         self._path = path.rstrip("/")
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file's bytes ``[start, end)``, or all of them.
+        """A file's bytes ``[start, end)``, or all of them, which may be 256 MiB.
 
         Raises ShardError when it is not there, still fails after the retries, or more comes than was asked for.
         """
@@ -57,11 +61,11 @@ class Remote:
         try:
             data = retried(lambda: self._fs.cat_file(where, start=start, end=end), where, self._retries)
         except failures as error:
+            if isinstance(error, TooMuchError) and start is not None:
+                raise ShardError("no_ranges", NO_RANGES) from error
             raise ShardError("unreadable", f"it cannot be read: {_said(error)}") from error
         if start is not None and end is not None and len(data) > end - start:
-            raise ShardError(
-                "no_ranges", "its server sends whole files only: one that answers range requests is needed"
-            )
+            raise ShardError("no_ranges", NO_RANGES)
         return cast("bytes", data)
 
 
@@ -115,7 +119,33 @@ def _options(root: str, retries: Retries) -> dict[str, Any]:
     import aiohttp  # noqa: PLC0415
 
     silence = aiohttp.ClientTimeout(total=None, sock_connect=retries.timeout_seconds, sock_read=retries.timeout_seconds)
-    return {"client_kwargs": {"timeout": silence}}
+    return {"client_kwargs": {"timeout": silence, "response_class": _bounded_response()}}
+
+
+@functools.cache
+def _bounded_response() -> type[Any]:
+    """An answer that is read, unpacked, up to what was asked for: a server may send more, or without end."""
+    import aiohttp  # noqa: PLC0415
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                max_bytes = _asked_bytes(self.request_info.headers.get("Range", ""))
+                check_told_size(self, max_bytes)
+                data = bytearray()
+                async for block in self.content.iter_chunked(BLOCK_BYTES):
+                    data += block
+                    if len(data) > max_bytes:
+                        raise TooMuchError(max_bytes)
+                self._body = bytes(data)
+            return self._body
+
+    return Bounded
+
+
+def _asked_bytes(range_header: str) -> int:
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", range_header)
+    return int(asked[2]) - int(asked[1]) + 1 if asked else MAX_BYTES
 
 
 def _said(error: BaseException) -> str:

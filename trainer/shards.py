@@ -113,7 +113,7 @@ def places_in(index: bytes, record: ShardRecord) -> list[Place]:
             wanted = [int(sum(sample["members"][name])) for name in READ_MEMBERS]
             places.append(Place(str(sample["key"]), end, _whole_blocks(max(wanted))))
             end = _whole_blocks(max(stop for _, stop in spans))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ShardError("index", f"its index is damaged ({type(error).__name__}: {error})") from error
     if len(places) != record.num_samples or any(p.end <= p.start or p.end > record.num_bytes for p in places):
         raise ShardError("index", f"its index does not fit it: {len(places)} samples of {record.num_samples}")
