@@ -43,6 +43,7 @@ def make_source(recipe: FitRecipe, run: Run, *, shuffle: bool) -> Reader | Pictu
         "num_frames": settings.frames_per_clip,
         "batch_size": settings.batch_size,
         "last_batch": None,
+        "sound": False,
         "mel": False,
     }
     return Reader(

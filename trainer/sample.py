@@ -10,13 +10,13 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -49,12 +49,20 @@ class SampleSettings(Settings):
     upscale: bool = False
     """Whether smaller pictures are scaled up. If not, a dataset without a large enough rendition is refused, and a sample that is
     smaller than its rendition promises counts as bad."""
+    sound: bool = True
+    """Whether the sound is decoded. If not, each sound has no samples; only its header is read, for its length."""
     mel: bool = True
     """Whether the log-mel spectrogram of the sound is computed too (``pipeline.encoders.mel``, its defaults)."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """What decodes pictures. torchcodec must be installed; it is the one that can use a GPU."""
     decoder_device: str = "cuda"
     """Where torchcodec decodes: ``cuda``, ``cuda:1`` or ``cpu``. pyav: always the CPU."""
+
+    @model_validator(mode="after")
+    def _hears(self) -> Self:
+        if self.mel and not self.sound:
+            raise ValueError("mel is wanted without sound: set mel to false as well")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +101,9 @@ class SampleDecoder:
         self._settings = settings
         self._config = MelConfig()
         self._log_mel = LogMel(self._config) if settings.mel else None
-        self.num_sound_samples = round(settings.window_seconds * self._config.sample_rate_hz)
-        self.mel_shape = (self._config.num_mels, self._config.num_frames(self.num_sound_samples))
+        num_samples = round(settings.window_seconds * self._config.sample_rate_hz)
+        self.num_sound_samples = num_samples if settings.sound else 0
+        self.mel_shape = (self._config.num_mels, self._config.num_frames(num_samples))
 
     def decode(self, place: Place, tar: bytes, draw: Draw) -> Decoded:
         """A sample out of its part of the tar. Raises SampleError."""
@@ -121,6 +130,8 @@ class SampleDecoder:
             window = min(self._settings.window_seconds, length)
             first = round((length - window) * draw.number("window") * file.samplerate)
             count = min(round(window * file.samplerate), file.frames - first)
+            if not self._settings.sound:
+                return np.zeros(0, np.float32), first / file.samplerate, count / file.samplerate
             file.seek(first)
             read = file.read(count, dtype="float32", always_2d=True)
             if len(read) < count:
