@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,22 +17,23 @@ from pipeline.settings import Settings
 Recipe = TypeVar("Recipe", bound=Settings)
 
 
-def read_recipe(kind: type[Recipe], path: str | Path | None, changes: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe; without a ``path``, every setting has its default.
+def read_recipe(kind: type[Recipe], path: str | Path | Sequence[str] | None, changes: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, or several, each of which changes settings of those before it; without a ``path``, all have their defaults.
 
     ``changes`` are like ``clips.length_seconds=4``: the value is TOML, or text where it is not.
 
     Raises RecipeError with every problem at once, each with its field's name.
     """
-    name = "recipe" if path is None else f"recipe {path}"
+    paths = [path] if isinstance(path, (str, Path)) else list(path or ())
+    name = "recipe" if not paths else f"recipe {', '.join(map(str, paths))}"
     values: dict[str, Any] = {}
-    try:
-        if path is not None:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{name}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name}: not TOML: {error}") from error
+    for one in paths:
+        try:
+            _overlay(values, tomllib.loads(Path(one).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RecipeError(f"recipe {one}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {one}: not TOML: {error}") from error
     for change in changes:
         _apply(values, change)
     try:
@@ -40,6 +41,16 @@ def read_recipe(kind: type[Recipe], path: str | Path | None, changes: Sequence[s
         return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise RecipeError("\n  ".join([f"{name}:", *problems_of(error)])) from error
+
+
+def _overlay(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Tables are joined, key by key; any other value takes the place of the earlier one."""
+    for key, value in more.items():
+        earlier = values.get(key)
+        if isinstance(earlier, dict) and isinstance(value, dict):
+            _overlay(earlier, value)
+        else:
+            values[key] = value
 
 
 def problems_of(error: ValidationError) -> list[str]:

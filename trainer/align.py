@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 
 from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
-from pipeline.encoders.weights import load_into
-from pipeline.errors import CheckpointError, FitError
+from pipeline.errors import FitError
 from pipeline.schema import stable_hash
+from pipeline.settings import Settings
 from trainer.align_loss import Targets, align_loss
 from trainer.align_settings import AlignSettings
-from trainer.augment import augmented_sounds, draw, mask_mels
-from trainer.checkpoint import below, load_optimizer, load_state, optimizer_tensors, save_state
-from trainer.data import Batch, DatasetMix, Reader, ReaderSettings
-from trainer.gather import add_over_ranks, average_over_ranks, gather_items, gather_rows, num_ranks
+from trainer.augment import augmented_mels
+from trainer.data import Batch, Reader, ReaderSettings
+from trainer.gather import add_over_ranks, average_over_ranks, gather_items, gather_rows
 from trainer.gradient_cache import backward_through
-from trainer.loop import Ended, fit
+from trainer.learner import BEST, LAST, Learner, damaged, rank_reader, run_stage
+from trainer.loop import Ended
 from trainer.losses import clamp_log_scale, initial_log_scale
 from trainer.optimizing import adamw, gradients_of, learning_rate_share
 from trainer.partner import Partner, load_partner
 from trainer.prompts import TextEmbeddings, sample_text
-from trainer.run import Run, changes, ranks_agree
+from trainer.run import Run
 from trainer.stats import Display
 from trainer.validation import evaluate
 
@@ -42,24 +42,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "align"
-CHECKPOINT = "resume.safetensors"
-LAST, BEST = "last.safetensors", "best.safetensors"
 
 
-class Align:
+class Align(Learner):
     """The stage: network, temperature and optimizer, and what a step and a validation need. Making one loads the partner."""
 
     name = NAME
 
     def __init__(self, settings: AlignSettings, reader: ReaderSettings, run: Run) -> None:
-        self.settings, self.run, self.reader_settings = settings, run, reader
-        self.samples_seen = 0
-        self.folder = run.stage_folder(NAME)
-        self.device = run.fabric.device
+        super().__init__(run)
+        self.settings, self.reader_settings = settings, reader
         self.partner: Partner = load_partner(settings.partner, self.device, run.settings.precision, "align.partner")
         mel = MelConfig()
         num_samples = round(reader.window_seconds * mel.sample_rate_hz)
-        self.config = AlignConfig(
+        self.made = AlignConfig(
             picture_id=self.partner.encoder_id,
             width=self.partner.width,
             backbone=settings.backbone,
@@ -67,15 +63,13 @@ class Align:
             mel=mel,
         )
         torch.manual_seed(run.settings.seed)
-        self.network = SoundNetwork(self.config.width, settings.backbone).to(self.device)
+        self.network = SoundNetwork(self.made.width, settings.backbone).to(self.device)
         self.log_scale = nn.Parameter(torch.tensor(initial_log_scale(), device=self.device))
         self.optimizer = adamw(
             [*self.network.parameters(), self.log_scale], settings.learning_rate, settings.weight_decay
         )
         self.front_end = LogMel(mel).to(self.device)
         self.texts = TextEmbeddings(self.partner, self.device)
-        self.best: float | None = None
-        """The highest ``best_by`` of a validation so far."""
         self.prompts = self._class_prompts()
         self._validation: Reader | None = None
         self._from_start: Mapping[str, Any] = {}
@@ -124,7 +118,7 @@ class Align:
             return loss
 
         micro_batches = torch.split(views_BVMT, self._micro_batch_size(views_BVMT)) if len(views_BVMT) else ()
-        no_rows = torch.zeros(0, 2, self.config.width, device=self.device)
+        no_rows = torch.zeros(0, 2, self.made.width, device=self.device)
         loss = backward_through(self.network, self._embed, micro_batches, loss_of, no_rows)
         length = self._gradient_length()
         if not math.isfinite(float(loss)) or not math.isfinite(length):
@@ -138,29 +132,22 @@ class Align:
         self.optimizer.step()
         clamp_log_scale(self.log_scale)
         self.samples_seen += len(targets.labels)
+        self.num_steps += 1
         scale = float(self.log_scale.detach().exp())
         return {"loss": float(loss), **terms, "scale": scale, "gradient_norm": length, "learning_rate": rate}
 
     def _views(self, batch: Batch) -> Tensor:
         """(B, 2, M, T): each sound's mel, and that of its augmented view. A function of the seed and the samples alone."""
-        sounds_BN = batch.sounds_BN.to(self.device)
-        if not len(sounds_BN):
-            return torch.zeros(0, 2, self.config.mel.num_mels, self.config.num_frames, device=self.device)
-        seed, rate_hz = self.run.settings.seed, self.config.mel.sample_rate_hz
-        draws = [
-            draw(self.settings.augment, seed, self.samples_seen, dataset, key)
-            for dataset, key in zip(batch.datasets, batch.keys, strict=True)
-        ]
-        num_real_B = [max(1, min(sounds_BN.shape[1], round(s * rate_hz))) for s in batch.seconds_B.tolist()]
-        with torch.no_grad():
-            changed_BMT = self.front_end(augmented_sounds(sounds_BN, num_real_B, draws))
-            mask_mels(changed_BMT, draws)
-            return torch.stack([self._mels(batch), changed_BMT], dim=1)
+        if not len(batch):
+            return torch.zeros(0, 2, self.made.mel.num_mels, self.made.num_frames, device=self.device)
+        identity = (self.run.settings.seed, self.samples_seen)
+        changed_BMT = augmented_mels(batch, self.front_end, self.settings.augment, self.device, *identity)
+        return torch.stack([self._mels(batch), changed_BMT], dim=1)
 
     def _mels(self, batch: Batch) -> Tensor:
         """(B, M, T) on the device: the reader's, or made here where it made none."""
         if not len(batch.sounds_BN):
-            return torch.zeros(0, self.config.mel.num_mels, self.config.num_frames, device=self.device)
+            return torch.zeros(0, self.made.mel.num_mels, self.made.num_frames, device=self.device)
         if batch.mels_BMT is not None:
             return batch.mels_BMT.to(self.device)
         mels_BMT: Tensor = self.front_end(batch.sounds_BN.to(self.device))
@@ -172,7 +159,7 @@ class Align:
     def _embed(self, views_bVMT: Tensor) -> Tensor:
         with self.run.fabric.autocast():
             rows: Tensor = self.network(views_bVMT.flatten(0, 1).unsqueeze(1))
-        return rows.float().view(-1, 2, self.config.width)
+        return rows.float().view(-1, 2, self.made.width)
 
     def _targets(self, batch: Batch) -> Targets:
         """What the sounds of all ranks are held against."""
@@ -204,7 +191,7 @@ class Align:
             mixes = self.run.mixes("validation")
             if not mixes:
                 return {}
-            self._validation = _reader(mixes, self.reader_settings, self.run, "validation")
+            self._validation = rank_reader(mixes, self.reader_settings, self.run, "validation")
             self._from_start = self._validation.state_dict()
         self._validation.load_state_dict(self._from_start)
         measures = self.measure(self._validation)
@@ -216,14 +203,14 @@ class Align:
         if value is not None and (self.best is None or value > self.best):
             self.best = value
             if self.run.fabric.is_global_zero:
-                save_align(self.folder / BEST, self.network, self.config)
+                save_align(self.folder / BEST, self.network, self.made)
         return measures
 
     def measure(self, reader: Reader) -> dict[str, float]:
         """The measures over one epoch of a reader, or its first ``validation_samples``."""
         self.network.eval()
         most = self.settings.validation_samples
-        sounds, pictures = [torch.zeros(0, self.config.width)], [torch.zeros(0, self.config.width)]
+        sounds, pictures = [torch.zeros(0, self.made.width)], [torch.zeros(0, self.made.width)]
         described: list[tuple[str, tuple[str, ...]]] = []
         for batch in reader:
             sounds.append(gather_rows(self.embed(batch))[0].cpu())
@@ -244,106 +231,42 @@ class Align:
         """The sounds of a batch, (B, D), not normalised, without gradient, in micro-batches; as the network is set to run."""
         mels_BMT = self._mels(batch)
         if not len(mels_BMT):
-            return torch.zeros(0, self.config.width, device=self.device)
+            return torch.zeros(0, self.made.width, device=self.device)
         with torch.no_grad(), self.run.fabric.autocast():
             parts = torch.split(mels_BMT, self._micro_batch_size(mels_BMT))
             return torch.cat([self.network(some.unsqueeze(1)).float() for some in parts])
 
     # checkpoints
 
-    def save(self, reader_state: Mapping[str, Any]) -> None:
-        """Writes ``last.safetensors`` and what is needed to resume; rank 0 does, the others wait for it."""
-        if self.run.fabric.is_global_zero:
-            save_align(self.folder / LAST, self.network, self.config)
-            if self.best is None:
-                save_align(self.folder / BEST, self.network, self.config)
-            tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-            tensors |= {"log_scale": self.log_scale, **optimizer_tensors(self.optimizer, "optimizer")}
-            values = {
-                "samples_seen": self.samples_seen,
-                "best": self.best,
-                "config": self.config.model_dump(mode="json"),
-                "reader": dict(reader_state),
-            }
-            save_state(self.folder / CHECKPOINT, NAME, tensors, values)
-        self.run.fabric.barrier()
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"network": self.network}
 
-    def resume(self) -> dict[str, Any] | None:
-        """Takes up the checkpoint in the stage's folder; the reader's state in it, or None where there is no checkpoint.
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer}
 
-        Raises CheckpointError or EncoderError for one that does not fit, or that not every rank sees.
-        """
-        path = self.folder / CHECKPOINT
-        reader_state: dict[str, Any] | None = None
-        if path.exists():
-            tensors, values = load_state(path, NAME)
-            reader_state = self._take(path, tensors, values)
-        if not ranks_agree(self.samples_seen, self.device):
-            raise CheckpointError(
-                f"{path}: the ranks see different checkpoints; put the run's folder on a disk that all share"
-            )
-        return reader_state
+    def config(self) -> Settings:
+        return self.made
 
-    def _take(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str, Any]:
-        differing = changes(values.get("config") or {}, self.config.model_dump(mode="json"))
-        if differing:
-            raise CheckpointError(
-                f"{path} is of another network ({'; '.join(differing)}): "
-                f"set back what was changed, or choose another folder with --out"
-            )
-        try:
-            samples_seen, best = int(values["samples_seen"]), values["best"]
-            reader_state: dict[str, Any] = dict(values["reader"])
-            log_scale = tensors["log_scale"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is damaged ({error!r}); remove {path.parent} to begin this stage anew"
-            ) from error
-        load_into(self.network, below(tensors, "network"), path)
-        load_optimizer(self.optimizer, tensors, "optimizer", path)
+    def export(self) -> None:
+        save_align(self.folder / LAST, self.network, self.made)
+        if self.best is None:
+            save_align(self.folder / BEST, self.network, self.made)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "log_scale": self.log_scale}
+
+    def put(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], path: Path) -> None:
+        super().put(tensors, numbers, path)
+        if "log_scale" not in tensors:
+            raise damaged(path, "it has no log_scale")
         with torch.no_grad():
-            self.log_scale.copy_(log_scale)
-        self.samples_seen, self.best = samples_seen, best
-        return reader_state
+            self.log_scale.copy_(tensors["log_scale"])
 
 
 def fit_align(recipe: FitRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
-    settings = recipe.align
-    reader = _reader(run.mixes("train"), recipe.reader, run, "train")
-    stage: Align | None = None
-    try:
-        stage = Align(settings, recipe.reader, run)
-        reader_state = stage.resume()
-        if reader_state is not None:
-            reader.load_state_dict(reader_state)
-        run.stats.resume(NAME, stage.samples_seen)
-        return fit(
-            stage,
-            reader,
-            run,
-            display,
-            num_samples=settings.num_samples,
-            validate_every_samples=settings.validate_every_samples,
-            save_every_samples=settings.save_every_samples,
-        )
-    finally:
-        reader.close()
-        if stage is not None:
-            stage.close()
-
-
-def _reader(mixes: Sequence[DatasetMix], settings: ReaderSettings, run: Run, split: str) -> Reader:
-    """This rank's reader of a split, shuffled for training only."""
-    return Reader(
-        mixes,
-        settings,
-        split=split,
-        seed=run.settings.seed,
-        rank=run.fabric.global_rank,
-        num_ranks=num_ranks(),
-        shuffle=split == "train",
-    )
+    source = rank_reader(run.mixes("train"), recipe.reader, run, "train")
+    return run_stage(lambda: Align(recipe.align, recipe.reader, run), source, recipe.align, run, display)
 
 
 def _not_finite(samples_seen: int, terms: Mapping[str, float], gradient: float, batch: Batch) -> str:

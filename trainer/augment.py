@@ -23,8 +23,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pipeline.encoders.mel import LogMel
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
+from trainer.batches import Batch
 
 
 class AugmentSettings(Settings):
@@ -102,6 +104,20 @@ def mask_mels(mels_BMT: Tensor, draws: Sequence[Draw]) -> None:
             mel_MT[_masked(mel_MT.shape[0], width, place)] = 0
         for width, place in one.time_masks:
             mel_MT[:, _masked(mel_MT.shape[1], width, place)] = 0
+
+
+def augmented_mels(
+    batch: Batch, front_end: LogMel, settings: AugmentSettings, device: torch.device, *identity: object
+) -> Tensor:
+    """(B, M, T) of the batch's sounds, changed as :func:`draw` says for ``identity``, the dataset and the key of each."""
+    draws = [draw(settings, *identity, dataset, key) for dataset, key in zip(batch.datasets, batch.keys, strict=True)]
+    sounds_BN = batch.sounds_BN.to(device)
+    rate_hz = front_end.config.sample_rate_hz
+    num_real_B = [max(1, min(sounds_BN.shape[1], round(s * rate_hz))) for s in batch.seconds_B.tolist()]
+    with torch.no_grad():
+        changed_BMT: Tensor = front_end(augmented_sounds(sounds_BN, num_real_B, draws))
+        mask_mels(changed_BMT, draws)
+    return changed_BMT
 
 
 def _masked(size: int, width: float, place: float) -> slice:

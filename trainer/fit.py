@@ -28,7 +28,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.fit", description="Fit a model to built datasets.")
     parser.add_argument("--shards", metavar="FOLDER", help="folder or URL: every dataset below it is streamed from")
     parser.add_argument(
-        "--recipe", metavar="R.toml", help="path of a recipe for a fit; without one, everything has its default"
+        "--recipe",
+        action="append",
+        metavar="R.toml",
+        help="path of a recipe for a fit; may be repeated, a later one changes settings of those before it (all defaults)",
     )
     parser.add_argument("--stages", metavar="A,B", help="the stages to run, with commas between (all there are)")
     parser.add_argument("--out", metavar="runs/NAME", help="the run's folder; a run that is there already is continued")

@@ -29,6 +29,8 @@ class Stage(Protocol):
     name: str
     samples_seen: int
     """Samples of all ranks that it has learned from."""
+    headline: Sequence[str]
+    """Names of the measures of a validation that the terminal shows. None of them: it shows all."""
 
     def step(self, batch: Batch) -> Mapping[str, float]:
         """Learns from one batch; its measures, ``loss`` among them, or none for a batch without a sample on any rank.
@@ -126,7 +128,8 @@ def _validate(stage: Stage, run: Run, display: Display) -> None:
     if not measures:
         return
     run.stats.write(stage.name, "validation", stage.samples_seen, measures)
-    told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in measures.items())
+    shown = {name: measures[name] for name in stage.headline if name in measures} or measures
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
     display.say(f"{stage.name}: validation after {stage.samples_seen:,} samples: {told}")
 
 

@@ -1,4 +1,4 @@
-"""What is learned in a step of the prior stage, as data: each phase has a loss, a network, an optimizer, and how often it is run.
+"""What is learned in a step of the prior stage. A phase takes real pictures, (B, T, 3, H, W), -1..1.
 
 Equations: StyleGAN2 (arXiv:1912.04958), with the lazy regularisation of its appendix B; StyleGAN2-ADA (arXiv:2006.06676).
 
@@ -8,7 +8,7 @@ that take a style each, D numbers of a style.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,41 +22,13 @@ from trainer.model.filters import blur
 from trainer.model.generator import Generator, build_generator, widths_of
 from trainer.model.generator_file import DiscriminatorConfig, build_discriminator_of
 from trainer.model.load import read_generator_file
+from trainer.phases import Phase, Terms
 from trainer.prior_settings import GROUP_SIZE, PriorSettings, generator_config
 
 GENERATOR_MEASURES = ("generator_loss",)
 PATH_MEASURES = ("path_penalty", "path_length")
 DISCRIMINATOR_MEASURES = ("discriminator_loss", "real_score", "fake_score")
 R1_MEASURES = ("r1_penalty",)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a phase's loss gives."""
-
-    loss: Tensor
-    """A scalar: the mean over the pictures."""
-    measures: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One optimizer step. ``loss`` takes real pictures, (B, T, 3, H, W), -1..1; it is multiplied by ``every``."""
-
-    name: str
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    every: int
-    loss: Callable[[Tensor], Terms]
-    measures: tuple[str, ...]
-    """Names of what ``loss`` tells."""
-    is_main: bool = True
-    """Whether the optimizer is its own; a regulariser has that of its network's main phase."""
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer moves: the network's, but for what is frozen."""
-        return [one for group in self.optimizer.param_groups for one in group["params"]]
 
 
 @dataclass
@@ -161,7 +133,7 @@ def make_networks(settings: PriorSettings) -> tuple[Generator, Discriminator, Di
     return held.generator(), held.discriminator(), held.discriminator_config
 
 
-def make_phases(adversaries: Adversaries) -> Sequence[Phase]:
+def make_phases(adversaries: Adversaries) -> Sequence[Phase[Tensor]]:
     """In the order in which a step runs them. Phases of one network share its optimizer."""
     settings = adversaries.settings
     path_every = settings.path_every if settings.path_weight else None
@@ -170,15 +142,12 @@ def make_phases(adversaries: Adversaries) -> Sequence[Phase]:
     of_generator = _adam(generator.parameters(), settings.generator_learning_rate, settings.betas, path_every)
     learning = discriminator.parameters_below(settings.frozen_blocks)
     of_discriminator = _adam(learning, settings.discriminator_learning_rate, settings.betas, r1_every)
-    phases = [Phase("generator", generator, of_generator, 1, adversaries.generator_main, GENERATOR_MEASURES)]
+    phases = [Phase("generator", of_generator, 1, adversaries.generator_main, GENERATOR_MEASURES)]
     if path_every is not None:
-        phases.append(
-            Phase("path_length", generator, of_generator, path_every, adversaries.path_length, PATH_MEASURES, False)
-        )
+        phases.append(Phase("path_length", of_generator, path_every, adversaries.path_length, PATH_MEASURES, False))
     phases.append(
         Phase(
             "discriminator",
-            discriminator,
             of_discriminator,
             1,
             adversaries.discriminator_main,
@@ -186,7 +155,7 @@ def make_phases(adversaries: Adversaries) -> Sequence[Phase]:
         )
     )
     if r1_every is not None:
-        phases.append(Phase("r1", discriminator, of_discriminator, r1_every, adversaries.r1, R1_MEASURES, False))
+        phases.append(Phase("r1", of_discriminator, r1_every, adversaries.r1, R1_MEASURES, False))
     return phases
 
 

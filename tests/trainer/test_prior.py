@@ -120,9 +120,10 @@ def test_every_trained_module_gets_a_gradient_and_moves(folder: Path, tmp_path: 
         had |= {name for name, one in named if one.grad is not None and bool(one.grad.any())}
     assert {name for name, _ in named} - had == set()
     assert [name for name, one in named if torch.equal(one, before[name])] == []
+    learning = {"generator": "generator", "path_length": "generator", "discriminator": "discriminator", "r1": "discriminator"}
     for phase in stage.phases:
-        owned = {id(one) for group in phase.optimizer.param_groups for one in group["params"]}
-        assert owned == {id(one) for one in phase.network.parameters()}
+        owned = {id(one) for one in phase.parameters}
+        assert owned == {id(one) for one in networks[learning[phase.name]].parameters()}
     assert [phase.name for phase in stage.phases] == ["generator", "path_length", "discriminator", "r1"]
     assert stage.samples_seen == 8
     assert not torch.equal(stage.generator.w_avg, torch.zeros(8))
@@ -133,7 +134,7 @@ def test_phases_are_run_when_it_is_their_turn(folder: Path, tmp_path: Path) -> N
     counts = {"optimizer_generator": [], "optimizer_discriminator": []}  # type: dict[str, list[int]]
     for _ in range(4):
         stage.step(next(batches))
-        tensors = stage._tensors()
+        tensors = stage.tensors()
         for name, found in counts.items():
             found.append(int(tensors[f"{name}.0.step"]))
     # steps 0 to 3: path lengths at 0 and 2, R1 at 0 and 3
@@ -290,17 +291,17 @@ def test_it_goes_on_from_a_published_generator(folder: Path, tmp_path: Path) -> 
 def test_a_loss_that_is_not_finite_changes_nothing(folder: Path, tmp_path: Path) -> None:
     stage, batches = stage_of(folder, tmp_path)
     stage.step(next(batches))
-    before = {name: one.clone() for name, one in stage._tensors().items()}
-    values = stage._values()
+    before = {name: one.clone() for name, one in stage.tensors().items()}
+    values = stage.numbers()
     for phase in stage.phases[:1]:
         phase.optimizer.param_groups[0]["lr"] = 1e30  # the generator's step goes well, what it draws then does not
     with pytest.raises(
-        FitError, match=r"the loss of the phase discriminator is not finite after 4 pictures .* in the batch of"
+        FitError, match=r"the loss of the phase discriminator is not finite .* after 4 samples in the batch of"
     ):
         stage.step(next(batches))
-    after = stage._tensors()
+    after = stage.tensors()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
-    assert stage._values() == values
+    assert stage.numbers() == values
 
 
 def test_the_command_stops_with_a_checkpoint_where_a_loss_is_not_finite(
@@ -390,7 +391,7 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "is of another network (w_dim was 8, is 4)" in capsys.readouterr().err
     path = tmp_path / "other.safetensors"
     stage, _ = stage_of(folder, tmp_path / "other")
-    save_generator(path, stage.config, stage.generator)
+    save_generator(path, stage.made, stage.generator)
     assert main(words(folder, tmp_path / "new", f"prior.init={path}", "prior.generator.w_dim=4")) == 2
     assert "prior.generator: is not the network that prior.init" in capsys.readouterr().err
 
@@ -436,7 +437,7 @@ def test_the_discriminator_sees_blurred_pictures_until_the_blur_has_faded(folder
 def test_frozen_blocks_of_the_discriminator_stay(folder: Path, tmp_path: Path) -> None:
     first, batches = stage_of(folder, tmp_path / "first")
     path = tmp_path / "whole.safetensors"
-    save_generator(path, first.config, first.generator, first.discriminator_config, first.discriminator)
+    save_generator(path, first.made, first.generator, first.discriminator_config, first.discriminator)
     stage, _ = stage_of(folder, tmp_path / "second", f"prior.init={path}", "prior.frozen_blocks=1")
     before = {name: one.detach().clone() for name, one in stage.discriminator.named_parameters()}
     for _ in range(2):
@@ -452,8 +453,8 @@ def test_frozen_blocks_of_the_discriminator_stay(folder: Path, tmp_path: Path) -
 def test_frozen_blocks_want_a_discriminator_that_has_learned(folder: Path, tmp_path: Path) -> None:
     stage, _ = stage_of(folder, tmp_path / "first")
     bare, whole = tmp_path / "bare.safetensors", tmp_path / "whole.safetensors"
-    save_generator(bare, stage.config, stage.generator)
-    save_generator(whole, stage.config, stage.generator, stage.discriminator_config, stage.discriminator)
+    save_generator(bare, stage.made, stage.generator)
+    save_generator(whole, stage.made, stage.generator, stage.discriminator_config, stage.discriminator)
     for path, count, message in (
         (bare, 1, "holds no discriminator"),
         (whole, 3, r"frozen_blocks: 3; a discriminator of 16 pixels has 2"),
