@@ -13,8 +13,10 @@ from pipeline.manifest import find_manifests, read_manifest
 from pipeline.settings import Settings
 from trainer.align_settings import AlignSettings
 from trainer.data import DatasetMix, ReaderSettings
+from trainer.invert_settings import InvertSettings, StudentSettings
 from trainer.prior_settings import PriorSettings
 from trainer.run import Dataset, RunSettings
+from trainer.video_settings import VideoSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,13 @@ class FitRecipe(Settings):
     """The stage that trains a generator of pictures."""
     align: AlignSettings = AlignSettings()
     """The stage that fits the sound encoder."""
+
+    student: StudentSettings = StudentSettings()
+    """The stage that makes a picture encoder without gradients one with."""
+    invert: InvertSettings = InvertSettings()
+    """The stage that puts sounds into the generator's space of styles."""
+    video: VideoSettings = VideoSettings()
+    """The stage that walks through that space with the sound."""
 
     @property
     def folder(self) -> Path:

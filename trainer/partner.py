@@ -96,11 +96,24 @@ class OpenClipPartner:
         return functional.normalize(rows_BTD.mean(1), dim=1)
 
     def _prepared(self, frames_NCHW: Tensor) -> Tensor:
-        pictures = frames_NCHW.float()
-        if tuple(pictures.shape[2:]) != self._size:
-            pictures = functional.interpolate(pictures, self._size, mode=self._mode, antialias=True)
+        pictures = self._resized(frames_NCHW.float())
+        if pictures.shape != frames_NCHW.shape:
             pictures = pictures.clamp(0, 255).round()
         return (pictures / 255 - self._mean_C11) / self._std_C11
+
+    def _resized(self, pictures_NCHW: Tensor) -> Tensor:
+        if tuple(pictures_NCHW.shape[2:]) == self._size:
+            return pictures_NCHW
+        return functional.interpolate(pictures_NCHW, self._size, mode=self._mode, antialias=True)
+
+    def look(self, pictures_NCHW: Tensor) -> Tensor:
+        """Square pictures, about -1..1 -> (N, D), rows of length 1, with a gradient back to the pixels."""
+        running = self.encoder.running
+        resized = self._resized(pictures_NCHW.to(running.device).float())
+        prepared = ((resized + 1) / 2 - self._mean_C11) / self._std_C11
+        with running_autocast(running):
+            rows_ND: Tensor = self.encoder.model.encode_image(prepared)
+        return functional.normalize(rows_ND.float(), dim=1)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.encoder.embed_texts(texts)

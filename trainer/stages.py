@@ -10,12 +10,20 @@ from trainer.align import NAME as ALIGN
 from trainer.align import fit_align
 from trainer.align_settings import check_align
 from trainer.config import FitRecipe
+from trainer.invert import NAME as INVERT
+from trainer.invert import fit_invert
+from trainer.invert_settings import check_invert, check_student
 from trainer.loop import Ended
 from trainer.prior import NAME as PRIOR
 from trainer.prior import fit_prior
 from trainer.prior_settings import check_prior
 from trainer.run import Run
 from trainer.stats import Display
+from trainer.student_stage import NAME as STUDENT
+from trainer.student_stage import fit_student
+from trainer.video import NAME as VIDEO
+from trainer.video import fit_video
+from trainer.video_settings import check_video
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,9 @@ class StageEntry:
 STAGES = {
     PRIOR: StageEntry(check_prior, fit_prior, lambda recipe: recipe.prior.pictures is None),
     ALIGN: StageEntry(check_align, fit_align),
+    STUDENT: StageEntry(check_student, fit_student),
+    INVERT: StageEntry(check_invert, fit_invert),
+    VIDEO: StageEntry(check_video, fit_video),
 }
 """In the order in which they run."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets import Clip, build_dataset, cut_clips
+from tests.trainer.guided import build_guided
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +20,12 @@ def numbered(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> Pat
     """43 samples in 5 shards of different sizes. Not to be written into."""
     folder = tmp_path_factory.mktemp("numbered")
     build_dataset(folder, clips, [10, 3, 12, 1, 17])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``build_guided`` makes. Not to be written into."""
+    folder = tmp_path_factory.mktemp("guided")
+    build_guided(folder)
     return folder

@@ -58,10 +58,15 @@ def test_every_recipe_of_a_fit_loads(path: Path) -> None:
 
 def test_there_are_recipes() -> None:
     assert [path.name for path in RECIPES] == [
+        "fit-1024.toml",
+        "fit-256.toml",
         "fit-landscape.toml",
+        "fit-paper.toml",
         "fit-prior-1024.toml",
         "fit-prior-256.toml",
         "fit-prior-512.toml",
+        "fit-prior-stylegan3-r.toml",
+        "fit-prior-stylegan3-t.toml",
         "fit-prior-tiny.toml",
         "fit-tiny.toml",
     ]

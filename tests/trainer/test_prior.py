@@ -120,7 +120,12 @@ def test_every_trained_module_gets_a_gradient_and_moves(folder: Path, tmp_path: 
         had |= {name for name, one in named if one.grad is not None and bool(one.grad.any())}
     assert {name for name, _ in named} - had == set()
     assert [name for name, one in named if torch.equal(one, before[name])] == []
-    learning = {"generator": "generator", "path_length": "generator", "discriminator": "discriminator", "r1": "discriminator"}
+    learning = {
+        "generator": "generator",
+        "path_length": "generator",
+        "discriminator": "discriminator",
+        "r1": "discriminator",
+    }
     for phase in stage.phases:
         owned = {id(one) for one in phase.parameters}
         assert owned == {id(one) for one in networks[learning[phase.name]].parameters()}

@@ -1,0 +1,44 @@
+"""How sure a mean over clips is: intervals by bootstrap over the sources that the clips are of.
+
+Shape suffixes: N clips, S sources, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+NORMAL = 1.959964
+"""Standard deviations on each side of the mean that hold this share of a normal distribution."""
+
+
+class Bootstrap:
+    """Intervals of means over clips: whole sources are drawn with replacement, as clips of one are not independent."""
+
+    def __init__(self, sources: Sequence[str], num_resamples: int, seed: int) -> None:
+        names = sorted(set(sources))
+        self._source_N = np.asarray([names.index(source) for source in sources])
+        self._num_sources = len(names)
+        rng = np.random.default_rng(seed)
+        self._drawn_RS = rng.integers(0, len(names), (num_resamples, len(names)))
+
+    def interval(self, values_N: Floats) -> tuple[float, float]:
+        """The 2.5th and 97.5th percentile of the mean; clips without a value are NaN."""
+        known_N = np.isfinite(values_N)
+        sums_S = np.bincount(self._source_N, np.where(known_N, values_N, 0.0), self._num_sources)
+        counts_S = np.bincount(self._source_N, known_N, self._num_sources)
+        counts_R = counts_S[self._drawn_RS].sum(1)
+        means_R = sums_S[self._drawn_RS].sum(1)[counts_R > 0] / counts_R[counts_R > 0]
+        low, high = np.quantile(means_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return float(low), float(high)
+
+    def interval_of_share(self, values_N: Floats) -> tuple[float, float]:
+        """The same of a share, 0..1. Where it is 0 or 1 no resample says otherwise: Wilson's interval (1927) of as many sources."""
+        low, high = self.interval(values_N)
+        width = NORMAL**2 / (self._num_sources + NORMAL**2)
+        return (1 - width, 1.0) if low >= 1 else (0.0, width) if high <= 0 else (low, high)
