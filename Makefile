@@ -1,4 +1,5 @@
-# make demo    builds a dataset from the sample sources          make test    passes the tests
+# make demo    builds a dataset from the sample sources, fits a tiny model to it, makes videos of sounds
+# make test    passes the tests
 # make check   linters, types, import contracts                  make clean   removes what the demo made
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,6 +16,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python -m flows.demo
+	$(BIN)/python -m trainer.demo
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -26,4 +28,4 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf manifests/demo manifests/demo-sources
+	rm -rf manifests/demo manifests/demo-sources runs/demo

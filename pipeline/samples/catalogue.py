@@ -89,6 +89,8 @@ class SampleSpec:
     """``kept`` (at least one clip of it), a value of :class:`pipeline.schema.Reason`, or ``failed:WORD``."""
     duplicate_of: str | None = None
     """Name of the sample that shows and sounds the same."""
+    split: Literal["", "train", "validation", "test"] = ""
+    """Where its clips go, so that every class is both learned from and held out. Empty: wherever the recipe puts them."""
 
     @property
     def picture_seconds(self) -> float:
@@ -151,11 +153,22 @@ def truth(spec: SampleSpec) -> dict[str, Any]:
     }
 
 
+_LEARNED_FROM = {
+    "ocean_evening", "ocean_letterboxed", "rain_valley", "fire_camp", "thunder_ridge", "wind_field", "river_stones",
+    "waterfall_moss", "underwater_reef",
+}  # fmt: skip
+"""Of the samples that are kept, those of the training split; every class is among the others as well."""
+
+
 def _nature(name: str, caption: str, scenes: tuple[tuple[float, int], ...], **more: Any) -> SampleSpec:
     """A sample that is kept; its name begins with its class, ``scenes`` are (seconds, seed)."""
     label = name.split("_", 1)[0]
+    split = "train" if name in _LEARNED_FROM else "validation"
     shown = tuple(SceneSpec(label, seconds, seed) for seconds, seed in scenes)
-    return SampleSpec(name, **{"file_name": f"{name}.mp4", "label": label, "caption": caption, "scenes": shown, **more})
+    return SampleSpec(
+        name,
+        **{"file_name": f"{name}.mp4", "label": label, "caption": caption, "scenes": shown, "split": split, **more},
+    )
 
 
 def _kept() -> tuple[SampleSpec, ...]:

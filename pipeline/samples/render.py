@@ -173,7 +173,7 @@ def write_lists(folder: Path, specs: Sequence[SampleSpec], *, base_url: str = DE
             "label": spec.label,
             "caption": spec.caption,
             "licence": LICENCE,
-            "split": "",
+            "split": spec.split,
         }
         for spec in specs
     ]

@@ -1,0 +1,122 @@
+"""What a step of each stage of a fit costs: time, waiting for data, memory; with one rank and with several.
+
+python -m benchmarks.fit --shards manifests/demo                        the tiny recipe, 1 and 2 ranks
+python -m benchmarks.fit --shards manifests/ --recipe R.toml --ranks 1  any recipe
+
+Each stage runs for a few seconds' worth of samples, in a new folder, its validation at its end alone. The first tick of a stage,
+in which processes start and memory is first touched, is left out. CPU seconds are those of all ranks and readers together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import Cost, cost_of
+from pipeline.recipe_file import read_recipe
+from trainer.config import FitRecipe
+from trainer.stages import chosen_stages
+
+RECIPE = Path("manifests/recipes/fit-tiny.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """Medians over the ticks of a stage, and what its command took in all, its start and validation included."""
+
+    stage: str
+    ranks: int
+    samples_per_second: float
+    step_ms: float
+    data_wait_share: float
+    memory_bytes: float
+    whole: Cost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", required=True, metavar="FOLDER", help="datasets to stream from")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="%(default)s")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one setting")
+    parser.add_argument("--stages", metavar="A,B", help="the stages to run (the recipe's)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes that train together (1 2)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each stage (%(default)s)")
+    options = parser.parse_args()
+    recipe = read_recipe(FitRecipe, options.recipe, options.set)
+    names = chosen_stages(options.stages.split(",") if options.stages else recipe.stages)
+    print(
+        f"{'stage':10} {'ranks':>5} {'ms/step':>8} {'clips/s':>8} {'waits':>6} {'peak of rank 0':>15} {'CPU s':>7} {'wall s':>7}"
+    )
+    with tempfile.TemporaryDirectory(prefix="hearscape-benchmark-") as scratch:
+        for ranks in options.ranks:
+            for name in names:
+                cost = _measure(name, ranks, recipe, options, Path(scratch) / f"ranks{ranks}")
+                print(
+                    f"{cost.stage:10} {cost.ranks:5} {cost.step_ms:8.0f} {cost.samples_per_second:8.1f} "
+                    f"{cost.data_wait_share:6.1%} {cost.memory_bytes / 1e9:12.2f} GB "
+                    f"{cost.whole.cpu_seconds:7.1f} {cost.whole.wall_seconds:7.1f}",
+                    flush=True,
+                )
+
+
+def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespace, out: Path) -> StageCost:
+    per_step = samples_per_step(name, recipe)
+    wanted = per_step * options.steps
+    changes = [
+        *options.set,
+        "run.tick_seconds=1.0",
+        f"{name}.num_samples={wanted}",
+        f"{name}.validate_every_samples={wanted}",
+        f"{name}.save_every_samples={wanted}",
+    ]
+    words = ["-m", "trainer.fit", "--shards", options.shards, "--recipe", str(options.recipe), "--stages", name]
+    words += ["--out", str(out), *(word for change in changes for word in ("--set", change))]
+    if ranks > 1:
+        words = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", *words]
+    whole = cost_of(lambda: _run([sys.executable, *words]))
+    ticks = _ticks(out, name)
+    rate = statistics.median(float(tick["samples_per_second"]) for tick in ticks)
+    return StageCost(
+        stage=name,
+        ranks=ranks,
+        samples_per_second=rate,
+        step_ms=1000 * per_step / rate,
+        data_wait_share=statistics.median(float(tick["data_wait_share"]) for tick in ticks),
+        memory_bytes=max(float(tick["memory_bytes"]) for tick in ticks),
+        whole=whole,
+    )
+
+
+def samples_per_step(name: str, recipe: FitRecipe) -> int:
+    """What a stage counts in a step of all ranks: pictures in the prior stage, clips in the others."""
+    if name == "prior":
+        return recipe.prior.batch_size * (1 if recipe.prior.pictures else recipe.prior.frames_per_clip)
+    if name == "align":
+        return recipe.reader.batch_size
+    batch_size: int = getattr(recipe, name).batch_size
+    return batch_size
+
+
+def _run(command: Sequence[str]) -> None:
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **threads})
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def _ticks(out: Path, stage: str) -> list[dict[str, float | str]]:
+    lines = [json.loads(line) for line in (out / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if line["stage"] == stage and line["kind"] == "tick"]
+    return found[1:] or found
+
+
+if __name__ == "__main__":
+    main()
