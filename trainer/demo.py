@@ -20,6 +20,8 @@ from trainer import evaluate, fit, generate
 RECIPE = "manifests/recipes/fit-tiny.toml"
 HELD_OUT = "validation"
 SHOWN_PX = 256
+SEEDS = 4
+"""Latents that each clip is measured with."""
 SECONDS = 8
 """Of each video, at the most."""
 
@@ -78,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code:
         return code
     report = ["--json", str(out / "sound-matters.json"), "--overwrite"]
-    return evaluate.main(["--checkpoint", str(out), "--shards", options.shards, "--split", HELD_OUT, *report])
+    return evaluate.main(
+        ["--checkpoint", str(out), "--shards", options.shards, "--split", HELD_OUT, "--seeds", str(SEEDS), *report]
+    )
 
 
 if __name__ == "__main__":
