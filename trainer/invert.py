@@ -77,6 +77,8 @@ class Invert(Learner):
         settings = recipe.invert
         self.recipe, self.settings, self.generator_config = recipe, settings, generator_config
         self.model = model.to(self.device).eval()
+        if run.settings.precision == "bf16":
+            model.generator.use_half(torch.bfloat16)
         self.guide = Guide(settings.guide, recipe, run, "invert.guide")
         self.optimizer = adamw(list(model.inversion.parameters()), settings.learning_rate, 0.01)
         longest = settings.max_gradient_norm
@@ -196,7 +198,7 @@ class Invert(Learner):
         if self._validation is None:
             size = self.settings.batch_size
             side = self.model.generator.resolution
-            self._validation = clip_reader(self.recipe, self.run, "validation", size, side)
+            self._validation = clip_reader(self.recipe, self.run, "validation", size, side, mel=True)
             self._from_start = self._validation.state_dict()
         self._validation.load_state_dict(self._from_start)
         self.model.eval()
@@ -244,9 +246,8 @@ def heard_mels(
     """(B, M, T): what the encoder hears of a batch in training, augmented."""
     if len(batch):
         return augmented_mels(batch, model.front_end, settings.augment, device, *identity)
-    if batch.mels_BMT is None:
-        raise ValueError("the reader makes no mels")
-    return batch.mels_BMT.to(device)
+    mel = model.config.mel
+    return torch.zeros(0, mel.num_mels, mel.num_frames(batch.sounds_BN.shape[1]), device=device)
 
 
 def start_hearing(model: SoundVideoModel, path: Path) -> None:

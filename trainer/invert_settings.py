@@ -122,10 +122,21 @@ def model_config(recipe: FitRecipe) -> SoundVideoConfig:
 
 
 def clip_reader(
-    recipe: FitRecipe, run: Run, split: str, batch_size: int, side_px: int, *, whole: bool = False
+    recipe: FitRecipe,
+    run: Run,
+    split: str,
+    batch_size: int,
+    side_px: int,
+    *,
+    sound: bool = True,
+    mel: bool = False,
+    whole: bool = False,
 ) -> Reader:
-    """This rank's clips of a split, with frames of the generator's size; ``whole``: all ranks' clips. Raises DataError."""
-    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "mel": True}
+    """This rank's clips of a split, with frames of the generator's size; ``whole``: all ranks' clips. Raises DataError.
+
+    Mels are left out unless they are wanted: in training the augmented sounds have their own.
+    """
+    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "sound": sound, "mel": mel}
     return rank_reader(run.mixes(split), recipe.reader.model_copy(update=wanted), run, split, whole=whole)
 
 

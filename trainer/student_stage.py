@@ -145,7 +145,8 @@ class StudentStage(Learner):
         mixes = self.run.mixes("validation")
         if mixes and self._validation is None:
             size = self.settings.batch_size
-            self._validation = clip_reader(self.recipe, self.run, "validation", size, self.generator.resolution)
+            side = self.generator.resolution
+            self._validation = clip_reader(self.recipe, self.run, "validation", size, side, sound=False)
             self._from_start = self._validation.state_dict()
         if self._validation is not None:
             self._validation.load_state_dict(self._from_start)
@@ -172,5 +173,5 @@ def fit_student(recipe: FitRecipe, run: Run, display: Display) -> Ended:
         return "done"
     generator = generator_file(recipe, run.folder).generator()
     settings = recipe.student
-    source = clip_reader(recipe, run, "train", settings.batch_size, generator.resolution)
+    source = clip_reader(recipe, run, "train", settings.batch_size, generator.resolution, sound=False)
     return run_stage(lambda: StudentStage(recipe, run, generator), source, settings, run, display)

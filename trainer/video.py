@@ -62,6 +62,8 @@ class Video(Learner):
         settings = recipe.video
         self.recipe, self.settings, self.held = recipe, settings, held
         self.model = model.to(self.device).eval()
+        if run.settings.precision == "bf16":
+            model.generator.use_half(torch.bfloat16)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         """What generates: the average of the model over training."""
         self.guide = Guide(recipe.invert.guide, recipe, run, "invert.guide")
@@ -72,6 +74,7 @@ class Video(Learner):
             self.guide if settings.guide_weight else None,
             make_image_discriminator(settings, held).to(self.device) if settings.image_weight else None,
             self._video_discriminator().to(self.device) if settings.video_weight else None,
+            run.fabric.autocast,
         )
         self.phases = [
             *make_phases(self.contest),

@@ -10,7 +10,8 @@ each, D numbers of a style or of the space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -71,6 +72,8 @@ class Contest:
     """None: without this discriminator."""
     video: VideoDiscriminator | None
     """None: without this discriminator."""
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    """The precision that the networks compute in."""
     fakes: tuple[Clips, Tensor] | None = None
     """What was generated last, and for which clips."""
 
@@ -80,7 +83,8 @@ class Contest:
         batch, steps = clips.segments_BTMS.shape[:2]
         base = model.base_styles(torch.randn(batch, model.generator.z_dim).to(device))
         noise = torch.randn(batch, steps, model.num_noise).to(device)
-        return model.walk(clips.segments_BTMS, base, noise)
+        with self.autocast():
+            return model.walk(clips.segments_BTMS, base, noise).float()
 
     def drawn(self, styles_BTLD: Tensor) -> Tensor:
         """(B, T, C, H, W)."""
@@ -106,8 +110,9 @@ class Contest:
     def judge_video(self, clips_BTCHW: Tensor, sounds_BD: Tensor) -> Tensor:
         """Logits of clips that are said to have these sounds."""
         assert self.video is not None
-        logits: Tensor = self.video(clips_BTCHW, sounds_BD if self.video.sound_width else None)
-        return logits
+        with self.autocast():
+            logits: Tensor = self.video(clips_BTCHW, sounds_BD if self.video.sound_width else None)
+        return logits.float()
 
     def generate(self, clips: Clips) -> Terms:
         """L_DI + L_Dv + λ_enc L_enc of generated clips."""

@@ -288,7 +288,7 @@ def test_the_command_writes_a_source_list_with_quoted_links(tmp_path, monkeypatc
             "label": "ocean",
             "caption": "a grey sea and its surf",
             "licence": "CC0-1.0",
-            "split": "",
+            "split": "validation",
         }
     ]
 
@@ -358,3 +358,10 @@ def test_scaling_a_spec_keeps_even_sizes_and_its_bars():
     assert next(spec_frames(quick(small))).shape == (180, 320, 3)
     assert SPECS["fire_camp"].scaled(0.3).width == 256
     assert small.encoding == Encoding()
+
+
+def test_every_class_is_learned_from_and_held_out():
+    kept = [spec for spec in catalogue() if spec.expected == "kept"]
+    by_split = {split: {spec.label for spec in kept if spec.split == split} for split in ("train", "validation")}
+    assert by_split["train"] == by_split["validation"] == {spec.label for spec in kept}
+    assert {spec.split for spec in catalogue() if spec.expected != "kept"} == {""}

@@ -498,3 +498,14 @@ def test_a_model_of_other_settings_or_none_is_refused(
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=f"{path} is damaged"):
         start_model(recipe, run)
+
+
+def test_half_precision_learns_and_keeps_its_weights_whole(guided: Path, tmp_path: Path) -> None:
+    stage, reader = stage_of(guided, tmp_path, "run.precision=bf16", THREE)
+    before = copied(stage.tensors())
+    assert stage.model.generator.synthesis.half_dtype == torch.bfloat16
+    measures = stage.step(first_batch(reader))
+    assert all(math.isfinite(value) for value in measures.values())
+    after = stage.tensors()
+    assert {one.dtype for one in after.values() if one.is_floating_point()} == {torch.float32}
+    assert not torch.equal(before["model.blocks.0.residual.weight"], after["model.blocks.0.residual.weight"])
