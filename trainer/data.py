@@ -144,6 +144,8 @@ class Reader:
             self.datasets, settings, settings.retries, _cache(self.datasets, settings), seed=seed, shuffle=shuffle
         )
         self._loader: DataLoader[Outcome] | None = None
+        self._outcomes: Iterator[Outcome] | None = None
+        """What the workers have ready and at work, from where the reader stands on. None: nothing."""
         self._walks = 0
 
     def _last_batch(self, shuffle: bool) -> str:
@@ -168,8 +170,11 @@ class Reader:
         if self.batch >= len(self):
             self.epoch, self.batch, self.num_bad = self.epoch + 1, 0, 0
         self._walks += 1
-        walk, outcomes = self._walks, iter(self._started())
+        walk = self._walks
         while self.batch < len(self):
+            # not kept meanwhile: whatever goes wrong, the next loop begins anew where this one stands
+            outcomes = iter(self._started()) if self._outcomes is None else self._outcomes
+            self._outcomes = None
             outcome = self._next(outcomes)
             if walk != self._walks:
                 raise RuntimeError(
@@ -177,11 +182,18 @@ class Reader:
                 )
             self._count(outcome.bad)
             self.batch += 1
+            if self.reads_ahead or self.batch < len(self):
+                self._outcomes = outcomes
             yield outcome.batch
             if walk != self._walks:
                 raise RuntimeError(
                     "another loop over this reader was begun, or it was closed, while this one was going on"
                 )
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether workers begin the next epoch while this one is not over: where epochs follow each other, in training."""
+        return bool(self._identity["shuffle"])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reader stands: after the last batch that was handed out, whatever the workers have ready. Plain values,
@@ -202,11 +214,12 @@ class Reader:
             )
         self.epoch, self.batch, self.num_bad = int(state["epoch"]), int(state["batch"]), 0
         self._walks += 1
+        self._outcomes = None
 
     def close(self) -> None:
         """Ends the workers and closes the files. The reader can be used again."""
         self._walks += 1
-        self._loader = None
+        self._loader = self._outcomes = None
         self._work.close()
 
     def order_of(self, epoch: int) -> EpochOrder:
@@ -268,18 +281,23 @@ def _as_it_is(outcome: Any) -> Any:
 
 
 class _Tasks(Sampler[tuple[Ref, ...]]):
-    """A rank's slice of every batch from where the reader stands to the end of the epoch."""
+    """A rank's slice of every batch from where the reader stands to the end of the epoch; without end where the reader reads ahead."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     def __iter__(self) -> Iterator[tuple[Ref, ...]]:
         reader = self._reader
-        order, size = reader.order_of(reader.epoch), reader.settings.batch_size
-        for batch in range(reader.batch, len(reader)):
-            start, stop = batch * size, min((batch + 1) * size, reader.num_samples)
-            cuts = [start + (stop - start) * rank // reader.num_ranks for rank in (reader.rank, reader.rank + 1)]
-            yield order.refs(*cuts)
+        epoch, first, size = reader.epoch, reader.batch, reader.settings.batch_size
+        while True:
+            order = reader.order_of(epoch)
+            for batch in range(first, len(reader)):
+                start, stop = batch * size, min((batch + 1) * size, reader.num_samples)
+                cuts = [start + (stop - start) * rank // reader.num_ranks for rank in (reader.rank, reader.rank + 1)]
+                yield order.refs(*cuts)
+            if not reader.reads_ahead:
+                return
+            epoch, first = epoch + 1, 0
 
 
 def _check(datasets: Sequence[DatasetMix], settings: ReaderSettings, rank: int, num_ranks: int) -> None:

@@ -331,3 +331,16 @@ def test_what_cannot_be_read_as_asked_is_refused_by_name(numbered: Path):
         Reader([], SMALL, split="train", seed=0)
     with pytest.raises(DataError, match="'torchcodec' is not installed"):
         reader(numbered, SMALL.model_copy(update={"decoder": "torchcodec"}))
+
+
+def test_the_next_epoch_is_read_ahead_in_training_only_and_its_order_stays(numbered: Path):
+    for shuffle in (True, False):
+        ahead = reader(numbered, with_workers(SETTINGS, 2), shuffle=shuffle)
+        assert ahead.reads_ahead is shuffle
+        found = epochs(ahead, 3)
+        assert (ahead.epoch, ahead.batch) == (2, len(ahead))
+        ahead.close()
+        for epoch in range(3):
+            anew = reader(numbered, SETTINGS, shuffle=shuffle)
+            anew.load_state_dict({**anew.state_dict(), "epoch": epoch})
+            assert epochs(anew, 1) == [found[epoch]]
