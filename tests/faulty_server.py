@@ -98,7 +98,8 @@ class FaultyServer:
     def __init__(self) -> None:
         self.requests: list[Hit] = []
         self.max_concurrent = 0
-        """Most requests that were being answered at the same time."""
+        """Most requests that waited for their answer at the same time. One whose answer is on its way is not counted: who asked
+        may have all of it, and ask again, before the server's thread has noticed that it is done."""
         self._answers: dict[str, list[Answer]] = {}
         self._disturbance: tuple[float, int] = (0.0, 0)
         self._asked: Counter[str] = Counter()
@@ -202,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         with owner.counted(hit):
             answer = owner.next_answer(self.path)
             owner.closing.wait(answer.delay_seconds)
-            self.answer(answer)
+        self.answer(answer)
 
     do_HEAD = do_GET
 
