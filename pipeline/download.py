@@ -115,9 +115,8 @@ def _try(
             return store.add(key, path, suffix, offset_ms=offset_ms, provenance=provenance)
         except HearscapeError:
             raise
-        except (
-            Exception
-        ) as error:  # what sites' extractors raise has no parent in common; what our own code raises goes on
+        except Exception as error:
+            # what sites' extractors raise has no parent in common; what our own code raises goes on
             if is_ours(error) and not isinstance(error, OSError):
                 raise
             raise explain(error, watch.network_error) from error

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from pipeline.encoders.sound import read_align_config
 from pipeline.encoders.weights import read_state_dict
-from pipeline.errors import FitError
 from pipeline.settings import Settings
 from trainer.augment import augmented_mels
 from trainer.batches import Batch
@@ -35,7 +34,7 @@ from trainer.model.sample import grid, to_bytes, write_png
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import SoundVideoHeader, save_model
 from trainer.optimizing import adamw, learning_rate_share
-from trainer.phases import Phase, Terms, learn
+from trainer.phases import Phase, Terms
 from trainer.run import Run
 from trainer.stats import Display
 
@@ -132,8 +131,6 @@ class Invert(Learner):
         if not total:
             return {}
         settings = self.settings
-        tensors = {name: one.detach().clone() for name, one in self.tensors().items()}
-        numbers = self.numbers()
         rate = settings.learning_rate * learning_rate_share(self.samples_seen, settings.num_samples, 0.05)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -142,14 +139,7 @@ class Invert(Learner):
         chosen = (self.num_steps * 7919 + self.run.settings.seed) % (2 * self.model.config.num_frames)
         self._segment = chosen if chosen < self.model.config.num_frames else None
         parts = [(part, len(part.mels_BMT) / total) for part in self._heard(batch).split(settings.micro_batch_size)]
-        try:
-            measures: dict[str, float] = {}
-            for phase in self.phases:
-                networks = [self.model, *self.guide.networks().values()]
-                measures |= learn(phase, parts, networks, self.device, lambda: self.where(batch))
-        except FitError as error:
-            self.put(tensors, numbers, self.folder)
-            raise FitError(f"{NAME}: {error}") from error
+        measures = self.learn(self.phases, parts, [self.model, *self.guide.networks().values()], batch)
         learned = (self.model.inversion, *self.guide.networks().values())
         average_over_ranks([one for each in learned for one in each.buffers() if one.is_floating_point()])
         self.num_steps += 1
@@ -191,7 +181,7 @@ class Invert(Learner):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cosines of generated pictures with their own sound and with the next clip's, by the guide itself; and a sample grid."""
+        """Cosines of generated pictures with their own sound and with those of other classes, by the guide itself; and a sample grid."""
         mixes = self.run.mixes("validation")
         if not mixes:
             return {}

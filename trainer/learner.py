@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.weights import load_into
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, FitError
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.batches import Batch
@@ -18,6 +18,7 @@ from trainer.checkpoint import below, load_optimizer, load_state, optimizer_tens
 from trainer.data import DatasetMix, Reader, ReaderSettings
 from trainer.gather import num_ranks
 from trainer.loop import Ended, Source, Stage, fit
+from trainer.phases import Part, Phase, learn
 from trainer.run import Run, changes, ranks_agree
 from trainer.stats import Display
 
@@ -62,6 +63,28 @@ class Learner:
     def where(self, batch: Batch) -> str:
         """For a message: how far the stage is, and the batch in hand."""
         return f"after {self.samples_seen} samples in the batch of {', '.join(batch.keys[:3]) or 'other ranks'}"
+
+    def learn(
+        self,
+        phases: Iterable[Phase[Part]],
+        parts: Sequence[tuple[Part, float]],
+        networks: Sequence[nn.Module],
+        batch: Batch,
+    ) -> dict[str, float]:
+        """Runs the phases whose turn it is, as :func:`trainer.phases.learn` does; their measures.
+
+        Raises FitError for a loss or gradient that is not finite; all is then as before the first of them.
+        """
+        tensors, numbers = {name: one.detach().clone() for name, one in self.tensors().items()}, self.numbers()
+        measures: dict[str, float] = {}
+        try:
+            for phase in phases:
+                if self.num_steps % phase.every == 0:
+                    measures |= learn(phase, parts, networks, self.device, lambda: self.where(batch))
+        except FitError as error:
+            self.put(tensors, numbers, self.folder / CHECKPOINT)
+            raise FitError(f"{self.name}: {error}") from error
+        return measures
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; not copied."""

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import FitError
 from pipeline.settings import Settings
 from trainer.ada import next_p
 from trainer.batches import Batch
 from trainer.ema import average_weight, move_average
 from trainer.fidelity import Fidelity
 from trainer.gather import average_over_ranks, gather_numbers
-from trainer.learner import BEST, CHECKPOINT, LAST, Learner, damaged, run_stage
+from trainer.learner import BEST, LAST, Learner, damaged, run_stage
 from trainer.loop import Ended
 from trainer.model.load import save_generator
-from trainer.phases import learn
 from trainer.prior_phases import Adversaries, make_networks, make_phases
 from trainer.prior_samples import fake_features, real_features, write_samples
 from trainer.prior_settings import GROUP_SIZE, clips_per_group, generator_config
@@ -90,16 +88,8 @@ class Prior(Learner):
         if not total:
             return {}
         self.adversaries.blur_px = self.settings.blur_at(self.samples_seen)
-        tensors, numbers = {name: one.detach().clone() for name, one in self.tensors().items()}, self.numbers()
         parts = [(part, part.shape[0] * part.shape[1] / total) for part in self._micro_batches(reals_BTCHW)]
-        networks = [self.generator, self.discriminator]
-        try:
-            for phase in self.phases:
-                if self.num_steps % phase.every == 0:
-                    self.told |= learn(phase, parts, networks, self.device, lambda: self.where(batch))
-        except FitError as error:
-            self.put(tensors, numbers, self.folder / CHECKPOINT)
-            raise FitError(f"{NAME}: {error}") from error
+        self.told |= self.learn(self.phases, parts, [self.generator, self.discriminator], batch)
         # ranks saw other latents: averages that the networks keep of them are made one
         kept = [one for name, one in self.generator.named_buffers() if name.endswith(("w_avg", "magnitude_ema"))]
         average_over_ranks([*kept, self.adversaries.path_mean])

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import FitError
 from pipeline.settings import Settings
 from trainer.batches import Batch
 from trainer.data import Reader
@@ -24,7 +23,7 @@ from trainer.loop import Ended
 from trainer.model.generator import Generator
 from trainer.optimizing import adamw, learning_rate_share
 from trainer.partner import load_partner
-from trainer.phases import Phase, Terms, learn
+from trainer.phases import Phase, Terms
 from trainer.run import Run
 from trainer.stats import Display
 from trainer.student import Student, StudentConfig, save_student, taught
@@ -89,19 +88,13 @@ class StudentStage(Learner):
         total = int(gather_numbers([len(batch)], self.device).sum())
         if not total:
             return {}
-        tensors = {name: one.detach().clone() for name, one in self.tensors().items()}
-        numbers = self.numbers()
         settings = self.settings
         rate = settings.learning_rate * learning_rate_share(self.samples_seen, settings.num_samples, 0.05)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.student.train()
         parts = [(self._pictures(batch), len(batch) / total)] if len(batch) else []
-        try:
-            measures = learn(self.phase, parts, [self.student], self.device, lambda: self.where(batch))
-        except FitError as error:
-            self.put(tensors, numbers, self.folder)
-            raise FitError(f"{NAME}: {error}") from error
+        measures = self.learn([self.phase], parts, [self.student], batch)
         average_over_ranks([buffer for buffer in self.student.buffers() if buffer.is_floating_point()])
         self.num_steps += 1
         self.samples_seen += total

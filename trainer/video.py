@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, FitError
+from pipeline.errors import CheckpointError
 from pipeline.settings import Settings
 from trainer.batches import Batch
 from trainer.ema import average_weight, move_average
@@ -31,7 +31,6 @@ from trainer.model.generator_file import GeneratorFile
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import SoundVideoHeader, load_model, save_model
 from trainer.model.video_discriminator import VideoDiscriminator
-from trainer.phases import learn
 from trainer.run import Run, changes
 from trainer.stats import Display
 from trainer.video_phases import Clips, Contest, make_phases
@@ -145,20 +144,13 @@ class Video(Learner):
         total = int(gather_numbers([len(batch)], self.device).sum())
         if not total:
             return {}
-        tensors = {name: one.detach().clone() for name, one in self.tensors().items()}
-        numbers = self.numbers()
         parts = [
             (part, len(part.reals_BTCHW) / total) for part in self._clips(batch).split(self.settings.micro_batch_size)
         ]
         self.model.inversion.train()
         networks = [network for name, network in self.networks().items() if name != "average"]
         try:
-            for phase in self.phases:
-                if self.num_steps % phase.every == 0:
-                    self.told |= learn(phase, parts, networks, self.device, lambda: self.where(batch))
-        except FitError as error:
-            self.put(tensors, numbers, self.folder)
-            raise FitError(f"{NAME}: {error}") from error
+            self.told |= self.learn(self.phases, parts, networks, batch)
         finally:
             self.contest.fakes = None
             self.model.inversion.eval()
