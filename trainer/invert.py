@@ -20,22 +20,20 @@ from torch import Tensor, nn
 
 from pipeline.encoders.sound import read_align_config
 from pipeline.encoders.weights import read_state_dict
-from pipeline.settings import Settings
-from trainer.augment import augmented_mels
 from trainer.batches import Batch
 from trainer.data import Reader
-from trainer.gather import average_over_ranks, gather_items, gather_numbers, gather_rows
+from trainer.gather import gather_items, gather_numbers, gather_rows
 from trainer.guide import ALIGN_CHECKPOINT, Guide, clip_loss, cutouts
-from trainer.invert_settings import InvertSettings, clip_reader, generator_file, model_config
-from trainer.learner import BEST, LAST, Learner, run_stage
+from trainer.invert_settings import clip_reader, generator_file, model_config
+from trainer.learner import run_stage
 from trainer.loop import Ended
 from trainer.model.generator import GeneratorConfig
 from trainer.model.sample import grid, to_bytes, write_png
 from trainer.model.sound_video import SoundVideoModel
-from trainer.model.sound_video_file import SoundVideoHeader, save_model
 from trainer.optimizing import adamw, learning_rate_share
 from trainer.phases import Phase, Terms
 from trainer.run import Run
+from trainer.sound_video_stage import SoundVideoStage
 from trainer.stats import Display
 
 if TYPE_CHECKING:
@@ -66,19 +64,14 @@ class Heard:
             yield Heard(*(getattr(self, one.name)[rows] for one in fields(self)))
 
 
-class Invert(Learner):
+class Invert(SoundVideoStage):
     """The stage: the model whose inversion encoder learns, its optimizer, and the guide."""
 
     name = NAME
 
     def __init__(self, recipe: FitRecipe, run: Run, model: SoundVideoModel, generator_config: GeneratorConfig) -> None:
-        super().__init__(run)
-        settings = recipe.invert
-        self.recipe, self.settings, self.generator_config = recipe, settings, generator_config
-        self.model = model.to(self.device).eval()
-        if run.settings.precision == "bf16":
-            model.generator.use_half(torch.bfloat16)
-        self.guide = Guide(settings.guide, recipe, run, "invert.guide")
+        super().__init__(recipe, run, model, generator_config)
+        self.settings = settings = recipe.invert
         self.optimizer = adamw(list(model.inversion.parameters()), settings.learning_rate, 0.01)
         longest = settings.max_gradient_norm
         self.phases = [
@@ -95,25 +88,6 @@ class Invert(Learner):
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         return {"optimizer": self.optimizer, **self.guide.optimizers()}
-
-    def config(self) -> Settings:
-        return self.model.config
-
-    def export(self) -> None:
-        self._save_model(LAST)
-        if self.best is None:
-            self._save_model(BEST)
-
-    def _save_model(self, name: str) -> None:
-        header = SoundVideoHeader(
-            stage=NAME,
-            model=self.model.config,
-            generator=self.generator_config,
-            encoder_ids=self.guide.encoder_ids,
-            classes=tuple(self.run.classes),
-            samples_seen=self.samples_seen,
-        )
-        save_model(self.folder / name, header, self.model)
 
     def close(self) -> None:
         if self._validation is not None:
@@ -140,17 +114,14 @@ class Invert(Learner):
         self._segment = chosen if chosen < self.model.config.num_frames else None
         parts = [(part, len(part.mels_BMT) / total) for part in self._heard(batch).split(settings.micro_batch_size)]
         measures = self.learn(self.phases, parts, [self.model, *self.guide.networks().values()], batch)
-        learned = (self.model.inversion, *self.guide.networks().values())
-        average_over_ranks([one for each in learned for one in each.buffers() if one.is_floating_point()])
+        self.share_statistics()
         self.num_steps += 1
         self.samples_seen += total
         return {**measures, "learning_rate": rate}
 
     def _heard(self, batch: Batch) -> Heard:
-        identity = (NAME, self.run.settings.seed, self.num_steps)
-        mels = heard_mels(batch, self.model, self.settings, self.device, *identity)
-        reals = batch.frames_BTCHW.to(self.device).float() / 127.5 - 1
-        return Heard(reals, mels, self.guide.sounds(batch), self.guide.texts(batch, *identity))
+        sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
+        return Heard(self.reals(batch), self.heard_mels(batch), sounds_BD, texts_BD)
 
     def _styles(self, part: Heard) -> Tensor:
         model = self.model
@@ -212,11 +183,7 @@ class Invert(Learner):
         measures = {"num_samples": float(len(described)), "own_cosine": own}
         if wrong is not None:
             measures |= {"wrong_cosine": wrong, "own_minus_wrong": own - wrong}
-        value = own if wrong is None else own - wrong
-        if self.best is None or value > self.best:
-            self.best = value
-            if self.run.fabric.is_global_zero:
-                self._save_model(BEST)
+        self.keep_if_best(own if wrong is None else own - wrong)
         return measures
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -228,16 +195,6 @@ class Invert(Learner):
         styles = self.model.invert(batch.mels_BMT.to(self.device), self.model.base_styles(latents))
         pictures = self.model.draw(styles)
         return self.guide.looking.look(pictures), pictures
-
-
-def heard_mels(
-    batch: Batch, model: SoundVideoModel, settings: InvertSettings, device: torch.device, *identity: object
-) -> Tensor:
-    """(B, M, T): what the encoder hears of a batch in training, augmented."""
-    if len(batch):
-        return augmented_mels(batch, model.front_end, settings.augment, device, *identity)
-    mel = model.config.mel
-    return torch.zeros(0, mel.num_mels, mel.num_frames(batch.sounds_BN.shape[1]), device=device)
 
 
 def start_hearing(model: SoundVideoModel, path: Path) -> None:

@@ -15,23 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
-from pipeline.settings import Settings
 from trainer.batches import Batch
 from trainer.ema import average_weight, move_average
-from trainer.gather import average_over_ranks, gather_numbers
-from trainer.guide import Guide, cutouts
+from trainer.gather import gather_numbers
+from trainer.guide import cutouts
 from trainer.invert import NAME as INVERT
-from trainer.invert import heard_mels
 from trainer.invert_settings import clip_reader, generator_file, model_config
-from trainer.learner import BEST, LAST, Learner, damaged, run_stage
+from trainer.learner import BEST, LAST, damaged, run_stage
 from trainer.loop import Ended
 from trainer.model.discriminator import Discriminator
 from trainer.model.generator import build_discriminator
 from trainer.model.generator_file import GeneratorFile
 from trainer.model.sound_video import SoundVideoModel
-from trainer.model.sound_video_file import SoundVideoHeader, load_model, save_model
+from trainer.model.sound_video_file import load_model
 from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.run import Run, changes
+from trainer.sound_video_stage import SoundVideoStage
 from trainer.stats import Display
 from trainer.video_phases import Clips, Contest, make_phases
 from trainer.video_settings import VideoSettings
@@ -49,7 +48,7 @@ HEADLINE = (
 )  # fmt: skip
 
 
-class Video(Learner):
+class Video(SoundVideoStage):
     """The stage: the model, its average, both discriminators, and their optimizers."""
 
     name = NAME
@@ -57,15 +56,10 @@ class Video(Learner):
 
     def __init__(self, recipe: FitRecipe, run: Run, model: SoundVideoModel, held: GeneratorFile) -> None:
         """``held``: the file of the generator, and of the discriminator beside it."""
-        super().__init__(run)
-        settings = recipe.video
-        self.recipe, self.settings, self.held = recipe, settings, held
-        self.model = model.to(self.device).eval()
-        if run.settings.precision == "bf16":
-            model.generator.use_half(torch.bfloat16)
+        super().__init__(recipe, run, model, held.config)
+        self.settings = settings = recipe.video
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         """What generates: the average of the model over training."""
-        self.guide = Guide(recipe.invert.guide, recipe, run, "invert.guide")
         self.contest = Contest(
             settings,
             recipe.invert,
@@ -101,9 +95,6 @@ class Video(Learner):
         own = {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}
         return {**own, **self.guide.optimizers()}
 
-    def config(self) -> Settings:
-        return self.model.config
-
     def numbers(self) -> dict[str, Any]:
         return {**super().numbers(), "told": dict(self.told)}
 
@@ -114,21 +105,8 @@ class Video(Learner):
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, error) from error
 
-    def export(self) -> None:
-        self._save_model(LAST)
-        if self.best is None:
-            self._save_model(BEST)
-
-    def _save_model(self, name: str) -> None:
-        header = SoundVideoHeader(
-            stage=NAME,
-            model=self.average.config,
-            generator=self.held.config,
-            encoder_ids=self.guide.encoder_ids,
-            classes=tuple(self.run.classes),
-            samples_seen=self.samples_seen,
-        )
-        save_model(self.folder / name, header, self.average)
+    def generates(self) -> SoundVideoModel:
+        return self.average
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -155,8 +133,7 @@ class Video(Learner):
             self.contest.fakes = None
             self.model.inversion.eval()
         settings = self.settings
-        learned = (self.model.inversion, *self.guide.networks().values())
-        average_over_ranks([one for each in learned for one in each.buffers() if one.is_floating_point()])
+        self.share_statistics()
         weight = average_weight(total, settings.ema_half_life, self.samples_seen, settings.ema_ramp_up)
         move_average(self.average, self.model, weight)
         self.num_steps += 1
@@ -165,10 +142,9 @@ class Video(Learner):
 
     def _clips(self, batch: Batch) -> Clips:
         """The batch on the device, with the sounds of some clips spliced."""
-        identity = (NAME, self.run.settings.seed, self.num_steps)
         own_BD = self.guide.sounds(batch)
-        texts_BD = self.guide.texts(batch, *identity)
-        segments = self.model.segments_of(heard_mels(batch, self.model, self.recipe.invert, self.device, *identity))
+        texts_BD = self.guide.texts(batch, *self.identity())
+        segments = self.model.segments_of(self.heard_mels(batch))
         batch_size, steps = segments.shape[:2]
         order = torch.arange(batch_size).roll(-1)
         change_B = torch.randint(1, steps, (batch_size,))
@@ -181,7 +157,7 @@ class Video(Learner):
             return torch.where(changed_BT[:, :, None], repeated[order], repeated)
 
         return Clips(
-            reals_BTCHW=batch.frames_BTCHW.to(self.device).float() / 127.5 - 1,
+            reals_BTCHW=self.reals(batch),
             segments_BTMS=torch.where(changed_BT[:, :, None, None], segments[order], segments),
             sounds_BTD=spliced(own_BD),
             texts_BTD=spliced(texts_BD),
@@ -203,11 +179,7 @@ class Video(Learner):
     def validate(self) -> dict[str, float]:
         """Writes samples, and measures on clips that it does not learn from whether the sound matters. Empty where there are none."""
         measures = self.validation.measure(self.average, self.samples_seen)
-        value = measures.get(BEST_BY)
-        if value is not None and (self.best is None or value > self.best):
-            self.best = value
-            if self.run.fabric.is_global_zero:
-                self._save_model(BEST)
+        self.keep_if_best(measures.get(BEST_BY))
         return measures
 
 
