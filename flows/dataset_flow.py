@@ -55,7 +55,7 @@ def build_dataset(recipe: BuildRecipe | str = DEFAULT_RECIPE, changes: tuple[str
 
     Args:
         recipe: The path of a recipe (TOML) on the machine that builds, or the recipe itself.
-        changes: Changes to a recipe that was given as a path, such as "download.height_px=720".
+        changes: Changes to a recipe that was given as a path, such as "download.height=720".
     """
     # one line, as a cluster is sent this function by value, with all that it names
     return _run(recipe, changes)

@@ -102,7 +102,7 @@ def _read_tree(path: Path, ontology: Ontology) -> None:
             ontology.names.setdefault(str(node["id"]), str(node["name"]))
             ontology.children[str(node["id"])] = tuple(map(str, node.get("child_ids", ())))
     except OSError as error:
-        raise SourceListError(f"{path}: cannot be read: {error}") from error
+        raise SourceListError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SourceListError(f"{path}: is not AudioSet's ontology.json ({type(error).__name__}: {error})") from error
 

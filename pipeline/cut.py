@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import ffmpeg
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import MediaError
 from pipeline.facts import MediaFacts, VideoFacts
@@ -24,6 +24,18 @@ EARLY_SECONDS = 0.0005
 SEEKS_EXACTLY = ("mov", "matroska")
 PREROLL_SECONDS = 6.0
 """Where a container has no index, decoding begins this much before the clip."""
+
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "x264": (
+        *("ultrafast", "superfast", "veryfast", "faster", "fast"),
+        *("medium", "slow", "slower", "veryslow", "placebo"),
+    ),
+    "svt_av1": tuple(map(str, range(14))),
+    "nvenc": ("fast", "medium", "slow", "p1", "p2", "p3", "p4", "p5", "p6", "p7"),
+}
+"""The presets that each encoder knows."""
+MAX_H264_QUALITY = 51
 
 
 class Rendition(Settings):
@@ -50,7 +62,7 @@ class CutSettings(Settings):
     preset: str = "fast"
     """Preset of the encoder: a name for x264 (ultrafast..veryslow), a number for svt_av1 (0..13), p1..p7 for nvenc."""
     quality: int = Field(18, ge=0, le=63)
-    """Constant quality: CRF of x264 and svt_av1, CQ of nvenc. Lower is better and larger."""
+    """Constant quality: CRF of x264 (to 51) and svt_av1 (to 63), CQ of nvenc (to 51). Lower is better and larger."""
     gop_seconds: float = Field(0.5, gt=0)
     """Time from one key frame to the next. Every group of pictures is closed: a reader can begin at any key frame."""
     encoder_threads: int = Field(1, ge=1)
@@ -64,11 +76,29 @@ class CutSettings(Settings):
     timeout_seconds: float = Field(600.0, gt=0)
     """Time that one clip may take."""
 
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _number_as_text(cls, preset: object) -> object:
+        return str(preset) if isinstance(preset, int) else preset
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [rendition.name for rendition in self.renditions]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"renditions need names that differ, at least one; got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_the_codec(self) -> Self:
+        """All clips would fail, after they were fetched and measured."""
+        if self.preset not in PRESETS[self.codec]:
+            known = PRESETS[self.codec]
+            shown = (
+                f"a number from {known[0]} to {known[-1]}" if self.codec == "svt_av1" else f"one of {', '.join(known)}"
+            )
+            raise ValueError(f"preset = {self.preset!r}: {self.codec} takes {shown}")
+        if self.codec != "svt_av1" and self.quality > MAX_H264_QUALITY:
+            raise ValueError(f"quality = {self.quality}: {self.codec} takes {MAX_H264_QUALITY} at the most")
         return self
 
 

@@ -89,7 +89,8 @@ def has_encoder(name: str) -> bool:
         "null",
         "-",
     ]
-    return subprocess.run([ffmpeg_path(), "-v", "quiet", "-nostdin", *picture], check=False).returncode == 0
+    command = [ffmpeg_path(), "-v", "quiet", "-nostdin", *picture]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # SVT-AV1 talks whatever -v says
 
 
 def as_input(path: Path | str) -> str:
@@ -269,11 +270,12 @@ def run_ffmpeg(
         outputs.global_args("-hide_banner", "-nostdin", "-y", "-loglevel", "error"), cmd=ffmpeg_path()
     )
     returncode, errors = _run(command, timeout_seconds, memory_bytes, stop)
+    last_lines = " | ".join(errors.strip().splitlines()[-4:])
     if returncode in ENDED_BY_SIGNAL:
         stop.sleep(SIGNAL_SECONDS)
-        raise WorkerError("worker_killed", f"ffmpeg was killed ({returncode}): {_shown(command)}")
+        said = f"{last_lines} (command: {_shown(command)})" if last_lines else _shown(command)
+        raise WorkerError("worker_killed", f"ffmpeg was killed ({returncode}): {said}")
     if returncode:
-        last_lines = " | ".join(errors.strip().splitlines()[-4:])
         if "No space left on device" in last_lines:
             raise OSError(28, "No space left on device", _shown(command))
         raise MediaError("ffmpeg_failed", f"ffmpeg ended with {returncode}: {last_lines} (command: {_shown(command)})")

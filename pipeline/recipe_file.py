@@ -66,7 +66,7 @@ def problems_of(error: ValidationError) -> list[str]:
             lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
         else:
             got = "" if problem["loc"][-1:] == ("proxy",) else f" (got {mask_secrets(repr(problem['input']))[:200]})"
-            lines.append(f"{field}: {problem['msg']}{got}")
+            lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{got}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """What is cut out is what was asked for: to the frame, to the sample, to the byte."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import soxr
 
 from pipeline.cut import CutClip, CutSettings, Rendition, cut_clip, picture_size
 from pipeline.decoding import Decoding, Picture
-from pipeline.errors import MediaError
+from pipeline.errors import MediaError, WorkerError
 from pipeline.facts import VideoFacts
-from pipeline.media import probe
+from pipeline.media import has_encoder, probe
 from pipeline.samples.video import write_video
 from pipeline.schema import Bars, Span
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
@@ -101,6 +102,23 @@ def test_the_same_cut_is_the_same_bytes(tmp_path: Path, codec: str) -> None:
         sums.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())})
     assert sums[0] == sums[1]
     assert set(sums[0]) == {"full.mp4", "half.mp4", "sound.flac"}
+
+
+def test_nvenc_takes_the_options_that_it_is_given(tmp_path: Path) -> None:
+    """Where there is none, ffmpeg reads all of them before it looks for one."""
+    path = footage(tmp_path, "even.mp4")
+    one = (Rendition(name="half", short_side_px=96),)
+    settings = CutSettings(renditions=one, codec="nvenc", preset="p4", gop_seconds=0.4)
+    refused = r"Error setting option|Error applying encoder options|Unrecognized option"
+    wrong = settings.model_copy(update={"preset": "ultrafast"})
+    with pytest.raises(MediaError, match=refused):
+        cut_clip(path, probe(path), Span(0, 2000), Bars(), wrong, tmp_path)
+    if has_encoder("h264_nvenc"):
+        assert cut_clip(path, probe(path), Span(0, 2000), Bars(), settings, tmp_path).renditions[0].num_frames == 50
+        return
+    with pytest.raises((MediaError, WorkerError), match="h264_nvenc") as caught:
+        cut_clip(path, probe(path), Span(0, 2000), Bars(), settings, tmp_path)
+    assert not re.search(refused, str(caught.value))
 
 
 def test_bars_are_cut_off(tmp_path: Path) -> None:

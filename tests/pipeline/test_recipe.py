@@ -36,12 +36,13 @@ def test_changes_are_toml_or_text(minimal: Path) -> None:
             "clips.length_seconds=4.5",
             "clips.min_seconds=2",
             "cut.codec=svt_av1",
+            "cut.preset=8",
             "judge.max_speech_share=none",
             'sources=["b.csv", "c.tsv"]',
         ],
     )
     assert recipe.clips.length_seconds == 4.5
-    assert recipe.cut.codec == "svt_av1"
+    assert (recipe.cut.codec, recipe.cut.preset) == ("svt_av1", "8")
     assert recipe.judge.max_speech_share is None
     assert recipe.sources == ("b.csv", "c.tsv")
 
@@ -55,6 +56,13 @@ def test_changes_are_toml_or_text(minimal: Path) -> None:
         ("scenes.detector=magic", "scenes.detector"),
         ("split.train=0.5", "must add up to 1"),
         ("cut.renditions=[]", "renditions need names that differ"),
+        ("cut.codec=svt_av1", "cut: preset = 'fast': svt_av1 takes a number from 0 to 13"),
+        ("cut.preset=p4", "cut: preset = 'p4': x264 takes one of ultrafast, superfast"),
+        ("cut.quality=60", "cut: quality = 60: x264 takes 51 at the most"),
+        (
+            "download.proxy=proxy.example",
+            r"download.proxy: 'proxy.example' is no URL of a proxy: write it like http://HOST",
+        ),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_by_name(minimal: Path, change: str, message: str) -> None:
