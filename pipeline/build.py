@@ -29,7 +29,8 @@ from pipeline.preview_files import PreviewFiles
 from pipeline.process_folder import socket_folder
 from pipeline.progress import Listener
 from pipeline.recipe import BuildRecipe
-from pipeline.records import DoneRecords, SourceRecord, source_hash
+from pipeline.records import DoneRecords, Ending, SourceRecord, source_hash
+from pipeline.scenes import check_detector
 from pipeline.schema import Source, stable_hash
 from pipeline.source_run import Tools, run_source
 from pipeline.sources import SourceList, read_source_lists
@@ -78,12 +79,19 @@ class BuildPlan:
     """What is asked of agreement, in words."""
 
 
+def _output_folder(url: str) -> Folder:
+    try:
+        return Folder(url)
+    except OutputError as error:
+        raise OutputError(f"output {error}") from error
+
+
 class Build:
     """One dataset. Make it in every process that runs its batches; only the one that plans and finishes calls :meth:`check`."""
 
     def __init__(self, recipe: BuildRecipe) -> None:
         self.recipe = recipe
-        self.output = Folder(recipe.output)
+        self.output = _output_folder(recipe.output)
         self.state = Folder(f"{recipe.output.rstrip('/')}/state")
         self._listed: SourceList | None = None
         self._tools: Tools | None = None
@@ -115,6 +123,7 @@ class Build:
             raise RecipeError(
                 f"cut.codec = {recipe.cut.codec!r}: the ffmpeg that is used has no working {encoder} here; choose 'x264'"
             )
+        check_detector(recipe.scenes)
         if recipe.encoders is not None:
             check_settings(recipe.encoders)
         self._listed = read_source_lists(recipe.sources)
@@ -133,15 +142,17 @@ class Build:
             ).close()  # clears what a killed build left there, also where nothing is to be fetched any more
 
     def plan(self) -> BuildPlan:
-        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn."""
+        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn, and those that
+        failed where the user wants that."""
         listed = self._sources()
-        done = self._records().index()
+        done = self._records().index(listed.sources)
+        finished = Ending.WHOLE if self.recipe.execution.try_failed_again else Ending.FAILED
         withdrawn = frozenset(read_withdrawn(self.output).sources)
         waiting = [
             source
             for source in sorted(listed.sources, key=lambda source: source.source_id)
             if source.source_id not in withdrawn
-            and ((entry := done.get(source.source_id)) is None or not entry[2] or entry[1] != source_hash(source))
+            and ((entry := done.get(source.source_id)) is None or not entry.is_current or entry.ending < finished)
         ]
         size = self.recipe.execution.batch_size
         groups = [tuple(waiting[start : start + size]) for start in range(0, len(waiting), size)]

@@ -25,7 +25,8 @@ from pipeline.addresses import Reach, named_places, resolved_places
 from pipeline.checking_proxy import CheckingProxy
 from pipeline.download_errors import explain, is_ours, mask_secrets
 from pipeline.download_settings import WEB, DownloadSettings
-from pipeline.errors import DownloadError, HearscapeError, TransientDownloadError, UserError
+from pipeline.errors import ClipError, DownloadError, HearscapeError, TransientDownloadError, UserError
+from pipeline.fetch_failures import FetchFailures
 from pipeline.hosts import HostGate
 from pipeline.links import canonical_url, problem_with_url, scheme_of
 from pipeline.passthrough import copy_remote, use_local
@@ -67,12 +68,18 @@ def fetched_before(source: Source, store: Store, settings: DownloadSettings) -> 
 
 
 def fetch(
-    source: Source, store: Store, settings: DownloadSettings, hosts: HostGate, stop: Stop | None = None
+    source: Source,
+    store: Store,
+    settings: DownloadSettings,
+    hosts: HostGate,
+    stop: Stop | None = None,
+    failures: FetchFailures | None = None,
 ) -> Fetched:
     """The source's file, from the store if it was ever fetched. Blocks.
 
     The file is pinned: call ``store.release(fetched.content_sha256)`` when done with it. Raises DownloadError with the
     cause (TransientDownloadError where a later run may fare better), MediaError, or StoppedError once ``stop`` is set.
+    What is known from ``failures`` to fail is not asked for. Files of this machine are always looked at.
     """
     stop = stop or Stop()
     scheme = scheme_of(source.url)
@@ -84,20 +91,35 @@ def fetch(
     with store.only_one(key):
         if known := store.find(key):
             return known
-        with hosts.visit(source.url, stop) as visit:
-            started = time.monotonic()
-            deadline = started + settings.timeout_seconds if settings.timeout_seconds is not None else None
-            return with_retries(
-                lambda: _try(source, key, store, settings, deadline, stop),
-                visit,
-                stop,
-                name=mask_secrets(source.url),
-                deadline=deadline,
-                retries=settings.retries,
-                backoff_seconds=settings.backoff_seconds,
-                backoff_max_seconds=settings.backoff_max_seconds,
-                retry_after_max_seconds=settings.retry_after_max_seconds,
-            )
+        if failures is None:
+            return _fetch(source, key, store, settings, hosts, stop)
+        failures.check(key, settings)
+        try:
+            fetched = _fetch(source, key, store, settings, hosts, stop)
+        except ClipError as error:
+            stop.check()  # what fails while all is being ended says nothing of the source
+            failures.keep(key, settings, error)
+            raise
+        failures.forget(key, settings)
+        return fetched
+
+
+def _fetch(source: Source, key: str, store: Store, settings: DownloadSettings, hosts: HostGate, stop: Stop) -> Fetched:
+    """With all tries, once the host has a place."""
+    with hosts.visit(source.url, stop) as visit:
+        started = time.monotonic()
+        deadline = started + settings.timeout_seconds if settings.timeout_seconds is not None else None
+        return with_retries(
+            lambda: _try(source, key, store, settings, deadline, stop),
+            visit,
+            stop,
+            name=mask_secrets(source.url),
+            deadline=deadline,
+            retries=settings.retries,
+            backoff_seconds=settings.backoff_seconds,
+            backoff_max_seconds=settings.backoff_max_seconds,
+            retry_after_max_seconds=settings.retry_after_max_seconds,
+        )
 
 
 def _try(
@@ -144,10 +166,12 @@ def check_requirements(sources: Iterable[Source], settings: DownloadSettings | N
         raise UserError(f"download.cookies_file: there is no file {settings.cookies_file}")
     settings.proxy_url()
     first_of: dict[str, Source] = {}
+    is_web = False
     for source in sources:
         scheme = scheme_of(source.url)
         if scheme in LOCAL or problem_with_url(source.url):
             continue
+        is_web = is_web or scheme in WEB
         if scheme in WEB:
             if YOUTUBE.fullmatch(urlsplit(source.url).hostname or ""):
                 first_of.setdefault("youtube", source)
@@ -162,6 +186,57 @@ def check_requirements(sources: Iterable[Source], settings: DownloadSettings | N
             fsspec.get_filesystem_class(need)
         except ImportError as error:
             raise UserError(f"{where}: {need}:// needs a package that is not installed: {error}") from error
+    if is_web:
+        _check_cookies(settings)
+
+
+def _check_cookies(settings: DownloadSettings) -> None:
+    """Reads the cookies once: what is wrong with them would be wrong for every source."""
+    loaded = {
+        "cookies_file": (_cookie_text(settings.cookies_file), None),
+        "cookies_browser": (None, _browser(settings.cookies_browser)),
+    }
+    for name, (text, browser) in loaded.items():
+        if text is None and browser is None:
+            continue
+        params = {"logger": _Log(), "quiet": True, "color": "no_color"}
+        with _yt_dlp().YoutubeDL(params, auto_init="no_verbose_header") as ydl:
+            try:
+                _yt_dlp().cookies.load_cookies(text, browser, ydl)
+            except _yt_dlp().cookies.CookieLoadError as error:
+                raise UserError(f"download.{name}: {_cookie_problem(error.__context__, settings)}") from error
+
+
+def _cookie_problem(cause: BaseException | None, settings: DownloadSettings) -> str:
+    """What yt-dlp says of the cookies, which it was given as a text without a name; without the line that it cannot read."""
+    said = re.sub(r"(invalid Netscape format cookies file <.*?>): .*", r"\1", str(cause), flags=re.DOTALL)
+    said = re.sub(r"<_io.StringIO object at 0x[0-9a-f]+>", str(settings.cookies_file), said)
+    if said.startswith("unsupported browser"):
+        said += f"; choose one of {', '.join(sorted(_yt_dlp().cookies.SUPPORTED_BROWSERS))}"
+    return said
+
+
+def _cookie_text(path: Path | None) -> io.StringIO | None:
+    """A text, since yt-dlp writes cookies back to where it read them."""
+    return io.StringIO(path.read_text(errors="replace")) if path is not None else None
+
+
+def _cookie_skipped(said: str, *_args: object, **_kwargs: object) -> None:
+    """In place of yt-dlp's word on the terminal, which has the whole line: a cookie is a secret, also a misspelt one."""
+    found = re.search(r"due to (invalid length \d+|invalid expires)", said)
+    _warn_of_cookies(found[1] if found else "not in Netscape's format")
+
+
+@functools.cache
+def _warn_of_cookies(problem: str) -> None:
+    """Once: the file is read for every connection."""
+    LOG.warning("download.cookies_file: lines are left out that cannot be read: %s", problem)
+
+
+def _browser(setting: str | None) -> tuple[str, str | None, None, None] | None:
+    """A browser and its profile as yt-dlp wants them."""
+    name, _, profile = (setting or "").partition(":")
+    return (name, profile or None, None, None) if name else None
 
 
 def _check_youtube(where: str) -> None:
@@ -194,6 +269,7 @@ _at_work: ContextVar[_Session | None] = ContextVar("_at_work", default=None)
 def _yt_dlp() -> Any:
     """yt-dlp, imported when it is first needed: that takes half a second."""
     import yt_dlp  # noqa: PLC0415
+    import yt_dlp.cookies  # noqa: PLC0415
     import yt_dlp.dependencies  # noqa: PLC0415
     import yt_dlp.globals  # noqa: PLC0415
     import yt_dlp.postprocessor.ffmpeg  # noqa: PLC0415
@@ -211,6 +287,7 @@ def _yt_dlp() -> Any:
         if session is not None:
             session.watch.child_started(self)
 
+    yt_dlp.cookies.write_string = _cookie_skipped
     # ffmpeg downloads sections by itself: all that can be stopped is its process, and what it asks for goes by a proxy
     yt_dlp.utils.Popen.__init__ = start_watched
     return yt_dlp
@@ -245,8 +322,6 @@ class _Session:
         settings = self.settings
         height = settings.height
         wanted = f"bv*[height<={height}]+ba/b[height<={height}]/" if height is not None else ""
-        browser, _, profile = (settings.cookies_browser or "").partition(":")
-        cookies = settings.cookies_file
         return {
             "logger": _Log(),
             "quiet": True,
@@ -275,9 +350,8 @@ class _Session:
             "ratelimit": settings.rate_limit_bytes_per_second,
             "sleep_interval_requests": settings.sleep_seconds,
             "proxy": settings.proxy_url(),
-            # a text, since yt-dlp writes cookies back to where it read them
-            "cookiefile": io.StringIO(cookies.read_text(errors="replace")) if cookies is not None else None,
-            "cookiesfrombrowser": (browser, profile or None, None, None) if browser else None,
+            "cookiefile": _cookie_text(settings.cookies_file),
+            "cookiesfrombrowser": _browser(settings.cookies_browser),
             "ffmpeg_location": media.ffmpeg_path(),
             "js_runtimes": {name: {} for name in _yt_dlp().globals.supported_js_runtimes.value},
             "match_filter": self._check_video,
@@ -386,6 +460,8 @@ class _Session:
         self.watch.check_size(progress.get("total_bytes"))
 
     def close(self) -> None:
+        # there is no file to write the cookies to, and if they could not be read, this would raise
+        self.ydl.params["cookiefile"] = None
         self.ydl.close()
 
     def _ranges(self, info: Mapping[str, Any], ydl: Any) -> list[dict[str, float]]:

@@ -19,6 +19,9 @@ WEB = frozenset({"http", "https"})
 PLAIN_LINK = re.compile(r"\.(?:mp4|m4v|mov|qt|mkv|webm|avi|mpe?g|m2ts|mts|ts|ogv|wmv|flv|3gp|3g2|mxf)$", re.IGNORECASE)
 
 
+PROXY = re.compile(r"(?:https?|socks(?:4a?|5h?))://[^/\s]", re.IGNORECASE)
+
+
 class DownloadSettings(Settings):
     """How sources are fetched."""
 
@@ -79,15 +82,19 @@ class DownloadSettings(Settings):
                 "a user or password does not belong in a recipe: put the URL into an environment variable, and its name here, "
                 "such as '$HEARSCAPE_PROXY'"
             )
+        if proxy is not None and not proxy.startswith("$") and not PROXY.match(proxy):
+            raise ValueError(f"{proxy!r} is no URL of a proxy: write it like http://HOST:PORT or socks5://HOST:PORT")
         return proxy
 
     def proxy_url(self) -> str | None:
-        """The proxy, looked up where it is the name of an environment variable. Raises UserError where that is not set."""
+        """The proxy, looked up where it is the name of an environment variable. Raises UserError where that is not set, or is no URL."""
         if self.proxy is None or not self.proxy.startswith("$"):
             return self.proxy
         name = self.proxy[1:]
         if not (found := os.environ.get(name)):
             raise UserError(f"download.proxy: the environment variable {name} is not set")
+        if not PROXY.match(found):
+            raise UserError(f"download.proxy: what {name} holds does not begin like http://HOST or socks5://HOST")
         return found
 
     def host_gate(self) -> HostGate:

@@ -104,13 +104,15 @@ class Finish:
         """``rule`` is what was asked of the clips' agreement as they were judged; ``scratch`` a folder for temporary files."""
         self.recipe, self.output, self.state, self.records, self.listed = recipe, output, state, records, listed
         self.encoder_id, self.workers, self._scratch = encoder_id, workers, scratch
-        known = records.index()
+        known = records.index(listed.sources)
         self._withdrawn = read_withdrawn(output)
         gone = frozenset(self._withdrawn.sources)
         listed_by_id = sorted(listed.sources, key=_by_id)
         self._gone = [source for source in listed_by_id if source.source_id in gone]
         self._files = {
-            s.source_id: known[s.source_id][0] for s in listed_by_id if s.source_id in known and s.source_id not in gone
+            s.source_id: known[s.source_id].name
+            for s in listed_by_id
+            if s.source_id in known and s.source_id not in gone
         }
         self._decisions = _Decisions()
         self._agreed = Agreed(rule)
@@ -281,7 +283,11 @@ class Finish:
         return Manifest(
             name=self.recipe.name,
             recipe=manifest_recipe(self.recipe),
-            versions={"hearscape": importlib.metadata.version("hearscape"), **measure_versions(), **versions()},
+            versions={
+                "hearscape": installed_version("hearscape"),
+                **measure_versions(self.recipe.scenes),
+                **versions(),
+            },
             encoder_id=self.encoder_id,
             agreement_rule=self._agreed.rule if self._agreed.rule.enforced else None,
             calibration=self._agreed.calibration,
@@ -341,6 +347,14 @@ def _split_item(clip: _Kept) -> SplitItem:
 
 def _num_bytes(cut: CutClip) -> int:
     return cut.flac_bytes + max(rendition.num_bytes for rendition in cut.renditions)
+
+
+def installed_version(distribution: str) -> str:
+    """Of a tree that runs without being installed nobody knows the version."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _rendition(name: str, short_side_px: int, cut: CutSettings) -> ManifestRendition:

@@ -22,7 +22,7 @@ from pipeline.media import versions
 from pipeline.picture import PictureSettings, PictureTrack
 from pipeline.previews import FrameRoll, PreviewSettings, save_sound
 from pipeline.rhythm_match import SMALLEST_LIGHT, SMALLEST_MOTION, envelope_db, rhythm_match
-from pipeline.scenes import CutDetector, FlashMemory, SceneSettings, open_detector, scenes_between
+from pipeline.scenes import CutDetector, FlashMemory, SceneSettings, detector_versions, open_detector, scenes_between
 from pipeline.schema import PictureMeasures, SoundMeasures, Span, TimeMeasures, flat, from_flat, stable_hash
 from pipeline.settings import Settings
 from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack, measure_sound, to_mono
@@ -106,14 +106,20 @@ class MeasuredVideo:
         )
 
 
-def measure_versions() -> dict[str, str]:
+def measure_versions(scenes: SceneSettings) -> dict[str, str]:
     """What the numbers depend on besides file and settings."""
     libraries = {
         "opencv": cv2.__version__,
         "scenedetect": scenedetect.__version__,
         "pyloudnorm": importlib.metadata.version("pyloudnorm"),
     }
-    return {"measure": str(VERSION), "pyav": versions()["pyav"], "silero-vad": speech.version(), **libraries}
+    return {
+        "measure": str(VERSION),
+        "pyav": versions()["pyav"],
+        "silero-vad": speech.version(),
+        **libraries,
+        **detector_versions(scenes),
+    }
 
 
 def measure_key(
@@ -126,7 +132,7 @@ def measure_key(
 ) -> str:
     """Names the outcome of :func:`measure_video`: equal keys, equal outcome. ``versions``: a manifest's, for what it measured."""
     kept = settings.model_dump_json(exclude={"timeout_seconds", "timeout_max_seconds"})
-    used = {name: (versions or {}).get(name, ours) for name, ours in measure_versions().items()}
+    used = {name: (versions or {}).get(name, ours) for name, ours in measure_versions(scenes).items()}
     return stable_hash(
         content_sha256, section, scenes.model_dump_json(), clips.model_dump_json(), kept, used, length=32
     )

@@ -66,6 +66,9 @@ class ExecutionSettings(Settings):
     decode_again: bool = False
     """Whether a source whose small frames and sound are gone is fetched and decoded once more when an encoder needs them. Otherwise
     that source fails, and says so; the next run tries it again."""
+    try_failed_again: bool = False
+    """Whether what failed for good (a dead link, a damaged file) is fetched and decoded once more. What may pass by itself (a broken
+    connection, a stall, 429, a killed process) every run tries again anyway."""
     keep_cuts: bool = True
     """Whether cut clips stay beside the shards, so that another threshold or another order of shards needs no new cut."""
 

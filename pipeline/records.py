@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.cut import CutClip
 from pipeline.facts import MediaFacts
@@ -29,6 +30,16 @@ from pipeline.storage import Folder
 
 MAX_FILES_OPEN = 4
 """Files of records that are held in memory while records are read one after the other."""
+
+
+class Ending(IntEnum):
+    """How much a record says of the source: of several the highest holds."""
+
+    PASSING = 0
+    """It failed, at least in part, and may fare better the next time."""
+    FAILED = 1
+    """It failed, at least in part: another run with the same recipe would end alike."""
+    WHOLE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +115,11 @@ class SourceRecord:
     """Seconds that each stage took in the run that did it."""
 
     @property
-    def is_final(self) -> bool:
-        """Whether another run with the same recipe would end alike."""
-        failures = [self.failure, *(clip.failure for clip in self.clips)]
-        return not any(failure and failure.transient for failure in failures)
+    def ending(self) -> Ending:
+        failures = [failure for failure in (self.failure, *(clip.failure for clip in self.clips)) if failure]
+        if any(failure.transient for failure in failures):
+            return Ending.PASSING
+        return Ending.FAILED if failures else Ending.WHOLE
 
     def key_of(self, clip: ClipRecord) -> str:
         return clip_key(self.source.source_id, clip.span)
@@ -155,13 +167,23 @@ def source_hash(source: Source) -> str:
     return stable_hash(json.dumps(flat(source), sort_keys=True, default=str))
 
 
+class Entry(NamedTuple):
+    """Where the record of a source is, and what it is worth."""
+
+    name: str
+    is_current: bool
+    """Whether it is of what the list says of the source now."""
+    ending: Ending
+
+
 class DoneRecords:
     """The records of finished sources, under one recipe.
 
     ``<folder>/<batch>.jsonl``          the sources of a finished batch: a line that lists them, then a record a line, by id
     ``<folder>/open/<source>.json``     sources of a batch that is still running
 
-    Both appear whole. A source that is in several files is taken from a final record first, then from the batch of the last name.
+    Both appear whole. A source that is in several files is taken first from a record of what the list says of it now, then from that of
+    the highest :class:`Ending`, then from the batch of the last name.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -179,19 +201,22 @@ class DoneRecords:
         for record in records:
             self._folder.remove(f"{self._name}/open/{record['source']['source_id']}.json")
 
-    def index(self) -> dict[str, tuple[str, str, bool]]:
-        """For each source: the file that has its record, the hash of the source, whether the record is final."""
-        found: dict[str, tuple[str, str, bool]] = {}
+    def index(self, listed: Iterable[Source] = ()) -> dict[str, Entry]:
+        """For each source that has a record. ``listed``: the sources as they are now."""
+        found: dict[str, Entry] = {}
+        hashes = {source.source_id: source_hash(source) for source in listed}
         for name in self._folder.names(self._name):
             if name.endswith(".jsonl"):
                 with self._folder.open(f"{self._name}/{name}") as file:
                     header = json.loads(file.readline())
-                for source_id, (source_hash_, is_final) in header["sources"].items():
-                    _note(found, source_id, (name, source_hash_, is_final))
+                for source_id, (hash_, ending) in header["sources"].items():
+                    _note(found, source_id, Entry(name, hashes.get(source_id) == hash_, Ending(ending)))
         for name in self._folder.names(f"{self._name}/open"):
             if name.endswith(".json") and not name.startswith("."):
                 record = SourceRecord.from_json(self._folder.read_json(f"{self._name}/open/{name}"))
-                _note(found, record.source.source_id, (f"open/{name}", *_entry(record)))
+                hash_, ending = _entry(record)
+                source_id = record.source.source_id
+                _note(found, source_id, Entry(f"open/{name}", hashes.get(source_id) == hash_, ending))
         return found
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[SourceRecord]:
@@ -212,10 +237,10 @@ class DoneRecords:
         return dict(zip(json.loads(header)["sources"], lines, strict=True))
 
 
-def _entry(record: SourceRecord) -> tuple[str, bool]:
-    return source_hash(record.source), record.is_final
+def _entry(record: SourceRecord) -> tuple[str, Ending]:
+    return source_hash(record.source), record.ending
 
 
-def _note(found: dict[str, tuple[str, str, bool]], source_id: str, entry: tuple[str, str, bool]) -> None:
-    if source_id not in found or entry[2] >= found[source_id][2]:
+def _note(found: dict[str, Entry], source_id: str, entry: Entry) -> None:
+    if source_id not in found or entry[1:] >= found[source_id][1:]:
         found[source_id] = entry

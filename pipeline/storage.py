@@ -27,7 +27,7 @@ class Folder:
         self.url = str(url)
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, OSError) as error:
             raise OutputError(f"{self.url}: {error}") from error
         self._root = root.rstrip("/")
 

@@ -191,6 +191,10 @@ class Store:
         self._write_record(record)
         return self._fetched(record)
 
+    def forget(self, key: str) -> None:
+        """The next fetch under this key gets the file anew. The file itself stays, as nobody knows who else wants it."""
+        self._record_path(key).unlink(missing_ok=True)
+
     def pin(self, sha256: str) -> None:
         """Keep a file from being freed, once more. Every pin wants a :meth:`release`."""
         with self._exclusive():

@@ -68,7 +68,11 @@ class Story:
 def _outcome(entry: Mapping[str, Any]) -> str:
     failure = entry.get("failure")
     if failure:
-        again = "another run tries again" if failure["transient"] else "another run would end alike and does not try"
+        again = (
+            "another run tries again"
+            if failure["transient"]
+            else "another run would end alike and does not try, but with execution.try_failed_again=true"
+        )
         return f"failed at {failure['stage']}: {failure['code']}: {failure['message']} ({again})"
     if entry["state"] == State.PENDING:
         return "pending: no run has come to its end; the next one goes on with it"

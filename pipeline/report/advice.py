@@ -45,7 +45,7 @@ FAILURES: dict[str, str] = {
     "unavailable": "The site has taken it down; leave it out of the list.",
     "live": "Run the build again when the broadcast is over.",
     "no_format": "The site offers no file that fits; raise download.height.",
-    "needs_javascript_runtime": "Install Deno 2.3 or later (pip install deno), and run the build again.",
+    "needs_javascript_runtime": "Install Deno 2.3 or later (pip install deno), then build with execution.try_failed_again=true.",
     "http_404": "The link is dead; leave it out of the list.",
     "http_410": "The link is dead; leave it out of the list.",
     "http_403": "The server refuses; cookies (download.cookies_file) may help.",
@@ -80,4 +80,6 @@ def about_reason(reason: str) -> tuple[str, str]:
 
 
 def about_failure(code: str) -> str:
-    return FAILURES.get(code, "See the message; run the build again if it may pass.")
+    return FAILURES.get(
+        code, "See the message; where it was put right, run the build again with execution.try_failed_again=true."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ from pipeline.errors import DownloadError, TransientDownloadError, UserError
 from pipeline.hosts import HostGate, host_of
 from pipeline.links import known_schemes
 from pipeline.media import ffmpeg_path
+from pipeline.provenance import provenance_of
 from pipeline.schema import Fetched, Source
 from pipeline.store import Store, sha256_of
 from tests.faulty_server import Answer, Fault, FaultyServer
@@ -630,6 +632,74 @@ def test_a_page_of_separate_picture_and_sound_is_merged(
     assert failure(get, server.url("/b.mpd")).code == "http_404"  # not a video with a hole
 
 
+@pytest.mark.parametrize(("wanted", "given"), [(192, 192), (380, 192), (None, 384), (50, 96)])
+def test_of_several_heights_the_greatest_that_is_wanted(
+    server: FaultyServer, get: Get, tmp_path: Path, wanted: int | None, given: int
+) -> None:
+    """Where all are higher, it is the one that is nearest."""
+    master = "#EXTM3U\n"
+    for height in (96, 192, 384):
+        inputs = ["-f", "lavfi", "-i", f"testsrc=s=256x{height}:r=25:d=1", "-f", "lavfi", "-i", "sine=d=1"]
+        codecs = ["-c:v", "libx264", "-preset", "ultrafast", "-c:a", "aac"]
+        path = tmp_path / f"{height}.ts"
+        subprocess.run([ffmpeg_path(), "-v", "error", *inputs, *codecs, str(path)], check=True)
+        server.serve(f"/{height}.ts", Answer(body=path.read_bytes(), content_type="video/mp2t"))
+        one = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n/{height}.ts\n#EXT-X-ENDLIST\n"
+        server.serve(f"/{height}.m3u8", Answer(body=one.encode(), content_type="application/vnd.apple.mpegurl"))
+        master += f"#EXT-X-STREAM-INF:BANDWIDTH={height * 1000},RESOLUTION=256x{height}\n/{height}.m3u8\n"
+    url = server.serve("/all.m3u8", Answer(body=master.encode(), content_type="application/vnd.apple.mpegurl"))
+    fetched = get(url, QUICK.model_copy(update={"height": wanted}))
+    with av.open(fetched.path) as container:
+        assert container.streams.video[0].height == given
+    assert fetched.provenance["format"]["height"] == given
+    assert [server.hits(f"/{height}.ts") for height in (96, 192, 384)] == [height == given for height in (96, 192, 384)]
+
+
+def test_a_video_that_is_too_long_is_not_fetched(server: FaultyServer, get: Get, store: Store, video: bytes) -> None:
+    server.serve("/long.mp4", Answer(body=video))
+    told = {"@context": "https://schema.org", "@type": "VideoObject", "name": "A day", "duration": "PT5H"}
+    told |= {"contentUrl": server.url("/long.mp4"), "author": "A. Nyone", "uploadDate": "2020-02-03"}
+    page = f"<html><script type='application/ld+json'>{json.dumps(told)}</script></html>".encode()
+    url = server.serve("/watch", Answer(body=page, content_type="text/html"))
+    error = failure(get, url)
+    assert (error.code, str(error)) == ("too_long", "18000 s long, over download.max_duration_seconds (14400)")
+    assert [*store.root.glob("objects/*/*"), *leftovers(store)] == []
+    provenance = get(url, QUICK.model_copy(update={"max_duration_seconds": None})).provenance
+    assert len([*store.root.glob("objects/*/*")]) == 1
+    assert [provenance[name] for name in ("title", "uploader", "webpage_url")] == ["A day", "A. Nyone", url]
+
+
+def test_what_a_site_tells_of_a_video_is_kept() -> None:
+    told = {
+        "title": "Rain",
+        "channel": "Weather",
+        "license": "CC BY",
+        "upload_date": "20200203",
+        "id": "x",
+        "vcodec": "none",
+    }
+    told |= {
+        "webpage_url": "https://example.org/w?v=1&token=abc",
+        "extractor": "example",
+        "height": 720,
+        "formats": [1],
+    }
+    origin = {
+        "title": "Rain",
+        "uploader": "Weather",
+        "licence": "CC BY",
+        "upload_date": "20200203",
+        "webpage_url": "https://example.org/w?v=1&token=***",
+        "extractor": "example",
+        "format": {"height": 720},
+        "fetched_url": "https://example.org/v",
+    }
+    assert provenance_of("https://example.org/v", told, "video/mp4") == origin
+    made_up = provenance_of("https://example.org/a.mp4", {"direct": True, "upload_date": "20200203"}, "video/mp4")
+    assert "upload_date" not in made_up  # it is that of the file on the server
+    assert made_up["content_type"] == "video/mp4"
+
+
 def test_keys_depend_on_what_changes_the_file() -> None:
     settings = DownloadSettings(sections=True)
     page = Source("a", "https://vimeo.com/1", start_ms=1000, end_ms=2000)
@@ -760,6 +830,68 @@ def test_other_requirements(tmp_path: Path) -> None:
         check_requirements([], DownloadSettings(cookies_file=tmp_path / "none.txt"))
     with pytest.raises(UserError, match=r"source a: not-installed:// needs a package.*install no-such-package"):
         check_requirements([Source("a", "not-installed://x/y")])
+
+
+def test_cookies_that_cannot_be_read_are_refused_before_any_download(
+    server: FaultyServer, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = tmp_path / "cookies.txt"
+    text.write_text("no cookies at all\n")
+    web, local = [Source("a", server.serve("/a.mp4", Answer(status=404)))], [Source("b", "/b.mp4")]
+    refusals = [
+        (DownloadSettings(cookies_file=text), rf"^download.cookies_file: {text} does not look like a Netscape format"),
+        (DownloadSettings(cookies_browser="firefox"), r"^download.cookies_browser: could not find firefox cookies"),
+        (
+            DownloadSettings(cookies_browser="lynx:Me"),
+            r'^download.cookies_browser: unsupported browser: "lynx"; .*firefox',
+        ),
+    ]
+    for settings, message in refusals:
+        with pytest.raises(UserError, match=message):
+            check_requirements(web, settings)
+        check_requirements(local, settings)
+    assert server.requests == []
+    assert failure(get, web[0].url, refusals[0][0]).code == "cookies"  # they may have changed since
+    download._sessions.close()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:http.cookiejar bug:UserWarning")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (".example.org\tTRUE\t/\tFALSE\t0\tsession HUSH", "invalid length 6"),
+        (".example.org\tTRUE\t/\tFALSE\tHUSH\tsession\t0", "invalid expires"),
+        (".example.org\tFALSE\t/\tFALSE\t0\tsession\tHUSH", "invalid Netscape format cookies file"),
+    ],
+)
+def test_a_line_of_cookies_that_cannot_be_read_is_told_and_not_shown(
+    tmp_path: Path, line: str, said: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cookies.txt"
+    path.write_text(f"# Netscape HTTP Cookie File\n{line}\n")
+    download._warn_of_cookies.cache_clear()
+    told = ""
+    try:
+        check_requirements([Source("a", "http://127.0.0.1:1/a.mp4")], DownloadSettings(cookies_file=path))
+    except UserError as error:
+        told = str(error)
+    seen = [told, caplog.text, *capfd.readouterr()]
+    assert said in told + caplog.text
+    assert "HUSH" not in "".join(seen)
+
+
+def test_a_proxy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_PROXY", "user:secret@host:3128")
+    with pytest.raises(UserError, match=r"download.proxy: what SOME_PROXY holds does not begin like") as caught:
+        check_requirements([], DownloadSettings(proxy="$SOME_PROXY"))
+    assert "secret" not in str(caught.value)
+    for good in ("http://user:secret@host:3128", "socks5h://host:1", "HTTPS://host"):
+        monkeypatch.setenv("SOME_PROXY", good)
+        assert DownloadSettings(proxy="$SOME_PROXY").proxy_url() == good
+    with pytest.raises(ValueError, match=r"is no URL of a proxy"):
+        DownloadSettings(proxy="host:3128")
 
 
 def test_the_users_cookies_are_sent_and_not_written(

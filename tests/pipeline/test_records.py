@@ -1,9 +1,10 @@
 """Records of finished sources: found again, and read without reading any file over and over."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.records import DoneRecords, SourceRecord
+from pipeline.records import DoneRecords, Ending, Entry, SourceRecord
 from pipeline.schema import Failure, Reason, Source, State
 from pipeline.storage import Folder
 
@@ -48,6 +49,17 @@ def test_a_final_record_goes_before_one_that_may_end_otherwise(tmp_path: Path) -
     for batch_id, record in (("a", rejected(1)), ("b", SourceRecord(source(1), State.FAILED, failure=failure))):
         records.put(record)
         records.close_batch(batch_id, ["s01"])
-    (name, _, is_final) = records.index()["s01"]
-    assert (name, is_final) == ("a.jsonl", True)
+    assert records.index()["s01"] == Entry("a.jsonl", False, Ending.WHOLE)
     assert list(records.read({"s01": "a.jsonl"})) == [rejected(1)]
+
+
+def test_what_was_tried_again_goes_before_a_failure_and_what_is_listed_now_before_all(tmp_path: Path) -> None:
+    records = DoneRecords(Folder(tmp_path), "done")
+    gone = Failure("fetch", "http_404", "the server answered 404 Not Found")
+    failed = SourceRecord(source(1), State.FAILED, failure=gone)
+    relabelled = replace(source(1), labels=("rain",))
+    for batch_id, record in (("b", rejected(1)), ("c", failed), ("a", replace(failed, source=relabelled))):
+        records.put(record)
+        records.close_batch(batch_id, ["s01"])
+    assert records.index([source(1)])["s01"] == Entry("b.jsonl", True, Ending.WHOLE)
+    assert records.index([relabelled])["s01"] == Entry("a.jsonl", True, Ending.FAILED)

