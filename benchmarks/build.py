@@ -308,6 +308,8 @@ def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None
                 *span,
                 "-map",
                 "0:a:0",
+                "-af",
+                f"apad=whole_dur={clip.span.duration_seconds}",  # where the sound ends before the picture, as a build does
                 "-c:a",
                 "flac",
                 "-ar",
