@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import io
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ import fsspec
 from pipeline import media
 from pipeline.addresses import Reach, named_places, resolved_places
 from pipeline.checking_proxy import CheckingProxy
+from pipeline.cookies import check_cookies, cookie_params, tell_of_skipped_line
 from pipeline.download_errors import explain, is_ours, mask_secrets
 from pipeline.download_settings import WEB, DownloadSettings
 from pipeline.errors import ClipError, DownloadError, HearscapeError, TransientDownloadError, UserError
@@ -186,57 +186,8 @@ def check_requirements(sources: Iterable[Source], settings: DownloadSettings | N
             fsspec.get_filesystem_class(need)
         except ImportError as error:
             raise UserError(f"{where}: {need}:// needs a package that is not installed: {error}") from error
-    if is_web:
-        _check_cookies(settings)
-
-
-def _check_cookies(settings: DownloadSettings) -> None:
-    """Reads the cookies once: what is wrong with them would be wrong for every source."""
-    loaded = {
-        "cookies_file": (_cookie_text(settings.cookies_file), None),
-        "cookies_browser": (None, _browser(settings.cookies_browser)),
-    }
-    for name, (text, browser) in loaded.items():
-        if text is None and browser is None:
-            continue
-        params = {"logger": _Log(), "quiet": True, "color": "no_color"}
-        with _yt_dlp().YoutubeDL(params, auto_init="no_verbose_header") as ydl:
-            try:
-                _yt_dlp().cookies.load_cookies(text, browser, ydl)
-            except _yt_dlp().cookies.CookieLoadError as error:
-                raise UserError(f"download.{name}: {_cookie_problem(error.__context__, settings)}") from error
-
-
-def _cookie_problem(cause: BaseException | None, settings: DownloadSettings) -> str:
-    """What yt-dlp says of the cookies, which it was given as a text without a name; without the line that it cannot read."""
-    said = re.sub(r"(invalid Netscape format cookies file <.*?>): .*", r"\1", str(cause), flags=re.DOTALL)
-    said = re.sub(r"<_io.StringIO object at 0x[0-9a-f]+>", str(settings.cookies_file), said)
-    if said.startswith("unsupported browser"):
-        said += f"; choose one of {', '.join(sorted(_yt_dlp().cookies.SUPPORTED_BROWSERS))}"
-    return said
-
-
-def _cookie_text(path: Path | None) -> io.StringIO | None:
-    """A text, since yt-dlp writes cookies back to where it read them."""
-    return io.StringIO(path.read_text(errors="replace")) if path is not None else None
-
-
-def _cookie_skipped(said: str, *_args: object, **_kwargs: object) -> None:
-    """In place of yt-dlp's word on the terminal, which has the whole line: a cookie is a secret, also a misspelt one."""
-    found = re.search(r"due to (invalid length \d+|invalid expires)", said)
-    _warn_of_cookies(found[1] if found else "not in Netscape's format")
-
-
-@functools.cache
-def _warn_of_cookies(problem: str) -> None:
-    """Once: the file is read for every connection."""
-    LOG.warning("download.cookies_file: lines are left out that cannot be read: %s", problem)
-
-
-def _browser(setting: str | None) -> tuple[str, str | None, None, None] | None:
-    """A browser and its profile as yt-dlp wants them."""
-    name, _, profile = (setting or "").partition(":")
-    return (name, profile or None, None, None) if name else None
+    if is_web and (settings.cookies_file or settings.cookies_browser):  # yt-dlp is slow to import
+        check_cookies(settings, _yt_dlp(), _Log())
 
 
 def _check_youtube(where: str) -> None:
@@ -287,7 +238,7 @@ def _yt_dlp() -> Any:
         if session is not None:
             session.watch.child_started(self)
 
-    yt_dlp.cookies.write_string = _cookie_skipped
+    yt_dlp.cookies.write_string = tell_of_skipped_line
     # ffmpeg downloads sections by itself: all that can be stopped is its process, and what it asks for goes by a proxy
     yt_dlp.utils.Popen.__init__ = start_watched
     return yt_dlp
@@ -350,8 +301,7 @@ class _Session:
             "ratelimit": settings.rate_limit_bytes_per_second,
             "sleep_interval_requests": settings.sleep_seconds,
             "proxy": settings.proxy_url(),
-            "cookiefile": _cookie_text(settings.cookies_file),
-            "cookiesfrombrowser": _browser(settings.cookies_browser),
+            **cookie_params(settings),
             "ffmpeg_location": media.ffmpeg_path(),
             "js_runtimes": {name: {} for name in _yt_dlp().globals.supported_js_runtimes.value},
             "match_filter": self._check_video,

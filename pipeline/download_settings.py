@@ -17,9 +17,8 @@ from pipeline.settings import Settings
 
 WEB = frozenset({"http", "https"})
 PLAIN_LINK = re.compile(r"\.(?:mp4|m4v|mov|qt|mkv|webm|avi|mpe?g|m2ts|mts|ts|ogv|wmv|flv|3gp|3g2|mxf)$", re.IGNORECASE)
-
-
 PROXY = re.compile(r"(?:https?|socks(?:4a?|5h?))://[^/\s]", re.IGNORECASE)
+"""How the URL of a proxy begins."""
 
 
 class DownloadSettings(Settings):

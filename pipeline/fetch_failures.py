@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 
 from pipeline.download_settings import DownloadSettings
 from pipeline.errors import ClipError, DownloadError, TransientError
+from pipeline.installed import installed_version
 from pipeline.schema import Failure, flat, stable_hash
 from pipeline.storage import Folder
 
@@ -61,7 +61,5 @@ def _name(key: str, settings: DownloadSettings) -> str:
     return f"unfetched/{name[:2]}/{name}.json"
 
 
-@functools.cache
-def _yt_dlp_version() -> str:
-    """Without importing it."""
-    return importlib.metadata.version("yt-dlp")
+_yt_dlp_version = functools.cache(functools.partial(installed_version, "yt-dlp"))
+"""Without importing it."""

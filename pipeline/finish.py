@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import importlib.metadata
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pipeline.dedup import Fingerprint, find_duplicates
 from pipeline.download_errors import mask_secrets, masked_values
 from pipeline.errors import NothingKeptError
 from pipeline.funnel import Funnel
+from pipeline.installed import installed_version
 from pipeline.ledger import LEDGER_NAME, write_ledger
 from pipeline.manifest import FileRecord, Manifest, ShardRecord, canonical_json, write_manifest
 from pipeline.manifest import Rendition as ManifestRendition
@@ -347,14 +347,6 @@ def _split_item(clip: _Kept) -> SplitItem:
 
 def _num_bytes(cut: CutClip) -> int:
     return cut.flac_bytes + max(rendition.num_bytes for rendition in cut.renditions)
-
-
-def installed_version(distribution: str) -> str:
-    """Of a tree that runs without being installed nobody knows the version."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _rendition(name: str, short_side_px: int, cut: CutSettings) -> ManifestRendition:

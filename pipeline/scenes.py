@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 from pipeline.errors import EncoderError
+from pipeline.installed import installed_version
 from pipeline.settings import Settings
 
 Frame = npt.NDArray[np.uint8]
@@ -139,10 +139,7 @@ def detector_versions(settings: SceneSettings) -> dict[str, str]:
     """What the cuts depend on besides PySceneDetect, which all measures name: TransNetV2, where it is asked for."""
     if settings.detector != "transnet":
         return {}
-    try:
-        return {TRANSNET: importlib.metadata.version(TRANSNET)}
-    except importlib.metadata.PackageNotFoundError:  # whoever looks at a dataset needs not have what built it
-        return {TRANSNET: "not installed"}
+    return {TRANSNET: installed_version(TRANSNET)}  # whoever looks at a dataset needs not have what built it
 
 
 def check_detector(settings: SceneSettings) -> None:

@@ -12,7 +12,7 @@ import webdataset
 
 from pipeline.build import Build, BuildSummary
 from pipeline.errors import NothingKeptError, OutputError, RecipeError, SourceListError, UserError
-from pipeline.finish import installed_version
+from pipeline.installed import installed_version
 from pipeline.manifest import main as manifest_main
 from pipeline.manifest import read_manifest
 from pipeline.progress import Event, SourceEvent, StageEvent

@@ -24,6 +24,7 @@ import pytest
 from fsspec.registry import known_implementations
 
 from pipeline import download
+from pipeline.cookies import warn_once
 from pipeline.download import check_requirements, fetch, fetch_key
 from pipeline.download_errors import clean, explain, mask_secrets
 from pipeline.download_settings import DownloadSettings
@@ -871,7 +872,7 @@ def test_a_line_of_cookies_that_cannot_be_read_is_told_and_not_shown(
 ) -> None:
     path = tmp_path / "cookies.txt"
     path.write_text(f"# Netscape HTTP Cookie File\n{line}\n")
-    download._warn_of_cookies.cache_clear()
+    warn_once.cache_clear()
     told = ""
     try:
         check_requirements([Source("a", "http://127.0.0.1:1/a.mp4")], DownloadSettings(cookies_file=path))
