@@ -5,18 +5,18 @@ Shape suffixes: B samples; T frames, C=3 colours, H, W pixels; N samples of soun
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.utils.data
 from torch import Tensor
 
+from pipeline.encoders.device import one_thread
 from pipeline.errors import ShardError
 from trainer.cache import ShardCache
 from trainer.order import Ref
@@ -99,7 +99,7 @@ class Work(torch.utils.data.Dataset[Outcome]):
         self._shards.close()
 
     def __getitem__(self, task: tuple[Ref, ...]) -> Outcome:
-        with _one_thread():
+        with one_thread():
             return self._outcome(task)
 
     def _outcome(self, task: Sequence[Ref]) -> Outcome:
@@ -155,17 +155,3 @@ def end_with_parent(worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name=f"parent-of-reader-{worker}", daemon=True).start()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a worker: what is computed for one sample is too little to be shared out, and threads that wait cost as much again."""
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,3 +77,17 @@ def unit_rows(rows: Tensor, name: str) -> Tensor:
         raise EncoderError(f"{name} gives embeddings that are zero or not finite: its weights are damaged")
     unit: Tensor = rows / lengths
     return unit
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For what is computed of one picture or sample at a time: too little to be shared out, and threads that wait cost as much again."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
