@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from pipeline.encoders.mel import MelConfig
+from pipeline.encoders.small_trunks import HOP, RATE_HZ
 
 Floats = NDArray[np.float32]
 
-MEL = MelConfig()
+FRAMES_PER_SECOND = RATE_HZ / HOP
 SHORTEST_SECONDS = 2.5
+SMALL_SHARE = 0.5
+"""Of changed pictures, how many have few pixels."""
 
 
 def changed_picture(frame_HW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -38,7 +40,14 @@ def changed_picture(frame_HW3: NDArray[np.uint8], rng: np.random.Generator) -> N
         light = light + rng.normal(0, rng.uniform(0.003, 0.03), light.shape)
     changed = np.clip(light * 255, 0, 255).astype(np.uint8)
     _, jpeg = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))])
-    return np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.uint8)
+    changed = np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.uint8)
+    return _small(changed, rng) if rng.random() < SMALL_SHARE else changed
+
+
+def _small(frame_HW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Brought down to a square of 24 to 96 pixels, as what small generators draw."""
+    side = round(np.exp(rng.uniform(np.log(24), np.log(96))))
+    return np.asarray(cv2.resize(frame_HW3, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _cropped(frame_HW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -56,8 +65,7 @@ def changed_mel(
     """A stretch of a power mel as another place and another telephone would have it: tilt and bumps, echoes, a noise floor,
     handling noise, an automatic gain, a missing top.
 
-    ``other_MT``, of the same class, may be mixed in; ``behind_MT``, of any class, is heard behind it. Gives a mel 0..1, as
-    :class:`pipeline.encoders.mel.LogMel` does.
+    ``other_MT``, of the same class, may be mixed in; ``behind_MT``, of any class, is heard behind it.
     """
     power = _stretch(power_MT, rng)
     if other_MT is not None:
@@ -75,13 +83,10 @@ def changed_mel(
     if rng.random() < 0.3:
         power = _levelled(power, rng)
     if rng.random() < 0.25:
-        last = int(rng.integers(72, power.shape[0]))
+        last = int(rng.integers(40, power.shape[0]))
         power = power.copy()
         power[last:] *= 10 ** -rng.uniform(2, 5)
-    power = _masked(power, rng)
-    decibels = 10 * np.log10(power + 1e-12)
-    relative = np.maximum(decibels - decibels.max(), -MEL.top_db)
-    return np.asarray(relative / MEL.top_db + 1, np.float32)
+    return _masked(power, rng)
 
 
 def _mixed(power_MT: Floats, other_MT: Floats, decibels: float) -> Floats:
@@ -93,7 +98,7 @@ def _mixed(power_MT: Floats, other_MT: Floats, decibels: float) -> Floats:
 
 def _echoed(power_MT: Floats, rng: np.random.Generator) -> Floats:
     """Part of the energy dies away slowly: a room, a valley, a distance. Reverberation times of 0.2 to 1.5 s."""
-    frames = MEL.sample_rate_hz / MEL.hop_size * rng.uniform(0.2, 1.5)
+    frames = FRAMES_PER_SECOND * rng.uniform(0.2, 1.5)
     keep = 10 ** (-6 / frames)
     tail = signal.lfilter([1 - keep], [1, -keep], power_MT, axis=1)
     share = rng.uniform(0.2, 0.9)
@@ -102,7 +107,7 @@ def _echoed(power_MT: Floats, rng: np.random.Generator) -> Floats:
 
 def _levelled(power_MT: Floats, rng: np.random.Generator) -> Floats:
     """An automatic gain that follows the level within a second or so, and takes some of its changes away."""
-    keep = np.exp(-MEL.hop_size / MEL.sample_rate_hz / rng.uniform(0.3, 2.0))
+    keep = np.exp(-1 / FRAMES_PER_SECOND / rng.uniform(0.3, 2.0))
     level_T = power_MT.sum(0) + 1e-12
     followed_T = signal.lfilter([1 - keep], [1, -keep], level_T, zi=[keep * level_T.mean()])[0]
     gain_T = (followed_T + 1e-3 * level_T.mean()) ** -rng.uniform(0.3, 0.9)
@@ -110,7 +115,7 @@ def _levelled(power_MT: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _stretch(power_MT: Floats, rng: np.random.Generator) -> Floats:
-    per_second = MEL.sample_rate_hz / MEL.hop_size
+    per_second = FRAMES_PER_SECOND
     length = min(power_MT.shape[1], round(rng.uniform(SHORTEST_SECONDS, 10.0) * per_second))
     start = int(rng.integers(0, power_MT.shape[1] - length + 1))
     return power_MT[:, start : start + length]
@@ -149,7 +154,7 @@ def _handling(shape: tuple[int, int], rng: np.random.Generator) -> Floats:
 
 
 def _masked(power_MT: Floats, rng: np.random.Generator) -> Floats:
-    """A few neighbouring bands damped (never silenced: statistics would show that), and a short stretch left out."""
+    """A few neighbouring bands damped (never silenced: that would be heard), and a short stretch left out."""
     power = power_MT.copy()
     if rng.random() < 0.3:
         start, width = int(rng.integers(0, power.shape[0] - 10)), int(rng.integers(3, 10))

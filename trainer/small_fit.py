@@ -1,4 +1,4 @@
-"""Fits the towers of the small pair: statistics of many changed pictures and sounds, and networks that share them out to classes.
+"""Fits the towers of the small pair: features of many changed pictures and sounds, and networks that share them out to classes.
 
 Shape suffixes: N rows, F features, E networks, H hidden units, K classes, B rows of one step.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.encoders.mel import LogMel
-from pipeline.encoders.small import CLIP_AT
-from pipeline.encoders.small_features import SOUND_MEL, picture_features, sound_features
+from pipeline.encoders.mel import resampled
+from pipeline.encoders.small import CLIP_AT, known_scores
+from pipeline.encoders.small_trunks import RATE_HZ, magnitude_mel, picture_features, sound_features
 from pipeline.settings import Settings
 from trainer.small_augment import changed_mel, changed_picture
-from trainer.small_material import CLIP_SECONDS, RATE_HZ, Clip
+from trainer.small_material import CLIP_SECONDS, Clip
+from trainer.small_material import RATE_HZ as MATERIAL_RATE_HZ
 
 Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
@@ -50,47 +51,49 @@ second of a pair stands on an axis of its own."""
 class SmallFitSettings(Settings):
     """How a tower is fitted. The values were chosen by cross-validation on the learning part alone."""
 
-    num_changed_pictures: int = Field(12, ge=1)
+    num_changed_pictures: int = Field(8, ge=1)
     """Changed versions of each photograph."""
-    num_changed_sounds: int = Field(60, ge=1)
+    num_changed_sounds: int = Field(30, ge=1)
     """Changed versions of each recording."""
-    num_changed_painted: int = Field(4, ge=1)
-    """Changed versions of each painted clip's pictures, and of its sound."""
-    num_changed_sketches: int = Field(2, ge=1)
-    """Changed versions of each sketched sound."""
+    num_changed_painted_pictures: int = Field(6, ge=1)
+    """Changed versions of each painted clip's pictures."""
+    num_changed_painted_sounds: int = Field(2, ge=1)
+    """Changed versions of each painted clip's sound."""
     painted_weight: float = Field(0.3, ge=0)
     """Weight of a painted source against a real one."""
-    sketch_weight: float = Field(0.05, ge=0)
-    """Weight of a sketched sound against a recording."""
     balance: float = Field(0.75, ge=0, le=1)
     """0: classes weigh as many sources as they have. 1: all classes weigh the same."""
-    num_networks: int = Field(6, ge=1)
+    num_networks: int = Field(4, ge=1)
     """Networks whose shares are averaged."""
-    num_hidden: int = Field(128, ge=1)
+    num_hidden: int = Field(64, ge=1)
     """Hidden units of each."""
-    num_steps: int = Field(900, ge=1)
+    num_steps: int = Field(300, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(256, ge=1)
     """Rows of one step, drawn by weight."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
     """Highest learning rate, in the middle of one cycle."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's."""
     mixing: float = Field(0.4, gt=0)
     """Of mixup: two rows and their classes are mixed by a Beta(mixing, mixing) share."""
     input_dropout: float = Field(0.2, ge=0, lt=1)
-    """Share of statistics left out at each step."""
+    """Share of features left out at each step."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of hidden units left out at each step."""
-    temperature: float = Field(0.7, gt=0)
-    """What logits are divided by after the fit."""
+    picture_temperature: float = Field(0.8, gt=0)
+    """What the picture tower's logits are divided by in the end: mixup leaves networks less sure than they may be (Guo et al., 2017)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Statistics of one side, a row for each version of a picture or sound."""
+    """Features of one side, a row for each version of a picture or sound."""
 
-    statistics_NF: Floats
+    features_NF: Floats
+    scores_NK: Floats
+    """What is known of the classes beforehand, in CLASSES' order; zeros: nothing."""
+    targets_NK: Floats
+    """The shares of classes that are to come out."""
     classes_N: NDArray[np.intp]
     sources_N: NDArray[np.str_]
     source_weights_N: Floats
@@ -99,7 +102,7 @@ class Table:
     def without(self, sources: Sequence[str]) -> Table:
         """The rows of all other sources."""
         kept = ~np.isin(self.sources_N, list(sources))
-        return Table(self.statistics_NF[kept], self.classes_N[kept], self.sources_N[kept], self.source_weights_N[kept])
+        return Table(*(getattr(self, each.name)[kept] for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,9 @@ class Rows:
 
     label: str
     source: str
-    statistics: list[Floats]
+    features: list[Floats]
+    scores: list[Floats]
+    targets: list[Floats]
     weight: float = 1.0
     """1: real."""
 
@@ -121,9 +126,11 @@ def class_of(label: str) -> int | None:
 
 def table_of(rows: Iterable[Rows]) -> Table:
     known = [(each, index) for each in rows if (index := class_of(each.label)) is not None]
-    counts = [len(each.statistics) for each, _ in known]
+    counts = [len(each.features) for each, _ in known]
     return Table(
-        np.stack([one for each, _ in known for one in each.statistics]),
+        np.stack([one for each, _ in known for one in each.features]),
+        np.stack([one for each, _ in known for one in each.scores]),
+        np.stack([one for each, _ in known for one in each.targets]),
         np.repeat([index for _, index in known], counts),
         np.repeat([each.source for each, _ in known], counts),
         np.repeat([each.weight for each, _ in known], counts).astype(np.float32),
@@ -133,13 +140,31 @@ def table_of(rows: Iterable[Rows]) -> Table:
 def picture_rows(clip: Clip, num_changed: int, rng: np.random.Generator, weight: float = 1.0) -> Rows:
     """The frames as they are, and changed ones of frames chosen at random."""
     changed = [changed_picture(clip.frames[rng.integers(len(clip.frames))], rng) for _ in range(num_changed)]
-    return Rows(clip.label, clip.source, [picture_features(frame) for frame in (*clip.frames, *changed)], weight)
+    features = [picture_features(frame) for frame in (*clip.frames, *changed)]
+    nothing = np.zeros(len(CLASSES), np.float32)
+    count = len(features)
+    return Rows(clip.label, clip.source, features, [nothing] * count, [wholly(clip.label)] * count, weight)
+
+
+def wholly(label: str) -> Floats:
+    """(K,): all of it is this class. Zeros for a label that the pair does not know."""
+    shares_K = np.zeros(len(CLASSES), np.float32)
+    if (place := class_of(label)) is not None:
+        shares_K[place] = 1
+    return shares_K
+
+
+def mel_of(sound: Floats) -> Floats:
+    """(T, M) of a sound as the material has it."""
+    return magnitude_mel(resampled(sound, MATERIAL_RATE_HZ, RATE_HZ))
 
 
 class SoundRows:
     """Makes rows of sounds; some are mixed with another sound of their class out of ``mixable``, some have any of them behind.
 
-    ``folds`` divides sources: nothing is mixed across folds.
+    Painted sounds are to be heard as their class. Recordings are to be heard as they would be without anything learned here: there are
+    too few, and too clean ones, to know better than a network that heard two million. ``folds`` divides sources: nothing is mixed
+    across folds.
     """
 
     MIXED_SHARE = 0.3
@@ -147,21 +172,15 @@ class SoundRows:
 
     def __init__(self, mixable: Sequence[Clip] = (), folds: Mapping[str, int] | None = None) -> None:
         self._folds = folds or {}
-        self.front_end = LogMel(SOUND_MEL)
-        self._powers = [(clip.label, clip.source, self._power(clip.sound)) for clip in mixable]
+        self._powers = [(clip.label, clip.source, _power(mel_of(clip.sound))) for clip in mixable]
 
-    def mel(self, sound: Floats) -> Floats:
-        with torch.inference_mode():
-            return np.asarray(self.front_end(torch.from_numpy(sound).unsqueeze(0))[0].numpy())
-
-    def _power(self, sound: Floats) -> Floats:
-        return np.asarray(10 ** ((self.mel(sound) - 1) * (SOUND_MEL.top_db / 10)), np.float32)
-
-    def __call__(self, clip: Clip, num_changed: int, rng: np.random.Generator, weight: float = 1.0) -> Rows:
-        length = round(CLIP_SECONDS * RATE_HZ)
+    def __call__(
+        self, clip: Clip, num_changed: int, rng: np.random.Generator, weight: float = 1.0, *, painted: bool = False
+    ) -> Rows:
+        length = round(CLIP_SECONDS * MATERIAL_RATE_HZ)
         starts = range(0, max(1, len(clip.sound) - length + 1), length)
-        statistics = [sound_features(self.mel(clip.sound[start : start + length])) for start in starts]
-        power = self._power(clip.sound)
+        mels = [mel_of(clip.sound[start : start + length]) for start in starts]
+        power = _power(mel_of(clip.sound))
         fold = self._folds.get(clip.source)
         around = [
             (label, other)
@@ -172,8 +191,20 @@ class SoundRows:
         for _ in range(num_changed):
             mixed = alike[rng.integers(len(alike))] if alike and rng.random() < self.MIXED_SHARE else None
             behind = around[rng.integers(len(around))][1] if around and rng.random() < self.BEHIND_SHARE else None
-            statistics.append(sound_features(changed_mel(power, rng, mixed, behind)))
-        return Rows(clip.label, clip.source, statistics, weight)
+            mels.append(np.sqrt(changed_mel(power, rng, mixed, behind)).T.copy())
+        heard = [sound_features(mel) for mel in mels]
+        scores_NK = known_scores(np.stack([score for _, score in heard]), CLASSES)
+        if painted:
+            targets_NK = np.tile(wholly(clip.label), (len(heard), 1))
+        else:
+            raised_NK = np.exp(scores_NK)
+            targets_NK = raised_NK / raised_NK.sum(1, keepdims=True)
+        return Rows(clip.label, clip.source, [each for each, _ in heard], list(scores_NK), list(targets_NK), weight)
+
+
+def _power(mel_TM: Floats) -> Floats:
+    """(M, T)"""
+    return np.asarray(mel_TM.T**2 + 1e-12, np.float32)
 
 
 def directions() -> Floats:
@@ -197,19 +228,21 @@ def row_weights(table: Table, settings: SmallFitSettings) -> Floats:
     return np.asarray(weights_N / weights_N.sum(), np.float32)
 
 
-def fit_tower(table: Table, settings: SmallFitSettings, seed: int = 0) -> dict[str, Floats]:
-    """The tensors of a tower (:class:`pipeline.encoders.small.Tower`). The same for the same table, settings and seed."""
+def fit_tower(table: Table, settings: SmallFitSettings, seed: int = 0, temperature: float = 1.0) -> dict[str, Floats]:
+    """The tensors of a tower (:class:`pipeline.encoders.small.Tower`), its logits divided by ``temperature``. The same for the same
+    arguments."""
     weights_N = row_weights(table, settings)
-    mean_F = (weights_N[:, None] * table.statistics_NF).sum(0)
-    deviation_F = np.sqrt((weights_N[:, None] * (table.statistics_NF - mean_F) ** 2).sum(0))
+    mean_F = (weights_N[:, None] * table.features_NF).sum(0)
+    deviation_F = np.sqrt((weights_N[:, None] * (table.features_NF - mean_F) ** 2).sum(0))
     # in half precision, as they are stored
     mean_F = mean_F.astype(np.float16).astype(np.float32)
     scale_F = (1 / np.maximum(deviation_F, 1e-3)).astype(np.float16).astype(np.float32)
-    standard_NF = np.clip((table.statistics_NF - mean_F) * scale_F, -CLIP_AT, CLIP_AT)
+    standard_NF = np.clip((table.features_NF - mean_F) * scale_F, -CLIP_AT, CLIP_AT)
     networks = [
         _fit_network(
             torch.from_numpy(standard_NF),
-            torch.from_numpy(table.classes_N),
+            torch.from_numpy(table.scores_NK),
+            torch.from_numpy(table.targets_NK),
             torch.from_numpy(weights_N),
             settings,
             seed * 1000 + index,
@@ -217,22 +250,22 @@ def fit_tower(table: Table, settings: SmallFitSettings, seed: int = 0) -> dict[s
         for index in range(settings.num_networks)
     ]
 
-    def stacked(name: str) -> Floats:
-        return np.stack([network.state_dict()[name].numpy().T for network in networks])
+    def stacked(name: str, factor: float = 1.0) -> Floats:
+        return np.stack([network.state_dict()[name].numpy().T * np.float32(factor) for network in networks])
 
     return {
         "mean": mean_F,
         "scale": scale_F,
         "first.weight": stacked("1.weight"),
         "first.bias": stacked("1.bias"),
-        "second.weight": stacked("4.weight") / settings.temperature,
-        "second.bias": stacked("4.bias") / settings.temperature,
+        "second.weight": stacked("4.weight", 1 / temperature),
+        "second.bias": stacked("4.bias", 1 / temperature),
         "directions": directions(),
     }
 
 
 def _fit_network(
-    standard_NF: Tensor, classes_N: Tensor, weights_N: Tensor, settings: SmallFitSettings, seed: int
+    standard_NF: Tensor, scores_NK: Tensor, targets_NK: Tensor, weights_N: Tensor, settings: SmallFitSettings, seed: int
 ) -> nn.Sequential:
     """Cross-entropy on mixed rows (mixup: Zhang et al., 2018) under AdamW and one cycle of the learning rate."""
     torch.manual_seed(seed)
@@ -245,7 +278,6 @@ def _fit_network(
     )
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.num_steps)
-    targets_NK = nn.functional.one_hot(classes_N, len(CLASSES)).float()
     beta = torch.distributions.Beta(settings.mixing, settings.mixing)
     size = (settings.num_steps, 2, settings.batch_size)
     drawn = torch.multinomial(weights_N, size[0] * size[1] * size[2], replacement=True).view(size)
@@ -253,7 +285,8 @@ def _fit_network(
         share_B1 = beta.sample((settings.batch_size, 1))
         inputs_BF = share_B1 * standard_NF[one_B] + (1 - share_B1) * standard_NF[other_B]
         targets_BK = share_B1 * targets_NK[one_B] + (1 - share_B1) * targets_NK[other_B]
-        loss = -(targets_BK * network(inputs_BF).log_softmax(1)).sum(1).mean()
+        known_BK = share_B1 * scores_NK[one_B] + (1 - share_B1) * scores_NK[other_B]
+        loss = -(targets_BK * (known_BK + network(inputs_BF)).log_softmax(1)).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -43,14 +43,11 @@ from trainer.small_material import (
     read_sound,
 )
 from trainer.small_report import Towers
-from trainer.small_sketches import KINDS, sketch
 
 logger = logging.getLogger(__name__)
 
 PAINTED_SEEDS = range(1000, 1012)
 """Seeds of the painted scenes that are learned from; the sample catalogue uses seeds below 100."""
-NUM_SKETCHES = 90
-"""Sketched sounds of each class."""
 NUM_FOLDS = 5
 
 
@@ -70,7 +67,7 @@ def folds_of(items: Sequence[Item]) -> dict[str, int]:
 def tables(
     items: Sequence[Item], settings: SmallFitSettings, seed: int, folds: Mapping[str, int]
 ) -> tuple[Table, Table]:
-    """The pictures and the sounds of these files, and painted and sketched ones. No row mixes sounds of two folds, nor one that
+    """The pictures and the sounds of these files, and painted ones. No row mixes sounds of two folds, nor one that
     is held out with one that is not."""
     rng = np.random.default_rng(seed)
     recordings = [Clip(item.label, item.source, sound=read_sound(item.path)) for item in items if item.kind == "sound"]
@@ -84,14 +81,10 @@ def tables(
     sounds += [make(clip, settings.num_changed_sounds // 2, rng) for clip in heard]
     logger.info("read %d photographs, %d videos' clips and %d recordings", len(photos), len(videos), len(recordings))
     for clip in painted_clips(PAINTED_SEEDS):
-        pictures.append(picture_rows(clip, settings.num_changed_painted, rng, settings.painted_weight))
-        sounds.append(make(clip, settings.num_changed_painted, rng, settings.painted_weight))
-    for number in range(NUM_SKETCHES):
-        for kind in KINDS:
-            clip = Clip(kind, f"sketch-{kind}-{number}", sound=sketch(kind, number))
-            sounds.append(make(clip, settings.num_changed_sketches, rng, settings.sketch_weight))
+        pictures.append(picture_rows(clip, settings.num_changed_painted_pictures, rng, settings.painted_weight))
+        sounds.append(make(clip, settings.num_changed_painted_sounds, rng, settings.painted_weight, painted=True))
     logger.info(
-        "made statistics of %d pictures and %d sounds", *(sum(len(r.statistics) for r in s) for s in (pictures, sounds))
+        "made features of %d pictures and %d sounds", *(sum(len(r.features) for r in s) for s in (pictures, sounds))
     )
     return table_of(pictures), table_of(sounds)
 
@@ -101,7 +94,7 @@ def fit_pair(pictures: Table, sounds: Table, settings: SmallFitSettings, seed: i
     out.mkdir(parents=True, exist_ok=True)
     paths = {side: out / PACKAGED[side].name for side in PACKAGED}
     config = SmallConfig(side="picture", classes=CLASSES)
-    save_tower(paths["picture"], fit_tower(pictures, settings, seed), config)
+    save_tower(paths["picture"], fit_tower(pictures, settings, seed, settings.picture_temperature), config)
     partner = file_sha256(paths["picture"])
     config = SmallConfig(side="sound", classes=CLASSES, trained_with=partner)
     save_tower(paths["sound"], fit_tower(sounds, settings, seed), config)

@@ -1,8 +1,8 @@
 """The student: a small network that learns to see as a picture encoder does that gradients cannot pass through.
 
-The packaged picture encoder counts colours and patterns: nothing leads back from its numbers to the pixels. A generator can
-only be guided by what has a gradient, so a convolutional network first learns to give the same embeddings (distillation,
-Hinton et al., arXiv:1503.02531, with the cosine as its measure), on frames of the datasets and on generated pictures.
+The packaged picture encoder looks at one picture at a time and gives no gradients. A generator can only be guided by what has a
+gradient, and often, so a smaller network first learns to give the same embeddings (distillation, Hinton et al., arXiv:1503.02531,
+with the cosine as its measure), on frames of the datasets and on generated pictures.
 
 Shape suffixes: N pictures, C = 3 colours, H W rows and columns, D width of the space.
 """

@@ -1,6 +1,6 @@
-"""The packaged pair: a picture tower and a sound tower of this project's own making, a few hundred kilobytes in all.
+"""The packaged pair: a picture tower and a sound tower, small networks of our own on the features of two published ones; a few MB.
 
-Each tower turns statistics (:mod:`pipeline.encoders.small_features`) into shares of classes, by a few small networks whose
+Each tower turns features (:mod:`pipeline.encoders.small_trunks`) into shares of classes, by a few small networks whose
 shares are averaged. A class is a direction of the space; classes that go together (clouds and wind) lie at an angle. A row is
 the sum of the class directions by their shares; what is missing to length 1, because the tower is not sure, goes to an axis
 that only pictures or only sounds have. So the cosine of a picture and a sound is how much of one class both are sure of, and
@@ -11,19 +11,26 @@ Shape suffixes: N rows, F features, E networks, H hidden units, K classes, D wid
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from pipeline.encoders.mel import LogMel, check_sound, resampled
-from pipeline.encoders.small_features import SOUND_MEL, picture_features, sound_features
+from pipeline.encoders.device import one_thread
+from pipeline.encoders.mel import check_sound, resampled
+from pipeline.encoders.small_trunks import (
+    RATE_HZ,
+    SMALLEST_SHARE,
+    TAGS_OF_CLASS,
+    magnitude_mel,
+    num_features,
+    picture_features,
+    sound_features,
+)
 from pipeline.encoders.weights import read_state_dict, reason
 from pipeline.errors import EncoderError
 from pipeline.schema import stable_hash
@@ -36,12 +43,12 @@ FOLDER = Path(__file__).parent / "small"
 PACKAGED = {"picture": FOLDER / "picture.safetensors", "sound": FOLDER / "sound.safetensors"}
 CALIBRATION = FOLDER / "calibration.json"
 
-FEATURES_VERSION = 1
-"""Raised with every change of the statistics: weights belong to one version of them."""
+FEATURES_VERSION = 2
+"""Raised with every change of the features: weights belong to one version of them."""
 CLIP_AT = 5.0
-"""Standard deviations: a statistic further out than this says no more than this."""
-WINDOW_FRAMES = 862
-"""Mel frames of 10 s: a longer sound is cut into equal parts of about this length, and their shares are averaged."""
+"""Standard deviations: a feature further out than this says no more than this."""
+WINDOW_SECONDS = 10.0
+"""A longer sound is cut into equal parts of about this length, and their shares are averaged."""
 _METADATA_KEY = "hearscape_small"
 
 WORDS: Mapping[str, str] = {
@@ -81,7 +88,7 @@ class SmallConfig(Settings):
     side: Literal["picture", "sound"]
     """Which tower it is."""
     features: int = FEATURES_VERSION
-    """Version of the statistics that its networks take in."""
+    """Version of the features that its networks take in."""
     classes: tuple[str, ...] = Field(min_length=1)
     """All classes of the space, those that this tower never gives included."""
     trained_with: str | None = None
@@ -125,7 +132,7 @@ def read_config(path: Path, side: str) -> SmallConfig:
         raise EncoderError(f"{path} is the {config.side} tower, wanted the {side} tower; the two files are swapped")
     if config.features != FEATURES_VERSION:
         raise EncoderError(
-            f"{path} was trained on statistics of version {config.features}, this is version {FEATURES_VERSION}; "
+            f"{path} was trained on features of version {config.features}, this is version {FEATURES_VERSION}; "
             f"train it again with python -m trainer.small_pair"
         )
     return config
@@ -136,7 +143,7 @@ def _advice(path: Path) -> str:
 
 
 class Tower:
-    """(N, F) statistics -> (N, D) rows of length 1."""
+    """(N, F) features and (N, K) scores -> (N, D) rows of length 1."""
 
     def __init__(self, path: Path, side: Literal["picture", "sound"], num_features: int) -> None:
         """Raises EncoderError when the file is damaged or of another shape."""
@@ -172,16 +179,22 @@ class Tower:
         unit = directions_KK / np.linalg.norm(directions_KK, axis=1, keepdims=True)
         return np.pad(unit, ((0, 0), (0, 2))).astype(np.float32)
 
-    def shares(self, statistics_NF: Floats) -> Floats:
-        """(N, K), each row's sum 1: how much of each class. Row by row, so that no row depends on the others."""
-        return np.stack([self._shares_of_one(row) for row in statistics_NF])
+    def shares(self, features_NF: Floats, scores_NK: Floats | None = None) -> Floats:
+        """(N, K), each row's sum 1: how much of each class. Row by row, so that no row depends on the others.
 
-    def _shares_of_one(self, statistics_F: Floats) -> Floats:
+        ``scores_NK``: what is known of the classes without having learned it here; None: nothing.
+        """
+        if scores_NK is None:
+            scores_NK = np.zeros((len(features_NF), len(self.config.classes)), np.float32)
+        return np.stack([self._shares_of_one(*row) for row in zip(features_NF, scores_NK, strict=True)])
+
+    def _shares_of_one(self, features_F: Floats, scores_K: Floats) -> Floats:
         state = self._state
-        standard_F = np.clip((statistics_F - state["mean"]) * state["scale"], -CLIP_AT, CLIP_AT)
+        standard_F = np.clip((features_F - state["mean"]) * state["scale"], -CLIP_AT, CLIP_AT)
         hidden_EH = np.einsum("f,efh->eh", standard_F, state["first.weight"], optimize=False) + state["first.bias"]
         hidden_EH = hidden_EH * 0.5 * (1 + np.tanh(0.7978845608 * (hidden_EH + 0.044715 * hidden_EH**3)))  # GELU
         logits_EK = np.einsum("eh,ehk->ek", hidden_EH, state["second.weight"], optimize=False) + state["second.bias"]
+        logits_EK = logits_EK + scores_K
         raised_EK = np.exp(logits_EK - logits_EK.max(1, keepdims=True))
         return np.asarray((raised_EK / raised_EK.sum(1, keepdims=True)).mean(0), np.float32)
 
@@ -200,10 +213,10 @@ def small_id(side: str, sha256: str) -> str:
 
 
 class SmallPictureEncoder:
-    """The picture tower, and the text side. Runs on a CPU whatever the device: its work is counting, not matrices."""
+    """The picture tower, and the text side. Runs on a CPU whatever the device: its networks are small."""
 
     def __init__(self, path: Path, sha256: str) -> None:
-        self.tower = Tower(path, "picture", _num_features("picture"))
+        self.tower = Tower(path, "picture", num_features("picture"))
         self.encoder_id = small_id("picture", sha256)
         self.width = self.tower.width
         self.classes = self.tower.config.classes
@@ -212,7 +225,9 @@ class SmallPictureEncoder:
         """RGB frames (N, H, W, 3) uint8 of any size -> (N, D) float32, rows of length 1."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise ValueError(f"frames must be uint8 (frames, height, width, 3), got {frames.dtype} {frames.shape}")
-        return self.tower.rows(self.tower.shares(np.stack([picture_features(frame) for frame in frames])))
+        with one_thread():
+            features_NF = np.stack([picture_features(frame) for frame in frames])
+        return self.tower.rows(self.tower.shares(features_NF))
 
     def embed_groups(self, groups: Sequence[NDArray[np.uint8]]) -> list[Floats]:
         """``embed_pictures`` of every clip's frames."""
@@ -250,8 +265,7 @@ class SmallSoundEncoder:
     """The sound tower. Digital silence has a share of no class: it lies on the sounds' own axis, at 0 to every picture."""
 
     def __init__(self, path: Path, sha256: str) -> None:
-        self.tower = Tower(path, "sound", _num_features("sound"))
-        self.front_end = LogMel(SOUND_MEL)
+        self.tower = Tower(path, "sound", num_features("sound"))
         self.encoder_id = small_id("sound", sha256)
         self.width = self.tower.width
         trained_with = self.tower.config.trained_with
@@ -266,23 +280,24 @@ class SmallSoundEncoder:
             return np.zeros((0, self.width), np.float32)
         for index, sound in enumerate(sounds):
             check_sound(sound, index)
-        return self.tower.rows(np.stack([self._shares(sound, sample_rate_hz) for sound in sounds]))
+        with one_thread():
+            shares_NK = np.stack([self._shares(sound, sample_rate_hz) for sound in sounds])
+        return self.tower.rows(shares_NK)
 
     def _shares(self, sound: NDArray[np.float32], sample_rate_hz: int) -> Floats:
         if not sound.any():
             return np.zeros(len(self.tower.config.classes), np.float32)
-        own_rate = resampled(sound, sample_rate_hz, SOUND_MEL.sample_rate_hz)
-        with torch.inference_mode():
-            mel_MT = self.front_end(torch.from_numpy(own_rate).unsqueeze(0))[0].numpy()
-        parts = np.array_split(mel_MT, max(1, round(mel_MT.shape[1] / WINDOW_FRAMES)), axis=1)
-        return np.asarray(self.tower.shares(np.stack([sound_features(part) for part in parts])).mean(0), np.float32)
+        own_rate = resampled(sound, sample_rate_hz, RATE_HZ)
+        parts = np.array_split(own_rate, max(1, round(len(own_rate) / (RATE_HZ * WINDOW_SECONDS))))
+        heard = [sound_features(magnitude_mel(part)) for part in parts]
+        features_NF, scores_NK = (np.stack(rows) for rows in zip(*heard, strict=True))
+        return np.asarray(
+            self.tower.shares(features_NF, known_scores(scores_NK, self.tower.config.classes)).mean(0), np.float32
+        )
 
 
-@functools.cache
-def _num_features(side: str) -> int:
-    if side == "picture":
-        return len(picture_features(np.zeros((SMALLEST_PX, SMALLEST_PX, 3), np.uint8)))
-    return len(sound_features(np.ones((SOUND_MEL.num_mels, 2), np.float32)))
-
-
-SMALLEST_PX = 16
+def known_scores(scores_NT: Floats, classes: Sequence[str]) -> Floats:
+    """(N, K): the scores of the classes that tags mean, and the lowest one for all others."""
+    known = dict(zip(TAGS_OF_CLASS, scores_NT.T, strict=True))
+    nothing_N = np.full(len(scores_NT), np.log(SMALLEST_SHARE), np.float32)
+    return np.stack([known.get(name, nothing_N) for name in classes], axis=1)
