@@ -21,7 +21,7 @@ SMALL_SHARE = 0.5
 
 
 def changed_picture(frame_HW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A crop, mirrored or not, in other light, another white balance, other sharpness, noise and compression."""
+    """A crop, mirrored or not, in other light, another white balance, other sharpness, noise and compression; some with few pixels."""
     picture = _cropped(frame_HW3, rng)
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
