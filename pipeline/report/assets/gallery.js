@@ -193,18 +193,17 @@ function gallerySection() {
   const fill = async (fresh) => {
     turn += 1;
     const mine = turn;
-    if (fresh) held = [];
+    const before = fresh ? [] : held; // what is shown stays, and opens, until the answer is here
     let found;
     try {
-      found = await findClips(query, held.length);
+      found = await findClips(query, before.length);
     } catch (error) {
       status.textContent = `The clips could not be had: ${error.message}`;
       return;
     }
     if (mine !== turn) return;
-    const from = held.length;
-    held = held.concat(found.clips);
-    const nodes = found.clips.map((clip, i) => clipButton(clip, query.sort, () => openClip(held, from + i)));
+    held = before.concat(found.clips);
+    const nodes = found.clips.map((clip, i) => clipButton(clip, query.sort, () => openClip(held, before.length + i)));
     if (fresh) list.replaceChildren(...nodes);
     else list.append(...nodes);
     const all = SERVED || GALLERY.clips.length === GALLERY.num_clips;

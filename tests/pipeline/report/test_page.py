@@ -28,6 +28,7 @@ CHROMIUM = next(
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 NUM_CLIPS = 60
+PAGE_OF_CLIPS = 48  # that the page shows at once
 FEW = ReportSettings(gallery=GallerySettings(max_clips=4))
 
 
@@ -248,7 +249,11 @@ def test_served_the_gallery_plays_kept_and_rejected_clips(browser: Any, folder: 
     row = rejected(rows_of_report())
     with served(folder) as url, page_at(browser, url) as page:
         page.select_option("select[name=state]", "kept")
-        assert until(page, "document.querySelector('.tilebtn .badge.kept') !== null")
+        num_kept = sum(one.state is State.KEPT for one in rows_of_report())
+        assert until(
+            page, f"document.querySelectorAll('.tilebtn .badge.kept').length === {min(num_kept, PAGE_OF_CLIPS)}"
+        )
+        assert until(page, "document.querySelectorAll('.tilebtn .badge:not(.kept)').length === 0")
         page.click(".tilebtn")
         assert until(page, "document.querySelector('video#player')?.currentTime > 0.3")
         assert page.evaluate("(p => [p.videoWidth, p.videoHeight, p.error])(document.querySelector('#player'))") == [
@@ -268,6 +273,31 @@ def test_served_the_gallery_plays_kept_and_rejected_clips(browser: Any, folder: 
         assert until(page, "document.querySelector('audio#player')?.currentTime > 0.3")
         assert page.evaluate("document.querySelector('#player').duration") == pytest.approx(3, abs=0.1)
         page.keyboard.press("Escape")
+
+
+def test_served_what_is_shown_opens_while_a_filter_waits_for_its_answer(browser: Any, folder: Folder) -> None:
+    asked: list[Any] = []
+
+    def held_back(route: Any) -> None:
+        asked.append(route)
+
+    with served(folder) as url, page_at(browser, url) as page:
+        assert until(page, "document.querySelectorAll('.tilebtn').length > 1")
+        page.route("**/api/clips?*", held_back)
+        key = page.get_attribute(".tilebtn", "data-key")
+        page.select_option("select[name=state]", "failed")
+        page.click(".tilebtn")
+        assert page.is_visible("dialog")
+        assert key in page.inner_text("dialog")
+        page.keyboard.press("ArrowRight")
+        assert key not in page.inner_text("dialog")
+        page.keyboard.press("Escape")
+        for route in asked:
+            route.continue_()
+        num_failed = sum(row.state is State.FAILED for row in rows_of_report())
+        assert until(page, f"document.querySelectorAll('.tilebtn .badge.failed').length === {num_failed}")
+        assert until(page, f"document.querySelectorAll('.tilebtn').length === {num_failed}")
+        assert len(asked) == 1
 
 
 def test_flipped_verdicts_are_shown(browser: Any, folder: Folder) -> None:
