@@ -6,6 +6,9 @@ python -m benchmarks.agreement FOLDER [--rate 0.05] [--calibration DATASET_OR_JS
 sound. ``FOLDER/pairs.csv`` (video, sound, class, sound_class, match) puts recordings under silent videos: 1 fits, 0 does not. The samples
 are rendered. Everything goes the way of a build: one decode, previews, clips, the rules that come before agreement.
 
+The packaged calibration was made of such clips itself; the last two lines therefore give each place (clips of one class and repo in
+``index.csv``) the threshold that all the others make.
+
 Without ``--recipe`` the packaged pair is used, without ``--calibration`` the one that comes with it. ``--only`` names a file with the
 paths that may be used, a line each: those that the encoders were not trained on.
 """
@@ -41,16 +44,23 @@ from pipeline.sound import SAMPLE_RATE_HZ
 
 CLIPS = ClipSettings(length_seconds=10.0, min_seconds=2.0)
 Rows = NDArray[np.float32]
+WITH = " with "
+"""Between the class that a joined clip shows and the one that it sounds of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A file, with the embeddings (N, D) of its clips that pass the rules before agreement."""
+    """A file, with the embeddings (N, D) of its clips that pass the rules before agreement. Files of one ``place`` show the same."""
 
     name: str
     label: str
+    place: str
     pictures: Rows
     sounds: Rows
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.label.split(WITH))
 
     @property
     def agreements(self) -> Rows:
@@ -88,14 +98,23 @@ def main() -> int:
     wrong = _promise(options.rate, point.false_accept_low, point.false_accept_high)
     print(f"{'':<40}{'files':>6}{'pairs':>8}{'kept':>8}{'rejected':>10}{'share kept':>12}   promised")
     for title, found, promised in _rows(groups):
-        scores = np.concatenate([np.zeros(0, np.float32), *found])
-        kept = int((scores >= point.threshold).sum())
-        share = f"{100 * kept / len(scores):.1f} %" if len(scores) else "-"
-        print(
-            f"{title:<40}{len(found):>6}{len(scores):>8}{kept:>8}{len(scores) - kept:>10}{share:>12}   {true if promised else wrong}"
-        )
+        kept = [scores >= point.threshold for scores in found]
+        _print_row(title, kept, true if promised else wrong)
+    try:
+        own, swapped = _unseen_places([*groups["natural"], *groups["1"]], pair.encoder_id, options.rate)
+        _print_row("natural, match: threshold of others", own, true)
+        _print_row("the same, swapped across classes", swapped, wrong)
+    except UserError as error:
+        print(f"no threshold without one of the places: {error}")
     _print_each(groups, point.threshold)
     return 0
+
+
+def _print_row(title: str, kept: Sequence[NDArray[np.bool_]], promised: str) -> None:
+    """``kept``: of each file, whether each of its pairs is."""
+    every = np.concatenate([np.zeros(0, np.bool_), *kept])
+    share = f"{100 * every.mean():.1f} %" if len(every) else "-"
+    print(f"{title:<40}{len(kept):>6}{len(every):>8}{every.sum():>8}{(~every).sum():>10}{share:>12}   {promised}")
 
 
 def _promise(share: float, low: float, high: float) -> str:
@@ -111,15 +130,31 @@ def _calibration(location: str | None, encoder_id: str, groups: dict[str, list[H
             return found
         print(f"{location} is of other encoders: {found.encoder_id}")
     print("no calibration of these encoders: the natural clips and the samples are calibrated on, which flatters them")
-    true = [heard for title in ("natural", "kept") for heard in groups[title]]
-    owners = [heard for heard in true for _ in heard.pictures]
+    return _calibrated([*groups["natural"], *groups["kept"]], encoder_id)
+
+
+def _calibrated(files: Sequence[Heard], encoder_id: str) -> Calibration:
+    owners = [heard for heard in files for _ in heard.pictures]
     return calibrate(
-        np.concatenate([heard.pictures for heard in true]),
-        np.concatenate([heard.sounds for heard in true]),
-        [heard.name for heard in owners],
-        [heard.label for heard in owners],
+        np.concatenate([heard.pictures for heard in files]),
+        np.concatenate([heard.sounds for heard in files]),
+        [heard.place for heard in owners],
+        [heard.classes for heard in owners],
         encoder_id,
     )
+
+
+def _unseen_places(
+    files: Sequence[Heard], encoder_id: str, rate: float
+) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
+    """Of each file, whether its clips pass with their own sounds, and with those of other classes, at the threshold of other places."""
+    limits = {
+        place: _calibrated([heard for heard in files if heard.place != place], encoder_id).point(rate).threshold
+        for place in {heard.place for heard in files}
+    }
+    own = [heard.agreements >= limits[heard.place] for heard in files]
+    swapped = [scores >= limits[heard.place] for heard, scores in zip(files, _swapped(files), strict=True)]
+    return own, swapped
 
 
 def _groups(folder: Path, only: set[str] | None, pair: EncoderPair, work: Path) -> dict[str, list[Heard]]:
@@ -128,20 +163,23 @@ def _groups(folder: Path, only: set[str] | None, pair: EncoderPair, work: Path) 
 
     groups: dict[str, list[Heard]] = {"natural": [], "1": [], "0": [], "kept": [], "wrong_sound": []}
     with (folder / "index.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if (row["kind"], row["audio_kind"]) == ("landscape", "natural") and usable(row["path"]):
-                groups["natural"] += _heard(folder / row["path"], row["class"], pair, work)
+        listed = list(csv.DictReader(file))
+    places = {row["path"]: f"{row.get('repo') or row['path']} {row['class']}" for row in listed}
+    for row in listed:
+        if (row["kind"], row["audio_kind"]) == ("landscape", "natural") and usable(row["path"]):
+            groups["natural"] += _heard(folder / row["path"], row["class"], places[row["path"]], pair, work)
     with (folder / "pairs.csv").open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
             if usable(row["video"], row["sound"]):
                 joined = _joined(folder / row["video"], folder / row["sound"], work / f"pair{number:02d}.mkv")
-                groups[row["match"]] += _heard(joined, f"{row['class']} with {row['sound_class']}", pair, work)
+                label = f"{row['class']}{WITH}{row['sound_class']}"
+                groups[row["match"]] += _heard(joined, label, places[row["video"]], pair, work)
     for spec in catalogue():
         group = "kept" if spec.expected == "kept" else spec.name
         if group in groups:
             path = work / spec.file_name
             render(spec, path)
-            groups[group] += _heard(path, spec.label, pair, work)
+            groups[group] += _heard(path, spec.label, spec.name, pair, work)
     return groups
 
 
@@ -152,7 +190,7 @@ def _joined(video: Path, sound: Path, out: Path) -> Path:
     return out
 
 
-def _heard(path: Path, label: str, pair: EncoderPair, work: Path) -> Iterator[Heard]:
+def _heard(path: Path, label: str, place: str, pair: EncoderPair, work: Path) -> Iterator[Heard]:
     frames_path, sound_path = work / "frames.npz", work / "sound.flac"
     try:
         facts = probe(path)
@@ -177,7 +215,7 @@ def _heard(path: Path, label: str, pair: EncoderPair, work: Path) -> Iterator[He
     spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in clips]
     with frames_path.open("rb") as frames, sound_path.open("rb") as sound:
         found = pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
-    yield Heard(path.name, label, found.picture, found.sound)
+    yield Heard(path.name, label, place, found.picture, found.sound)
 
 
 def _rows(groups: dict[str, list[Heard]]) -> Iterator[tuple[str, list[Rows], bool]]:
@@ -199,8 +237,8 @@ def _swapped(files: Sequence[Heard]) -> list[Rows]:
     drawn = draw_scores(
         np.concatenate([heard.pictures for heard in files]),
         np.concatenate([heard.sounds for heard in files]),
-        [str(owner) for owner in owners],
-        [files[owner].label for owner in owners],
+        [files[owner].place for owner in owners],
+        [files[owner].classes for owner in owners],
     ).scores
     of_picture = np.asarray(owners)[drawn.pictures]
     return [drawn.mismatched[of_picture == number].astype(np.float32) for number in range(len(files))]
