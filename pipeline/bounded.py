@@ -14,6 +14,15 @@ class TooMuchError(OSError):
         super().__init__(f"it has more than {max_bytes:,} bytes, which is all that is taken")
 
 
+def reading_failures() -> tuple[type[Exception], ...]:
+    """What file systems raise when something could not be read."""
+    try:
+        import aiohttp  # noqa: PLC0415 (only there for the web)
+    except ImportError:
+        return (OSError, EOFError)
+    return (OSError, EOFError, aiohttp.ClientError)
+
+
 def check_told_size(opened: Any, max_bytes: int) -> None:
     """Raises TooMuchError where an answer of http, or a file of fsspec, tells that it is larger."""
     headers = getattr(opened, "headers", None)

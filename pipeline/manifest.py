@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.bounded import read_bounded
+from pipeline.bounded import read_bounded, reading_failures
 from pipeline.errors import ManifestError, UserError
 from pipeline.settings import Record
 from pipeline.thresholds import AgreementRule, Calibration
@@ -217,29 +217,62 @@ def find_manifests(folder: str | os.PathLike[str]) -> list[str]:
     """Locations of the manifests of all datasets below a folder or URL (or of the one it names), sorted.
 
     Other files of that name, hidden folders and the shards are passed over. Raises ManifestError where there is no
-    such folder.
+    such folder, or it cannot be listed.
     """
     root = os.fspath(folder)
     if root.endswith(".json"):
         return [root] if _is_manifest(root) else []
     if "://" in root:
-        import fsspec  # noqa: PLC0415
-
-        fs, path = fsspec.core.url_to_fs(root)
-        walk = fs.walk(path)
-        if not fs.isdir(path):
-            raise ManifestError(f"{root} is not a folder")
+        found = _found_at_url(root)
     else:
-        fs, walk = None, os.walk(root, followlinks=False)
         if not Path(root).is_dir():
             raise ManifestError(f"{root} is not a folder")
-    found = []
-    for place, folders, files in walk:
-        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and name != "shards"]
-        if FILE_NAME in files:
-            path = join(place, FILE_NAME)
-            found.append(fs.unstrip_protocol(path) if fs else path)
+        found = _found_here(root)
     return sorted(path for path in found if _is_manifest(path))
+
+
+def _found_here(root: str) -> list[str]:
+    found = []
+    for place, folders, files in os.walk(root, followlinks=False):
+        folders[:] = [name for name in folders if _is_entered(name)]
+        if FILE_NAME in files:
+            found.append(join(place, FILE_NAME))
+    return found
+
+
+def _found_at_url(root: str) -> list[str]:
+    """Unlike fsspec's own walk, which passes over folders that cannot be listed."""
+    import fsspec  # noqa: PLC0415
+
+    found = []
+    failures: tuple[type[Exception], ...] = (ValueError, ImportError, *reading_failures())
+    try:
+        fs, top = fsspec.core.url_to_fs(root)
+        waiting = [top.rstrip("/")]
+        while waiting:
+            place = waiting.pop()
+            for entry in fs.ls(f"{place}/", detail=True):
+                path = entry["name"].rstrip("/")
+                name = path.rpartition("/")[2]
+                is_folder = entry["type"] == "directory"
+                if path == place:  # what some servers and file systems list too
+                    if not is_folder:
+                        raise NotADirectoryError(place)
+                elif is_folder and _is_entered(name):
+                    waiting.append(path)
+                elif not is_folder and name == FILE_NAME:
+                    found.append(fs.unstrip_protocol(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ManifestError(f"{root} is not a folder") from error
+    except failures as error:
+        raise ManifestError(
+            f"{root} cannot be listed: {error}; check the address, or name one dataset's manifest.json"
+        ) from error
+    return found
+
+
+def _is_entered(name: str) -> bool:
+    return not name.startswith(".") and name != "shards"
 
 
 def _is_manifest(path: str) -> bool:
@@ -262,7 +295,7 @@ def _read(path: str) -> bytes:
             return read_bounded(file, MAX_BYTES)
     except FileNotFoundError as error:
         raise ManifestError(f"{path} does not exist: no dataset was built there, or not to its end") from error
-    except OSError as error:
+    except reading_failures() as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
 
 

@@ -66,6 +66,12 @@ def find_datasets(shards: str, weights: Mapping[str, float]) -> list[Dataset]:
     names = {manifest.name for _, manifest in found}
     if unknown := sorted(set(weights) - names):
         raise RecipeError(f"weights: no dataset is named {', '.join(unknown)}; there are: {', '.join(sorted(names))}")
+    for name in weights:
+        if len(same := [location for location, manifest in found if manifest.name == name]) > 1:
+            raise RecipeError(
+                f"weights: {len(same)} datasets are named {name}, one weight cannot be meant for all of them: {', '.join(same)}; build one "
+                "under another name, or fit on other folders"
+            )
     if negative := sorted(name for name, weight in weights.items() if not 0 <= weight < float("inf")):
         raise RecipeError(f"weights: {', '.join(negative)}: a weight is 0 or more")
     datasets = []

@@ -204,7 +204,9 @@ class Reader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there. Raises DataError when the state is of other datasets or settings, which order otherwise."""
         others = [
-            f"{name} was {state.get(name)!r} and is {value!r}"
+            "the datasets or their weights have changed"
+            if name == "datasets"
+            else f"{name} was {state.get(name)!r} and is {value!r}"
             for name, value in {"version": STATE_VERSION, **self._identity}.items()
             if state.get(name) != value
         ]

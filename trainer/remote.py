@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import fsspec
 from pydantic import Field
 
-from pipeline.bounded import BLOCK_BYTES, TooMuchError, check_told_size
+from pipeline.bounded import BLOCK_BYTES, TooMuchError, check_told_size, reading_failures
 from pipeline.errors import ManifestError, ShardError
 from pipeline.manifest import MAX_BYTES, Manifest, manifest_path, parse_manifest, read_manifest
 from pipeline.schema import unit_interval
@@ -57,7 +57,7 @@ class Remote:
         Raises ShardError when it is not there, still fails after the retries, or more comes than was asked for.
         """
         where = f"{self._path}/{name}"
-        failures = _failures()
+        failures = reading_failures()
         try:
             data = retried(lambda: self._fs.cat_file(where, start=start, end=end), where, self._retries)
         except failures as error:
@@ -83,7 +83,7 @@ def fetched_manifest(location: str, retries: Retries) -> Manifest:
 
 def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
     """The call's result, or its last error."""
-    failures = _failures()
+    failures = reading_failures()
     for number in range(retries.num):
         try:
             return call()
@@ -101,16 +101,7 @@ def _may_pass(error: BaseException) -> bool:
     status = getattr(error, "status", None)
     if isinstance(status, int) and status >= 400:
         return status >= 500 or status in PASSING_STATUS
-    return isinstance(error, _failures()) and not isinstance(error, LASTING)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What file systems raise when something could not be read."""
-    try:
-        import aiohttp  # noqa: PLC0415 (only there for the web)
-    except ImportError:
-        return (OSError, EOFError)
-    return (OSError, EOFError, aiohttp.ClientError)
+    return isinstance(error, reading_failures()) and not isinstance(error, LASTING)
 
 
 def _options(root: str, retries: Retries) -> dict[str, Any]:

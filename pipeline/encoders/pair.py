@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
@@ -177,7 +178,20 @@ def _check_tower(settings: EncoderPairSettings, side: str, field: str) -> int | 
     weights = _weights(settings, side)
     if is_url(weights):
         return None
-    return read_config(_packaged_or(resolve_weights, settings, side, None, field), side).width
+    path = _packaged_or(resolve_weights, settings, side, None, field)
+    with _naming(settings, side, field):
+        return read_config(path, side).width
+
+
+@contextmanager
+def _naming(settings: EncoderPairSettings, side: str, field: str) -> Iterator[None]:
+    """What is wrong with weights that the recipe names is said with the name of their setting."""
+    try:
+        yield
+    except EncoderError as error:
+        if getattr(settings, f"{side}_weights") is None or field in str(error):
+            raise
+        raise EncoderError(f"{field}: {error}") from error
 
 
 def _packaged_or(
@@ -202,7 +216,8 @@ def _sound_width(settings: EncoderPairSettings, field: str) -> int | None:
     if not is_url(weights):
         path = resolve_weights(weights, field=field)
         if settings.sound_kind == "align":
-            return read_align_config(path).width
+            with _naming(settings, "sound", field):
+                return read_align_config(path).width
     return None if settings.sound_kind == "align" else PUBLISHED_WIDTH
 
 
@@ -314,7 +329,7 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     if settings.is_small:
-        return _load_small(files, field)
+        return _load_small(settings, files, field)
     from pipeline.encoders.device import Running, pick_device  # noqa: PLC0415
     from pipeline.encoders.sound import load_sound  # noqa: PLC0415
 
@@ -322,8 +337,10 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
     if device.type == "cpu" and settings.precision == "fp16":
         raise EncoderError(f"{field}.precision: fp16 needs a GPU and there is none; use fp32 or bf16")
     running = Running(device, settings.batch_size, settings.precision)
-    sound = load_sound(settings.sound_kind, files.sound_path, files.sound_sha256, running)
-    picture = _load_picture(settings, files, running)
+    with _naming(settings, "sound", f"{field}.sound_weights"):
+        sound = load_sound(settings.sound_kind, files.sound_path, files.sound_sha256, running)
+    with _naming(settings, "picture", f"{field}.picture_weights"):
+        picture = _load_picture(settings, files, running)
     if picture.width != sound.width:
         raise EncoderError(_widths(settings, picture.width, sound.width))
     if settings.sound_kind != "align" and not settings.picture_model.startswith("ViT-B-32"):
@@ -357,11 +374,13 @@ def _load_picture(
     )
 
 
-def _load_small(files: PairFiles, field: str) -> EncoderPair:
+def _load_small(settings: EncoderPairSettings, files: PairFiles, field: str) -> EncoderPair:
     from pipeline.encoders.small import SmallPictureEncoder, SmallSoundEncoder  # noqa: PLC0415
 
-    picture = SmallPictureEncoder(files.picture_path, files.picture_sha256)
-    sound = SmallSoundEncoder(files.sound_path, files.sound_sha256)
+    with _naming(settings, "picture", f"{field}.picture_weights"):
+        picture = SmallPictureEncoder(files.picture_path, files.picture_sha256)
+    with _naming(settings, "sound", f"{field}.sound_weights"):
+        sound = SmallSoundEncoder(files.sound_path, files.sound_sha256)
     if sound.partner_id != picture.encoder_id:
         raise EncoderError(
             f"{field}: {files.sound_path} was trained with another picture tower than {files.picture_path}; "

@@ -122,7 +122,7 @@ def read_config(path: Path, side: str) -> SmallConfig:
             f"{path} is no safetensors file, or a damaged one: {reason(error)}{_advice(path)}"
         ) from error
     if text is None:
-        raise EncoderError(f"{path} is no tower of a small pair; python -m trainer.small_pair writes them")
+        raise EncoderError(f"{path} is no tower of a small pair{_advice(path)}")
     try:
         config = SmallConfig.model_validate_json(text)
     except ValidationError as error:
@@ -139,7 +139,9 @@ def read_config(path: Path, side: str) -> SmallConfig:
 
 
 def _advice(path: Path) -> str:
-    return "; it is part of the package: install hearscape again" if path.parent == FOLDER else ""
+    if path.parent == FOLDER:
+        return "; it is part of the package: install hearscape again"
+    return "; write it again with python -m trainer.small_pair, or name another file"
 
 
 class Tower:
@@ -168,7 +170,9 @@ class Tower:
             if name not in state or state[name].shape != shape
         ]
         problems += [f"{name} is not part of a tower" for name in state if name not in wanted]
-        problems += [f"{name} holds NaN or infinity" for name, values in state.items() if np.isnan(values).any()]
+        problems += [f"{name} holds NaN or infinity" for name, values in state.items() if not np.isfinite(values).all()]
+        if not problems and not state["directions"].any(axis=1).all():
+            problems.append("directions has a class without a direction")
         if problems or not num_networks:
             raise EncoderError(f"{path} is no {side} tower: {'; '.join(problems[:3])}{_advice(path)}")
         self._state = state

@@ -145,7 +145,8 @@ class Tags:
 def trunk(side: Side) -> tuple[Trunk, Tags | None]:
     """The packaged trunk, read once in a process. Raises EncoderError when its file is damaged or missing."""
     path = TRUNKS[side]
-    tensors = read_state_dict(path)
+    remedy = "it is part of the package: install hearscape again"
+    tensors = read_state_dict(path, remedy)
     try:
         if side == "picture":
             return Trunk(picture_layers(), tensors), None
@@ -154,9 +155,7 @@ def trunk(side: Side) -> tuple[Trunk, Tags | None]:
             raise KeyError(f"tags.weight with {len(TAGS)} rows")
         return Trunk(sound_layers(), tensors), tags
     except KeyError as error:
-        raise EncoderError(
-            f"{path} lacks {error.args[0]}; it is part of the package: install hearscape again"
-        ) from error
+        raise EncoderError(f"{path} lacks {error.args[0]}; {remedy}") from error
 
 
 TAGS_OF_CLASS = {

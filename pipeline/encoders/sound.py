@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from pipeline.encoders.device import Running, unit_rows
 from pipeline.encoders.mel import LogMel, MelConfig, check_sound, resampled
-from pipeline.encoders.weights import load_into, read_state_dict
+from pipeline.encoders.weights import load_into, read_state_dict, reason
 from pipeline.errors import EncoderError
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
@@ -137,7 +137,10 @@ def read_align_config(path: Path) -> AlignConfig:
         with safe_open(path, framework="pt") as opened:
             text = (opened.metadata() or {}).get(_METADATA_KEY)
     except (SafetensorError, OSError) as error:
-        raise EncoderError(f"{path} is no safetensors file, or a damaged one: {error}") from error
+        raise EncoderError(
+            f"{path} is no safetensors file, or a damaged one: {reason(error)}; name a checkpoint of the align stage, or make it again "
+            "with python -m trainer.fit --stages align"
+        ) from error
     if text is None:
         raise EncoderError(f"{path} was not written by the align stage; name its kind: 'soundclip' or 'wav2clip'")
     try:

@@ -161,10 +161,10 @@ class _Inert:
     def __setstate__(self, _state: object) -> None: ...
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, remedy: str = "fetch it again") -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU: a state dict, bare or under ``state_dict``, without ``module.``.
 
-    Raises EncoderError for a file that is damaged, is no checkpoint, or holds more than tensors.
+    Raises EncoderError for a file that is damaged (``remedy`` says what to do then), is no checkpoint, or holds more than tensors.
     """
     import torch  # noqa: PLC0415 (settings are read without it)
     from safetensors import SafetensorError  # noqa: PLC0415
@@ -181,7 +181,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} wants to run code when it is loaded, or is damaged; nothing of it was run. {reason(error)}"
         ) from error
     except SafetensorError as error:
-        raise EncoderError(f"{path} is damaged or not complete: {reason(error)}; fetch it again") from error
+        raise EncoderError(f"{path} is damaged or not complete: {reason(error)}; {remedy}") from error
     except (
         OSError,
         RuntimeError,
@@ -199,7 +199,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 f"{path} is a TorchScript archive, as OpenAI published them: a program, which is not run here. Name the tag "
                 "'openai' instead, or save its state_dict() as safetensors where you trust it"
             ) from error
-        raise EncoderError(f"{path} is damaged or no checkpoint: {reason(error)}; fetch it again") from error
+        raise EncoderError(f"{path} is damaged or no checkpoint: {reason(error)}; {remedy}") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded:

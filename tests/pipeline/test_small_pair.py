@@ -318,6 +318,8 @@ def test_tensors_of_other_shapes_are_named(tmp_path):
         r"mean is \(3,\), wanted": state | {"mean": state["mean"][:3]},
         r"second\.bias is missing": {name: values for name, values in state.items() if name != "second.bias"},
         "first.weight holds NaN": state | {"first.weight": state["first.weight"] * np.float16(np.nan)},
+        "scale holds NaN or infinity": state | {"scale": state["scale"] + np.float16(np.inf)},
+        "directions has a class without a direction": state | {"directions": state["directions"] * np.float16(0)},
         "more is not part of a tower": state | {"more": state["mean"]},
         r"first\.weight is .*, wanted \(1, ": state | {"first.bias": np.ones(1, np.float16)},
     }
@@ -333,6 +335,33 @@ def test_tensors_of_other_shapes_are_named(tmp_path):
     save_file(state, path, metadata={"hearscape_small": '{"side": "picture", "classes": []}'})
     with pytest.raises(EncoderError, match="classes: Tuple should have at least 1 item"):
         read_config(path, "picture")
+
+
+@pytest.mark.parametrize("side", ["picture", "sound"])
+def test_damage_in_weights_that_a_recipe_names_is_told_by_their_setting(tmp_path, side):
+    named = copied(tmp_path)
+    path = Path(named[f"{side}_weights"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        EncoderError,
+        match=rf"^encoders\.{side}_weights: .*is no safetensors file.*write it again with python -m trainer.small_pair",
+    ):
+        check_settings(EncoderPairSettings(**named))
+    state = load_file(PACKAGED[side])
+    save_tower(path, state | {"mean": state["mean"] + np.float16(np.inf)}, read_config(PACKAGED[side], side))
+    with pytest.raises(EncoderError, match=rf"^encoders\.{side}_weights: {path} is no {side} tower: .*NaN or infinity"):
+        load_pair(EncoderPairSettings(**named))
+
+
+def test_a_damaged_packaged_trunk_asks_for_the_package(tmp_path, monkeypatch):
+    path = tmp_path / "sound_trunk.safetensors"
+    path.write_bytes(TRUNKS["sound"].read_bytes()[:1000])
+    monkeypatch.setitem(TRUNKS, "sound", path)
+    with pytest.raises(
+        EncoderError, match=r"is damaged or not complete.*; it is part of the package: install hearscape again"
+    ):
+        trunk.__wrapped__("sound")
 
 
 def test_towers_of_two_trainings_are_no_pair(tmp_path):

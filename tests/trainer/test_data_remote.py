@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError, ManifestError
-from pipeline.manifest import read_manifest
+from pipeline.manifest import find_manifests, read_manifest
 from tests.datasets import Clip, build_dataset, index_of
 from tests.faulty_server import Answer, Fault, FaultyServer
 from trainer.cache import FOLDER
@@ -50,6 +50,26 @@ def server(dataset: Path) -> Iterator[FaultyServer]:
 
 def reader(location: object, settings: ReaderSettings = SETTINGS) -> Reader:
     return Reader([DatasetMix(location=str(location))], settings, split="train", seed=1)
+
+
+def listing(*names: str) -> Answer:
+    body = "".join(f'<a href="{name}">{name}</a>' for name in names)
+    return Answer(body=body.encode(), content_type="text/html")
+
+
+def test_datasets_are_found_on_a_server_and_none_is_passed_over(server: FaultyServer):
+    server.serve("/", listing("data/", "deep/"))
+    server.serve("/data/", listing("manifest.json", "shards/", "notes.txt"))
+    server.serve("/data/shards/", Answer(status=500))
+    server.serve("/deep/", Answer(status=503), listing("down/"))
+    for empty in ("/deep/down/", "/deep/down"):
+        server.serve(empty, listing())
+    with pytest.raises(ManifestError, match=r"http://127.* cannot be listed: 503.*check the address"):
+        find_manifests(server.url("/"))
+    assert find_manifests(server.url("/")) == [server.url("/data/manifest.json")]
+    assert find_manifests(server.url("/data")) == [server.url("/data/manifest.json")]
+    with pytest.raises(ManifestError, match="/nowhere is not a folder"):
+        find_manifests(server.url("/nowhere"))
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:

@@ -18,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.errors import RecipeError
 from pipeline.recipe_file import read_recipe
 from pipeline.settings import Settings
 from tests import paired
-from trainer.config import FitRecipe
+from trainer.config import FitRecipe, find_datasets
 from trainer.fit import main
 
 pytestmark = pytest.mark.filterwarnings(
@@ -106,6 +107,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         (["--stages", ","], "stages: none is named"),
         (["--shards", "{tmp}"], "there is no dataset below it"),
         (["--shards", "{tmp}/nowhere"], "nowhere is not a folder"),
+        (["--shards", "http://127.0.0.1:9/sets"], "http://127.0.0.1:9/sets cannot be listed: Cannot connect"),
         (["--set", "weights={other = 1.0}"], "weights: no dataset is named other; there are: paired"),
         (["--set", "weights={paired = 0.0}"], r"none of its datasets \(paired\) has samples to train on"),
         (["--set", "align.backbone=resnet1800"], "timm has no network named 'resnet1800'"),
@@ -140,6 +142,16 @@ def test_what_cannot_be_is_refused_by_name(
 def test_shards_must_be_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--recipe", str(folder / "fit.toml")]) == 2
     assert "name the folder of your datasets with --shards" in capsys.readouterr().err
+
+
+def test_one_weight_is_not_taken_for_two_datasets_of_one_name(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(folder / "sets" / "paired", tmp_path / name)
+    assert len(find_datasets(str(tmp_path), {})) == 2
+    with pytest.raises(
+        RecipeError, match=r"weights: 2 datasets are named paired, .*one/manifest.json, .*two/manifest.json"
+    ):
+        find_datasets(str(tmp_path), {"paired": 2.0})
 
 
 @pytest.fixture
