@@ -10,7 +10,6 @@ are the same for any number of ranks and workers, and every rank has the same nu
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -311,8 +310,10 @@ def _check(datasets: Sequence[DatasetMix], settings: ReaderSettings, rank: int, 
         raise DataError(
             f"batch_size {settings.batch_size} cannot be shared equally by {num_ranks} ranks: choose a multiple of {num_ranks}"
         )
-    if settings.decoder == "torchcodec" and importlib.util.find_spec("torchcodec") is None:
-        raise DataError("decoder: 'torchcodec' is not installed: pip install torchcodec, or use 'pyav'")
+    if settings.decoder == "torchcodec":
+        from trainer.torchcodec_frames import check_device  # noqa: PLC0415 (few use it)
+
+        check_device(settings.decoder_device)
 
 
 def _cache(datasets: Sequence[Dataset], settings: ReaderSettings) -> ShardCache | None:

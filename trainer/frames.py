@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -49,6 +50,32 @@ def decode_frames(mp4: bytes, seconds: Sequence[float]) -> list[av.VideoFrame]:
     Times count from the file's time 0. Raises MediaError for what is no video, has no frame, or is damaged where it
     is needed.
     """
+    with _opened(mp4) as (container, stream):
+        stamps, groups = _planned(container, stream, seconds)
+        context = _decoder(stream)
+        frames = {frame.pts: frame for group in groups for frame in _decoded(context, group)}
+    missing = [stamp for stamp in stamps if stamp not in frames]
+    if missing:
+        raise missing_frames(len(missing), len(stamps))
+    return [frames[stamp] for stamp in stamps]
+
+
+def shown_seconds(mp4: bytes, seconds: Sequence[float]) -> list[float]:
+    """When the frames begin that ``decode_frames`` gives for these times. Nothing is decoded. Raises MediaError as it does."""
+    with _opened(mp4) as (container, stream):
+        stamps, _ = _planned(container, stream, seconds)
+        assert stream.time_base is not None
+        return [float(stamp * stream.time_base) for stamp in stamps]
+
+
+def missing_frames(count: int, wanted: int) -> MediaError:
+    """What is raised where some of the wanted frames do not come."""
+    return MediaError("damaged", f"{count} of {wanted} frames cannot be decoded")
+
+
+@contextmanager
+def _opened(mp4: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The file, and its picture alone; what libav raises meanwhile is its damage."""
     try:
         with av.open(io.BytesIO(mp4), mode="r", options=UNKNOWN_CODECS) as container:
             if not container.streams.video:
@@ -57,15 +84,9 @@ def decode_frames(mp4: bytes, seconds: Sequence[float]) -> list[av.VideoFrame]:
             for other in container.streams:
                 if other is not stream:
                     other.discard = Discard.all
-            stamps, groups = _planned(container, stream, seconds)
-            context = _decoder(stream)
-            frames = {frame.pts: frame for group in groups for frame in _decoded(context, group)}
+            yield container, stream
     except av.error.FFmpegError as error:
         raise MediaError("damaged", f"it cannot be decoded: {error.strerror}") from error
-    missing = [stamp for stamp in stamps if stamp not in frames]
-    if missing:
-        raise MediaError("damaged", f"{len(missing)} of {len(stamps)} frames cannot be decoded")
-    return [frames[stamp] for stamp in stamps]
 
 
 def _planned(

@@ -54,7 +54,8 @@ class SampleSettings(Settings):
     mel: bool = True
     """Whether the log-mel spectrogram of the sound is computed too (``pipeline.encoders.mel``, its defaults)."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
-    """What decodes pictures. torchcodec must be installed; it is the one that can use a GPU."""
+    """What decodes pictures. torchcodec can use a GPU; it must be installed (the extra of that name), with FFmpeg's shared libraries
+    beside it, and lets damage pass that is inside a frame."""
     decoder_device: str = "cuda"
     """Where torchcodec decodes: ``cuda``, ``cuda:1`` or ``cpu``. pyav: always the CPU."""
 

@@ -329,8 +329,6 @@ def test_what_cannot_be_read_as_asked_is_refused_by_name(numbered: Path):
         reader(numbered, SMALL.model_copy(update={"batch_size": 64}))
     with pytest.raises(DataError, match="name at least one"):
         Reader([], SMALL, split="train", seed=0)
-    with pytest.raises(DataError, match="'torchcodec' is not installed"):
-        reader(numbered, SMALL.model_copy(update={"decoder": "torchcodec"}))
 
 
 def test_the_next_epoch_is_read_ahead_in_training_only_and_its_order_stays(numbered: Path):
