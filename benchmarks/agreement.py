@@ -1,6 +1,6 @@
 """What the agreement filter keeps and rejects on material whose truth is known, against what its calibration promised.
 
-python -m benchmarks.agreement FOLDER [--rate 0.05] [--calibration DATASET_OR_JSON] [--recipe RECIPE] [--only FILE]
+python -m benchmarks.agreement FOLDER [--rate 0.1] [--calibration DATASET_OR_JSON] [--recipe RECIPE] [--only FILE]
 
 ``FOLDER/index.csv`` has the columns path, kind, class and audio_kind; of kind landscape with audio_kind natural are clips with their own
 sound. ``FOLDER/pairs.csv`` (video, sound, class, sound_class, match) puts recordings under silent videos: 1 fits, 0 does not. The samples
@@ -71,7 +71,7 @@ class Heard:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rate", type=float, default=0.05, help="false accepts that are wanted, 0..1 (%(default)s)")
+    parser.add_argument("--rate", type=float, default=0.1, help="false accepts that are wanted, 0..1 (%(default)s)")
     parser.add_argument("--calibration", help="a calibration's JSON, or a dataset with one")
     parser.add_argument("--recipe", help="a recipe that names the encoders")
     parser.add_argument("--only", type=Path, help="a file with the paths that may be used")

@@ -84,6 +84,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
     """The stages and datasets of a recipe. Raises UserError for all that can be refused before any work."""
     from pipeline.errors import RecipeError  # noqa: PLC0415
     from trainer.config import find_datasets  # noqa: PLC0415
+    from trainer.overlap import check_disjoint  # noqa: PLC0415
     from trainer.stages import STAGES, chosen_stages  # noqa: PLC0415
 
     names = chosen_stages(recipe.stages)
@@ -94,6 +95,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
                 "shards: missing; name the folder of your datasets with --shards, such as --shards manifests/"
             )
         datasets = find_datasets(recipe.shards, recipe.weights)
+        check_disjoint(datasets)
     for name in names:
         STAGES[name].check(recipe)
     return names, datasets

