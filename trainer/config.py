@@ -9,12 +9,13 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.errors import ManifestError, RecipeError
-from pipeline.manifest import find_manifests, read_manifest
+from pipeline.manifest import find_manifests
 from pipeline.settings import Settings
 from trainer.align_settings import AlignSettings
 from trainer.data import DatasetMix, ReaderSettings
 from trainer.invert_settings import InvertSettings, StudentSettings
 from trainer.prior_settings import PriorSettings
+from trainer.remote import Retries, fetched_manifest
 from trainer.run import Dataset, RunSettings
 from trainer.video_settings import VideoSettings
 
@@ -52,7 +53,7 @@ class FitRecipe(Settings):
         return Path(self.run.out).expanduser() if self.run.out is not None else Path("runs") / self.run.name
 
 
-def find_datasets(shards: str, weights: Mapping[str, float]) -> list[Dataset]:
+def find_datasets(shards: str, weights: Mapping[str, float], retries: Retries | None = None) -> list[Dataset]:
     """Every dataset below a folder or URL that has samples to train on, by location.
 
     Raises ManifestError when there is none or one cannot be read, RecipeError for weights of what is not there.
@@ -62,7 +63,7 @@ def find_datasets(shards: str, weights: Mapping[str, float]) -> list[Dataset]:
         raise ManifestError(
             f"{shards}: there is no dataset below it; build one with 'python -m flows.build_dataset RECIPE', or name another folder"
         )
-    found = [(location, read_manifest(location)) for location in locations]
+    found = [(location, fetched_manifest(location, retries or Retries())) for location in locations]
     names = {manifest.name for _, manifest in found}
     if unknown := sorted(set(weights) - names):
         raise RecipeError(f"weights: no dataset is named {', '.join(unknown)}; there are: {', '.join(sorted(names))}")

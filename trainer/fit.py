@@ -94,7 +94,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
             raise RecipeError(
                 "shards: missing; name the folder of your datasets with --shards, such as --shards manifests/"
             )
-        datasets = find_datasets(recipe.shards, recipe.weights)
+        datasets = find_datasets(recipe.shards, recipe.weights, recipe.reader.retries)
         check_disjoint(datasets)
     for name in names:
         STAGES[name].check(recipe)

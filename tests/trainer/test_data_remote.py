@@ -15,6 +15,7 @@ from pipeline.manifest import find_manifests, read_manifest
 from tests.datasets import Clip, build_dataset, index_of
 from tests.faulty_server import Answer, Fault, FaultyServer
 from trainer.cache import FOLDER
+from trainer.config import find_datasets
 from trainer.data import Batch, DatasetMix, Reader, ReaderSettings
 from trainer.remote import Retries
 
@@ -57,7 +58,7 @@ def listing(*names: str) -> Answer:
     return Answer(body=body.encode(), content_type="text/html")
 
 
-def test_datasets_are_found_on_a_server_and_none_is_passed_over(server: FaultyServer):
+def test_datasets_are_found_on_a_server_and_none_is_passed_over(dataset: Path, server: FaultyServer):
     server.serve("/", listing("data/", "deep/"))
     server.serve("/data/", listing("manifest.json", "shards/", "notes.txt"))
     server.serve("/data/shards/", Answer(status=500))
@@ -68,6 +69,9 @@ def test_datasets_are_found_on_a_server_and_none_is_passed_over(server: FaultySe
         find_manifests(server.url("/"))
     assert find_manifests(server.url("/")) == [server.url("/data/manifest.json")]
     assert find_manifests(server.url("/data")) == [server.url("/data/manifest.json")]
+    manifest = (dataset / "manifest.json").read_bytes()
+    server.serve("/data/manifest.json", Answer(body=manifest), Answer(status=503), Answer(body=manifest))
+    assert len(find_datasets(server.url("/data"), {}, SETTINGS.retries)) == 1
     with pytest.raises(ManifestError, match="/nowhere is not a folder"):
         find_manifests(server.url("/nowhere"))
 
