@@ -11,12 +11,12 @@ from pipeline.bounded import reading_failures
 from pipeline.errors import DataError, OutputError
 from pipeline.manifest import dataset_root
 from pipeline.samples_table import SAMPLES_NAME, read_table
+from pipeline.schema import State
 from pipeline.storage import Folder
 from trainer.run import Dataset
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = ("validation", "test")
 NUM_NAMED = 3
 
 
@@ -51,11 +51,10 @@ def _videos(dataset: Dataset) -> set[tuple[str, str, str]]:
     try:
         folder = Folder(dataset_root(dataset.mix.location))
         for batch in read_table(folder, SAMPLES_NAME, ["video_sha256", "url", "split", "state"]):
-            rows = pa.Table.from_batches([batch]).select(["video_sha256", "url", "split", "state"]).to_pylist()
             found |= {
                 (row["video_sha256"], row["url"], row["split"])
-                for row in rows
-                if row["state"] == "kept" and row["video_sha256"] and row["split"] in ("train", *HELD_OUT)
+                for row in batch.to_pylist()
+                if row["state"] == State.KEPT and row["video_sha256"] and row["split"]
             }
     except failures as error:
         logger.warning(
