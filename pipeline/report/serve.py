@@ -252,6 +252,7 @@ class ReportServer(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
         self.host = host
+        self.is_closing = False
 
     @property
     def url(self) -> str:
@@ -265,7 +266,9 @@ class ReportServer(ThreadingHTTPServer):
         return host.rpartition(":")[0].strip("[]") in LOOPBACK or host.strip("[]") in LOOPBACK
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.error("a request of %s failed: %r", client_address, sys.exception())
+        hung_up = self.is_closing or isinstance(sys.exception(), ConnectionError)
+        level = logging.DEBUG if hung_up else logging.ERROR
+        logger.log(level, "a request of %s failed: %r", client_address, sys.exception())
 
 
 @contextmanager
@@ -287,6 +290,7 @@ def open_report(location: str, host: str = "127.0.0.1", port: int = 0) -> Iterat
         try:
             yield server
         finally:
+            server.is_closing = True
             server.server_close()
     finally:
         library.close()

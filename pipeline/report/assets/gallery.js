@@ -162,6 +162,7 @@ function openClip(list, index) {
     if (event.key === "ArrowLeft") go(-1);
   };
   dialog.onclose = () => {
+    if (dialog.open) return; // told late: the next clip is open already
     dialog.replaceChildren(); // ends what plays
     document.querySelector(`[data-key="${CSS.escape(clip.key)}"]`)?.focus();
   };

@@ -5,7 +5,11 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import logging
+import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -117,6 +121,21 @@ def test_nothing_else_is_served(dataset: Make) -> None:
         assert b'data-served="yes"' in page
         assert b"connect-src 'self'" in page
         assert server.url.startswith("http://127.0.0.1:")
+
+
+def test_a_browser_that_hangs_up_is_no_error(dataset: Make, caplog: pytest.LogCaptureFixture) -> None:
+    folder, _ = dataset(20)
+    with served(folder) as server, caplog.at_level(logging.DEBUG, logger="pipeline.report.serve"):
+        connection = socket.create_connection(server.server_address[:2], timeout=30)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets it
+        connection.close()
+        assert get(server, "/", Host="localhost")[0] == 200
+        deadline = time.monotonic() + 30
+        while "ConnectionResetError" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+    (told,) = (record for record in caplog.records if "ConnectionResetError" in record.getMessage())
+    assert told.levelno == logging.DEBUG
 
 
 def test_an_old_report_is_made_anew_before_it_is_served(dataset: Make) -> None:
