@@ -135,12 +135,17 @@ def _until(
     container: av.container.InputContainer, stream: av.VideoStream, stamp: int
 ) -> Iterator[av.Packet[av.VideoStream]]:
     """At least one packet; then those that may be shown at ``stamp``: no frame is shown before it is decoded."""
-    is_first = True
+    last = None
     for packet in container.demux(stream):
-        if packet.dts is None or (packet.dts > stamp and not is_first):
+        if packet.dts is None:
+            break
+        if packet.dts > stamp and last is not None:
             return
         yield packet
-        is_first = False
+        last = packet
+    index = stream.index_entries
+    if len(index) and (last is None or (last.pos, last.size) != (index[-1].pos, index[-1].size)):
+        raise MediaError("truncated", "it ends before its last frame")
 
 
 def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:

@@ -120,6 +120,23 @@ def test_a_high_picture_is_cut_from_top_to_bottom(tmp_path: Path):
     assert (round(top), round(bottom)) == (pytest.approx(0, abs=3), pytest.approx(200, abs=3))
 
 
+def test_a_file_that_ends_early_gives_its_own_frames_or_none(mp4: bytes):
+    times = [0.3, 1.1, 2.0, 3.0, 3.99]
+    wanted = [frame.pts for frame in decode_frames(mp4, times)]
+    with av.open(io.BytesIO(mp4)) as container:
+        last = container.streams.video[0].index_entries[-1]
+    within_last = [last.pos, last.pos + 1, last.pos + last.size // 2, last.pos + last.size - 1]
+    for end in within_last:
+        with pytest.raises(MediaError):
+            decode_frames(mp4[:end], times)
+    for end in np.linspace(100, len(mp4) - 1, 80).astype(int):
+        try:
+            found = [frame.pts for frame in decode_frames(mp4[:end], times)]
+        except MediaError:
+            continue
+        assert found == wanted, end
+
+
 def test_damage_where_a_frame_is_needed_is_an_error_and_elsewhere_none(mp4: bytes):
     with av.open(io.BytesIO(mp4)) as container:
         third = [packet for packet in container.demux(video=0) if packet.is_keyframe][2]

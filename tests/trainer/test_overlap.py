@@ -6,14 +6,12 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.samples.serve import serve_folder
 from pipeline.samples_table import ClipRow
 from pipeline.storage import Folder
 from tests.reported import make_rows, write_dataset
@@ -66,18 +64,11 @@ def test_the_same_split_of_the_same_videos_is_fine_and_so_are_others(tmp_path: P
 def test_it_is_seen_over_http_too(tmp_path: Path) -> None:
     build(tmp_path, "one")
     build(tmp_path, "two", elsewhere)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        datasets = find_datasets(f"http://127.0.0.1:{server.server_address[1]}/", {})
+    with serve_folder(tmp_path) as url:
+        datasets = find_datasets(url, {})
         assert len(datasets) == 2
         with pytest.raises(DataError, match="videos are trained on in one dataset"):
             check_disjoint(datasets)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_a_table_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -89,8 +80,3 @@ def test_a_table_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.L
         check_disjoint(find_datasets(str(tmp_path), {}))
     said = [record.getMessage() for record in caplog.records if "samples.parquet cannot be read" in record.getMessage()]
     assert [f"/{name}/manifest.json" in line for name, line in zip(("one", "two"), said, strict=True)] == [True, True]
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""

@@ -25,15 +25,18 @@ READING = """
 import json, sys
 from pathlib import Path
 
+import av
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import MediaError, UserError
 from tests.datasets import number_shown
 from trainer.data import DatasetMix, Reader, ReaderSettings
 from trainer.frames import as_pictures, decode_frames
 from trainer.torchcodec_frames import decode_pictures
 
 dataset, clip = sys.argv[1], Path(sys.argv[2]).read_bytes()
+with av.open(sys.argv[2]) as container:
+    last = container.streams.video[0].index_entries[-1].pos
 TIMES = [0.0, 0.1, 0.3999, 0.4, 0.9, 1.3, 1.96, 5.0]
 
 
@@ -48,7 +51,7 @@ def by_torchcodec(mp4, side, upscale):
 def outcome(decode, mp4, side, upscale):
     try:
         return [number_shown(picture) for picture in decode(mp4, side, upscale)]
-    except Exception as error:
+    except MediaError as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -67,7 +70,8 @@ def read(**changes):
 
 
 cases = {"whole": (clip, 96, False), "smaller": (clip, 64, False), "larger": (clip, 160, True), "too small": (clip, 160, False),
-         "half": (clip[: len(clip) // 2], 96, False), "page": (b"<html>no video</html>", 96, False)}
+         "half": (clip[: len(clip) // 2], 96, False), "without its last frame": (clip[:last], 96, False),
+         "page": (b"<html>no video</html>", 96, False)}
 told = {name: [outcome(decode, *case) for decode in (by_pyav, by_torchcodec)] for name, case in cases.items()}
 told["apart"] = [
     float(np.abs(by_pyav(clip, side, True).astype(float) - by_torchcodec(clip, side, True)).mean()) for side in (96, 64, 160)
@@ -118,7 +122,8 @@ def test_the_pictures_are_nearly_those_of_pyav(told: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("case", "message"),
     [("too small", "MediaError: its picture is 160x96, smaller than 160 px"),
-     ("half", "MediaError: it has no frame to begin with"),
+     ("half", "MediaError: it ends before its last frame"),
+     ("without its last frame", "MediaError: it ends before its last frame"),
      ("page", "MediaError: it cannot be decoded: Invalid data found when processing input")],
 )  # fmt: skip
 def test_what_cannot_be_used_is_told_as_by_pyav(told: dict[str, Any], case: str, message: str) -> None:
