@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.agreement import AgreementSettings, ClassPrompts
-from pipeline.encoders.pair import ClipEmbeddings, EncoderPair, EncoderPairSettings, find_files, load_pair
+from pipeline.encoders.pair import (
+    ClipEmbeddings,
+    EncoderPair,
+    EncoderPairSettings,
+    clips_at_once,
+    find_files,
+    load_pair,
+)
 from pipeline.errors import ClipError, EncoderError
 from pipeline.previews import read_frames, read_sounds
 from pipeline.schema import stable_hash
@@ -60,8 +66,8 @@ class Embedder:
 
     def __init__(self, settings: EncoderPairSettings, stop: Stop | None = None, temporary: Path | None = None) -> None:
         self.encoder_id = find_files(settings).encoder_id
-        self.shares_batches = False
-        """Whether sources that wait are embedded together. Found out with the first: a GPU takes them faster so, a CPU does not."""
+        self.clips_at_once = 1
+        """Clips that the pair embeds at once: sources that wait are embedded together up to it. Known after the first source."""
         self._settings = settings
         self._workers = Workers(1, stop, temporary=temporary)
         self._queue: list[_Waiting] = []
@@ -85,11 +91,11 @@ class Embedder:
         return waiting.content
 
     def _next_group(self, own: _Waiting) -> list[_Waiting]:
-        """``own``, and where batches are shared, of the others that wait as many as fill one."""
+        """``own``, and of the others that wait as many as the pair embeds at once."""
         with self._queue_lock:
             others = [waiting for waiting in self._queue if waiting is not own]
             group, num_clips = [own], len(own.job.spans)
-            while self.shares_batches and others and num_clips < self._settings.batch_size:
+            while others and num_clips < self.clips_at_once:
                 group.append(others.pop(0))
                 num_clips += len(group[-1].job.spans)
             self._queue = others
@@ -108,7 +114,7 @@ class Embedder:
 
     def _run(self, group: Sequence[_Waiting]) -> None:
         jobs = [waiting.job for waiting in group]
-        contents, self.shares_batches = self._workers.run(_embed, TIMEOUT_SECONDS, self._settings, jobs)
+        contents, self.clips_at_once = self._workers.run(_embed, TIMEOUT_SECONDS, self._settings, jobs)
         for waiting, content in zip(group, contents, strict=True):
             waiting.content = content
 
@@ -160,20 +166,13 @@ def read_embeddings(
 
 @functools.cache
 def _pair(settings: EncoderPairSettings) -> EncoderPair:
-    """The pair of this process, which is loaded once.
-
-    Its threads sleep while they wait for each other. While others decode they would wait long, and spinning then took 2.3 times the
-    CPU time and twice as long. OpenMP reads this when torch is imported, which nothing has done before.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """The pair of this process, which is loaded once."""
     return load_pair(settings)
 
 
-def _embed(settings: EncoderPairSettings, jobs: Sequence[Job]) -> tuple[list[bytes], bool]:
-    """The embeddings of every job, and whether the pair runs where batches pay."""
+def _embed(settings: EncoderPairSettings, jobs: Sequence[Job]) -> tuple[list[bytes], int]:
+    """The embeddings of every job, and how many clips the pair embeds at once."""
     pair = _pair(settings)
-    from pipeline.encoders.device import pick_device  # noqa: PLC0415 - brings torch, which only this process needs
-
     frames: list[npt.NDArray[np.uint8]] = []
     sounds: list[npt.NDArray[np.float32]] = []
     for job in jobs:
@@ -186,7 +185,7 @@ def _embed(settings: EncoderPairSettings, jobs: Sequence[Job]) -> tuple[list[byt
     for job in jobs:
         contents.append(_content(found, start, start + len(job.spans)))
         start += len(job.spans)
-    return contents, pick_device(settings.device).type == "cuda"
+    return contents, clips_at_once(settings)
 
 
 def _content(found: ClipEmbeddings, start: int, stop: int) -> bytes:

@@ -29,8 +29,10 @@ _PACKAGED_FOLDER = Path(__file__).parent / "small"
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-NUMBERS_VERSION = 1
-"""Raised whenever the same weights come to give other numbers, so that stored embeddings are not mixed."""
+NUMBERS_VERSION = 2
+"""Raised whenever the same weights come to give other numbers, so that stored embeddings are not mixed. 2: one thread for each clip."""
+SMALL_NUMBERS_VERSION = 1
+"""The same for the packaged pair, whose features have a version of their own."""
 
 SMALL_MODEL = "hearscape-small"
 """The picture model of the packaged pair."""
@@ -61,14 +63,14 @@ class EncoderPairSettings(Settings):
     frames_per_clip: int = Field(default=8, ge=1, le=256)
     """Frames of a clip that are embedded, spread evenly over it."""
     batch_size: int = Field(default=32, ge=1)
-    """Frames or sounds that a GPU embeds at once. A CPU takes one clip at a time, at most this many frames of it."""
+    """Frames or sounds that a GPU embeds at once. A CPU embeds every clip alone."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, or cuda:1 and so on."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format inside the networks. fp16 needs a GPU. On a CPU with bf16 instructions bf16 takes half of fp32's time or less;
     its cosines differ from the fourth digit on."""
     num_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one process for the networks. None: as torch chooses, all cores."""
+    """Clips that a CPU embeds side by side, each on one thread: another number gives the same embeddings. None: one for each core."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -279,7 +281,7 @@ def _find_small(settings: EncoderPairSettings, cache_dir: Path | None, field: st
     )
     picture_sum, sound_sum = file_sha256(picture_path), file_sha256(sound_path)
     picture, sound = small_id("picture", picture_sum), small_id("sound", sound_sum)
-    digest = stable_hash("pair", NUMBERS_VERSION, picture, sound, settings.frames_per_clip)
+    digest = stable_hash("pair", SMALL_NUMBERS_VERSION, picture, sound, settings.frames_per_clip)
     return PairFiles(picture_path, picture_sum, sound_path, sound_sum, f"{SMALL_MODEL}-{digest}")
 
 
@@ -319,15 +321,11 @@ class EncoderPair:
 
 
 def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, field: str = "encoders") -> EncoderPair:
-    """Load both networks, once per process. Sets torch's thread count when ``num_threads`` says so.
+    """Load both networks, once per process.
 
     Raises EncoderError when weights are missing, damaged, of another shape, or not made for each other.
     """
-    import torch  # noqa: PLC0415
-
     files = find_files(settings, cache_dir, field)
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
     if settings.is_small:
         return _load_small(settings, files, field)
     from pipeline.encoders.device import Running, pick_device  # noqa: PLC0415
@@ -336,7 +334,7 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
     device = pick_device(settings.device, f"{field}.device")
     if device.type == "cpu" and settings.precision == "fp16":
         raise EncoderError(f"{field}.precision: fp16 needs a GPU and there is none; use fp32 or bf16")
-    running = Running(device, settings.batch_size, settings.precision)
+    running = Running(device, settings.batch_size, settings.precision, settings.num_threads)
     with _naming(settings, "sound", f"{field}.sound_weights"):
         sound = load_sound(settings.sound_kind, files.sound_path, files.sound_sha256, running)
     with _naming(settings, "picture", f"{field}.picture_weights"):
@@ -355,13 +353,24 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
     return EncoderPair(picture, sound, files.encoder_id)
 
 
+def clips_at_once(settings: EncoderPairSettings) -> int:
+    """How many clips a pair embeds at the same time: a batch on a GPU, one for each thread on a CPU."""
+    import torch  # noqa: PLC0415 (only the process that embeds needs it)
+
+    from pipeline.encoders.device import pick_device  # noqa: PLC0415
+
+    if not settings.is_small and pick_device(settings.device).type == "cuda":
+        return settings.batch_size
+    return settings.num_threads or torch.get_num_threads()
+
+
 def _load_picture(
     settings: EncoderPairSettings, files: PairFiles, running: Running
 ) -> PictureEncoder | SmallPictureEncoder:
     if settings.picture_model == SMALL_MODEL:
         from pipeline.encoders.small import SmallPictureEncoder  # noqa: PLC0415
 
-        return SmallPictureEncoder(files.picture_path, files.picture_sha256)
+        return SmallPictureEncoder(files.picture_path, files.picture_sha256, settings.num_threads)
     from pipeline.encoders.picture import PictureEncoder  # noqa: PLC0415
 
     return PictureEncoder(
@@ -378,9 +387,9 @@ def _load_small(settings: EncoderPairSettings, files: PairFiles, field: str) -> 
     from pipeline.encoders.small import SmallPictureEncoder, SmallSoundEncoder  # noqa: PLC0415
 
     with _naming(settings, "picture", f"{field}.picture_weights"):
-        picture = SmallPictureEncoder(files.picture_path, files.picture_sha256)
+        picture = SmallPictureEncoder(files.picture_path, files.picture_sha256, settings.num_threads)
     with _naming(settings, "sound", f"{field}.sound_weights"):
-        sound = SmallSoundEncoder(files.sound_path, files.sound_sha256)
+        sound = SmallSoundEncoder(files.sound_path, files.sound_sha256, settings.num_threads)
     if sound.partner_id != picture.encoder_id:
         raise EncoderError(
             f"{field}: {files.sound_path} was trained with another picture tower than {files.picture_path}; "

@@ -18,13 +18,16 @@ from open_clip.model import convert_weights_to_lp
 from PIL import Image
 from safetensors import SafetensorError
 
-from pipeline.encoders.device import Running, unit_rows
+from pipeline.encoders.device import Running, one_thread, unit_rows
 from pipeline.encoders.onednn import pack_linears
 from pipeline.encoders.weights import NUM_SHOWN, check_finite, is_url, read_state_dict, reason, resolve_weights
 from pipeline.errors import EncoderError
 from pipeline.schema import stable_hash
 
 logger = logging.getLogger(__name__)
+
+CPU_BATCH_SIZE = 8
+"""Frames of a clip that a CPU embeds at once. Fixed, since another number gives other last bits."""
 
 _PREPROCESS = {
     "mean": "image_mean",
@@ -176,16 +179,16 @@ class PictureEncoder:
         if not groups:
             return []
         if self.running.device.type == "cpu":
-            return [self._embed([frames]) for frames in groups]
+            return self.running.map(lambda frames: self._embed([frames], CPU_BATCH_SIZE), groups)
         ends = np.cumsum([len(frames) for frames in groups])[:-1]
-        return list(np.split(self._embed(groups), ends))
+        return list(np.split(self._embed(groups, self.running.batch_size), ends))
 
-    def _embed(self, groups: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def _embed(self, groups: Sequence[NDArray[np.uint8]], batch_size: int) -> NDArray[np.float32]:
         pictures = [frame for frames in groups for frame in frames]
         rows = []
-        for start in range(0, len(pictures), self.running.batch_size):
+        for start in range(0, len(pictures), batch_size):
             batch = torch.stack(
-                [self.preprocess(Image.fromarray(frame)) for frame in pictures[start : start + self.running.batch_size]]
+                [self.preprocess(Image.fromarray(frame)) for frame in pictures[start : start + batch_size]]
             )
             rows.append(self.running.batch(self.model.encode_image, batch))
         return np.asarray(unit_rows(torch.cat(rows), self.encoder_id).numpy())
@@ -201,13 +204,9 @@ class PictureEncoder:
                 raise EncoderError(
                     f"the tokenizer of {self.name} is not on this machine: {reason(error)}; choose a model without one"
                 ) from error
-        rows = [
-            self.running.batch(
-                self.model.encode_text, self._tokenizer(list(texts[start : start + self.running.batch_size]))
-            )
-            for start in range(0, len(texts), self.running.batch_size)
-        ]
-        return np.asarray(unit_rows(torch.cat(rows), self.encoder_id).numpy())
+        rows = self.running.each(self.model.encode_text, list(self._tokenizer(list(texts))))
+        with one_thread():
+            return np.asarray(unit_rows(rows, self.encoder_id).numpy())
 
 
 def _check_kinds(held: Mapping[str, torch.Tensor], model: torch.nn.Module, path: Path, name: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from pipeline.encoders.device import one_thread
+from pipeline.encoders.device import one_thread, side_by_side
 from pipeline.encoders.mel import check_sound, resampled
 from pipeline.encoders.small_trunks import (
     RATE_HZ,
@@ -217,9 +217,13 @@ def small_id(side: str, sha256: str) -> str:
 
 
 class SmallPictureEncoder:
-    """The picture tower, and the text side. Runs on a CPU whatever the device: its networks are small."""
+    """The picture tower, and the text side. Runs on a CPU whatever the device: its networks are small.
 
-    def __init__(self, path: Path, sha256: str) -> None:
+    ``num_threads``: clips that are embedded side by side. None: as many as torch has threads.
+    """
+
+    def __init__(self, path: Path, sha256: str, num_threads: int | None = None) -> None:
+        self.num_threads = num_threads
         self.tower = Tower(path, "picture", num_features("picture"))
         self.encoder_id = small_id("picture", sha256)
         self.width = self.tower.width
@@ -235,7 +239,7 @@ class SmallPictureEncoder:
 
     def embed_groups(self, groups: Sequence[NDArray[np.uint8]]) -> list[Floats]:
         """``embed_pictures`` of every clip's frames."""
-        return [self.embed_pictures(frames) for frames in groups]
+        return side_by_side(self.embed_pictures, groups, self.num_threads)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """(len(texts), D) float32, rows of length 1: the direction of the classes that a text names.
@@ -266,9 +270,13 @@ def classes_named(text: str) -> tuple[str, ...]:
 
 
 class SmallSoundEncoder:
-    """The sound tower. Digital silence has a share of no class: it lies on the sounds' own axis, at 0 to every picture."""
+    """The sound tower. Digital silence has a share of no class: it lies on the sounds' own axis, at 0 to every picture.
 
-    def __init__(self, path: Path, sha256: str) -> None:
+    ``num_threads``: as of :class:`SmallPictureEncoder`.
+    """
+
+    def __init__(self, path: Path, sha256: str, num_threads: int | None = None) -> None:
+        self.num_threads = num_threads
         self.tower = Tower(path, "sound", num_features("sound"))
         self.encoder_id = small_id("sound", sha256)
         self.width = self.tower.width
@@ -284,9 +292,8 @@ class SmallSoundEncoder:
             return np.zeros((0, self.width), np.float32)
         for index, sound in enumerate(sounds):
             check_sound(sound, index)
-        with one_thread():
-            shares_NK = np.stack([self._shares(sound, sample_rate_hz) for sound in sounds])
-        return self.tower.rows(shares_NK)
+        shares_NK = side_by_side(lambda sound: self._shares(sound, sample_rate_hz), sounds, self.num_threads)
+        return self.tower.rows(np.stack(shares_NK))
 
     def _shares(self, sound: NDArray[np.float32], sample_rate_hz: int) -> Floats:
         if not sound.any():

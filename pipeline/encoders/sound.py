@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.encoders.device import Running, unit_rows
+from pipeline.encoders.device import Running, one_thread, unit_rows
 from pipeline.encoders.mel import LogMel, MelConfig, check_sound, resampled
 from pipeline.encoders.weights import load_into, read_state_dict, reason
 from pipeline.errors import EncoderError
@@ -221,10 +221,11 @@ class MelSoundEncoder:
             return np.zeros((0, self.width), dtype=np.float32)
         for index, sound in enumerate(sounds):
             check_sound(sound, index)
-        groups = [self._windows(sound, sample_rate_hz) for sound in sounds]
+        groups = self.running.map(lambda sound: self._windows(sound, sample_rate_hz), sounds)
         flat = self.running.each(self.network, [window for group in groups for window in group])
-        each = torch.split(unit_rows(flat, self.encoder_id), [len(group) for group in groups])
-        return np.asarray(unit_rows(torch.stack([rows.mean(0) for rows in each]), self.encoder_id).numpy())
+        with one_thread():
+            each = torch.split(unit_rows(flat, self.encoder_id), [len(group) for group in groups])
+            return np.asarray(unit_rows(torch.stack([rows.mean(0) for rows in each]), self.encoder_id).numpy())
 
 
 class Wav2ClipEncoder:
@@ -246,7 +247,8 @@ class Wav2ClipEncoder:
             own_rate = torch.from_numpy(resampled(sound, sample_rate_hz, self.network.SAMPLE_RATE_HZ))
             inputs.append(functional.pad(own_rate, (0, max(0, self.network.FFT_SIZE - len(own_rate)))))
         flat = self.running.each(self.network, inputs)
-        return np.asarray(unit_rows(flat, self.encoder_id).numpy())
+        with one_thread():
+            return np.asarray(unit_rows(flat, self.encoder_id).numpy())
 
 
 def load_soundclip(path: Path, sha256: str, running: Running) -> MelSoundEncoder:

@@ -105,7 +105,7 @@ def test_the_process_of_its_own_gives_what_the_pair_gives(settings: EncoderPairS
     assert [rows.shape for rows in of_frames] == [(3, WIDTH), (3, WIDTH)]
     assert np.array_equal(pictures[1], wanted.picture[0].astype(np.float16).astype(np.float32))
     assert np.array_equal(sounds[1], wanted.sound[0].astype(np.float16).astype(np.float32))
-    assert not opened.shares_batches  # there is no GPU here
+    assert opened.clips_at_once == torch.get_num_threads()  # there is no GPU here
     assert prompts is not None
     assert prompts.names == ("rain", "fire")
     assert np.array_equal(prompts.rows, pair.embed_texts(["a photo of rain", "a photo of fire"]))
@@ -146,15 +146,20 @@ def embed_all(embedder: Embedder, sources: Sequence[tuple[Path, Path]]) -> list[
     return found
 
 
+def at_once(monkeypatch: pytest.MonkeyPatch, num_clips: int) -> None:
+    """Fixes what would be found out with the first source."""
+    monkeypatch.setattr(Embedder, "clips_at_once", property(lambda _: num_clips, lambda *_: None), raising=False)
+
+
 def test_where_batches_pay_sources_that_wait_share_them(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = [previews(tmp_path / str(seed), seed) for seed in range(5)]
+    at_once(monkeypatch, 1)
     alone = embed_all(embedder, sources)
     assert [len(jobs) for _, jobs in calls(embedder)] == [1] * 5
     calls(embedder).clear()
-    monkeypatch.setattr(Embedder, "shares_batches", property(lambda _: True, lambda *_: None), raising=False)
-    monkeypatch.setattr(embedder, "_settings", embedder._settings.model_copy(update={"batch_size": 6}))
+    at_once(monkeypatch, 6)
     assert embed_all(embedder, sources) == alone
     assert sorted(len(jobs) for _, jobs in calls(embedder)) == [2, 3]  # six clips fill a batch
 
@@ -163,7 +168,7 @@ def test_one_bad_source_of_a_shared_batch_costs_itself_alone(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = [previews(tmp_path / str(seed), seed, bad=seed == 1) for seed in range(3)]
-    monkeypatch.setattr(Embedder, "shares_batches", property(lambda _: True, lambda *_: None), raising=False)
+    at_once(monkeypatch, 32)
     found = embed_all(embedder, sources)
     assert [isinstance(one, bytes) for one in found] == [True, False, True]
     assert found[0] == embedder.embed(*sources[0], [(0.0, 3.0), (3.0, 6.0)])

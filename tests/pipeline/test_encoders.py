@@ -610,17 +610,33 @@ def test_bf16_is_close_to_fp32(tiny, aligned):
     assert 0.99 < exact.sound[0] @ rough.sound[0] < 0.9999999
 
 
-def test_the_number_of_threads_changes_no_number(tiny, aligned):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_number_of_threads_changes_no_number(tiny, aligned, precision):
+    """Neither how many clips are embedded side by side, nor how many threads torch has for everything else."""
+    clips, sounds = [frames(3, seed=seed) for seed in range(3)], [rain(1 + seed, seed) for seed in range(3)]
     before = torch.get_num_threads()
+    found = []
     try:
-        one, two = (
-            load_pair(settings(tiny, aligned, num_threads=num)).embed_clips([frames(3)], [rain(1)], RATE)
-            for num in (1, 2)
-        )
-        assert torch.get_num_threads() == 2
+        for of_torch, num_threads in ((1, None), (1, 3), (2, None), (2, 1), (3, 2)):
+            torch.set_num_threads(of_torch)
+            pair = load_pair(settings(tiny, aligned, num_threads=num_threads, precision=precision))
+            found.append((pair.embed_clips(clips, sounds, RATE), pair.embed_texts(["rain", "fire", "wind"])))
+            assert torch.get_num_threads() == of_torch
     finally:
         torch.set_num_threads(before)
-    assert np.array_equal(one.picture, two.picture)
+    (first, first_texts), *others = found
+    for clip_rows, text_rows in others:
+        assert np.array_equal(clip_rows.picture, first.picture)
+        assert np.array_equal(clip_rows.sound, first.sound)
+        assert np.array_equal(text_rows, first_texts)
+
+
+def test_the_batch_size_of_gpus_changes_no_number_on_a_cpu(tiny, aligned):
+    one, two = (
+        load_pair(settings(tiny, aligned, batch_size=size)).embed_clips([frames(11)], [rain(1)], RATE)
+        for size in (2, 32)
+    )
+    assert np.array_equal(one.picture_frames[0], two.picture_frames[0])
     assert np.array_equal(one.sound, two.sound)
 
 
@@ -690,7 +706,7 @@ def test_nothing_is_logged_as_an_error(tiny, aligned, caplog):
 
 def test_the_settings_are_documented():
     assert all(field.description for field in EncoderPairSettings.model_fields.values())
-    assert pairs.NUMBERS_VERSION == 1
+    assert pairs.NUMBERS_VERSION == 2
 
 
 def test_importing_fetches_nothing():
