@@ -96,8 +96,8 @@ def agreement(
     frames = _unit(picture_frames_TD)
     sound = _unit(sound_D)
     picture = _unit(frames.mean(axis=0))
-    each = np.clip(frames @ sound, -1.0, 1.0)
-    whole = np.clip(picture @ sound, -1.0, 1.0)
+    each = np.clip(_products(frames, sound), -1.0, 1.0)
+    whole = np.clip(_products(picture, sound), -1.0, 1.0)
     margin, shown, heard = (None, None, None) if prompts is None else class_measures(picture, sound, prompts, labels)
     return AgreementMeasures(encoder_id, float(whole), float(each.max()), margin, shown, heard)
 
@@ -112,7 +112,7 @@ def class_measures(
     None: a vector without direction is near to nothing, and with no other class there is no margin.
     """
     rows = _unit(prompts.rows)
-    of_picture, of_sound = rows @ picture_D, rows @ sound_D
+    of_picture, of_sound = _products(rows, picture_D), _products(rows, sound_D)
     shown = int(of_picture.argmax()) if picture_D.any() else None
     heard = int(of_sound.argmax()) if sound_D.any() else None
     wanted = {plain(label) for label in labels}
@@ -129,6 +129,11 @@ def class_measures(
 def mean_embedding(frames_TD: NDArray[np.float32]) -> NDArray[np.float32]:
     """(D,) float32 of length 1: the direction of the mean of frame embeddings; zeros when they cancel out."""
     return _unit(_unit(frames_TD).mean(axis=0)).astype(np.float32)
+
+
+def _products(rows: NDArray[np.floating], vector_D: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The product of each row (..., D) with the vector. Unlike ``@`` it adds in one order, whatever the processor and its cores."""
+    return np.asarray(np.einsum("...d,d->...", rows, vector_D, optimize=False))
 
 
 def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
