@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+import pipeline.processor  # noqa: F401 - for the libraries that compute
+
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_PLUGINS_ENABLED", "false")

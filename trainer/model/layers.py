@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import pipeline.processor  # noqa: F401 - before any network computes
+
 SLOPE = 0.2
 """Of the leaky rectifier, below zero."""
 GAIN = math.sqrt(2)
