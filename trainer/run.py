@@ -42,7 +42,10 @@ class RunSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format inside the networks; weights and losses stay in fp32."""
     num_threads: int | None = Field(None, ge=1)
-    """CPU threads of one rank for the networks. None: as torch chooses."""
+    """CPU threads of one rank for the networks. None: as torch chooses, one for each core. Another number gives other last bits."""
+    deterministic: bool = False
+    """Whether operations that give other last bits each time are replaced by slower ones where torch has them. On a CPU a fit gives
+    the same weights again without it; on a GPU only with it, and what has no replacement there is logged as a warning."""
     tick_seconds: float = Field(10.0, gt=0)
     """Time from one line of progress and statistics to the next."""
     pause_after_samples: int | None = Field(None, ge=1)
@@ -102,6 +105,9 @@ def make_fabric(settings: RunSettings) -> Fabric:
     chosen: int | list[int] = [device.index] if device.index is not None and not several else per_node
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it before its first product
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return Fabric(
         accelerator=device.type,
         devices=chosen,

@@ -20,6 +20,7 @@ from pipeline.progress import ignore
 from pipeline.recipe import load_recipe
 from pipeline.verify import verify
 from tests.faults.kill import RECIPE, Trial, contents, names_of, write_videos
+from tests.needs import LACKS
 
 PROJECT = Path(__file__).parents[2]
 
@@ -71,7 +72,7 @@ def test_a_build_on_a_full_disk_says_so_and_goes_on_when_there_is_room(clean: Pa
             in_a_namespace("mount", "-t", "tmpfs", "none", str(tmp_path)), check=False, capture_output=True
         ).returncode
     ):
-        pytest.skip("mounting a small disk needs Linux with user namespaces")
+        pytest.skip(f"{LACKS}user namespaces, to mount a small disk in")
     (tmp_path / "videos").symlink_to(clean / "videos")
     command = [sys.executable, "-m", "tests.faults.full_disk", str(tmp_path), "150", "5"]
     done = subprocess.run(

@@ -29,10 +29,14 @@ def test_a_half_precision_map_one_wide_reads_nothing_but_its_input(
         poison = [torch.full((POISONED_BYTES >> power,), torch.nan, dtype=torch.bfloat16) for power in range(10)]
         del poison
         found = functional.conv2d(maps.bfloat16(), weight.bfloat16(), None, 2, size // 2)
-        assert (found.float() - wanted).abs().max() < 0.05  # bf16 keeps 8 bits: 2 ** -8 of values up to 4 or so, and rounding
+        assert (
+            found.float() - wanted
+        ).abs().max() < 0.05  # bf16 keeps 8 bits: 2 ** -8 of values up to 4 or so, and rounding
 
 
-@pytest.mark.parametrize("module", ["flows.environment", "pipeline.encoders.small", "trainer.model.sample", "trainer.stages"])
+@pytest.mark.parametrize(
+    "module", ["flows.environment", "pipeline.encoders.small", "trainer.model.sample", "trainer.stages"]
+)
 def test_what_computes_limits_the_instruction_set_first(module: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
     code = f"import {module}, os; print(os.environ['ONEDNN_MAX_CPU_ISA'])"
