@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # as numpy.show_runtime reads them
 from scipy import signal
 
 from pipeline import media
@@ -127,7 +129,26 @@ def _fingerprint(spec: SampleSpec, scale: float) -> str:
 def _render_alone(spec: SampleSpec, path: Path, scale: float) -> None:
     """A worker's task: there is a process for each core already."""
     cv2.setNumThreads(1)
+    cv2.ipp.setUseIPP(False)  # Intel's library picks its arithmetic by processor
     render(spec, path, scale=scale)
+
+
+@contextlib.contextmanager
+def numpy_of_all_processors() -> Iterator[None]:
+    """Lets NumPy, in processes that are started inside the block, use what every processor of this kind has.
+
+    It picks its sines and exponentials by what a processor has, and their last digits differ.
+    """
+    name = "NPY_DISABLE_CPU_FEATURES"
+    before = os.environ.get(name)
+    os.environ[name] = " ".join(feature for feature in __cpu_dispatch__ if __cpu_features__.get(feature))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def render_catalogue(
@@ -140,7 +161,8 @@ def render_catalogue(
 ) -> list[Path]:
     """Write samples (None: the whole catalogue), ``sources.csv`` and ``truth.json`` to ``folder``; the samples' paths.
 
-    Files that the same generator has written before are left alone. ``workers`` is a number of processes (None:
+    The same bytes on every x86-64 processor, but for what the C library computes otherwise on those without FMA. Files that the same
+    generator has written before are left alone. ``workers`` is a number of processes (None:
     one a core).
     """
     chosen = catalogue() if specs is None else tuple(specs)
@@ -152,7 +174,8 @@ def render_catalogue(
     missing.sort(key=lambda spec: -spec.picture_seconds * spec.fps * (spec.width * spec.height + 400_000))
     if missing:
         logger.info("rendering %d of %d samples to %s", len(missing), len(chosen), folder)
-        with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(missing)), get_context("spawn")) as pool:
+        num_workers = min(workers or os.cpu_count() or 1, len(missing))
+        with numpy_of_all_processors(), ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
             running = {pool.submit(_render_alone, spec, folder / spec.file_name, scale): spec for spec in missing}
             for future in as_completed(running):
                 future.result()

@@ -78,7 +78,19 @@ def write_video(
             raw.write_bytes(np.ascontiguousarray(samples, dtype="<f4").tobytes())
             inputs += ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(samples.shape[1]), "-i", str(raw)]
         written = Path(folder) / f"written{path.suffix}"
-        program = [media.ffmpeg_path(), "-v", "error", "-nostdin", "-y", "-filter_threads", "1", *inputs]
+        # plain C for what ffmpeg computes itself, whatever the processor has; x264 gives the same bytes with any instructions
+        program = [
+            media.ffmpeg_path(),
+            "-cpuflags",
+            "0",
+            "-v",
+            "error",
+            "-nostdin",
+            "-y",
+            "-filter_threads",
+            "1",
+            *inputs,
+        ]
         _run([*program, *output, *extra, str(written)], picture)
         written.replace(path)
 

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import math
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -23,7 +25,7 @@ from pipeline.samples import rhythm
 from pipeline.samples.__main__ import main
 from pipeline.samples.catalogue import Encoding, SampleSpec, SceneSpec, SoundSpec, catalogue
 from pipeline.samples.pictures import PAINTERS, scene_frames
-from pipeline.samples.render import render, render_catalogue, spec_frames
+from pipeline.samples.render import numpy_of_all_processors, render, render_catalogue, spec_frames
 from pipeline.samples.serve import serve_folder
 from pipeline.samples.sounds import NATURE_KINDS, nature_sound
 from pipeline.samples.video import write_video
@@ -90,6 +92,20 @@ def test_a_sample_is_the_same_bytes_every_time(tmp_path):
     first, second = (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.mp4", "b.mp4"))
     assert first == second
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_what_is_painted_does_not_depend_on_the_processor(tmp_path, monkeypatch):
+    """As a processor without AVX would paint it, and one for which Intel's library has nothing."""
+    specs = [spec for spec in catalogue() if spec.name in ("thunder_ridge", "wrong_sound")]
+    here = render_catalogue(tmp_path / "here", specs=specs, scale=0.25)
+    monkeypatch.setenv("OPENCV_IPP", "disabled")
+    monkeypatch.setenv("OPENCV_CPU_DISABLE", "SSE4.1,SSE4.2,AVX,FP16,AVX2,AVX512-SKX")
+    elsewhere = render_catalogue(tmp_path / "elsewhere", specs=specs, scale=0.25)
+    assert [path.read_bytes() for path in here] == [path.read_bytes() for path in elsewhere]
+    code = "from numpy._core import _multiarray_umath as m; print([n for n in m.__cpu_dispatch__ if m.__cpu_features__[n]])"
+    with numpy_of_all_processors():
+        left = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert left.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", [spec.name for spec in catalogue() if len(spec.scenes) > 1])
