@@ -69,13 +69,6 @@ num_pictures = 12
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset ``paired`` (16 samples to train on), a folder of 10 pictures, and a recipe."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +31,6 @@ pytestmark = pytest.mark.filterwarnings(
 )  # webdataset leaves files open
 
 CHANGES = (*PACKAGED, "invert.guide={sound_kind = 'small', num_cutouts = 2}")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def stage_of(folder: Path, out: Path, *changes: str) -> tuple[StudentStage, Reader]:

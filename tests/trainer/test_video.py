@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -37,14 +36,6 @@ pytestmark = pytest.mark.filterwarnings(
 THREE = "reader.num_frames=3"
 """With two segments a block makes one step, and has nothing to remember."""
 FAST = ("video.validation_samples=8", "video.num_shown=1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save_inverted(folder: Path, out: Path, *changes: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +30,6 @@ WINDOW = round(CONFIG.window_seconds * CONFIG.mel.sample_rate_hz)
 SMALL_3 = GeneratorConfig(
     kind="stylegan3", resolution=16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
