@@ -447,7 +447,8 @@ def test_packed_layers_give_the_same_numbers(tiny, picture):
         "PackedSelfAttention", "PackedLinear", "PackedLinear", "PackedLinear", "PackedLinear",
     ]  # fmt: skip
     assert np.abs(packed.embed_pictures(frames(3)) - picture.embed_pictures(frames(3))).max() < 1e-6
-    assert np.array_equal(packed.embed_texts(["rain"]), picture.embed_texts(["rain"]))
+    # texts go through plain layers in both; equal weights elsewhere in memory
+    assert np.abs(packed.embed_texts(["rain"]) - picture.embed_texts(["rain"])).max() < 1e-6
     assert packed.encoder_id == picture.encoder_id
 
 
@@ -568,7 +569,7 @@ def test_a_pair_embeds_clips_one_by_one(tiny, aligned, picture):
         assert np.array_equal(alone.picture[0], both.picture[index])
         assert np.array_equal(alone.sound[0], both.sound[index])
     assert pair.embed_clips([], [], RATE).picture.shape == (0, 512)
-    assert np.array_equal(pair.embed_texts(["rain"]), picture.embed_texts(["rain"]))
+    assert np.abs(pair.embed_texts(["rain"]) - picture.embed_texts(["rain"])).max() < 1e-6
     with pytest.raises(ValueError, match="2 clips have frames, 1 have sound"):
         pair.embed_clips(clips, sounds[:1], RATE)
 

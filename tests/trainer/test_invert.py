@@ -239,7 +239,7 @@ def test_validation_says_the_same_of_the_same_model(guided: Path, tmp_path: Path
     reader.close()
     told = [stage.validate() for _ in range(2)]
     stage.close()
-    assert told[0] == told[1]
+    assert told[1] == pytest.approx(told[0], abs=1e-5)  # read and embedded anew: up to rounding
     assert stage.best == pytest.approx(told[0]["own_minus_wrong"])
 
 
