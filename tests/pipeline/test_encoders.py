@@ -123,6 +123,7 @@ def tiny(folder):
     config.write_text(json.dumps(TINY_CONFIG))
     open_clip.add_model_config(config)
     path = folder / "tiny.safetensors"
+    torch.manual_seed(0)
     model = open_clip.create_model(TINY)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path
@@ -356,7 +357,7 @@ def test_damaged_align_checkpoints_are_refused(aligned, soundclip, tmp_path):
 
 def test_every_part_of_the_sound_network_gets_a_gradient():
     network = randomised(SoundNetwork(width=16), 8).train()
-    mels = torch.rand(4, 1, 64, 100)
+    mels = torch.rand(4, 1, 64, 100, generator=torch.Generator().manual_seed(1))
     network(mels).square().sum().backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in network.parameters())
 
@@ -467,7 +468,7 @@ def test_packed_attention_equals_torchs_with_a_mask_and_refuses_what_it_cannot_d
 
 
 def test_gradients_pass_through_a_picture_encoder_unless_they_are_given_up(picture):
-    pictures = torch.rand(1, 3, 32, 32, requires_grad=True)
+    pictures = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
     picture.model.encode_image(pictures).sum().backward()
     assert pictures.grad is not None
     assert pictures.grad.abs().max() > 1e-6
