@@ -14,6 +14,7 @@ import pytest
 from prefect.settings import get_current_settings
 
 from tests.faulty_server import Answer, Fault, FaultyServer
+from tests.processes import needs_proc
 
 PROJECT = Path(__file__).parents[2]
 
@@ -28,6 +29,7 @@ def processes_with(word: str) -> list[str]:
     return found
 
 
+@needs_proc
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_one_signal_ends_a_build_in_seconds_and_leaves_no_process(
     number: signal.Signals, code: int, recipe: Path, video: Path, tmp_path: Path, prefect_harness: None

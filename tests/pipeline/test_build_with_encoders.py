@@ -63,9 +63,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *changes: str, events: list[Event] | None = None) -> list[Event]:
+def run(folder: Path, output: Path, *changes: str, events: list[Event] | None = None) -> list[Event]:
     events = [] if events is None else events
-    build = Build(load_recipe(folder / "heard.toml", changes))
+    build = Build(load_recipe(folder / "heard.toml", [f'output="{output}"', *changes]))
     try:
         build.check()
         for batch in build.plan().batches:
@@ -76,10 +76,21 @@ def run(folder: Path, *changes: str, events: list[Event] | None = None) -> list[
     return events
 
 
+@pytest.fixture(scope="module")
+def first_built(folder: Path) -> Path:
+    """Not to be written into."""
+    run(folder, folder / "built")
+    return folder / "built"
+
+
+@pytest.fixture
+def output(first_built: Path, tmp_path: Path) -> Path:
+    """A copy of the build, for one test."""
+    return Path(shutil.copytree(first_built, tmp_path / "built", ignore=shutil.ignore_patterns("lock")))
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves tars open
-def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folder: Path) -> None:
-    run(folder)
-    output = folder / "built"
+def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folder: Path, output: Path) -> None:
     rows = pyarrow.parquet.read_table(output / "samples.parquet").to_pylist()
     assert [row["state"] for row in rows] == ["kept", "kept", "rejected"]
     assert all(-1 <= row["agreement"] <= row["best_agreement"] + 1e-6 <= 1 + 1e-6 for row in rows)
@@ -104,22 +115,22 @@ def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folde
             assert told["agreement"]["margin"] == row["margin"]
             assert told["in_time"]["motion_match"] == row["motion_match"]
 
-    check_margins(folder, rows, embedded)
+    check_margins(output, rows, embedded)
 
     low, high = sorted(row["agreement"] for row in rows if row["state"] == "kept")
-    events = run(folder, f"judge.min_agreement={(low + high) / 2}")
+    events = run(folder, output, f"judge.min_agreement={(low + high) / 2}")
     stages = [event for event in events if isinstance(event, StageEvent) and event.stage in ("measure", "embed", "cut")]
     assert stages
     assert all(event.reused for event in stages)
     assert read_manifest(output).clips.reasons == {"disagrees": 1, "silent": 1}
 
     with pytest.raises(NothingKeptError, match="disagrees took 2 of 3 clips"):
-        run(folder, "judge.min_agreement=0.999")
+        run(folder, output, "judge.min_agreement=0.999")
 
 
-def check_margins(folder: Path, rows: list[dict[str, Any]], embedded: dict[str, dict[str, Any]]) -> None:
+def check_margins(output: Path, rows: list[dict[str, Any]], embedded: dict[str, dict[str, Any]]) -> None:
     """The label is none of the classes: the shown class is the clip's own."""
-    (stored,) = (folder / "built" / "state" / "prompts").glob("*.npy")
+    (stored,) = (output / "state" / "prompts").glob("*.npy")
     prompts = np.load(stored)
     assert prompts.shape == (len(NATURE_CLASSES), WIDTH)
     for row in rows:
@@ -135,65 +146,65 @@ def counted(events: list[Event]) -> Counter[tuple[str, bool]]:
     return Counter((event.stage, event.reused) for event in events if isinstance(event, StageEvent))
 
 
-def ledger(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "built" / "ledger.jsonl").read_text().splitlines()]
+def ledger(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "ledger.jsonl").read_text().splitlines()]
 
 
-def previews(folder: Path) -> list[Path]:
-    return sorted((folder / "built" / "state" / "previews").rglob("*.flac"))
+def previews(output: Path) -> list[Path]:
+    return sorted((output / "state" / "previews").rglob("*.flac"))
 
 
-def test_previews_that_are_gone_are_made_again_only_if_the_user_says_so(folder: Path) -> None:
-    before = (folder / "built" / "embeddings.parquet").read_bytes()
-    for path in previews(folder):
+def test_previews_that_are_gone_are_made_again_only_if_the_user_says_so(folder: Path, output: Path) -> None:
+    before = (output / "embeddings.parquet").read_bytes()
+    for path in previews(output):
         path.unlink()
-    shutil.rmtree(folder / "built" / "state" / "embedded")
+    shutil.rmtree(output / "state" / "embedded")
     events: list[Event] = []
     with pytest.raises(NothingKeptError):
-        run(folder, "judge.min_motion=0.3", events=events)
+        run(folder, output, "judge.min_motion=0.3", events=events)
     assert counted(events)["measure", False] == counted(events)["embed", False] == 0
-    failures = [entry["failure"] for entry in ledger(folder)]
+    failures = [entry["failure"] for entry in ledger(output)]
     assert [(failure["stage"], failure["code"], failure["transient"]) for failure in failures] == [
         ("embed", "previews_gone", True)
     ] * 2
     assert "set execution.decode_again=true" in failures[0]["message"]
 
-    events = run(folder, "judge.min_motion=0.3", "execution.decode_again=true")
+    events = run(folder, output, "judge.min_motion=0.3", "execution.decode_again=true")
     assert counted(events)["measure", False] == counted(events)["embed", False] == 2
-    assert (folder / "built" / "embeddings.parquet").read_bytes() == before
+    assert (output / "embeddings.parquet").read_bytes() == before
 
 
-def test_damaged_weights_stop_the_build_and_are_named(folder: Path, tmp_path: Path) -> None:
+def test_damaged_weights_stop_the_build_and_are_named(folder: Path, output: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes((folder / "picture.safetensors").read_bytes()[:100_000])
     with pytest.raises(EncoderError, match=r"damaged\.safetensors"):
-        run(folder, f'encoders.picture_weights="{damaged}"')
-    run(folder)  # nothing of it was recorded
+        run(folder, output, f'encoders.picture_weights="{damaged}"')
+    run(folder, output)  # nothing of it was recorded
 
 
-def test_another_encoder_embeds_anew_without_any_decode(folder: Path) -> None:
+def test_another_encoder_embeds_anew_without_any_decode(folder: Path, output: Path) -> None:
     """From what the build before left, which is then not kept."""
-    before = (folder / "built" / "embeddings.parquet").read_bytes()
-    assert len(previews(folder)) == 2
+    before = (output / "embeddings.parquet").read_bytes()
+    assert len(previews(output)) == 2
     torch.manual_seed(1)
     save_align(folder / "other.safetensors", SoundNetwork(WIDTH, "resnet18"), AlignConfig(width=WIDTH))
     other = f'encoders.sound_weights="{folder}/other.safetensors"'
-    events = run(folder, other, "execution.keep_previews=false")
+    events = run(folder, output, other, "execution.keep_previews=false")
     assert counted(events)["measure", False] == 0
     assert (counted(events)["measure", True], counted(events)["embed", False], counted(events)["embed", True]) == (
         2,
         2,
         0,
     )
-    assert (folder / "built" / "embeddings.parquet").read_bytes() != before
-    assert previews(folder) == []
+    assert (output / "embeddings.parquet").read_bytes() != before
+    assert previews(output) == []
 
-    events = run(folder, other, "judge.max_speech_share=0.9")  # embedded, so that nothing needs the previews
+    events = run(folder, output, other, "judge.max_speech_share=0.9")  # embedded, so that nothing needs the previews
     assert (counted(events)["measure", False], counted(events)["embed", False], counted(events)["embed", True]) == (
         0,
         0,
         2,
     )
-    events = run(folder)  # the first encoders' are still there, too
+    events = run(folder, output)  # the first encoders' are still there, too
     assert (counted(events)["measure", False], counted(events)["embed", False]) == (0, 0)
-    assert (folder / "built" / "embeddings.parquet").read_bytes() == before
+    assert (output / "embeddings.parquet").read_bytes() == before

@@ -123,6 +123,7 @@ def tiny(folder):
     config.write_text(json.dumps(TINY_CONFIG))
     open_clip.add_model_config(config)
     path = folder / "tiny.safetensors"
+    torch.manual_seed(0)
     model = open_clip.create_model(TINY)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path
@@ -356,7 +357,7 @@ def test_damaged_align_checkpoints_are_refused(aligned, soundclip, tmp_path):
 
 def test_every_part_of_the_sound_network_gets_a_gradient():
     network = randomised(SoundNetwork(width=16), 8).train()
-    mels = torch.rand(4, 1, 64, 100)
+    mels = torch.rand(4, 1, 64, 100, generator=torch.Generator().manual_seed(1))
     network(mels).square().sum().backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in network.parameters())
 
@@ -447,7 +448,8 @@ def test_packed_layers_give_the_same_numbers(tiny, picture):
         "PackedSelfAttention", "PackedLinear", "PackedLinear", "PackedLinear", "PackedLinear",
     ]  # fmt: skip
     assert np.abs(packed.embed_pictures(frames(3)) - picture.embed_pictures(frames(3))).max() < 1e-6
-    assert np.array_equal(packed.embed_texts(["rain"]), picture.embed_texts(["rain"]))
+    # texts go through plain layers in both; equal weights elsewhere in memory
+    assert np.abs(packed.embed_texts(["rain"]) - picture.embed_texts(["rain"])).max() < 1e-6
     assert packed.encoder_id == picture.encoder_id
 
 
@@ -466,7 +468,7 @@ def test_packed_attention_equals_torchs_with_a_mask_and_refuses_what_it_cannot_d
 
 
 def test_gradients_pass_through_a_picture_encoder_unless_they_are_given_up(picture):
-    pictures = torch.rand(1, 3, 32, 32, requires_grad=True)
+    pictures = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
     picture.model.encode_image(pictures).sum().backward()
     assert pictures.grad is not None
     assert pictures.grad.abs().max() > 1e-6
@@ -568,7 +570,7 @@ def test_a_pair_embeds_clips_one_by_one(tiny, aligned, picture):
         assert np.array_equal(alone.picture[0], both.picture[index])
         assert np.array_equal(alone.sound[0], both.sound[index])
     assert pair.embed_clips([], [], RATE).picture.shape == (0, 512)
-    assert np.array_equal(pair.embed_texts(["rain"]), picture.embed_texts(["rain"]))
+    assert np.abs(pair.embed_texts(["rain"]) - picture.embed_texts(["rain"])).max() < 1e-6
     with pytest.raises(ValueError, match="2 clips have frames, 1 have sound"):
         pair.embed_clips(clips, sounds[:1], RATE)
 

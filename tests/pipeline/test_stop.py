@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import ffmpeg
@@ -26,6 +26,7 @@ from pipeline.samples.video import write_video
 from pipeline.stop import Stop
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
+from tests.processes import all_processes, needs_proc, read_process
 
 SOON_SECONDS = 60.0  # a busy machine; what is waited for here would otherwise take an hour or for ever
 RECIPE = """
@@ -89,13 +90,11 @@ def until(happened: Callable[[], bool], seconds: float = 300.0) -> None:
 
 def ffmpegs() -> list[int]:
     """The running ffmpeg processes of this one."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            name, _, rest = (folder / "stat").read_text().rpartition(") ")
-            if int(rest.split()[1]) == os.getpid() and "(ffmpeg" in name and rest[0] != "Z":
-                found.append(int(folder.name))
-    return found
+    return [
+        pid
+        for pid, process in all_processes().items()
+        if process.parent == os.getpid() and process.name.startswith("ffmpeg") and process.state != "Z"
+    ]
 
 
 @contextmanager
@@ -113,10 +112,9 @@ def cuts_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (folder / "hold").unlink()
 
 
-def is_stopped(process: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] == "T"
-    return False
+def is_stopped(pid: int) -> bool:
+    process = read_process(pid)
+    return process is not None and process.state == "T"
 
 
 def recorded(build: Build) -> set[str]:
@@ -124,6 +122,7 @@ def recorded(build: Build) -> set[str]:
     return {path.stem for path in done.rglob("open/*.json")} | {path.name for path in done.rglob("*.jsonl")}
 
 
+@needs_proc
 def test_a_build_ends_soon_whatever_it_is_at_and_the_next_run_goes_on(
     server: FaultyServer,
     video: Path,
@@ -212,6 +211,7 @@ def endless() -> ffmpeg.nodes.OutputStream:
     return ffmpeg.input("testsrc=s=64x64", f="lavfi", re=None).output("-", f="null")
 
 
+@needs_proc
 def test_ffmpeg_is_ended() -> None:
     stop = Stop()
     with ThreadPoolExecutor(1) as pool:
@@ -225,6 +225,7 @@ def test_ffmpeg_is_ended() -> None:
         run_ffmpeg(endless(), stop=stop)
 
 
+@needs_proc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_who_ends_ffmpeg_may_be_ending_the_build(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     for is_build_ended in (True, False):
@@ -242,6 +243,7 @@ def test_who_ends_ffmpeg_may_be_ending_the_build(number: signal.Signals, monkeyp
                 running.result(timeout=SOON_SECONDS)
 
 
+@needs_proc
 def test_ffmpeg_that_takes_too_long_is_ended() -> None:
     with pytest.raises(WorkerError, match=r"ffmpeg took longer than 0\.5 s"):
         run_ffmpeg(endless(), timeout_seconds=0.5)

@@ -24,6 +24,7 @@ from pipeline.encoders.weights import (
     resolve_weights,
 )
 from pipeline.errors import EncoderError
+from tests.processes import needs_proc
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -282,6 +283,7 @@ def test_a_torchscript_archive_is_told_from_a_damaged_file(tmp_path):
         read_state_dict(tmp_path / "ViT-B-32.pt")
 
 
+@needs_proc
 def test_a_file_that_cannot_be_read_is_named():
     with pytest.raises(EncoderError, match=r"^/proc/self/mem cannot be read: Input/output error"):
         file_sha256(Path("/proc/self/mem"))

@@ -54,7 +54,6 @@ def test_pictures_that_are_not_chosen_stay_as_they_are() -> None:
     found = augment(given, 0.5, only("brightness"))
     same = (found == given).flatten(1).all(1)
     assert 0.4 < float(same.float().mean()) < 0.6
-    assert torch.equal(found[same], given[same])
 
 
 def test_flips() -> None:
@@ -170,8 +169,9 @@ def test_every_frame_of_a_clip_is_changed_in_the_same_way(name: str) -> None:
     clips = torch.stack([first, second, first], 1)
     found = augment(clips, 1.0, only(name))
     assert found.shape == clips.shape
-    assert torch.equal(found[:, 0], found[:, 2])
-    assert not torch.equal(found[:, 0], first)
+    # one product for all frames: those at its end may be left over to another kernel
+    torch.testing.assert_close(found[:, 0], found[:, 2], rtol=0, atol=1e-6)
+    assert not torch.allclose(found[:, 0], first, atol=1e-3)
     torch.manual_seed(3)
     alone = augment(first, 1.0, only(name))
     torch.manual_seed(3)

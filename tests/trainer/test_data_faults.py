@@ -23,6 +23,7 @@ from pipeline.manifest import read_manifest
 from pipeline.samples.video import write_video
 from pipeline.shard import SampleContent
 from tests.datasets import Clip, as_flac, build_dataset, content_of, frames_in_rows, index_of, key_of, sound_of
+from tests.processes import children, needs_proc, read_process
 from trainer.data import Bad, DatasetMix, Reader, ReaderSettings
 
 SETTINGS = ReaderSettings(
@@ -292,14 +293,6 @@ if __name__ == "__main__":
 """
 
 
-def children(pid: int) -> set[int]:
-    found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found |= {int(child), *children(int(child))}
-    return found
-
-
 def begun(dataset: Path, script: Path) -> tuple[subprocess.Popen[str], set[int]]:
     """A process that reads for ever, when it has handed out a batch; and all below it."""
     script.write_text(LOOP)
@@ -314,10 +307,8 @@ def begun(dataset: Path, script: Path) -> tuple[subprocess.Popen[str], set[int]]
 
 
 def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    process = read_process(pid)
+    return process is not None and process.state != "Z"
 
 
 def gone(pids: set[int], seconds: float) -> bool:
@@ -346,6 +337,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_clear_error(dataset: Path):
     one.close()
 
 
+@needs_proc
 def test_ctrl_c_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     process, below = begun(dataset, tmp_path / "loop.py")
     assert len(below) >= 3  # two workers and the process that forks them
@@ -356,6 +348,7 @@ def test_ctrl_c_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     assert gone(below, 60)
 
 
+@needs_proc
 def test_a_killed_run_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     process, below = begun(dataset, tmp_path / "loop.py")
     process.kill()

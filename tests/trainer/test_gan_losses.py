@@ -14,9 +14,9 @@ def test_the_logistic_losses_are_those_of_the_paper() -> None:
     # softplus(0) = ln 2; softplus(ln 3) = ln 4; softplus(-ln 3) = ln(4/3)
     fake = torch.tensor([[0.0], [math.log(3)]])
     real = torch.tensor([[math.log(3)], [math.log(3)]])
-    assert float(generator_loss(fake)) == pytest.approx((math.log(2) + math.log(4 / 3)) / 2, abs=1e-6)
+    assert float(generator_loss(fake)) == pytest.approx((math.log(2) + math.log(4 / 3)) / 2, abs=1e-5)
     wanted = math.log(4 / 3) + (math.log(2) + math.log(4)) / 2
-    assert float(discriminator_loss(real, fake)) == pytest.approx(wanted, abs=1e-6)
+    assert float(discriminator_loss(real, fake)) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_the_generator_still_has_a_gradient_where_it_is_beaten() -> None:

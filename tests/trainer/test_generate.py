@@ -35,14 +35,6 @@ from trainer.video_writer import write_video
 RATE_HZ = 44_100
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model() -> SoundVideoModel:
     return random_model()

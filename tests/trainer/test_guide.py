@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,6 @@ from trainer.student import Student, StudentConfig, save_student
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # webdataset leaves files open
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def guide_of(folder: Path, out: Path, *changes: str) -> Guide:
@@ -229,5 +220,5 @@ def test_the_packaged_encoder_guides_through_its_student(guided: Path, tmp_path:
     assert [one.grad for one in guide.schooling.student.parameters() if one.grad is not None] == []
     (phase,) = guide.lesson_phase(lambda part: part, 2)
     terms = phase.loss(torch.rand(5, 3, 16, 16) * 2 - 1)
-    assert float(terms.loss.detach()) == pytest.approx(1 - terms.measures["student_cosine"])
+    assert float(terms.loss.detach()) == pytest.approx(1 - terms.measures["student_cosine"], abs=1e-5)
     assert guide.lesson_phase(lambda part: part, 0) == []

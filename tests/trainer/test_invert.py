@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -33,14 +32,6 @@ pytestmark = pytest.mark.filterwarnings(
 )  # webdataset leaves files open
 
 STUDENT = (*PACKAGED, "invert.guide={sound_kind = 'small', num_cutouts = 2}")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Invert, Reader]:
@@ -248,7 +239,7 @@ def test_validation_says_the_same_of_the_same_model(guided: Path, tmp_path: Path
     reader.close()
     told = [stage.validate() for _ in range(2)]
     stage.close()
-    assert told[0] == told[1]
+    assert told[1] == pytest.approx(told[0], abs=1e-5)  # read and embedded anew: up to rounding
     assert stage.best == pytest.approx(told[0]["own_minus_wrong"])
 
 

@@ -1,4 +1,4 @@
-"""The contrastive losses, against numbers worked by hand."""
+"""The contrastive losses, against numbers worked by hand: to 1e-5, for float32 rounds a sum of exponentials by some 1e-7."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_one_positive_each_is_plain_info_nce() -> None:
     forward = (math.log(math.exp(2) + math.exp(1.2)) - 2 + math.log(math.exp(0) + math.exp(1.6)) - 1.6) / 2
     backward = (math.log(math.exp(2) + math.exp(0)) - 2 + math.log(math.exp(1.2) + math.exp(1.6)) - 1.6) / 2
     found = symmetric_info_nce(left, right, torch.tensor(scale))
-    assert float(found) == pytest.approx((forward + backward) / 2, abs=1e-6)
+    assert float(found) == pytest.approx((forward + backward) / 2, abs=1e-5)
 
 
 def test_several_positives_share_the_probability() -> None:
     logits = torch.tensor([[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     positives = torch.tensor([[True, True, False], [False, False, True]])
     first = -math.log(math.exp(2) / (2 * math.exp(2) + 1))
-    assert float(cross_entropy_of_positives(logits, positives)) == pytest.approx((first + math.log(3)) / 2)
+    assert float(cross_entropy_of_positives(logits, positives)) == pytest.approx((first + math.log(3)) / 2, abs=1e-5)
 
 
 def test_positives_are_no_negatives_of_each_other() -> None:
@@ -49,7 +49,7 @@ def test_positives_are_no_negatives_of_each_other() -> None:
     texts = sounds.clone()
     together = sharing([frozenset({"rain"}), frozenset({"rain", "wind"}), frozenset({"fire"})])
     with_positives = symmetric_info_nce(sounds, texts, torch.tensor(100.0), together)
-    assert float(with_positives) == pytest.approx(2 / 3 * math.log(2))  # the least there can be
+    assert float(with_positives) == pytest.approx(2 / 3 * math.log(2), abs=1e-5)  # the least there can be
     gradient_at = sounds.clone().requires_grad_()
     symmetric_info_nce(gradient_at, texts, torch.tensor(10.0), together).backward()
     assert gradient_at.grad is not None
@@ -76,4 +76,4 @@ def test_the_scale_learns() -> None:
     scale = torch.tensor(2.0, requires_grad=True)
     symmetric_info_nce(torch.eye(3), torch.eye(3), scale).backward()
     expected = -2 * math.exp(-2) / (1 + 2 * math.exp(-2))  # d/ds log(1 + 2 exp(-s))
-    assert scale.grad is not None and float(scale.grad) == pytest.approx(expected, abs=1e-6)
+    assert scale.grad is not None and float(scale.grad) == pytest.approx(expected, abs=1e-5)

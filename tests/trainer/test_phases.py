@@ -55,7 +55,7 @@ def test_only_the_networks_of_the_phase_get_gradients_and_move() -> None:
     assert [one.grad for one in pair.behind.parameters()] == [None, None]
     assert [one.requires_grad for one in pair.behind.parameters()] == [False, False]
     moved = torch.cat([(old - new).flatten() for old, new in zip(before[:2], pair.weights()[:2], strict=True)])
-    assert torch.allclose(moved, 0.1 * pair.gradient())
+    assert torch.allclose(moved, 0.1 * pair.gradient(), atol=1e-6)  # a difference of weights near 1
 
 
 def test_gradients_of_the_step_before_are_forgotten() -> None:
@@ -71,9 +71,10 @@ def test_parts_by_their_shares_are_the_same_step_as_all_at_once() -> None:
     some = rows(8)
     first = whole.learn((some, 1.0))
     second = parts.learn((some[:5], 5 / 8), (some[5:], 3 / 8))
-    assert second == pytest.approx(first)
-    assert torch.allclose(whole.gradient(), parts.gradient(), rtol=1e-5)
-    assert all(torch.allclose(*both) for both in zip(whole.weights(), parts.weights(), strict=True))
+    # float32, summed in another order: some 1e-7 of numbers near 1; the shares are off by eighths where they are wrong
+    assert second == pytest.approx(first, rel=1e-5)
+    assert torch.allclose(whole.gradient(), parts.gradient(), rtol=1e-5, atol=1e-6)
+    assert all(torch.allclose(*both, atol=1e-6) for both in zip(whole.weights(), parts.weights(), strict=True))
 
 
 def test_a_phase_that_is_run_now_and_then_weighs_so_much_more() -> None:

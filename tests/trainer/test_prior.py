@@ -69,13 +69,6 @@ num_pictures = 12
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset ``paired`` (16 samples to train on), a folder of 10 pictures, and a recipe."""
@@ -259,7 +252,10 @@ def test_a_run_leaves_a_generator_pictures_and_numbers(folder: Path, tmp_path: P
         "0000000008.png", "0000000016.png", "real.png",
     ]  # fmt: skip
     shown = cv2.imread(str(out / "prior" / "samples" / "0000000016.png"))
-    assert np.array_equal(shown[:, :, ::-1], grid(pictures(generator, range(6))))
+    drawn = grid(pictures(generator, range(6)))
+    # equal weights elsewhere in memory: where a value lies between two levels, the last bit decides
+    assert np.abs(shown[:, :, ::-1].astype(int) - drawn).max() <= 1
+    assert np.ptp(drawn) > 20
     assert cv2.imread(str(out / "prior" / "samples" / "real.png")).shape == (32, 48, 3)
     validated = lines(out, "validation")
     assert [line["samples_seen"] for line in validated] == [8, 16]

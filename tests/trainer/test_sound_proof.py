@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +31,6 @@ from trainer.sound_proof import (
 LOWEST_HZ, OCTAVES = 200.0, 5.0
 PITCHES = {"low": 0.6, "mid": 2.0, "high": 3.4}
 """Octaves above ``LOWEST_HZ``; a pitch is an angle, and that is where sound and picture lie in the judge's space."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def direction(octaves: float) -> tuple[float, float]:

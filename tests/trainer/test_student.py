@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
 CHANGES = (*PACKAGED, "invert.guide={sound_kind = 'small', num_cutouts = 2}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def stage_of(folder: Path, out: Path, *changes: str) -> tuple[StudentStage, Reader]:
     recipe, run = prepared(folder, out, *CHANGES, *changes)
     reader = clip_reader(recipe, run, "train", recipe.student.batch_size, SIDE_PX)
@@ -60,10 +51,11 @@ def test_it_learns_to_see_as_its_teacher_does(guided: Path, tmp_path: Path) -> N
     assert set(first) == {"frame_cosine", "generated_cosine"}
     assert last["frame_cosine"] > first["frame_cosine"] + 0.1
     assert last["frame_cosine"] > 0.8
-    assert told["loss"] == pytest.approx(1 - told["cosine"])
+    assert told["loss"] == pytest.approx(1 - told["cosine"], abs=1e-5)  # float32, and near 0
     assert [name for name, one in stage.student.named_parameters() if torch.equal(one, before[name])] == []
     assert differing(stage.generator.state_dict(), generator) == []
-    assert stage.validate() == last  # always the same pictures
+    # always the same pictures; others would move it by a hundredth, rounding by some 1e-7
+    assert stage.validate() == pytest.approx(last, abs=1e-5)
     stage.close()
     reader.close()
 
@@ -163,11 +155,12 @@ def test_a_student_of_a_file_sees_the_same(tmp_path: Path) -> None:
     student = small_student()
     save_student(tmp_path / "a.safetensors", student)
     loaded = load_student(tmp_path / "a.safetensors", "teacher").eval()
+    assert differing(dict(loaded.state_dict()), dict(student.state_dict())) == []
     assert loaded.config == student.config
     pictures = torch.rand(2, 3, 24, 24)
     with torch.no_grad():
         rows = student(pictures)
-        assert torch.equal(loaded(pictures), rows)
+        assert torch.allclose(loaded(pictures), rows, atol=1e-5)  # equal weights elsewhere in memory: up to rounding
     assert rows.shape == (2, 6)
     assert rows.norm(dim=1).tolist() == pytest.approx([1, 1])
 

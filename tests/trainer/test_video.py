@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -37,14 +36,6 @@ pytestmark = pytest.mark.filterwarnings(
 THREE = "reader.num_frames=3"
 """With two segments a block makes one step, and has nothing to remember."""
 FAST = ("video.validation_samples=8", "video.num_shown=1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save_inverted(folder: Path, out: Path, *changes: str) -> Path:
@@ -273,7 +264,9 @@ def test_a_real_clip_with_a_sound_of_another_class_counts_against_the_discrimina
     assert wanted > 0.05
     assert loss(clips, 0.5) - loss(clips, 0.0) == pytest.approx(0.5 * wanted, rel=1e-4)
     alike = dataclasses.replace(clips, differs_B=torch.zeros(8, dtype=torch.bool))
-    assert loss(alike, 0.5) == loss(clips, 0.0)
+    assert loss(alike, 0.5) == pytest.approx(
+        loss(clips, 0.0), rel=1e-5
+    )  # one asks more of the network, in other batches
 
 
 def test_a_discriminator_that_does_not_hear(guided: Path, tmp_path: Path) -> None:
@@ -395,7 +388,7 @@ def test_a_validation_shows_videos_with_sound_and_measures_whether_it_matters(gu
         label = path.stem.split("-")[2]
         spectrum = np.abs(np.fft.rfft(sound[0]))
         assert spectrum.argmax() * 44_100 / sound.shape[1] == pytest.approx(paired.TONES_HZ[label], rel=0.04)
-    assert stage.validate() == measures
+    assert stage.validate() == pytest.approx(measures, abs=1e-4)  # read, drawn and embedded anew: up to rounding
 
 
 def test_nothing_is_measured_where_there_is_nothing_to_compare(

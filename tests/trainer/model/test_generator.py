@@ -49,10 +49,11 @@ def test_w_and_w_plus_give_the_same_picture(kind: str) -> None:
     w = generator.mapping(latents([0, 1], 8))
     assert w.shape == (2, generator.num_ws, 8)
     with torch.no_grad():
-        assert torch.equal(generator.synthesis(w[:, 0]), generator.synthesis(w))
+        # W is spread with strides of 0, for which a product may take another kernel
+        torch.testing.assert_close(generator.synthesis(w[:, 0]), generator.synthesis(w), rtol=1e-4, atol=1e-5)
         other = w.clone()
         other[:, -1] += 1
-        assert not torch.equal(generator.synthesis(other), generator.synthesis(w))
+        assert not torch.allclose(generator.synthesis(other), generator.synthesis(w), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_a_frozen_input_places_every_picture_alike() -> None:
     assert not torch.allclose(free[0], free[1], atol=1e-3)
     generator.freeze_input()
     frozen = generator.synthesis.input(w)
-    assert torch.equal(frozen[0], frozen[1])
+    torch.testing.assert_close(frozen[0], frozen[1])  # rows of one product; the last may be left over to another kernel
     assert not torch.allclose(frozen[0], free[0], atol=1e-3)
     generator.unfreeze_input()
     assert torch.equal(generator.synthesis.input(w), free)
@@ -237,7 +238,7 @@ def test_r1_penalty_is_the_derivative_that_differences_show() -> None:
     weight = judge.get_parameter("b8.conv0.weight")
     (exact,) = torch.autograd.grad(penalty(), weight)
     direction = exact / exact.norm()
-    step = 0.05
+    step = 1e-3  # so short that hardly a value crosses 0, where the slope jumps, and not so short that rounding shows
     with torch.no_grad():
         weight += step * direction
     above = penalty().detach()

@@ -43,9 +43,11 @@ def _same(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-def _picture(generator: Generator) -> torch.Tensor:
+def _same_picture(a: Generator, b: Generator, **mode: str) -> None:
+    """Equal weights lie elsewhere in memory, and in another order of strides: the last bits of a convolution may differ."""
     with torch.no_grad():
-        return generator(latents([4], generator.z_dim))
+        pictures = [generator(latents([4], generator.z_dim), **mode) for generator in (a, b)]
+    torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +58,7 @@ def test_official_pickles(kind: str, protocol: int, tmp_path: Path) -> None:
     path.write_bytes(official_pickle(TINY[kind], generator, judge, protocol=protocol))
     loaded = load_generator(path)
     _same(loaded, generator)
-    assert torch.equal(_picture(loaded), _picture(generator))
+    _same_picture(loaded, generator)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     _same(load_discriminator(path), judge)
 
@@ -156,7 +158,7 @@ def test_rosinalitys_checkpoints(zipped: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.w_avg, estimate_w_avg(generator.mapping))
     loaded.mapping.w_avg.copy_(generator.w_avg)
     _same(loaded, generator)
-    assert torch.equal(_picture(loaded), _picture(generator))
+    _same_picture(loaded, generator)
     _same(load_discriminator(path), judge)
 
 
@@ -169,9 +171,7 @@ def test_rosinalitys_converted_files_have_the_average_and_old_ones_no_noise(tmp_
     assert held.notes == ("it has no noise pictures: 5 were drawn (seed 0)",)
     loaded = held.generator()
     assert torch.equal(loaded.w_avg, generator.w_avg)
-    with torch.no_grad():
-        z = latents([1], 8)
-        assert torch.equal(loaded(z, noise_mode="none"), generator(z, noise_mode="none"))
+    _same_picture(loaded, generator, noise_mode="none")
 
 
 def test_torch_files_of_something_else(tmp_path: Path) -> None:
@@ -303,7 +303,10 @@ def test_pictures_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     z = latents([9], 8)
     with torch.no_grad():
         expected = tiny(TINY2)(z, truncation_psi=0.7)[0].permute(1, 2, 0) * 127.5 + 128
-    np.testing.assert_array_equal(drawn[16:, 16:32], expected.clamp(0, 255).to(torch.uint8).numpy())
+    # drawn in a batch of 5, and alone: where a value lies between two levels, the last bit decides
+    apart = drawn[16:, 16:32].astype(int) - expected.clamp(0, 255).to(torch.uint8).numpy()
+    assert abs(apart).max() <= 1
+    assert np.ptp(drawn[16:, 16:32]) > 20
 
 
 def test_what_sampling_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

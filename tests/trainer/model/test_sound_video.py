@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, EncoderError, GeneratorError
+from tests.trainer.guided import differing
 from tests.trainer.sounding import CONFIG, GENERATOR, random_model, saved_run, tone
 from trainer.model.generator import GeneratorConfig, build_generator
 from trainer.model.sound_video import START_PULL, SoundVideoModel
@@ -31,14 +31,6 @@ WINDOW = round(CONFIG.window_seconds * CONFIG.mel.sample_rate_hz)
 SMALL_3 = GeneratorConfig(
     kind="stylegan3", resolution=16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +213,10 @@ def test_a_file_holds_the_whole_model(tmp_path: Path, model: SoundVideoModel) ->
     for each in (model, loaded):
         walked = each.walk(mels(0), each.base_styles(latents(0)), noise(each, 0))
         drawn.append(each.draw(walked.flatten(0, 1)))
-    assert torch.equal(*drawn)
+    assert differing(dict(model.state_dict()), dict(loaded.state_dict())) == []
+    torch.testing.assert_close(
+        *drawn, rtol=1e-4, atol=1e-5
+    )  # equal weights elsewhere in memory may take another kernel
     assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -241,7 +236,7 @@ def test_what_places_the_pictures_of_stylegan3_is_frozen_at_the_average_style(tm
         assert synthesis.input.frozen_w_D is not None
         assert torch.equal(synthesis.input.frozen_w_D, torch.linspace(-1, 1, 8))
     styles = torch.randn(2, model.generator.num_ws, 8)
-    assert torch.equal(model.draw(styles), loaded.draw(styles))
+    torch.testing.assert_close(model.draw(styles), loaded.draw(styles), rtol=1e-4, atol=1e-5)
     moved = styles.clone()
     moved[:, 0] += 1  # the style that turns the picture, where it is not frozen
     assert torch.equal(model.draw(styles), model.draw(moved))
