@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipeline.output_lock import STATE_NAME
 from pipeline.storage import Folder
+
+LOG = logging.getLogger(__name__)
 
 
 def remove_kept_files(output: Folder, source_ids: Collection[str]) -> list[str]:
@@ -30,8 +33,23 @@ def remove_kept_files(output: Folder, source_ids: Collection[str]) -> list[str]:
 
 def _records(state: Folder) -> Iterator[Mapping[str, Any]]:
     for name in state.walk("done"):
-        lines = state.read_bytes(name).splitlines()
-        yield from map(json.loads, lines[1:] if name.endswith(".jsonl") else lines)
+        parsed = [_parsed(line) for line in state.read_bytes(name).splitlines()]
+        records = [values for values in parsed if "source" in values]
+        header = parsed[0] if name.endswith(".jsonl") and parsed else {"sources": [name]}
+        if len(records) != len(header.get("sources", ())) or not records:
+            LOG.warning(
+                "%s/%s is damaged: what was kept of a source whose record cannot be read stays. Delete %s to be rid of it",
+                *(state, name, state),
+            )
+        yield from records
+
+
+def _parsed(line: bytes) -> Mapping[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _files_of(record: Mapping[str, Any]) -> Iterator[str]:
