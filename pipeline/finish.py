@@ -14,14 +14,14 @@ from typing import Any, cast
 from pipeline.agreed import Agreed, agree
 from pipeline.balance import BalanceItem, balance
 from pipeline.cut import CutClip, CutSettings
-from pipeline.damage import tell_of
+from pipeline.damage import read_json_whole, tell_of
 from pipeline.dedup import Fingerprint, find_duplicates
 from pipeline.download_errors import mask_secrets, masked_values
-from pipeline.errors import DamagedStateError, NothingKeptError
+from pipeline.errors import DamagedStateError, ManifestError, NothingKeptError
 from pipeline.funnel import Funnel
 from pipeline.installed import installed_version
 from pipeline.ledger import LEDGER_NAME, write_ledger
-from pipeline.manifest import FileRecord, Manifest, ShardRecord, canonical_json, write_manifest
+from pipeline.manifest import FileRecord, Manifest, ShardRecord, canonical_json, read_manifest, write_manifest
 from pipeline.manifest import Rendition as ManifestRendition
 from pipeline.measure import measure_versions
 from pipeline.media import versions
@@ -41,6 +41,8 @@ from pipeline.withdrawn import JOURNAL_NAME, read_withdrawn, withdrawn_record
 
 LOG = logging.getLogger(__name__)
 
+PACKING_NAME = "packing.json"
+"""In the state, there while shards are written: which."""
 VIDEO_CODECS = {"x264": "h264", "svt_av1": "av1", "nvenc": "h264"}
 
 
@@ -174,6 +176,7 @@ class Finish:
         plans = plan_shards(self._samples(), self.recipe.shards, self._withdrawn.samples)
         for plan in plans:
             self._decisions.shard_of.update((sample.key, plan.file_name) for sample in plan.samples)
+        earlier = self._note_packing(plans)
         shards = self._write_shards(plans, listener)
         with _timed(listener, "manifest"):
             funnel, files = self._write_tables()
@@ -183,7 +186,8 @@ class Finish:
                     f"no clip was kept: {funnel.most_rejecting()}. {LEDGER_NAME} in {self.output} tells of each source"
                 )
             path = write_manifest(self._manifest(funnel, shards, files), self.output)
-            remove_other_shards(self.output, shards)
+            remove_other_shards(self.output, shards, earlier)
+            self.state.remove(PACKING_NAME)
             self.output.remove(JOURNAL_NAME)
             if not self.recipe.execution.keep_cuts:
                 self.state.remove("cuts")
@@ -246,6 +250,19 @@ class Finish:
                         length=32,
                     )
                     yield Sample(record.key_of(clip), split, _num_bytes(clip.cut), content)
+
+    def _note_packing(self, plans: Sequence[ShardPlan]) -> list[str]:
+        """Paths of all tars that a build of ours wrote or is about to write: noted before, as a tar that was just written has no
+        index for a moment, by which it could be known."""
+        try:
+            before = [shard.path for shard in read_manifest(self.output.url).shards]
+        except ManifestError:
+            before = []
+        noted = read_json_whole(self.state, PACKING_NAME, lambda values: [str(path) for path in values["shards"]])
+        planned = [plan.path(rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
+        paths = sorted({*before, *(noted or ()), *planned})
+        self.state.write_json(PACKING_NAME, {"shards": paths})
+        return paths
 
     def _write_shards(self, plans: Sequence[ShardPlan], listener: Listener) -> list[ShardRecord]:
         wanted = [(plan, rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]

@@ -23,11 +23,10 @@ def remove_kept_files(output: Folder, source_ids: Collection[str]) -> list[str]:
     others: set[str] = set()
     for record in _records(state):
         (theirs if record["source"]["source_id"] in source_ids else others).update(_files_of(record))
-    removed = [name for name in sorted(theirs - others) if _remove(state, name)]
+    removed = [name for name in theirs - others if not name.startswith("sha256:") and state.exists(name)]
     stored = {name.rpartition("/")[2].partition(".")[0]: name for name in state.walk("downloads/objects")}
-    for sha256 in sorted({name.removeprefix("sha256:") for name in theirs - others} & stored.keys()):
-        state.remove(stored[sha256])
-        removed.append(stored[sha256])
+    removed += [stored[sha256] for sha256 in {name.removeprefix("sha256:") for name in theirs - others} & stored.keys()]
+    state.remove_for_good(sorted(removed))
     return sorted(removed)
 
 
@@ -64,10 +63,3 @@ def _files_of(record: Mapping[str, Any]) -> Iterator[str]:
     for clip in record.get("clips") or ():
         if cut := clip.get("cut_key"):
             yield f"cuts/{cut[:2]}/{cut}"
-
-
-def _remove(state: Folder, name: str) -> bool:
-    if name.startswith("sha256:") or not state.exists(name):
-        return False
-    state.remove(name)
-    return True

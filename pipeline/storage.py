@@ -14,7 +14,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
@@ -142,6 +142,23 @@ class Folder:
         """Removes a file or a folder with all that is in it. What is not there is removed already."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._at(name), recursive=True)
+
+    def remove_for_good(self, names: Iterable[str]) -> None:
+        """Removes files or folders so that they do not come back after a power loss, either."""
+        folders = set()
+        for name in names:
+            self.remove(name)
+            folders.add(self._at(name).rpartition("/")[0])
+        for folder in folders if self.local_path is not None else ():
+            if Path(folder).is_dir():
+                _sync_folder(folder)
+
+    def remove_empty_folders(self, below: str) -> None:
+        """Removes ``below`` and the folders directly in it, as far as they are empty. Only where folders are more than names."""
+        if self.local_path is not None:
+            for name in (*(f"{below}/{name}" for name in self.names(below)), below):
+                with contextlib.suppress(OSError):  # a file, or not empty
+                    Path(self._at(name)).rmdir()
 
     def walk(self, below: str = "") -> Iterator[str]:
         """Names of all files below, relative to this folder, sorted."""

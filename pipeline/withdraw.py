@@ -72,7 +72,7 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
         shards, rewritten = _rewrite_shards(output, manifest.shards, looked, wanted)
         _write_rest(output, manifest, shards, wanted)
         removed = looked.affected.keys() - set(rewritten)
-        remove_other_shards(output, shards)
+        remove_other_shards(output, shards, [shard.path for shard in manifest.shards])
         _remake_report(output)
         remove_kept_files(output, wanted)
         output.remove(JOURNAL_NAME)

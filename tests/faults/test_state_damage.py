@@ -147,3 +147,26 @@ def test_damage_to_what_is_not_needed_is_not_noticed(dataset: Path, clean: Path)
 def test_any_folder_of_the_state_may_be_deleted(name: str, dataset: Path, clean: Path) -> None:
     shutil.rmtree(dataset / "state" / name)
     check_packed_anew(dataset, clean)
+
+
+def test_shards_that_are_no_more_wanted_go_and_what_is_not_ours_stays(
+    dataset: Path, clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the build before was killed between a tar and its index, and the recipe has another rendition now."""
+    (dataset / "shards" / "96" / "notes.txt").write_text("mine")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.shard.ShardRecord", killed)  # the first thing that is done after a tar was written
+        with pytest.raises(KeyboardInterrupt):
+            run(dataset, clean, 'cut.renditions=[{name="32", short_side_px=32}]')
+    assert list((dataset / "shards" / "32").iterdir())
+    run(dataset, clean)
+    assert sorted(path.name for path in (dataset / "shards").iterdir()) == ["48", "96"]
+    (dataset / "shards" / "96" / "notes.txt").unlink()
+    assert contents(dataset) == contents(clean / "killed")
+    run(dataset, clean, 'cut.renditions=[{name="48", short_side_px=48}]')
+    assert [path.name for path in (dataset / "shards").iterdir()] == ["48"]
+    assert verify(str(dataset)) == []
