@@ -49,7 +49,12 @@ def read_whole(folder: Folder, name: str, parse: Callable[[bytes], T]) -> T | No
 
 def read_json_whole(folder: Folder, name: str, parse: Callable[[Any], T]) -> T | None:
     """The same for JSON: ``parse`` is given its values."""
-    return read_whole(folder, name, lambda content: parse(json.loads(content)))
+    return read_whole(folder, name, lambda content: parse(as_json(content)))
+
+
+def as_json(content: bytes) -> Any:
+    """Raises ValueError where it is none. Zeros are taken for no other encoding."""
+    return json.loads(content.decode())
 
 
 def described(error: Exception) -> str:

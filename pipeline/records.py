@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pipeline.cut import CutClip
-from pipeline.damage import OF_THE_FILE, UNREADABLE, described, read_json_whole
+from pipeline.damage import OF_THE_FILE, UNREADABLE, as_json, described, read_json_whole
 from pipeline.errors import DamagedStateError
 from pipeline.facts import MediaFacts
 from pipeline.schema import (
@@ -236,7 +236,7 @@ class DoneRecords:
         lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
         for source_id, name in wanted.items():
             try:
-                record = SourceRecord.from_json(json.loads(lines_of(name)[source_id]))
+                record = SourceRecord.from_json(as_json(lines_of(name)[source_id]))
             except UNREADABLE as error:
                 problem = f"cannot be read ({described(error)})"
                 raise DamagedStateError([source_id], {f"{self._name}/{name}": problem}) from error
@@ -276,7 +276,7 @@ class DoneRecords:
             LOG.warning("%s/%s cannot be read (%s): its sources are done again", self._folder, path, error.strerror)
             return {}
         try:
-            header = json.loads(first)
+            header = as_json(first)
             sources = header["sources"]
             if header.get("version", 1) != VERSION:
                 LOG.info("%s/%s is of another version: its sources are looked at again", self._folder, path)
@@ -301,7 +301,7 @@ class DoneRecords:
         records = []
         for line in self._folder.read_bytes(f"{self._name}/{name}").splitlines():
             with contextlib.suppress(*UNREADABLE):  # the first line is no record either
-                records.append(SourceRecord.from_json(json.loads(line)))
+                records.append(SourceRecord.from_json(as_json(line)))
         return records
 
     def _write_batch(self, name: str, records: Sequence[SourceRecord]) -> None:
@@ -319,7 +319,7 @@ class DoneRecords:
         if not name.endswith(".jsonl"):
             return {name.removeprefix("open/").removesuffix(".json"): content}
         header, *lines = content.splitlines()
-        return dict(zip(json.loads(header)["sources"], lines, strict=True))
+        return dict(zip(as_json(header)["sources"], lines, strict=True))
 
 
 def _json(values: Any) -> bytes:
