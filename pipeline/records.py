@@ -298,8 +298,14 @@ class DoneRecords:
         return {record.source.source_id: _entry(record) for record in records}
 
     def _readable(self, name: str) -> list[SourceRecord]:
-        records = []
-        for line in self._folder.read_bytes(f"{self._name}/{name}").splitlines():
+        records: list[SourceRecord] = []
+        try:
+            content = self._folder.read_bytes(f"{self._name}/{name}")
+        except OSError as error:
+            if error.errno not in OF_THE_FILE:
+                raise
+            return records
+        for line in content.splitlines():
             with contextlib.suppress(*UNREADABLE):  # the first line is no record either
                 records.append(SourceRecord.from_json(as_json(line)))
         return records

@@ -133,7 +133,7 @@ class Folder:
             self._fs.makedirs(folder, exist_ok=True)
             return
         with _MAKING_FOLDERS:
-            missing = [path for path in (Path(folder), *Path(folder).parents) if not path.is_dir()]
+            missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
             for path in reversed(missing):
                 path.mkdir(exist_ok=True)
                 _sync_folder(path.parent)

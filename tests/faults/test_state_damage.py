@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.build import Build
+from pipeline.manifest import read_manifest
 from pipeline.progress import Event, StageEvent
 from pipeline.recipe import load_recipe
 from pipeline.verify import verify
@@ -147,6 +148,20 @@ def test_damage_to_what_is_not_needed_is_not_noticed(dataset: Path, clean: Path)
 def test_any_folder_of_the_state_may_be_deleted(name: str, dataset: Path, clean: Path) -> None:
     shutil.rmtree(dataset / "state" / name)
     check_packed_anew(dataset, clean)
+
+
+def test_a_cut_that_cannot_be_made_again_costs_its_source_and_is_counted(dataset: Path, clean: Path) -> None:
+    shutil.rmtree(dataset / "state" / "cuts")
+    source = clean / "videos" / "d.mp4"
+    source.rename(clean / "away.mp4")
+    try:
+        run(dataset, clean, PACKED_ANEW)
+    finally:
+        (clean / "away.mp4").rename(source)
+    assert verify(str(dataset)) == []
+    manifest = read_manifest(str(dataset))
+    assert manifest.sources.failures["missing_file"] == 1
+    assert manifest.clips.states["kept"] == 7
 
 
 def test_shards_that_are_no_more_wanted_go_and_what_is_not_ours_stays(

@@ -10,10 +10,13 @@ import pytest
 
 from pipeline import media
 from pipeline.build import Build, BuildPlan, BuildSummary
-from pipeline.errors import NothingKeptError
+from pipeline.download_settings import DownloadSettings
+from pipeline.errors import DownloadError, NothingKeptError
+from pipeline.fetch_failures import FetchFailures
 from pipeline.progress import ignore
 from pipeline.recipe import load_recipe
 from pipeline.samples.video import write_video
+from pipeline.storage import Folder
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots
 
@@ -169,3 +172,16 @@ def test_a_stored_file_that_was_damaged_is_fetched_again(
     assert place.ledger()["good"]["state"] == "kept"
     assert stored.read_bytes() == film
     assert f"{stored} is not what was fetched: fetched again" in caplog.text
+
+
+def test_a_failure_that_cannot_be_read_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failures, settings = FetchFailures(Folder(tmp_path)), DownloadSettings()
+    failures.keep("key", settings, DownloadError("http_404", "gone"))
+    with pytest.raises(DownloadError, match="gone"):
+        failures.check("key", settings)
+    (kept,) = tmp_path.rglob("*.json")
+    for content in (kept.read_bytes()[:20], b"", bytes(80), b"[]", b'{"failed": 3}'):
+        kept.write_bytes(content)
+        failures.check("key", settings)
+        assert f"{kept} is damaged" in caplog.text
+        caplog.clear()
