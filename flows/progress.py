@@ -168,7 +168,7 @@ class Progress:
             known = num_left <= 0 or (elapsed >= SETTLE_SECONDS and ends_per_second > 0)
             return Snapshot(
                 num_sources=self._num_sources,
-                num_ended=self._num_ended,
+                num_ended=min(self._num_ended, self._num_sources),  # what is done again ends twice
                 sources=dict(self._sources),
                 clips=dict(self._clips),
                 running=tuple(running),

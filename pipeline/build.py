@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.agreement_rule import rule_before_build, rule_line
 from pipeline.download import check_requirements
 from pipeline.embedder import Embedder
 from pipeline.encoders.pair import check_settings, find_files
-from pipeline.errors import EncoderError, OutputError, RecipeError, StoppedError
+from pipeline.errors import DamagedStateError, EncoderError, OutputError, RecipeError, StoppedError
 from pipeline.finish import BuildSummary, Finish
 from pipeline.judge import Judge
 from pipeline.media import has_encoder
@@ -43,6 +43,8 @@ from pipeline.workers import Workers, num_cores
 
 LOG = logging.getLogger(__name__)
 
+MAX_REPAIRS = 5
+"""How often the end of a build begins anew for files that turn out to be damaged."""
 ENCODERS = {"x264": "libx264", "svt_av1": "libsvtav1", "nvenc": "h264_nvenc"}
 
 __all__ = ["Batch", "BatchResult", "Build", "BuildPlan", "BuildSummary"]
@@ -154,14 +156,18 @@ class Build:
             if source.source_id not in withdrawn
             and ((entry := done.get(source.source_id)) is None or not entry.is_current or entry.ending < finished)
         ]
+        asked = rule_line(self.recipe.agreement, self.rule, has_encoders=self.recipe.encoders is not None)
+        return BuildPlan(
+            self._batches(waiting), len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems), asked
+        )
+
+    def _batches(self, waiting: Sequence[Source]) -> tuple[Batch, ...]:
         size = self.recipe.execution.batch_size
         groups = [tuple(waiting[start : start + size]) for start in range(0, len(waiting), size)]
-        batches = tuple(
+        return tuple(
             Batch(stable_hash(*(source_hash(source) for source in group)), group, self.rule, self.encoder_id)
             for group in groups
         )
-        asked = rule_line(self.recipe.agreement, self.rule, has_encoders=self.recipe.encoders is not None)
-        return BuildPlan(batches, len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems), asked)
 
     def run_batch(self, batch: Batch, listener: Listener) -> BatchResult:
         """Carries every source of the batch to its end, or, after :meth:`close`, only those that had ended before it.
@@ -220,9 +226,22 @@ class Build:
     def finish(self, listener: Listener) -> BuildSummary:
         """Dedup, split, shards, tables and manifest, from the records of all sources.
 
-        Raises NothingKeptError; CalibrationError where the dataset's own clips are too few for the wanted false-accept rate.
+        Sources whose kept files turn out to be missing or damaged are done again first.
+
+        Raises NothingKeptError; CalibrationError where the dataset's own clips are too few for the wanted false-accept rate;
+        OutputError where what was made again is damaged again.
         """
-        finish = Finish(
+        for _ in range(MAX_REPAIRS):
+            try:
+                with self._telling_of_a_full_disk():
+                    return self._finish().run(listener)
+            except DamagedStateError as error:
+                damage = error
+                self._do_again(damage.source_ids, listener)
+        raise OutputError(f"{self.state}: what was made again is damaged again: {damage}. Check the disk")
+
+    def _finish(self) -> Finish:
+        return Finish(
             self.recipe,
             self.output,
             self.state,
@@ -233,8 +252,12 @@ class Build:
             self.num_workers,
             self._scratch_root(),
         )
-        with self._telling_of_a_full_disk():
-            return finish.run(listener)
+
+    def _do_again(self, source_ids: Collection[str], listener: Listener) -> None:
+        LOG.warning("%d sources are done again, for files that are missing or damaged", len(source_ids))
+        for batch in self._batches([source for source in self._sources().sources if source.source_id in source_ids]):
+            self.run_batch(batch, listener)
+            self._stop.check()
 
     def close(self) -> None:
         """Ends what runs in other threads, within seconds, and gives everything back. What was finished is kept.

@@ -16,9 +16,11 @@ from pipeline.media import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, ve
 from pipeline.schema import Bars, Span, stable_hash
 from pipeline.settings import Settings
 from pipeline.stop import Stop
+from pipeline.store import sha256_of
 
-VERSION = 1
-"""Raise it when the bytes of a cut change."""
+VERSION = 2
+"""Raise it when the bytes of a cut change, or what is recorded of it."""
+SOUND_NAME = "sound.flac"
 EARLY_SECONDS = 0.0005
 """Spans are whole milliseconds: starting half of one early takes in the frame that the span begins with."""
 SEEKS_EXACTLY = ("mov", "matroska")
@@ -111,20 +113,28 @@ class CutRendition:
     height: int
     num_frames: int
     num_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class CutClip:
-    """What :func:`cut_clip` wrote, beside the files themselves."""
+    """What :func:`cut_clip` wrote, beside the files themselves, which this tells apart from damaged ones."""
 
     renditions: tuple[CutRendition, ...]
     num_samples: int
     sample_rate_hz: int
     num_channels: int
     flac_bytes: int
+    flac_sha256: str
+
+    @property
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Size and SHA-256 of every file, by its name."""
+        pictures = {f"{rendition.name}.mp4": (rendition.num_bytes, rendition.sha256) for rendition in self.renditions}
+        return {**pictures, SOUND_NAME: (self.flac_bytes, self.flac_sha256)}
 
     def to_json(self) -> dict[str, Any]:
-        fields = ("num_samples", "sample_rate_hz", "num_channels", "flac_bytes")
+        fields = ("num_samples", "sample_rate_hz", "num_channels", "flac_bytes", "flac_sha256")
         renditions = [{name: getattr(r, name) for name in CutRendition.__slots__} for r in self.renditions]
         return {"renditions": renditions, **{name: getattr(self, name) for name in fields}}
 
@@ -316,6 +326,8 @@ def _checked(
             raise MediaError(
                 "cut_short", f"{num_frames} frames, {seconds:.2f} s came out of a clip of {span.duration_seconds:.2f} s"
             )
-        renditions.append(CutRendition(rendition.name, width, height, num_frames, path.stat().st_size))
-    flac = folder / "sound.flac"
-    return CutClip(tuple(renditions), num_samples, settings.sample_rate_hz, num_channels, flac.stat().st_size)
+        sizes_of = (width, height, num_frames, path.stat().st_size)
+        renditions.append(CutRendition(rendition.name, *sizes_of, sha256_of(path)))
+    flac = folder / SOUND_NAME
+    flac_bytes, flac_sha256 = flac.stat().st_size, sha256_of(flac)
+    return CutClip(tuple(renditions), num_samples, settings.sample_rate_hz, num_channels, flac_bytes, flac_sha256)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.agreement import AgreementSettings, ClassPrompts
+from pipeline.damage import read_json_whole, read_whole
 from pipeline.encoders.pair import (
     ClipEmbeddings,
     EncoderPair,
@@ -134,18 +135,19 @@ class Embedder:
             return self._prompts[key]
 
     def _prompt_rows(self, texts: Sequence[str], name: str, state: Folder) -> npt.NDArray[np.float32] | None:
-        if state.exists(f"{name}.npy"):
-            rows: npt.NDArray[np.float32] = np.load(io.BytesIO(state.read_bytes(f"{name}.npy")), allow_pickle=False)
+        rows = read_whole(state, f"{name}.npy", lambda content: _rows(content, len(texts)))
+        if rows is not None:
             return rows
-        if not state.exists(f"{name}.json"):
+        problem = read_json_whole(state, f"{name}.json", lambda values: str(values["problem"]))
+        if problem is None:
             content, problem = self._workers.run(_embed_texts, TIMEOUT_SECONDS, self._settings, tuple(texts))
             if content is not None:
                 state.write_bytes(f"{name}.npy", content)
-                return self._prompt_rows(texts, name, state)
+                return _rows(content, len(texts))
             state.write_json(f"{name}.json", {"problem": problem})
         LOG.warning(
             "margins over other classes are not measured: %s. To try again, delete %s/%s.json",
-            state.read_json(f"{name}.json")["problem"],
+            problem,
             state,
             name,
         )
@@ -155,13 +157,32 @@ class Embedder:
         self._workers.close()
 
 
+def _rows(content: bytes, num_rows: int) -> npt.NDArray[np.float32]:
+    """Raises ValueError where the npy is damaged."""
+    rows: npt.NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
+    if len(rows) != num_rows:
+        raise ValueError(f"{len(rows)} rows, not {num_rows}")
+    return rows
+
+
+def embedded_name(key: str) -> str:
+    """Where the embeddings of one source's clips lie in the state."""
+    return f"embedded/{key[:2]}/{key}.npz"
+
+
 def read_embeddings(
-    content: bytes,
+    content: bytes, num_clips: int | None = None
 ) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """For N clips: frames' embeddings (T, D) each, pictures (N, D), sounds (N, D)."""
+    """For N clips: frames' embeddings (T, D) each, pictures (N, D), sounds (N, D).
+
+    Raises one of ``UNREADABLE`` where they are damaged, or not of ``num_clips``.
+    """
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         frames = np.split(arrays["frames"].astype(np.float32), arrays["ends"][:-1])
-        return frames, arrays["picture"].astype(np.float32), arrays["sound"].astype(np.float32)
+        pictures, sounds = arrays["picture"].astype(np.float32), arrays["sound"].astype(np.float32)
+    if not len(frames) == len(pictures) == len(sounds) == (len(sounds) if num_clips is None else num_clips):
+        raise ValueError(f"embeddings of {len(frames)}, {len(pictures)} and {len(sounds)} clips, not {num_clips}")
+    return frames, pictures, sounds
 
 
 @functools.cache

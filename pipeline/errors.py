@@ -21,6 +21,7 @@
     │   ├── PreviewError            what was kept for the encoders is gone or damaged (TransientError)
     │   └── WorkerError             the process that worked on it was killed or took too long
     │       └── ... TransientError  mixed in where a retry can help
+    ├── DamagedStateError           kept files that the end of a build needs are missing or damaged: their sources are done again
     ├── FitError                    a fit cannot go on: its loss is not finite; a checkpoint is written
     └── StoppedError                the build was stopped: nothing is to be said of what was at work
 
@@ -29,7 +30,7 @@ Anything else that is raised is a bug and stops the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class HearscapeError(Exception):
@@ -97,6 +98,17 @@ class TransientError(HearscapeError):
 
 class FitError(HearscapeError):
     """A fit cannot go on. What it had learned until then is in its checkpoint."""
+
+
+class DamagedStateError(HearscapeError):
+    """The end of a build needs kept files that are missing or damaged.
+
+    ``source_ids`` are the sources that are to be done again, ``files`` names what is of no use, below ``state``, with what is wrong.
+    """
+
+    def __init__(self, source_ids: Iterable[str], files: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{name} {problem}" for name, problem in files.items()))
+        self.source_ids, self.files = frozenset(source_ids), dict(files)
 
 
 class StoppedError(HearscapeError):

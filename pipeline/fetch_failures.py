@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 
+from pipeline.damage import read_json_whole
 from pipeline.download_settings import DownloadSettings
 from pipeline.errors import ClipError, DownloadError, TransientError
 from pipeline.installed import installed_version
-from pipeline.schema import Failure, flat, stable_hash
+from pipeline.schema import Failure, flat, from_flat, stable_hash
 from pipeline.storage import Folder
 
 PACE = frozenset(
@@ -34,9 +35,11 @@ class FetchFailures:
     def check(self, key: str, settings: DownloadSettings) -> None:
         """Raises DownloadError where this fetch is known to fail."""
         name = _name(key, settings)
-        if not self._try_again and self._state.exists(name):
-            failed = self._state.read_json(name)["failed"]
-            raise DownloadError(failed["code"], failed["message"])
+        if self._try_again:
+            return
+        failed = read_json_whole(self._state, name, lambda values: from_flat(Failure, values["failed"]))
+        if failed is not None:
+            raise DownloadError(failed.code, failed.message)
 
     def keep(self, key: str, settings: DownloadSettings, error: ClipError) -> None:
         """Keeps the error, unless a later try may fare better."""

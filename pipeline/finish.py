@@ -14,13 +14,14 @@ from typing import Any, cast
 from pipeline.agreed import Agreed, agree
 from pipeline.balance import BalanceItem, balance
 from pipeline.cut import CutClip, CutSettings
+from pipeline.damage import read_json_whole, tell_of
 from pipeline.dedup import Fingerprint, find_duplicates
 from pipeline.download_errors import mask_secrets, masked_values
-from pipeline.errors import NothingKeptError
+from pipeline.errors import DamagedStateError, ManifestError, NothingKeptError
 from pipeline.funnel import Funnel
 from pipeline.installed import installed_version
 from pipeline.ledger import LEDGER_NAME, write_ledger
-from pipeline.manifest import FileRecord, Manifest, ShardRecord, canonical_json, write_manifest
+from pipeline.manifest import FileRecord, Manifest, ShardRecord, canonical_json, read_manifest, write_manifest
 from pipeline.manifest import Rendition as ManifestRendition
 from pipeline.measure import measure_versions
 from pipeline.media import versions
@@ -40,6 +41,8 @@ from pipeline.withdrawn import JOURNAL_NAME, read_withdrawn, withdrawn_record
 
 LOG = logging.getLogger(__name__)
 
+PACKING_NAME = "packing.json"
+"""In the state, there while shards are written: which."""
 VIDEO_CODECS = {"x264": "h264", "svt_av1": "av1", "nvenc": "h264"}
 
 
@@ -118,7 +121,39 @@ class Finish:
         self._agreed = Agreed(rule)
 
     def run(self, listener: Listener) -> BuildSummary:
-        """Raises NothingKeptError; the ledger and the table of clips are written even then. Raises CalibrationError as :func:`agree`."""
+        """Raises NothingKeptError; the ledger and the table of clips are written even then. Raises CalibrationError as :func:`agree`.
+
+        Raises DamagedStateError where kept files are missing or damaged: they and the records of their sources are gone then, so that
+        these sources can be done again.
+        """
+        try:
+            return self._run(listener)
+        except DamagedStateError as error:
+            damage = self._all_damage(error)
+            tell_of(self.state, damage.files)
+            for name in damage.files:
+                if not name.startswith("done/"):
+                    self.state.remove(name)
+            self.records.forget(damage.source_ids)
+            raise damage from error
+
+    def _all_damage(self, first: DamagedStateError) -> DamagedStateError:
+        """What else is damaged among the records and the embeddings: nobody wants to begin again for each."""
+        self.records.repair()
+        known = self.records.index()
+        lost = [source_id for source_id in self._files if source_id not in known]
+        errors = [first, DamagedStateError(lost, {})]
+        for record in self.records.read(
+            {source_id: known[source_id].name for source_id in self._files if source_id in known}
+        ):
+            try:
+                for _ in embeddings_of(record, self.state):
+                    pass
+            except DamagedStateError as error:
+                errors.append(error)
+        return _together(errors)
+
+    def _run(self, listener: Listener) -> BuildSummary:
         with _timed(listener, "dedup"):
             self._agreed = agree(self.recipe, self._agreed.rule, self.encoder_id, self._all, self.state)
             self._decisions.verdicts.update(self._agreed.verdicts)
@@ -141,6 +176,7 @@ class Finish:
         plans = plan_shards(self._samples(), self.recipe.shards, self._withdrawn.samples)
         for plan in plans:
             self._decisions.shard_of.update((sample.key, plan.file_name) for sample in plan.samples)
+        earlier = self._note_packing(plans)
         shards = self._write_shards(plans, listener)
         with _timed(listener, "manifest"):
             funnel, files = self._write_tables()
@@ -150,7 +186,8 @@ class Finish:
                     f"no clip was kept: {funnel.most_rejecting()}. {LEDGER_NAME} in {self.output} tells of each source"
                 )
             path = write_manifest(self._manifest(funnel, shards, files), self.output)
-            remove_other_shards(self.output, shards)
+            remove_other_shards(self.output, shards, earlier)
+            self.state.remove(PACKING_NAME)
             self.output.remove(JOURNAL_NAME)
             if not self.recipe.execution.keep_cuts:
                 self.state.remove("cuts")
@@ -214,18 +251,38 @@ class Finish:
                     )
                     yield Sample(record.key_of(clip), split, _num_bytes(clip.cut), content)
 
+    def _note_packing(self, plans: Sequence[ShardPlan]) -> list[str]:
+        """Paths of all tars that a build of ours wrote or is about to write: noted before, as a tar that was just written has no
+        index for a moment, by which it could be known."""
+        try:
+            before = [shard.path for shard in read_manifest(self.output.url).shards]
+        except ManifestError:
+            before = []
+        noted = read_json_whole(self.state, PACKING_NAME, lambda values: [str(path) for path in values["shards"]])
+        planned = [plan.path(rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
+        paths = sorted({*before, *(noted or ()), *planned})
+        self.state.write_json(PACKING_NAME, {"shards": paths})
+        return paths
+
     def _write_shards(self, plans: Sequence[ShardPlan], listener: Listener) -> list[ShardRecord]:
         wanted = [(plan, rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
         with ThreadPoolExecutor(self.workers) as pool:
-            records = list(pool.map(lambda job: self._write_shard(job[0], job[1], listener), wanted))
+            written = list(pool.map(lambda job: self._write_shard(job[0], job[1], listener), wanted))
+        if damage := [one for one in written if isinstance(one, DamagedStateError)]:
+            raise _together(damage)
+        records = [one for one in written if isinstance(one, ShardRecord)]
         return sorted(records, key=lambda record: (record.rendition, record.path))
 
-    def _write_shard(self, plan: ShardPlan, rendition: str, listener: Listener) -> ShardRecord:
+    def _write_shard(self, plan: ShardPlan, rendition: str, listener: Listener) -> ShardRecord | DamagedStateError:
+        """The record of the shard, or all that is wrong with the cuts that belong into it."""
         sources = {sample.key.rsplit("_", 2)[0] for sample in plan.samples}
         files = {source_id: self._files[source_id] for source_id in sorted(sources)}
         with _timed(listener, "shard", plan.path(rendition)):
             contents = ShardContents(plan, rendition, self.records.read(files), self.state)
-            return write_shard(plan, rendition, self.output, contents.load)
+            try:
+                return write_shard(plan, rendition, self.output, contents.load)
+            except DamagedStateError as error:
+                return _together([error, *contents.damage()])
 
     def _write_tables(self) -> tuple[Funnel, list[FileRecord]]:
         funnel = Funnel(self.listed.num_rows, self.listed.merged)
@@ -321,6 +378,11 @@ def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
         exclude={"execution": True, "output": True, "download": {"proxy", "cookies_file", "cookies_browser"}},
     )
     return cast("dict[str, Any]", masked_values(values))
+
+
+def _together(errors: Sequence[DamagedStateError]) -> DamagedStateError:
+    source_ids = {source_id for error in errors for source_id in error.source_ids}
+    return DamagedStateError(source_ids, {name: told for error in errors for name, told in error.files.items()})
 
 
 def _id_of_record(record: SourceRecord) -> str:

@@ -1,6 +1,6 @@
 """The manifest of a built dataset: what was built, from what, and the checksum of every file. Light to import.
 
-python -m pipeline.manifest verify manifests/NAME
+python -m pipeline.manifest verify manifests/NAME [--deep]
 python -m pipeline.manifest withdraw manifests/NAME --source ID...
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import os
 import shutil
 from pathlib import Path
 from typing import IO, Self
@@ -58,6 +59,7 @@ class OutputLock:
             file.truncate(0)
         file.write(_AT_WORK)
         file.flush()
+        os.fsync(file.fileno())  # or after a power loss nobody knows that there is something to clear
 
     def release(self) -> None:
         if self._file is not None:

@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pipeline.errors import PreviewError
 from pipeline.storage import Folder
+from pipeline.store import sha256_of
 
 LOG = logging.getLogger(__name__)
+
+Sums = Mapping[str, str]
+"""SHA-256 of the files of one video, by suffix."""
 
 NAME = "previews"
 IN_USE = f"{NAME}/in-use"
 SUFFIXES = (".frames.npz", ".flac")
+GONE, DAMAGED = "previews_gone", "previews_damaged"
 ROOM_LEFT = 0.1
 """Share of the budget that is free after a clearing, so that not every source looks through the whole folder."""
 
@@ -59,20 +66,33 @@ class PreviewFiles:
     def have(self, key: str) -> bool:
         return all(self._state.exists(_name(key, suffix)) for suffix in SUFFIXES)
 
-    def add(self, key: str, frames: Path, sound: Path) -> None:
-        """Takes the files over."""
+    def add(self, key: str, frames: Path, sound: Path) -> Sums:
+        """Takes the files over; returns the sums by which :meth:`copy_to` knows them again."""
         num_bytes = frames.stat().st_size + sound.stat().st_size
-        for path, suffix in zip((frames, sound), SUFFIXES, strict=True):
-            self._state.move_in(path, _name(key, suffix))
+        sums = {suffix: sha256_of(path) for path, suffix in zip((frames, sound), SUFFIXES, strict=True)}
+        self._state.move_in({_name(key, suffix): path for path, suffix in zip((frames, sound), SUFFIXES, strict=True)})
         with self._lock:
             if self._total_bytes is not None:
                 self._total_bytes += num_bytes
+        return sums
 
-    def copy_to(self, key: str, folder: Path) -> tuple[Path, Path]:
-        """Frames and sound as files in ``folder``. Raises FileNotFoundError where they are gone."""
+    def copy_to(self, key: str, folder: Path, sums: Sums | None) -> tuple[Path, Path]:
+        """Frames and sound as files in ``folder``.
+
+        Raises PreviewError ``previews_gone``, or ``previews_damaged`` where a file's sum is not the one in ``sums``
+        (None: nobody knows).
+        """
         frames, sound = folder / "previews.npz", folder / "previews.flac"
         for path, suffix in zip((frames, sound), SUFFIXES, strict=True):
-            path.write_bytes(self._state.read_bytes(_name(key, suffix)))
+            try:
+                content = self._state.read_bytes(_name(key, suffix))
+            except FileNotFoundError as error:
+                raise PreviewError(
+                    GONE, f"{self._state}/{_name(key, suffix)} was deleted while it was wanted"
+                ) from error
+            if sums is not None and hashlib.sha256(content).hexdigest() != sums[suffix]:
+                raise PreviewError(DAMAGED, f"{self._state}/{_name(key, suffix)} is not what was written")
+            path.write_bytes(content)
         return frames, sound
 
     @contextlib.contextmanager
@@ -83,7 +103,7 @@ class PreviewFiles:
             return
         with self._exclusive():
             self._pins[key] += 1
-            self._state.write_bytes(f"{IN_USE}/{self._process}/{key}", b"")
+            self._state.write_bytes(f"{IN_USE}/{self._process}/{key}", b"", lasting=False)
         finished = False
         try:
             yield

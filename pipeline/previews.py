@@ -158,6 +158,5 @@ def _telling(what: str) -> Iterator[None]:
     ) as error:
         raise PreviewError(
             "previews_damaged",
-            f"the {what} kept for the encoders cannot be read ({error}): delete the folder state/previews of the output, "
-            "and set execution.decode_again=true",
+            f"the {what} kept for the encoders cannot be read ({error})",
         ) from error

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pipeline.cut import CutClip
+from pipeline.damage import OF_THE_FILE, UNREADABLE, as_json, described, read_json_whole
+from pipeline.errors import DamagedStateError
 from pipeline.facts import MediaFacts
 from pipeline.schema import (
     AgreementMeasures,
@@ -28,6 +33,10 @@ from pipeline.schema import (
 )
 from pipeline.storage import Folder
 
+LOG = logging.getLogger(__name__)
+
+VERSION = 2
+"""Raise it when records say other things: those of other versions are passed over, and their sources looked at again."""
 MAX_FILES_OPEN = 4
 """Files of records that are held in memory while records are read one after the other."""
 
@@ -179,11 +188,12 @@ class Entry(NamedTuple):
 class DoneRecords:
     """The records of finished sources, under one recipe.
 
-    ``<folder>/<batch>.jsonl``          the sources of a finished batch: a line that lists them, then a record a line, by id
+    ``<folder>/<batch>.jsonl``          the sources of a finished batch: a line that lists them and tells the number of bytes behind
+                                        it, then a record a line, by id
     ``<folder>/open/<source>.json``     sources of a batch that is still running
 
-    Both appear whole. A source that is in several files is taken first from a record of what the list says of it now, then from that of
-    the highest :class:`Ending`, then from the batch of the last name.
+    Both appear whole; of one that was damaged since, what can be read is kept. A source that is in several files is taken first from a
+    record of what the list says of it now, then from that of the highest :class:`Ending`, then from the batch of the last name.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -194,39 +204,120 @@ class DoneRecords:
 
     def close_batch(self, batch_id: str, source_ids: Iterable[str]) -> None:
         """Gathers the open records of a batch in one file."""
-        records = [self._folder.read_json(f"{self._name}/open/{source_id}.json") for source_id in sorted(source_ids)]
-        header = {"sources": {r["source"]["source_id"]: _entry(SourceRecord.from_json(r)) for r in records}}
-        lines = [json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in (header, *records)]
-        self._folder.write_bytes(f"{self._name}/{batch_id}.jsonl", ("\n".join(lines) + "\n").encode())
+        records = [record for source_id in sorted(source_ids) if (record := self._open_record(source_id))]
+        self._write_batch(f"{batch_id}.jsonl", records)
         for record in records:
-            self._folder.remove(f"{self._name}/open/{record['source']['source_id']}.json")
+            self._folder.remove(f"{self._name}/open/{record.source.source_id}.json")
 
     def index(self, listed: Iterable[Source] = ()) -> dict[str, Entry]:
-        """For each source that has a record. ``listed``: the sources as they are now."""
+        """For each source that has a record. ``listed``: the sources as they are now.
+
+        What cannot be read is no record: the log names the file, which is written anew with what can be read of it.
+        """
         found: dict[str, Entry] = {}
         hashes = {source.source_id: source_hash(source) for source in listed}
-        for name in self._folder.names(self._name):
-            if name.endswith(".jsonl"):
-                with self._folder.open(f"{self._name}/{name}") as file:
-                    header = json.loads(file.readline())
-                for source_id, (hash_, ending) in header["sources"].items():
-                    _note(found, source_id, Entry(name, hashes.get(source_id) == hash_, Ending(ending)))
+        for name in self._batches():
+            for source_id, (hash_, ending) in self._sources_of(name).items():
+                _note(found, source_id, Entry(name, hashes.get(source_id) == hash_, Ending(ending)))
         for name in self._folder.names(f"{self._name}/open"):
-            if name.endswith(".json") and not name.startswith("."):
-                record = SourceRecord.from_json(self._folder.read_json(f"{self._name}/open/{name}"))
+            if not name.endswith(".json") or name.startswith("."):
+                continue
+            if (record := self._open_record(name.removesuffix(".json"))) is not None:
                 hash_, ending = _entry(record)
                 source_id = record.source.source_id
                 _note(found, source_id, Entry(f"open/{name}", hashes.get(source_id) == hash_, ending))
         return found
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[SourceRecord]:
-        """Records in the order of ``wanted`` (source id to file name).
+        """Records in the order of ``wanted`` (source id to file name). Raises DamagedStateError at one that cannot be read.
 
         Neighbours from one file cost one read of it, also where a few files take turns, as those of two runs do.
         """
         lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
         for source_id, name in wanted.items():
-            yield SourceRecord.from_json(json.loads(lines_of(name)[source_id]))
+            try:
+                record = SourceRecord.from_json(as_json(lines_of(name)[source_id]))
+            except UNREADABLE as error:
+                problem = f"cannot be read ({described(error)})"
+                raise DamagedStateError([source_id], {f"{self._name}/{name}": problem}) from error
+            yield record
+
+    def repair(self) -> None:
+        """Looks at every record of a finished batch, and takes those that cannot be read out of their files."""
+        for name in self._batches():
+            if len(self._readable(name)) != len(self._sources_of(name)):
+                self._salvage(name, "not all of its records can be read")
+
+    def forget(self, source_ids: Collection[str]) -> None:
+        """Takes the records of these sources away, wherever they are."""
+        for name in self._batches():
+            if not self._sources_of(name).keys().isdisjoint(source_ids):
+                kept = [record for record in self._readable(name) if record.source.source_id not in source_ids]
+                self._write_batch(name, kept)
+        for source_id in source_ids:
+            self._folder.remove(f"{self._name}/open/{source_id}.json")
+
+    def _batches(self) -> list[str]:
+        return [name for name in self._folder.names(self._name) if name.endswith(".jsonl") and name[0] != "."]
+
+    def _open_record(self, source_id: str) -> SourceRecord | None:
+        return read_json_whole(self._folder, f"{self._name}/open/{source_id}.json", SourceRecord.from_json)
+
+    def _sources_of(self, name: str) -> Mapping[str, tuple[str, int]]:
+        """For each source of a batch its hash and ending: by the first line alone, where the file is as long as that says."""
+        path = f"{self._name}/{name}"
+        try:
+            with self._folder.open(path) as file:
+                first = file.readline()
+                num_bytes = file.seek(0, io.SEEK_END) - len(first)
+        except OSError as error:
+            if error.errno not in OF_THE_FILE:
+                raise
+            LOG.warning("%s/%s cannot be read (%s): its sources are done again", self._folder, path, error.strerror)
+            return {}
+        try:
+            header = as_json(first)
+            sources = header["sources"]
+            if header.get("version", 1) != VERSION:
+                LOG.info("%s/%s is of another version: its sources are looked at again", self._folder, path)
+                return {}
+            if header["num_bytes"] != num_bytes:
+                raise ValueError(f"{num_bytes} bytes of records, not {header['num_bytes']}")
+            return {source_id: (str(hash_), int(ending)) for source_id, (hash_, ending) in sources.items()}
+        except (*UNREADABLE, AttributeError) as error:
+            return self._salvage(name, described(error))
+
+    def _salvage(self, name: str, problem: str) -> dict[str, tuple[str, int]]:
+        """Writes a damaged file anew with the records that can be read; returns their sources."""
+        records = self._readable(name)
+        LOG.warning(
+            "%s/%s/%s is damaged (%s): records of %d sources can be read, its others are done again",
+            *(self._folder, self._name, name, problem, len(records)),
+        )
+        self._write_batch(name, records)
+        return {record.source.source_id: _entry(record) for record in records}
+
+    def _readable(self, name: str) -> list[SourceRecord]:
+        records: list[SourceRecord] = []
+        try:
+            content = self._folder.read_bytes(f"{self._name}/{name}")
+        except OSError as error:
+            if error.errno not in OF_THE_FILE:
+                raise
+            return records
+        for line in content.splitlines():
+            with contextlib.suppress(*UNREADABLE):  # the first line is no record either
+                records.append(SourceRecord.from_json(as_json(line)))
+        return records
+
+    def _write_batch(self, name: str, records: Sequence[SourceRecord]) -> None:
+        if not records:
+            self._folder.remove(f"{self._name}/{name}")
+            return
+        lines = b"".join(_json(record.to_json()) + b"\n" for record in records)
+        entries = {record.source.source_id: _entry(record) for record in records}
+        header = {"version": VERSION, "num_bytes": len(lines), "sources": entries}
+        self._folder.write_bytes(f"{self._name}/{name}", _json(header) + b"\n" + lines)
 
     def _lines(self, name: str) -> dict[str, bytes]:
         """The records of a file by source, not parsed."""
@@ -234,7 +325,11 @@ class DoneRecords:
         if not name.endswith(".jsonl"):
             return {name.removeprefix("open/").removesuffix(".json"): content}
         header, *lines = content.splitlines()
-        return dict(zip(json.loads(header)["sources"], lines, strict=True))
+        return dict(zip(as_json(header)["sources"], lines, strict=True))
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _entry(record: SourceRecord) -> tuple[str, Ending]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cut import SOUND_NAME
+from pipeline.damage import UNREADABLE, described
 from pipeline.download_errors import mask_secrets
-from pipeline.embedder import read_embeddings
+from pipeline.embedder import embedded_name, read_embeddings
+from pipeline.errors import DamagedStateError
 from pipeline.records import ClipRecord, SourceRecord
 from pipeline.schema import flat
 from pipeline.shard import SampleContent, ShardPlan
@@ -50,10 +54,18 @@ def sample_json(record: SourceRecord, clip: ClipRecord, split: str) -> dict[str,
 
 
 def embeddings_of(record: SourceRecord, state: Folder) -> Iterator[tuple[str, Vector, Vector]]:
-    """Key, picture embedding and sound embedding (D,) of each of a source's clips; nothing where none were made."""
+    """Key, picture embedding and sound embedding (D,) of each of a source's clips; nothing where none were made.
+
+    Raises DamagedStateError.
+    """
     if record.embedded_key is not None:
-        name = f"embedded/{record.embedded_key[:2]}/{record.embedded_key}.npz"
-        _, pictures, sounds = read_embeddings(state.read_bytes(name))
+        name = embedded_name(record.embedded_key)
+        try:
+            _, pictures, sounds = read_embeddings(state.read_bytes(name), len(record.clips))
+        except UNREADABLE as error:
+            raise DamagedStateError(
+                [record.source.source_id], {name: f"cannot be read ({described(error)})"}
+            ) from error
         for clip, picture, sound in zip(record.clips, pictures, sounds, strict=True):
             yield record.key_of(clip), picture, sound
 
@@ -68,19 +80,42 @@ class ShardContents:
         self._embeddings: dict[str, tuple[Vector, Vector]] = {}
 
     def load(self, key: str) -> SampleContent:
+        """Raises DamagedStateError where a file is not the one that was cut."""
         if not self._clips:
             self._read()
         record, clip = self._clips[key]
-        assert clip.cut_key is not None
-        folder = cut_folder(clip.cut_key)
         picture, sound = self._embeddings.get(key, (None, None))
         return SampleContent(
-            mp4=self._state.read_bytes(f"{folder}/{self._rendition}.mp4"),
-            flac=self._state.read_bytes(f"{folder}/sound.flac"),
+            mp4=self._cut_file(record, clip, f"{self._rendition}.mp4"),
+            flac=self._cut_file(record, clip, SOUND_NAME),
             record=sample_json(record, clip, self._plan.split),
             picture=picture,
             sound=sound,
         )
+
+    def damage(self) -> list[DamagedStateError]:
+        """What is wrong with the files of all samples."""
+        found = []
+        for record, clip in self._clips.values():
+            for name in (f"{self._rendition}.mp4", SOUND_NAME):
+                try:
+                    self._cut_file(record, clip, name)
+                except DamagedStateError as error:
+                    found.append(error)
+        return found
+
+    def _cut_file(self, record: SourceRecord, clip: ClipRecord, name: str) -> bytes:
+        assert clip.cut_key is not None and clip.cut is not None
+        folder = cut_folder(clip.cut_key)
+        try:
+            content = self._state.read_bytes(f"{folder}/{name}")
+        except FileNotFoundError as error:
+            raise DamagedStateError([record.source.source_id], {folder: f"has no {name}"}) from error
+        num_bytes, sha256 = clip.cut.files[name]
+        if len(content) != num_bytes or hashlib.sha256(content).hexdigest() != sha256:
+            problem = f"has a {name} of {len(content)} bytes that is not the one that was cut"
+            raise DamagedStateError([record.source.source_id], {folder: problem})
+        return content
 
     def _read(self) -> None:
         wanted = {sample.key for sample in self._plan.samples}

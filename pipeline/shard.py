@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,15 @@ from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from pipeline.storage import Folder
 
+LOG = logging.getLogger(__name__)
+
 FOLDER = "shards"
+_NAME = re.compile(
+    rf"(?P<folder>{FOLDER}/[A-Za-z0-9_-]+)/"
+    r"(?P<unfinished>\.)?(?P<name>[A-Za-z0-9_-]+-\d{6})\.(tar|index\.json)(?(unfinished)\.[0-9a-f]{8}\.part)"
+)
+MAX_NAMED = 5
+"""Files of others that the log names."""
 LAYOUT = 1
 """Raise it when the bytes of a shard change for the same samples."""
 
@@ -209,13 +219,39 @@ def _is_untouched(folder: Folder, record: ShardRecord) -> bool:
     return True
 
 
-def remove_other_shards(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:
-    """Removes tars and indexes of earlier builds that are not among the records; returns their paths."""
+def remove_other_shards(folder: Folder, records: Iterable[ShardRecord], earlier: Iterable[str] = ()) -> list[str]:
+    """Removes the shards of earlier builds that are not among the records, and the folders that this leaves empty; returns their paths.
+
+    ``earlier``: paths of tars that are known to be a build's. Others are known by their names together with what their index says.
+    Whatever else lies there is somebody's own: it stays, and the log names it.
+    """
     wanted = {path for record in records for path in (record.path, record.index_path)}
+    known = {path for tar in earlier for path in (tar, _index_path(tar))}
     others = [path for path in folder.walk(FOLDER) if path not in wanted]
-    for path in others:
-        folder.remove(path)
-    return others
+    ours = [path for path in others if path in known or _is_ours(folder, path)]
+    # the tars first: without its index one could not be known as ours
+    folder.remove_for_good(path for path in ours if path.endswith(".tar"))
+    folder.remove_for_good(path for path in ours if not path.endswith(".tar"))
+    folder.remove_empty_folders(FOLDER)
+    if left := sorted(set(others) - set(ours)):
+        more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+        LOG.warning("%s: left where they are, as no build wrote them: %s%s", folder, ", ".join(left[:MAX_NAMED]), more)
+    return ours
+
+
+def _is_ours(folder: Folder, path: str) -> bool:
+    """Whether a file is a shard, its index, or what a killed build left of one."""
+    match = _NAME.fullmatch(path)
+    if match is None:
+        return False
+    tar = f"{match['folder']}/{match['name']}.tar"
+    summary = read_index(folder, tar)
+    return match["unfinished"] is not None or (summary is not None and _path_in(summary) == tar)
+
+
+def _path_in(summary: Mapping[str, Any]) -> str | None:
+    shard = summary.get("shard")
+    return shard.get("path") if isinstance(shard, dict) else None
 
 
 def _index_path(path: str) -> str:

@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from pipeline.agreement import agreement
 from pipeline.cut import CutClip, cut_clip, cut_key
+from pipeline.damage import read_json_whole, read_whole, tell_of
 from pipeline.download import fetch, fetch_key, fetched_before
-from pipeline.embedder import Embedder, read_embeddings
-from pipeline.errors import ClipError, MediaError, PreviewError
+from pipeline.embedder import Embedder, embedded_name, read_embeddings
+from pipeline.errors import ClipError, MediaError, PreviewError, TransientDownloadError
 from pipeline.facts import FACTS_VERSION, MediaFacts
 from pipeline.fetch_failures import FetchFailures, failure_of
 from pipeline.hosts import HostGate
 from pipeline.judge import Judge, judge_file
 from pipeline.measure import MeasuredClip, MeasuredVideo, measure_key, measure_video
 from pipeline.media import probe
-from pipeline.preview_files import PreviewFiles
+from pipeline.preview_files import DAMAGED, GONE, SUFFIXES, PreviewFiles, Sums
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.records import ClipRecord, SourceRecord
-from pipeline.schema import AgreementMeasures, Fetched, Reason, Source, Span, State, flat, stable_hash
+from pipeline.schema import (
+    AgreementMeasures,
+    Failure,
+    Fetched,
+    Reason,
+    Source,
+    Span,
+    State,
+    flat,
+    from_flat,
+    stable_hash,
+)
 from pipeline.stop import Stop
 from pipeline.storage import Folder
-from pipeline.store import Store
+from pipeline.store import Store, sha256_of
 from pipeline.workers import Workers
+
+LOG = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_SECONDS = 60.0
 
@@ -138,14 +153,15 @@ def _from_clips(run: _Run, record: SourceRecord, key: str, section: tuple[int, i
     """What becomes of a source whose header promises clips."""
     recipe = run.tools.recipe
     assert record.facts is not None and record.content_sha256 is not None
-    measured = _measured(run, key, record.facts, section)
+    kept = _measured(run, key, record.facts, section)
+    measured = kept.video
     record = replace(
         record, num_scenes=len(measured.scenes), decoded_seconds=measured.decoded_seconds, measured_key=key
     )
     if not measured.clips:
         fits = f"{len(measured.scenes)} scenes in {measured.decoded_seconds:.1f} s, none holds a clip of {recipe.clips.min_seconds:g} s"
         return replace(record, reason=Reason.NO_CLIP_FITS, detail=fits)
-    embedded_key, agreements = _agreements(run, key, measured, section)
+    embedded_key, agreements = _agreements(run, key, kept, section)
     clips = tuple(_clip(run, measured, index, agreements[index], record) for index in range(len(measured.clips)))
     state, reason, detail = summed_up([(clip.state, clip.reason) for clip in clips])
     return replace(record, state=state, reason=reason, detail=detail, embedded_key=embedded_key, clips=clips)
@@ -166,12 +182,32 @@ def _fetch(run: _Run) -> Fetched:
     """The source's file, on this machine, pinned until the source is done."""
     if run.fetched is None:
         with run.timed("fetch"):
-            tools = run.tools
-            failures = FetchFailures(tools.state, try_again=tools.recipe.execution.try_failed_again)
-            run.fetched = fetch(run.source, tools.store, tools.recipe.download, tools.hosts, tools.stop, failures)
+            run.fetched = _fetched_whole(run)
         if run.expected_sha256 not in (None, run.fetched.content_sha256):
             raise _ContentChangedError
     return run.fetched
+
+
+def _fetched_whole(run: _Run) -> Fetched:
+    """A file of the store that is no longer what was fetched is dropped, and fetched once more."""
+    tools = run.tools
+    failures = FetchFailures(tools.state, try_again=tools.recipe.execution.try_failed_again)
+    for _ in range(2):
+        fetched = fetch(run.source, tools.store, tools.recipe.download, tools.hosts, tools.stop, failures)
+        path = Path(fetched.path)
+        if not path.is_relative_to(tools.store.root) or _has_sum(path, fetched.content_sha256):
+            return fetched
+        LOG.warning("%s is not what was fetched: fetched again", path)
+        tools.store.release(fetched.content_sha256)
+        path.unlink(missing_ok=True)
+    raise TransientDownloadError("damaged", f"{path} is damaged as soon as it is written: check the disk")
+
+
+def _has_sum(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of(path) == sha256
+    except FileNotFoundError:  # another source found the damage, too
+        return False
 
 
 def _section_seconds(source: Source) -> float | None:
@@ -187,50 +223,88 @@ def _section_in_file(source: Source, fetched: Fetched) -> tuple[int, int | None]
 def _facts(run: _Run, content_sha256: str) -> MediaFacts:
     name = f"probed/{content_sha256[:2]}/{content_sha256}-{FACTS_VERSION}.json"
 
-    def look() -> dict[str, Any]:
+    def look() -> MediaFacts:
         path = Path(_fetch(run).path)
         run.stage = "probe"
-        return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path).to_json()
+        return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path)
 
-    return MediaFacts.from_json(_remembered(run, name, look)[0])
+    return _remembered(run, name, MediaFacts, look)[0]
 
 
-def _measured(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> MeasuredVideo:
-    name = f"measured/{key[:2]}/{key}.json"
-    values, reused = _remembered(run, name, lambda: _measure(run, key, facts, section).to_json())
-    measured = MeasuredVideo.from_json(values)
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the decode of a file gave, and the sums of the previews that were kept of it."""
+
+    video: MeasuredVideo
+    previews: Sums | None
+    """None: of an earlier version, which kept no sums."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.video.to_json(), "previews": self.previews}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        sums = values.get("previews")
+        return cls(MeasuredVideo.from_json(values), sums and {suffix: str(sums[suffix]) for suffix in SUFFIXES})
+
+
+def _measured(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> _Measured:
+    measured, reused = _remembered(run, _measured_name(key), _Measured, lambda: _measure(run, key, facts, section))
     if reused:
-        with run.timed("measure", measured.decoded_seconds, reused=True):
+        with run.timed("measure", measured.video.decoded_seconds, reused=True):
             pass
     return measured
 
 
-def _remembered(run: _Run, name: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+def _measured_name(key: str) -> str:
+    return f"measured/{key[:2]}/{key}.json"
+
+
+class _Result(Protocol):
+    """What a stage gives, and how it is kept."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self: ...
+
+
+R = TypeVar("R", bound=_Result)
+
+
+def _remembered(
+    run: _Run, name: str, kind: type[R], work: Callable[[], R], is_whole: Callable[[R], bool] = lambda kept: True
+) -> tuple[R, bool]:
     """What ``work`` gave in this run or an earlier one, and whether it was an earlier one. A file that failed for good is
-    not looked at again either, unless the user wants that: its error is raised anew."""
+    not looked at again either, unless the user wants that: its error is raised anew. What cannot be read, or is not whole, is not there.
+    """
     state = run.tools.state
-    if state.exists(name):
-        values = state.read_json(name)
-        if "failed" not in values:
-            return values, True
+
+    def parse(values: Any) -> R | Failure:
+        return from_flat(Failure, values["failed"]) if "failed" in values else kind.from_json(values)
+
+    kept = read_json_whole(state, name, parse)
+    if isinstance(kept, Failure):
         if not run.tools.recipe.execution.try_failed_again:
-            run.stage = values["failed"]["stage"]
-            raise MediaError(values["failed"]["code"], values["failed"]["message"])
+            run.stage = kept.stage
+            raise MediaError(kept.code, kept.message)
         if run.fetched is None:  # it may have been put right where it comes from
             run.tools.store.forget(fetch_key(run.source, run.tools.recipe.download))
+    elif kept is not None and is_whole(kept):
+        return kept, True
     try:
-        values = work()
+        made = work()
     except ClipError as error:
         run.tools.stop.check()  # what fails while all is being ended says nothing of the source
         failure = failure_of(run.stage, error)
         if not failure.transient and run.stage != "fetch":  # fetches keep their own
             state.write_json(name, {"failed": flat(failure)})
         raise
-    state.write_json(name, values)
-    return values, False
+    state.write_json(name, made.to_json())
+    return made, False
 
 
-def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> MeasuredVideo:
+def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> _Measured:
     recipe = run.tools.recipe
     path = Path(_fetch(run).path)
     assert facts.video is not None
@@ -248,47 +322,67 @@ def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | N
             frames_out=folder / "frames.npz",
             sound_out=folder / "sound.flac",
         )
-        run.tools.previews.add(key, folder / "frames.npz", folder / "sound.flac")
-    return measured
+        sums = run.tools.previews.add(key, folder / "frames.npz", folder / "sound.flac")
+    return _Measured(measured, sums)
 
 
 def _agreements(
-    run: _Run, key: str, measured: MeasuredVideo, section: tuple[int, int | None]
+    run: _Run, key: str, measured: _Measured, section: tuple[int, int | None]
 ) -> tuple[str | None, list[AgreementMeasures | None]]:
-    embedder, state = run.tools.embedder, run.tools.state
+    embedder, state, video = run.tools.embedder, run.tools.state, measured.video
     if embedder is None:
-        return None, [None] * len(measured.clips)
+        return None, [None] * len(video.clips)
     embedded_key = stable_hash(key, embedder.encoder_id, length=32)
-    name = f"embedded/{embedded_key[:2]}/{embedded_key}.npz"
-    if state.exists(name):
-        with run.timed("embed", measured.decoded_seconds, reused=True):
-            content = state.read_bytes(name)
+    name = embedded_name(embedded_key)
+    kept = read_whole(state, name, lambda content: read_embeddings(content, len(video.clips)))
+    if kept is not None:
+        with run.timed("embed", video.decoded_seconds, reused=True):
+            pass
     else:
-        _make_sure_of_previews(run, key, measured.facts, section)
-        with run.timed("embed", measured.decoded_seconds), _scratch(run) as folder:
-            spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in measured.clips]
-            content = embedder.embed(*run.tools.previews.copy_to(key, folder), spans)
-            state.write_bytes(name, content)
+        content = _embed(run, key, measured, section)
+        state.write_bytes(name, content)
+        kept = read_embeddings(content, len(video.clips))
     prompts = embedder.prompts(run.tools.recipe.agreement, state)
-    frames, _, sounds = read_embeddings(content)
+    frames, _, sounds = kept
     return embedded_key, [
         agreement(rows, sound, embedder.encoder_id, prompts, run.source.labels)
         for rows, sound in zip(frames, sounds, strict=True)
     ]
 
 
-def _make_sure_of_previews(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> None:
-    """Another decode for what was deleted since the first, if the user wants that."""
-    if run.tools.previews.have(key):
-        return
+def _embed(run: _Run, key: str, measured: _Measured, section: tuple[int, int | None]) -> bytes:
+    """The embeddings of all clips, from the previews. Damaged ones are made again, by another decode."""
+    embedder, previews = run.tools.embedder, run.tools.previews
+    assert embedder is not None
+    if not previews.have(key):
+        measured = _decoded_again(run, key, measured, section)
+    spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in measured.video.clips]
+    for last_try in (False, True):
+        try:
+            with run.timed("embed", measured.video.decoded_seconds), _scratch(run) as folder:
+                return embedder.embed(*previews.copy_to(key, folder, measured.previews), spans)
+        except PreviewError as error:
+            if last_try or error.code != DAMAGED:
+                raise
+            LOG.warning("%s: made again", error)
+        measured = _decoded_again(run, key, measured, section, wanted=True)
+    raise AssertionError("the loop returns or raises")
+
+
+def _decoded_again(
+    run: _Run, key: str, measured: _Measured, section: tuple[int, int | None], *, wanted: bool = False
+) -> _Measured:
+    """Another decode for the previews. For those that were deleted since the first only if the user wants that, or it is ``wanted``."""
     run.stage = "embed"
-    if not run.tools.recipe.execution.decode_again:
+    if not wanted and not run.tools.recipe.execution.decode_again:
         raise PreviewError(
-            "previews_gone",
+            GONE,
             "the small frames and the sound that the encoders take in were deleted: set execution.decode_again=true to fetch and "
             "decode the source once more (and execution.keep_previews=true or a larger previews_budget_bytes to keep them)",
         )
-    _measure(run, key, facts, section)
+    again = _measure(run, key, measured.video.facts, section)
+    run.tools.state.write_json(_measured_name(key), again.to_json())
+    return again
 
 
 def _clip(
@@ -328,13 +422,29 @@ def cut_folder(key: str) -> str:
 
 def _cut(run: _Run, key: str, measured: MeasuredVideo, index: int) -> CutClip:
     clip = measured.clips[index]
-    values, reused = _remembered(
-        run, f"{cut_folder(key)}/cut.json", lambda: _new_cut(run, key, measured.facts, clip).to_json()
+    cut, reused = _remembered(
+        run,
+        f"{cut_folder(key)}/cut.json",
+        CutClip,
+        lambda: _new_cut(run, key, measured.facts, clip),
+        lambda kept: _is_there(run.tools.state, key, kept),
     )
     if reused:
         with run.timed("cut", clip.span.duration_seconds, reused=True):
             pass
-    return CutClip.from_json(values)
+    return cut
+
+
+def _is_there(state: Folder, key: str, cut: CutClip) -> bool:
+    """Whether the files of a cut have their sizes. What is in them is looked at when they are packed."""
+    sizes = {name.rpartition("/")[2]: num_bytes for name, num_bytes, _ in state.files(cut_folder(key))}
+    problems = {
+        f"{cut_folder(key)}/{name}": f"has {sizes[name]} bytes, not {num_bytes}" if name in sizes else "is missing"
+        for name, (num_bytes, _) in cut.files.items()
+        if sizes.get(name) != num_bytes
+    }
+    tell_of(state, problems)
+    return not problems
 
 
 def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutClip:
@@ -352,8 +462,7 @@ def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutC
                 run.tools.stop,
                 run.tools.workers.memory_bytes,
             )
-        for file in sorted(folder.iterdir()):
-            run.tools.state.move_in(file, f"{cut_folder(key)}/{file.name}")
+        run.tools.state.move_in({f"{cut_folder(key)}/{file.name}": file for file in sorted(folder.iterdir())})
     return cut
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipeline.output_lock import STATE_NAME
 from pipeline.storage import Folder
+
+LOG = logging.getLogger(__name__)
 
 
 def remove_kept_files(output: Folder, source_ids: Collection[str]) -> list[str]:
@@ -20,18 +23,32 @@ def remove_kept_files(output: Folder, source_ids: Collection[str]) -> list[str]:
     others: set[str] = set()
     for record in _records(state):
         (theirs if record["source"]["source_id"] in source_ids else others).update(_files_of(record))
-    removed = [name for name in sorted(theirs - others) if _remove(state, name)]
+    removed = [name for name in theirs - others if not name.startswith("sha256:") and state.exists(name)]
     stored = {name.rpartition("/")[2].partition(".")[0]: name for name in state.walk("downloads/objects")}
-    for sha256 in sorted({name.removeprefix("sha256:") for name in theirs - others} & stored.keys()):
-        state.remove(stored[sha256])
-        removed.append(stored[sha256])
+    removed += [stored[sha256] for sha256 in {name.removeprefix("sha256:") for name in theirs - others} & stored.keys()]
+    state.remove_for_good(sorted(removed))
     return sorted(removed)
 
 
 def _records(state: Folder) -> Iterator[Mapping[str, Any]]:
     for name in state.walk("done"):
-        lines = state.read_bytes(name).splitlines()
-        yield from map(json.loads, lines[1:] if name.endswith(".jsonl") else lines)
+        parsed = [_parsed(line) for line in state.read_bytes(name).splitlines()]
+        records = [values for values in parsed if "source" in values]
+        header = parsed[0] if name.endswith(".jsonl") and parsed else {"sources": [name]}
+        if len(records) != len(header.get("sources", ())) or not records:
+            LOG.warning(
+                "%s/%s is damaged: what was kept of a source whose record cannot be read stays. Delete %s to be rid of it",
+                *(state, name, state),
+            )
+        yield from records
+
+
+def _parsed(line: bytes) -> Mapping[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _files_of(record: Mapping[str, Any]) -> Iterator[str]:
@@ -46,10 +63,3 @@ def _files_of(record: Mapping[str, Any]) -> Iterator[str]:
     for clip in record.get("clips") or ():
         if cut := clip.get("cut_key"):
             yield f"cuts/{cut[:2]}/{cut}"
-
-
-def _remove(state: Folder, name: str) -> bool:
-    if name.startswith("sha256:") or not state.exists(name):
-        return False
-    state.remove(name)
-    return True

@@ -1,14 +1,20 @@
-"""A folder on any file system that fsspec knows. Writes are whole: under a name there is the complete file, or nothing."""
+"""A folder on any file system that fsspec knows. Writes are whole: under a name there is the complete file, or nothing.
+
+On this machine that holds through a power loss, too: a file is on the disk before it gets its name, and the name is on the disk
+when the write returns.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
+import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,6 +24,10 @@ import fsspec
 from pipeline.errors import OutputError
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+_MAKING_FOLDERS = threading.Lock()
+"""Held while folders are made, so that nobody builds on one whose own name is not on the disk yet."""
+_CANNOT_BE_SYNCED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+"""What file systems answer that know of no fsync for a folder."""
 
 
 class Folder:
@@ -69,43 +79,86 @@ class Folder:
         return []
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that appears under ``name`` when the block ends without an error."""
+    def writing(self, name: str, *, lasting: bool = True) -> Iterator[IO[bytes]]:
+        """A file that appears under ``name`` when the block ends without an error.
+
+        ``lasting=False``: it need not outlast a power loss, which saves the wait for the disk.
+        """
         folder, _, base = self._at(name).rpartition("/")
         partial = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}.part"
-        self._fs.makedirs(folder, exist_ok=True)
+        self._make_folder(folder)
         try:
             with self._fs.open(partial, "wb") as file:
                 yield file
-            self._fs.mv(partial, self._at(name)) if self.local_path is None else Path(partial).replace(self._at(name))
+            if self.local_path is None:
+                self._fs.mv(partial, self._at(name))
+            else:
+                if lasting:
+                    _sync(partial)
+                Path(partial).replace(self._at(name))
+                if lasting:
+                    _sync_folder(folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._fs.rm_file(partial)
             raise
 
-    def write_bytes(self, name: str, content: bytes) -> None:
-        with self.writing(name) as file:
+    def write_bytes(self, name: str, content: bytes, *, lasting: bool = True) -> None:
+        with self.writing(name, lasting=lasting) as file:
             file.write(content)
 
     def write_json(self, name: str, values: Any) -> None:
         self.write_bytes(name, json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
 
-    def move_in(self, local: Path, name: str) -> None:
-        """Takes over a local file: by rename where it is the same disk, else by copying."""
-        if self.local_path is not None:
-            target = Path(self._at(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):
-                local.replace(target)
-                return
-        with local.open("rb") as source, self.writing(name) as target_file:
-            shutil.copyfileobj(source, target_file, 1 << 20)
-        local.unlink()
+    def move_in(self, files: Mapping[str, Path]) -> None:
+        """Takes over local files, by the names that they get here: by rename where it is the same disk, else by copying."""
+        folders = set()
+        for name, local in files.items():
+            if self.local_path is not None:
+                target = Path(self._at(name))
+                self._make_folder(str(target.parent))
+                folders.add(target.parent)
+                _sync(local)
+                with contextlib.suppress(OSError):
+                    local.replace(target)
+                    continue
+            with local.open("rb") as source, self.writing(name) as target_file:
+                shutil.copyfileobj(source, target_file, 1 << 20)
+            local.unlink()
+        for folder in folders:
+            _sync_folder(folder)
+
+    def _make_folder(self, folder: str) -> None:
+        if self.local_path is None:
+            self._fs.makedirs(folder, exist_ok=True)
+            return
+        with _MAKING_FOLDERS:
+            missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+            for path in reversed(missing):
+                path.mkdir(exist_ok=True)
+                _sync_folder(path.parent)
 
     def remove(self, name: str) -> None:
         """Removes a file or a folder with all that is in it. What is not there is removed already."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._at(name), recursive=True)
+
+    def remove_for_good(self, names: Iterable[str]) -> None:
+        """Removes files or folders so that they do not come back after a power loss, either."""
+        folders = set()
+        for name in names:
+            self.remove(name)
+            folders.add(self._at(name).rpartition("/")[0])
+        for folder in folders if self.local_path is not None else ():
+            if Path(folder).is_dir():
+                _sync_folder(folder)
+
+    def remove_empty_folders(self, below: str) -> None:
+        """Removes ``below`` and the folders directly in it, as far as they are empty. Only where folders are more than names."""
+        if self.local_path is not None:
+            for name in (*(f"{below}/{name}" for name in self.names(below)), below):
+                with contextlib.suppress(OSError):  # a file, or not empty
+                    Path(self._at(name)).rmdir()
 
     def walk(self, below: str = "") -> Iterator[str]:
         """Names of all files below, relative to this folder, sorted."""
@@ -138,12 +191,30 @@ class Folder:
     def check_writable(self) -> None:
         """Raises OutputError where no file can be made."""
         try:
-            self.write_bytes(".writable", b"")
+            self.write_bytes(".writable", b"", lasting=False)
             self.remove(".writable")
         except OSError as error:
             raise OutputError(
                 f"output {self.url}: cannot write there: {error.strerror or error}. Choose another folder or mend its rights"
             ) from error
+
+
+def _sync(path: str | Path) -> None:
+    """Returns when what is in the file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: str | Path) -> None:
+    """Returns when the names in the folder are on the disk, where its file system can say so."""
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in _CANNOT_BE_SYNCED:
+            raise
 
 
 def _seconds_of(details: Mapping[str, Any]) -> float:

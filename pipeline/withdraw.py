@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.damage import read_json_whole
 from pipeline.errors import ManifestError, NothingKeptError
 from pipeline.funnel import Tally
 from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME, ledger_line, line_of
@@ -71,7 +72,7 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
         shards, rewritten = _rewrite_shards(output, manifest.shards, looked, wanted)
         _write_rest(output, manifest, shards, wanted)
         removed = looked.affected.keys() - set(rewritten)
-        remove_other_shards(output, shards)
+        remove_other_shards(output, shards, [shard.path for shard in manifest.shards])
         _remake_report(output)
         remove_kept_files(output, wanted)
         output.remove(JOURNAL_NAME)
@@ -104,8 +105,8 @@ class _Looked:
 
 
 def _look(output: Folder, shards: Sequence[ShardRecord], wanted: Collection[str]) -> _Looked:
-    journal: dict[str, str] = output.read_json(JOURNAL_NAME) if output.exists(JOURNAL_NAME) else {}
-    looked = _Looked({}, {}, journal)
+    # damaged: the shards that are without an index get no content ids, and the next build writes them anew
+    looked = _Looked({}, {}, read_json_whole(output, JOURNAL_NAME, dict) or {})
     for shard in shards:
         index = read_index(output, shard.path)
         if index is None:

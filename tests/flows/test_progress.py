@@ -46,6 +46,13 @@ def test_rates_and_remaining_time() -> None:
     assert now.remaining_seconds == pytest.approx(4 / (4 / 20))
 
 
+def test_sources_that_are_done_again_are_not_more_than_there_are() -> None:
+    progress, _ = begun(3, 2)
+    for name in ("a", "b", "a"):
+        end(progress, name)
+    assert (progress.snapshot().num_ended, progress.snapshot().share) == (3, 1.0)
+
+
 def test_rates_follow_the_last_five_minutes() -> None:
     progress, clock = begun(1000)
     for index in range(100):

@@ -175,7 +175,8 @@ def test_a_record_survives_json() -> None:
         "sample_rate_hz": 2,
         "num_channels": 1,
         "flac_bytes": 3,
-        "renditions": [{"name": "a", "width": 2, "height": 2, "num_frames": 1, "num_bytes": 9}],
+        "flac_sha256": "0" * 64,
+        "renditions": [{"name": "a", "width": 2, "height": 2, "num_frames": 1, "num_bytes": 9, "sha256": "1" * 64}],
     }
     assert CutClip.from_json(values).to_json() == values
 

@@ -179,7 +179,7 @@ def test_one_bad_source_of_a_shared_batch_costs_itself_alone(
 def test_damaged_frames_are_told(embedder: Embedder, tmp_path: Path, damage: slice) -> None:
     frames, sound = previews(tmp_path / "a", 1)
     frames.write_bytes(frames.read_bytes()[damage])
-    with pytest.raises(PreviewError, match=r"the frames kept .* cannot be read .*execution.decode_again=true"):
+    with pytest.raises(PreviewError, match=r"the frames kept .* cannot be read"):
         embedder.embed(frames, sound, [(0.0, 3.0)])
 
 
@@ -198,6 +198,22 @@ def test_prompts_are_embedded_once_and_kept(embedder: Embedder, settings: Encode
     other = embedder.prompts(AgreementSettings(classes=("rain", "fire"), prompt="the sound of {}"), state)
     assert other is not None
     assert not np.array_equal(other.rows, first.rows)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(1000), b"\x93NUMPY", b"{"])
+def test_damaged_prompts_are_embedded_again(
+    embedder: Embedder, settings: EncoderPairSettings, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = embedder.prompts(CLASSES, Folder(tmp_path))
+    (kept,) = (tmp_path / "prompts").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(content)
+    embedder._prompts.clear()
+    again = embedder.prompts(CLASSES, Folder(tmp_path))
+    assert first is not None and again is not None
+    assert np.array_equal(first.rows, again.rows)
+    assert kept.read_bytes() == whole
+    assert f"{kept} is damaged" in caplog.text
 
 
 def test_a_pair_that_embeds_no_words_costs_the_margin_alone(

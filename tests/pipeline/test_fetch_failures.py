@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from pipeline import media
 from pipeline.build import Build, BuildPlan, BuildSummary
-from pipeline.errors import NothingKeptError
+from pipeline.download_settings import DownloadSettings
+from pipeline.errors import DownloadError, NothingKeptError
+from pipeline.fetch_failures import FetchFailures
 from pipeline.progress import ignore
 from pipeline.recipe import load_recipe
 from pipeline.samples.video import write_video
+from pipeline.storage import Folder
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots
 
@@ -131,14 +135,15 @@ def test_what_failed_for_good_is_tried_again_on_demand_under_the_same_recipe(pla
     assert {name for name, line in place.ledger().items() if line["state"] == "kept"} == {*mended, "busy"}
 
 
-def test_a_cut_that_failed_for_good_is_not_made_again_until_that_is_wanted(place: Place, film: bytes) -> None:
-    rejecting = ["judge.min_sharpness=1000", "cut.quality=20"]
-    with pytest.raises(NothingKeptError):
-        place.build(*rejecting)
-    (stored,) = (
-        file for file in (place.output / "state" / "downloads" / "objects").rglob("*.mp4") if file.read_bytes() == film
+def test_a_cut_that_failed_for_good_is_not_made_again_until_that_is_wanted(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = media.ffmpeg_path()
+    (place.folder / "ffmpeg").write_text(
+        f'#!/bin/sh\ncase "$*" in *sound.flac*) echo no >&2; exit 1 ;; esac\nexec "{program}" "$@"\n'
     )
-    stored.write_bytes(b"\0" * len(film))
+    (place.folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr(media, "ffmpeg_path", lambda: str(place.folder / "ffmpeg"))
     for threshold in ("0.9", "0.8"):
         with pytest.raises(NothingKeptError):
             place.build("cut.quality=20", f"judge.max_black_share={threshold}")
@@ -148,8 +153,35 @@ def test_a_cut_that_failed_for_good_is_not_made_again_until_that_is_wanted(place
             written = place.failure_files()
     assert place.failure_files() == written
     assert sum("/cuts/" in name for name in written) == 1
-    stored.unlink()
+    monkeypatch.setattr(media, "ffmpeg_path", lambda: program)
     place.asked_for()
     place.build("cut.quality=20", "judge.max_black_share=0.8", "execution.try_failed_again=true")
     assert place.asked_for() >= {"good"}
     assert place.ledger()["good"]["state"] == "kept"
+
+
+def test_a_stored_file_that_was_damaged_is_fetched_again(
+    place: Place, film: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = place.output / "state" / "downloads" / "objects"
+    (stored,) = (file for file in objects.rglob("*.mp4") if file.read_bytes() == film)
+    stored.write_bytes(bytes(len(film)))
+    place.asked_for()
+    place.build("cut.quality=20")
+    assert place.asked_for() >= {"good"}
+    assert place.ledger()["good"]["state"] == "kept"
+    assert stored.read_bytes() == film
+    assert f"{stored} is not what was fetched: fetched again" in caplog.text
+
+
+def test_a_failure_that_cannot_be_read_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failures, settings = FetchFailures(Folder(tmp_path)), DownloadSettings()
+    failures.keep("key", settings, DownloadError("http_404", "gone"))
+    with pytest.raises(DownloadError, match="gone"):
+        failures.check("key", settings)
+    (kept,) = tmp_path.rglob("*.json")
+    for content in (kept.read_bytes()[:20], b"", bytes(80), b"[]", b'{"failed": 3}'):
+        kept.write_bytes(content)
+        failures.check("key", settings)
+        assert f"{kept} is damaged" in caplog.text
+        caplog.clear()

@@ -45,7 +45,7 @@ def test_without_a_limit_nothing_is_deleted_and_nothing_is_marked(tmp_path: Path
     fill(files, state, tmp_path, KEYS)
     assert left(files) == KEYS
     assert sorted({name.split("/")[1] for name in state.walk("previews")}) == [key[:2] for key in KEYS]
-    frames, sound = files.copy_to(KEYS[3], tmp_path)
+    frames, sound = files.copy_to(KEYS[3], tmp_path, None)
     assert (frames.read_bytes(), sound.read_bytes()) == (b"f" * 300, b"s" * 700)
 
 

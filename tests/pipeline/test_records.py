@@ -1,9 +1,14 @@
 """Records of finished sources: found again, and read without reading any file over and over."""
 
+import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from pipeline.errors import DamagedStateError
 from pipeline.records import DoneRecords, Ending, Entry, SourceRecord
 from pipeline.schema import Failure, Reason, Source, State
 from pipeline.storage import Folder
@@ -63,3 +68,76 @@ def test_what_was_tried_again_goes_before_a_failure_and_what_is_listed_now_befor
         records.close_batch(batch_id, ["s01"])
     assert records.index([source(1)])["s01"] == Entry("b.jsonl", True, Ending.WHOLE)
     assert records.index([relabelled])["s01"] == Entry("a.jsonl", True, Ending.FAILED)
+
+
+def batch(folder: Path, name: str, numbers: range) -> Path:
+    records = DoneRecords(Folder(folder), "done")
+    for number in numbers:
+        records.put(rejected(number))
+    records.close_batch(name, [source(number).source_id for number in numbers])
+    return folder / "done" / f"{name}.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("damage", "num_left"),
+    [
+        (lambda content: content[: len(content) // 2], 1),
+        (lambda content: content[:-1], 4),
+        (lambda content: b"", 0),
+        (lambda content: bytes(len(content)), 0),
+        (lambda content: content[:20], 0),
+        (lambda content: b"[]" + content[2:], 4),
+        (lambda content: b"\n" + content, 4),
+        (lambda content: content[content.index(b"\n") + 1 :], 4),
+        (lambda content: b"\n".join(content.split(b"\n")[:3]) + b"\n", 2),
+    ],
+)
+def test_of_a_damaged_file_what_can_be_read_is_kept(
+    tmp_path: Path, damage: Callable[[bytes], bytes], num_left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = batch(tmp_path, "a", range(4))
+    batch(tmp_path, "b", range(4, 6))
+    path.write_bytes(damage(path.read_bytes()))
+    records = DoneRecords(Folder(tmp_path), "done")
+    expected = [f"s{number:02d}" for number in (*range(num_left), 4, 5)]
+    files = {source_id: entry.name for source_id, entry in sorted(records.index().items())}
+    assert list(files) == expected
+    assert f"{path} is damaged" in caplog.text
+    assert [record.source.source_id for record in records.read(files)] == expected
+    caplog.clear()
+    assert sorted(records.index()) == expected
+    assert caplog.text == ""  # it was written anew
+
+
+def test_damage_behind_a_whole_first_line_is_found_when_it_is_read(tmp_path: Path) -> None:
+    path = batch(tmp_path, "a", range(3))
+    content = path.read_bytes()
+    place = content.index(b'"number 1"')
+    path.write_bytes(content[:place] + bytes(10) + content[place + 10 :])
+    records = DoneRecords(Folder(tmp_path), "done")
+    files = {source_id: entry.name for source_id, entry in sorted(records.index().items())}
+    with pytest.raises(DamagedStateError, match=r"done/a\.jsonl cannot be read") as caught:
+        list(records.read(files))
+    assert caught.value.source_ids == {"s01"}
+    records.repair()
+    assert sorted(records.index()) == ["s00", "s02"]
+
+
+def test_records_of_another_version_are_passed_over(tmp_path: Path) -> None:
+    path = batch(tmp_path, "a", range(2))
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    earlier = json.dumps({"sources": json.loads(header)["sources"]}).encode() + b"\n"
+    path.write_bytes(earlier + b"".join(lines))
+    assert DoneRecords(Folder(tmp_path), "done").index() == {}
+    assert path.read_bytes().startswith(earlier)
+
+
+def test_forgotten_sources_have_no_record_anywhere(tmp_path: Path) -> None:
+    batch(tmp_path, "a", range(3))
+    batch(tmp_path, "b", range(2, 4))
+    batch(tmp_path, "c", range(2, 3))
+    records = DoneRecords(Folder(tmp_path), "done")
+    records.put(rejected(5))
+    records.forget({"s02", "s05"})
+    assert sorted(records.index()) == ["s00", "s01", "s03"]
+    assert sorted(path.name for path in (tmp_path / "done").rglob("*.json*")) == ["a.jsonl", "b.jsonl"]

@@ -235,6 +235,42 @@ def test_shards_of_earlier_builds_are_removed(tmp_path: Path):
     folder = Folder(tmp_path)
     keep = write_shard(PLAN, "256", folder, content)
     old = write_shard(ShardPlan("train", 4, (sample(1),)), "256", folder, content)
-    assert remove_other_shards(folder, [keep]) == [old.index_path, old.path]
+    gone = write_shard(PLAN, "1080", folder, content)
+    assert sorted(remove_other_shards(folder, [keep])) == sorted([gone.index_path, gone.path, old.index_path, old.path])
     assert existing_shard(PLAN, "256", folder) == keep
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["256"]
     assert remove_other_shards(Folder(tmp_path / "nothing"), []) == []
+
+
+def test_what_no_build_wrote_stays_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = Folder(tmp_path)
+    keep = write_shard(PLAN, "256", folder, content)
+    elsewhere = write_shard(ShardPlan("train", 4, (sample(1),)), "256", Folder(tmp_path / "other"), content)
+    theirs = {
+        "shards/notes.txt": b"mine",
+        "shards/256/labels.csv": b"mine",
+        "shards/256/backup.tar": b"mine",
+        "shards/256/train-000007.tar": b"no index",
+        "shards/256/train-000008.index.json": b"[]",
+        "shards/512/train-000004.tar": (tmp_path / "other" / elsewhere.path).read_bytes(),
+        "shards/512/train-000004.index.json": (tmp_path / "other" / elsewhere.index_path).read_bytes(),
+        "shards/mine/deep/train-000000.tar": b"mine",
+        "shards/256/.train-000001.tar.part": b"mine",
+    }
+    ours = {
+        "shards/256/.train-000001.tar.0123abcd.part": b"killed",
+        "shards/256/.train-000001.index.json.0123abcd.part": b"killed",
+        "shards/64/train-000009.tar": b"written, and killed before its index was",
+    }
+    for name, data in (theirs | ours).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "shards" / "empty").mkdir()
+    assert sorted(remove_other_shards(folder, [keep], ["shards/64/train-000009.tar"])) == sorted(ours)
+    left = {str(path.relative_to(tmp_path)) for path in (tmp_path / "shards").rglob("*") if path.is_file()}
+    assert left == {*theirs, keep.path, keep.index_path}
+    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"256", "512", "mine", "notes.txt"}
+    assert (
+        f"{tmp_path}: left where they are, as no build wrote them: shards/256/.train-000001.tar.part, " in caplog.text
+    )
+    assert "shards/256/train-000008.index.json and 4 more" in caplog.text

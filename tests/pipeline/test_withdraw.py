@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_what_was_kept_of_a_withdrawn_source_alone_is_gone(dataset: Path) -> Non
     }
     assert before - names_of(dataset) == gone
     assert names_of(dataset) - before == {"withdrawn.json"}
+
+
+def test_a_record_that_cannot_be_read_is_told_for_what_may_be_left(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = [
+        path for path in (dataset / "state" / "done").rglob("*.jsonl") if b'"source_id":"d"' in path.read_bytes()
+    ]
+    for path in damaged:
+        os.truncate(path, path.stat().st_size // 2)
+    withdraw(str(dataset), ["d"])
+    assert all(f"{path} is damaged: what was kept of a source" in caplog.text for path in damaged)
+    assert verify(str(dataset)) == []
 
 
 @pytest.mark.parametrize("gone", [["d"], ["a", "c"]])
