@@ -35,6 +35,8 @@ class SourceEvent:
     """Reason, or ``code: message`` of the failure."""
     clips: Mapping[str, int] = field(default_factory=dict)
     """Number of clips by ``kept``, ``failed`` and each reason."""
+    code: str = ""
+    """The code of the failure; empty where it did not fail as a whole."""
 
 
 Event = StageEvent | SourceEvent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import time
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.agreement import agreement
+from pipeline.bugs import bug_failure, is_bug
 from pipeline.cut import CutClip, cut_clip, cut_key
 from pipeline.download import fetch, fetch_key, fetched_before
+from pipeline.download_errors import mask_secrets
 from pipeline.embedder import Embedder, read_embeddings
 from pipeline.errors import ClipError, MediaError, PreviewError
 from pipeline.facts import FACTS_VERSION, MediaFacts
@@ -27,11 +30,13 @@ from pipeline.preview_files import PreviewFiles
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.records import ClipRecord, SourceRecord
-from pipeline.schema import AgreementMeasures, Fetched, Reason, Source, Span, State, flat, stable_hash
+from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, flat, stable_hash
 from pipeline.stop import Stop
 from pipeline.storage import Folder
 from pipeline.store import Store
 from pipeline.workers import Workers
+
+LOG = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_SECONDS = 60.0
 
@@ -83,7 +88,8 @@ class _ContentChangedError(Exception):
 def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord:
     """What becomes of one source. Every way in which a source or clip can fail ends in the record.
 
-    Raises StoppedError; anything else that is raised is a bug.
+    Raises StoppedError, UserError, OSError where a disk or the state's file system fails, and bugs, unless ``execution.bugs`` says
+    that they end in the record as well.
     """
     run = _Run(tools, source, listener)
     try:
@@ -92,23 +98,28 @@ def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord
         except _ContentChangedError:
             record = _run(run)
     except ClipError as error:
-        record = SourceRecord(
-            source,
-            State.FAILED,
-            failure=failure_of(run.stage, error),
-            content_sha256=run.expected_sha256,
-            timings=run.timings,
-        )
+        record = _failed(run, failure_of(run.stage, error))
+    except Exception as error:
+        error.add_note(f"in the stage {run.stage} of source {source.source_id} ({mask_secrets(source.url)})")
+        if not is_bug(error) or tools.recipe.execution.bugs == "stop":
+            raise
+        tools.stop.check()
+        LOG.error("a bug of this program: source %s fails, the build goes on", source.source_id, exc_info=error)
+        record = _failed(run, bug_failure(run.stage, error))
     finally:
         if run.fetched is not None:
             tools.store.release(run.fetched.content_sha256)
     detail = f"{record.failure.code}: {record.failure.message}" if record.failure else str(record.reason or "")
-    listener(
-        SourceEvent(
-            source.source_id, record.state, detail, Counter(str(clip.reason or clip.state) for clip in record.clips)
-        )
-    )
+    clips = Counter(str(clip.reason or clip.state) for clip in record.clips)
+    code = record.failure.code if record.failure else ""
+    listener(SourceEvent(source.source_id, record.state, detail, clips, code))
     return record
+
+
+def _failed(run: _Run, failure: Failure) -> SourceRecord:
+    return SourceRecord(
+        run.source, State.FAILED, failure=failure, content_sha256=run.expected_sha256, timings=run.timings
+    )
 
 
 def _run(run: _Run) -> SourceRecord:

@@ -35,6 +35,8 @@ REASONS: dict[str, tuple[str, str]] = {
 _COOKIES = "Set download.cookies_file or download.cookies_browser."
 _AGAIN = "Run the build again: only these are tried once more."
 FAILURES: dict[str, str] = {
+    "bug": "An error of this program, not of the source: report it with the traceback that the log of the run has. Another version tries "
+    "these again, this one with execution.try_failed_again=true.",
     "bad_row": "Put the row right in the source list, and run the build again.",
     "bot_check": _COOKIES,
     "login_required": _COOKIES,
