@@ -37,6 +37,7 @@ from pipeline.sniff import suffix_of
 from pipeline.stop import Stop
 from pipeline.store import Store
 from pipeline.transfer import Limits, Pool, Watch, run_watched, watched_reader
+from pipeline.waiting import held
 
 LOG = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def fetch(
     if problem := problem_with_url(source.url):
         raise DownloadError("unsupported_url", mask_secrets(problem))
     key = fetch_key(source, settings)
-    with store.only_one(key):
+    with held(store.only_one(key)):
         if known := store.find(key):
             return known
         if failures is None:

@@ -19,6 +19,7 @@ class StageEvent:
     subject: str
     """Source id, or the name of the shard or file."""
     elapsed_seconds: float
+    """Of work: what the source waited for others is left out."""
     media_seconds: float = 0.0
     """Length of the media that was worked on."""
     reused: bool = False

@@ -28,6 +28,8 @@ from pipeline.schema import (
 )
 from pipeline.storage import Folder
 
+WAITED = "waited"
+"""Beside the stages in ``timings``: seconds that the source waited for a slot, a host, or another source's turn."""
 MAX_FILES_OPEN = 4
 """Files of records that are held in memory while records are read one after the other."""
 
@@ -112,7 +114,7 @@ class SourceRecord:
     embedded_key: str | None = None
     clips: tuple[ClipRecord, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that each stage took in the run that did it."""
+    """Seconds of work of each stage in the run that did it, and of waiting in all of them (``waited``)."""
 
     @property
     def ending(self) -> Ending:

@@ -13,6 +13,7 @@ from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.hosts import Visit
 from pipeline.schema import unit_interval
 from pipeline.stop import Stop
+from pipeline.waiting import waiting
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,7 +54,8 @@ def with_retries(
             if deadline is not None and time.monotonic() + wait > deadline:
                 raise
             LOG.info("%s: %s; trying again in %.1f s", name, error, wait)
-            stop.sleep(wait)
+            with waiting():
+                stop.sleep(wait)
         except DownloadError as error:
             if error.code.startswith("http_"):
                 visit.answered()

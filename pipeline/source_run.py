@@ -29,16 +29,23 @@ from pipeline.media import probe
 from pipeline.preview_files import PreviewFiles
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
-from pipeline.records import ClipRecord, SourceRecord
+from pipeline.records import WAITED, ClipRecord, SourceRecord
 from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, flat, stable_hash
 from pipeline.stop import Stop
 from pipeline.storage import Folder
 from pipeline.store import Store
+from pipeline.timeouts import TIMED_OUT, Timeouts
+from pipeline.waiting import counting, held
 from pipeline.workers import Workers
 
 LOG = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_SECONDS = 60.0
+LEAST_WAIT_SECONDS = 0.001
+SLOW_PROBING = "set execution.try_failed_again=true for another try"
+SLOW_MEASURING = "raise measure.timeout_seconds or measure.timeout_max_seconds, or set execution.try_failed_again=true"
+SLOW_CUTTING = "raise cut.timeout_seconds, choose a faster cut.preset, or set execution.try_failed_again=true"
+SLOW_EMBEDDING = "choose smaller encoders or a faster machine, and set execution.try_failed_again=true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +77,29 @@ class _Run:
     timings: dict[str, float] = field(default_factory=dict)
     stage: str = "fetch"
 
+    @property
+    def timeouts(self) -> Timeouts:
+        return Timeouts(self.tools.state, try_again=self.tools.recipe.execution.try_failed_again)
+
     @contextlib.contextmanager
     def timed(self, stage: Stage, media_seconds: float = 0.0, *, reused: bool = False) -> Iterator[None]:
+        """Around the work of a stage. What it waits for others is counted apart, and work that fails as well."""
         self.stage = stage
         started = time.monotonic()
-        yield
-        elapsed = time.monotonic() - started
-        if not reused:
-            self.timings[stage] = round(self.timings.get(stage, 0.0) + elapsed, 3)
-        self.listener(StageEvent(stage, self.source.source_id, elapsed, media_seconds, reused))
+        worked_seconds = 0.0
+        with counting() as waited:
+            try:
+                yield
+            finally:
+                worked_seconds = max(time.monotonic() - started - waited.seconds, 0.0)
+                if not reused:
+                    self._add(stage, worked_seconds)
+                    self._add(WAITED, waited.seconds)
+        self.listener(StageEvent(stage, self.source.source_id, worked_seconds, media_seconds, reused))
+
+    def _add(self, name: str, seconds: float) -> None:
+        if name != WAITED or seconds >= LEAST_WAIT_SECONDS:
+            self.timings[name] = round(self.timings.get(name, 0.0) + seconds, 3)
 
 
 class _ContentChangedError(Exception):
@@ -201,7 +222,8 @@ def _facts(run: _Run, content_sha256: str) -> MediaFacts:
     def look() -> dict[str, Any]:
         path = Path(_fetch(run).path)
         run.stage = "probe"
-        return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path).to_json()
+        with run.timeouts.counted(f"probe {content_sha256}", PROBE_TIMEOUT_SECONDS, SLOW_PROBING):
+            return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path).to_json()
 
     return MediaFacts.from_json(_remembered(run, name, look)[0])
 
@@ -234,7 +256,7 @@ def _remembered(run: _Run, name: str, work: Callable[[], dict[str, Any]]) -> tup
     except ClipError as error:
         run.tools.stop.check()  # what fails while all is being ended says nothing of the source
         failure = failure_of(run.stage, error)
-        if not failure.transient and run.stage != "fetch":  # fetches keep their own
+        if not failure.transient and run.stage != "fetch" and failure.code != TIMED_OUT:  # those keep their own
             state.write_json(name, {"failed": flat(failure)})
         raise
     state.write_json(name, values)
@@ -246,10 +268,12 @@ def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | N
     path = Path(_fetch(run).path)
     assert facts.video is not None
     seconds = facts.video.duration_seconds or facts.duration_seconds or 0.0
-    with run.timed("measure", seconds), _scratch(run) as folder:
+    limit_seconds = max(recipe.measure.timeout_seconds, min(10 * seconds, recipe.measure.timeout_max_seconds))
+    counted = run.timeouts.counted(key, limit_seconds, SLOW_MEASURING)
+    with run.timed("measure", seconds), _scratch(run) as folder, counted:
         measured = run.tools.workers.run(
             measure_video,
-            max(recipe.measure.timeout_seconds, min(10 * seconds, recipe.measure.timeout_max_seconds)),
+            limit_seconds,
             path,
             facts,
             section_ms=section,
@@ -278,7 +302,9 @@ def _agreements(
         _make_sure_of_previews(run, key, measured.facts, section)
         with run.timed("embed", measured.decoded_seconds), _scratch(run) as folder:
             spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in measured.clips]
-            content = embedder.embed(*run.tools.previews.copy_to(key, folder), spans)
+            previews = run.tools.previews.copy_to(key, folder)
+            with run.timeouts.counted(name, embedder.single_clip_seconds, SLOW_EMBEDDING):
+                content = embedder.embed(*previews, spans)
             state.write_bytes(name, content)
     prompts = embedder.prompts(run.tools.recipe.agreement, state)
     frames, _, sounds = read_embeddings(content)
@@ -351,8 +377,9 @@ def _cut(run: _Run, key: str, measured: MeasuredVideo, index: int) -> CutClip:
 def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutClip:
     recipe = run.tools.recipe
     path = Path(_fetch(run).path)
+    counted = run.timeouts.counted(key, recipe.cut.timeout_seconds, SLOW_CUTTING)
     with run.timed("cut", clip.span.duration_seconds), _scratch(run) as folder:
-        with run.tools.workers.slots:
+        with counted, held(run.tools.workers.slots):
             cut = cut_clip(
                 path,
                 facts,
