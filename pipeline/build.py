@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.agreement_rule import rule_before_build, rule_line
 from pipeline.bugs import BUG, MetBugs
+from pipeline.changes import Changes, Looker
 from pipeline.disk_errors import disk_error
 from pipeline.download import check_requirements
 from pipeline.embedder import Embedder
@@ -31,7 +32,7 @@ from pipeline.preview_files import PreviewFiles
 from pipeline.process_folder import socket_folder
 from pipeline.progress import Listener
 from pipeline.recipe import BuildRecipe
-from pipeline.records import DoneRecords, Ending, SourceRecord, source_hash
+from pipeline.records import DoneRecords, Ending, Entry, SourceRecord, source_hash
 from pipeline.scenes import check_detector
 from pipeline.schema import Source, stable_hash
 from pipeline.source_run import Tools, run_source
@@ -112,6 +113,7 @@ class Build:
         self._num_batches_running = 0
         self._lock = OutputLock(self.output)
         self._scratch: Path | None = None
+        self._changes = Changes()
 
     @functools.cached_property
     def encoder_id(self) -> str | None:
@@ -158,11 +160,17 @@ class Build:
                 self._store_root()
             ).close()  # clears what a killed build left there, also where nothing is to be fetched any more
 
-    def plan(self) -> BuildPlan:
-        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn, and those that
-        failed where the user wants that."""
+    def plan(self, *, look_only: bool = False) -> BuildPlan:
+        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn, those that are
+        another file by now, and those that failed where the user wants that.
+
+        The records of sources that were replaced are removed, unless ``look_only``.
+        """
         listed = self._sources()
         done = self._records().index(listed.sources)
+        self._changes = self._look_for_changes(done, look_only=look_only)
+        for source_id in self._changes.replaced:
+            done.pop(source_id, None)
         finished = Ending.WHOLE if self.recipe.execution.try_failed_again else Ending.FAILED
         met_bugs = (
             frozenset()
@@ -188,6 +196,25 @@ class Build:
         )
         asked = rule_line(self.recipe.agreement, self.rule, has_encoders=self.recipe.encoders is not None)
         return BuildPlan(batches, len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems), asked)
+
+    def _look_for_changes(self, done: Mapping[str, Entry], *, look_only: bool) -> Changes:
+        finished = {
+            source_id: entry.name
+            for source_id, entry in done.items()
+            if entry.is_current and entry.ending is not Ending.PASSING
+        }
+        if not self._store_root().is_dir():
+            return Changes()
+        withdrawn = frozenset(read_withdrawn(self.output).sources)
+        listed = [source for source in self._sources().sources if source.source_id not in withdrawn]
+        with Store(self._store_root()) as store:
+            looker = Looker(store, self.recipe.download, self._stop, self.recipe.execution.downloads)
+            changes = looker.look(listed, finished, self._records())
+            if not look_only:
+                looker.forget(listed, changes, self._records())
+        for note in changes.notes():
+            LOG.warning("%s", note)
+        return changes
 
     def run_batch(self, batch: Batch, listener: Listener) -> BatchResult:
         """Carries every source of the batch to its end, or, after :meth:`close`, only those that had ended before it.
@@ -279,7 +306,7 @@ class Build:
         )
         with self._telling_of_the_disk():
             summary = finish.run(listener)
-        return replace(summary, notes=(*_bug_notes(summary), *summary.notes))
+        return replace(summary, notes=(*_bug_notes(summary), *self._changes.notes(), *summary.notes))
 
     def close(self) -> None:
         """Ends what runs in other threads, within seconds, and gives everything back. What was finished is kept.

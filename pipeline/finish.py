@@ -318,7 +318,11 @@ def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
     """The resolved recipe without what does not change the outcome, and without secrets."""
     values = recipe.model_dump(
         mode="json",
-        exclude={"execution": True, "output": True, "download": {"proxy", "cookies_file", "cookies_browser"}},
+        exclude={
+            "execution": True,
+            "output": True,
+            "download": {"proxy", "cookies_file", "cookies_browser", "check_for_changes"},
+        },
     )
     return cast("dict[str, Any]", masked_values(values))
 

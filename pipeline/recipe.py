@@ -133,7 +133,7 @@ class BuildRecipe(Settings):
         """Names everything that decides what becomes of one source on its own: the settings, ``rule`` for what they ask
         of agreement (by its numbers, wherever they come from), and the encoders by what is in their files."""
         decisive = {"download", "probe", "scenes", "clips", "measure", "encoders", "agreement", "judge", "cut"}
-        settled = self.model_dump_json(include=decisive, exclude=_RESOLVED)
+        settled = self.model_dump_json(include=decisive, exclude={**_RESOLVED, "download": {"check_for_changes"}})
         asked = rule.model_dump_json(exclude={"origin", "calibration_id"}) if rule and rule.enforced else None
         return stable_hash(settled, asked, encoder_id, length=24)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -30,6 +31,10 @@ from pipeline.storage import Folder
 
 WAITED = "waited"
 """Beside the stages in ``timings``: seconds that the source waited for a slot, a host, or another source's turn."""
+LOOKED_AT = "looked_at"
+"""In the provenance of a record that is of no file: names what lay there when it failed; empty where nothing did."""
+_CONTENT = re.compile(rb'"content_sha256":"([0-9a-f]{64})"')
+"""In the line of a record. Within a text of it the quotation marks would be escaped."""
 MAX_FILES_OPEN = 4
 """Files of records that are held in memory while records are read one after the other."""
 
@@ -229,6 +234,38 @@ class DoneRecords:
         lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
         for source_id, name in wanted.items():
             yield SourceRecord.from_json(json.loads(lines_of(name)[source_id]))
+
+    def contents(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
+        """For each source of ``wanted``, as :meth:`read` takes it: its id, the SHA-256 of the file that its record is of, and where there
+        is none what was looked at instead (see :data:`LOOKED_AT`). Without reading the records as a whole: there may be many."""
+        lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
+        for source_id, name in wanted.items():
+            line = lines_of(name)[source_id]
+            if found := _CONTENT.search(line):
+                yield source_id, found[1].decode(), None
+            else:
+                yield source_id, None, json.loads(line)["provenance"].get(LOOKED_AT)
+
+    def forget(self, source_ids: Collection[str]) -> None:
+        """Removes all records of these sources, so that they are carried again. For the one process that plans."""
+        gone = set(source_ids)
+        for source_id in gone:
+            self._folder.remove(f"{self._name}/open/{source_id}.json")
+        for name in self._folder.names(self._name):
+            if not name.endswith(".jsonl"):
+                continue
+            with self._folder.open(f"{self._name}/{name}") as file:
+                sources = json.loads(file.readline())["sources"]
+            if gone.isdisjoint(sources):
+                continue
+            lines = self._lines(name)
+            left = {source_id: entry for source_id, entry in sources.items() if source_id not in gone}
+            header = json.dumps({"sources": left}, ensure_ascii=False, separators=(",", ":")).encode()
+            if left:
+                content = b"\n".join([header, *(lines[source_id] for source_id in left)]) + b"\n"
+                self._folder.write_bytes(f"{self._name}/{name}", content)
+            else:
+                self._folder.remove(f"{self._name}/{name}")
 
     def _lines(self, name: str) -> dict[str, bytes]:
         """The records of a file by source, not parsed."""

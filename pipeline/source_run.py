@@ -11,25 +11,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.agreement import agreement
 from pipeline.bugs import bug_failure, is_bug
 from pipeline.cut import CutClip, cut_clip, cut_key
-from pipeline.download import fetch, fetch_key, fetched_before
+from pipeline.download import LOCAL, fetch, fetch_key, fetched_before
 from pipeline.download_errors import mask_secrets
 from pipeline.embedder import Embedder, read_embeddings
-from pipeline.errors import ClipError, MediaError, PreviewError
+from pipeline.errors import ClipError, MediaError, PreviewError, TransientDownloadError
 from pipeline.facts import FACTS_VERSION, MediaFacts
 from pipeline.fetch_failures import FetchFailures, failure_of
 from pipeline.hosts import HostGate
 from pipeline.judge import Judge, judge_file
+from pipeline.links import scheme_of
 from pipeline.measure import MeasuredClip, MeasuredVideo, measure_key, measure_video
 from pipeline.media import probe
+from pipeline.passthrough import CHANGING, key_of_link, use_local
 from pipeline.preview_files import PreviewFiles
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
-from pipeline.records import WAITED, ClipRecord, SourceRecord
+from pipeline.records import LOOKED_AT, WAITED, ClipRecord, SourceRecord
 from pipeline.schema import AgreementMeasures, Failure, Fetched, Reason, Source, Span, State, flat, stable_hash
 from pipeline.stop import Stop
 from pipeline.storage import Folder
@@ -40,7 +42,10 @@ from pipeline.workers import Workers
 
 LOG = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PROBE_TIMEOUT_SECONDS = 60.0
+MAX_CHANGES = 3
 LEAST_WAIT_SECONDS = 0.001
 SLOW_PROBING = "set execution.try_failed_again=true for another try"
 SLOW_MEASURING = "raise measure.timeout_seconds or measure.timeout_max_seconds, or set execution.try_failed_again=true"
@@ -74,6 +79,8 @@ class _Run:
     fetched: Fetched | None = None
     expected_sha256: str | None = None
     """What is in the file, as an earlier run or this one found."""
+    looked_at: str = ""
+    """What lay at a path of this machine before it was used."""
     timings: dict[str, float] = field(default_factory=dict)
     stage: str = "fetch"
 
@@ -103,7 +110,7 @@ class _Run:
 
 
 class _ContentChangedError(Exception):
-    """The file was freed, fetched again, and is another one now: what is stored of the old one does not hold."""
+    """The file is another one now, since it was fetched again or replaced: what is stored of the old one does not hold."""
 
 
 def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord:
@@ -114,10 +121,7 @@ def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord
     """
     run = _Run(tools, source, listener)
     try:
-        try:
-            record = _run(run)
-        except _ContentChangedError:
-            record = _run(run)
+        record = _run_again(run)
     except ClipError as error:
         record = _failed(run, failure_of(run.stage, error))
     except Exception as error:
@@ -138,9 +142,25 @@ def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord
 
 
 def _failed(run: _Run, failure: Failure) -> SourceRecord:
+    is_local = run.expected_sha256 is None and scheme_of(run.source.url) in LOCAL
+    provenance = {LOOKED_AT: run.looked_at} if is_local else {}
     return SourceRecord(
-        run.source, State.FAILED, failure=failure, content_sha256=run.expected_sha256, timings=run.timings
+        run.source,
+        State.FAILED,
+        failure=failure,
+        content_sha256=run.expected_sha256,
+        provenance=provenance,
+        timings=run.timings,
     )
+
+
+def _run_again(run: _Run) -> SourceRecord:
+    """From the beginning, as often as the file is another one in the end."""
+    for _ in range(MAX_CHANGES):
+        with contextlib.suppress(_ContentChangedError):
+            return _run(run)
+    run.stage = "fetch"
+    raise TransientDownloadError(CHANGING, f"the file was replaced {MAX_CHANGES} times while it was worked on")
 
 
 def _run(run: _Run) -> SourceRecord:
@@ -197,6 +217,8 @@ def summed_up(clips: list[tuple[State, Reason | None]]) -> tuple[State, Reason |
 def _fetch(run: _Run) -> Fetched:
     """The source's file, on this machine, pinned until the source is done."""
     if run.fetched is None:
+        if scheme_of(run.source.url) in LOCAL:
+            run.looked_at = key_of_link(run.source.url)
         with run.timed("fetch"):
             tools = run.tools
             failures = FetchFailures(tools.state, try_again=tools.recipe.execution.try_failed_again)
@@ -204,6 +226,28 @@ def _fetch(run: _Run) -> Fetched:
         if run.expected_sha256 not in (None, run.fetched.content_sha256):
             raise _ContentChangedError
     return run.fetched
+
+
+def _check_file(run: _Run) -> None:
+    """What was made of a file of this machine holds only if the file is still the one that was hashed.
+
+    Raises _ContentChangedError where it is another one, TransientDownloadError where it is gone.
+    """
+    tools, fetched, url = run.tools, run.fetched, run.source.url
+    if fetched is None or scheme_of(url) not in LOCAL:
+        return
+    known = tools.store.known(key_of_link(url))
+    if known is not None and known.sha256 == fetched.content_sha256:
+        return
+    tools.store.release(fetched.content_sha256)
+    run.fetched = None
+    try:
+        run.fetched = use_local(url, tools.store)  # it may only have been touched
+    except ClipError as error:
+        run.stage = "fetch"
+        raise TransientDownloadError(CHANGING, f"the file changed while it was worked on: {error}") from error
+    if run.fetched.content_sha256 != fetched.content_sha256:
+        raise _ContentChangedError
 
 
 def _section_seconds(source: Source) -> float | None:
@@ -252,7 +296,7 @@ def _remembered(run: _Run, name: str, work: Callable[[], dict[str, Any]]) -> tup
         if run.fetched is None:  # it may have been put right where it comes from
             run.tools.store.forget(fetch_key(run.source, run.tools.recipe.download))
     try:
-        values = work()
+        values = _of_one_file(run, work)
     except ClipError as error:
         run.tools.stop.check()  # what fails while all is being ended says nothing of the source
         failure = failure_of(run.stage, error)
@@ -261,6 +305,18 @@ def _remembered(run: _Run, name: str, work: Callable[[], dict[str, Any]]) -> tup
         raise
     state.write_json(name, values)
     return values, False
+
+
+def _of_one_file(run: _Run, work: Callable[[], T]) -> T:
+    """What ``work`` gives or raises, unless the file was replaced or removed meanwhile: then that is raised."""
+    try:
+        done = work()
+    except (ClipError, OSError):
+        run.tools.stop.check()
+        _check_file(run)
+        raise
+    _check_file(run)
+    return done
 
 
 def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> MeasuredVideo:

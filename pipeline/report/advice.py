@@ -64,6 +64,7 @@ FAILURES: dict[str, str] = {
     "not_media": "A web page or something else came where a video was expected: open the link in a browser.",
     "empty": "The file has zero bytes; find another link.",
     "truncated": "The file ends too early; find a whole one.",
+    "changing": "The file was written to, replaced or removed while it was worked on: run the build again when it rests.",
     "missing_file": "The path is not there: check the source list.",
     "unsupported_url": "Nothing here can follow such a link: check the source list.",
     "no_frames": "No picture could be decoded; the file is damaged.",
