@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
 
 STEP_SECONDS = 1.0
+ASLEEP_SECONDS = 5.0
+"""A step that takes longer than this is no busy machine."""
 
 
 def wait_awake(is_over: Callable[[float], bool], seconds: float) -> bool:
@@ -24,17 +28,38 @@ def wait_awake(is_over: Callable[[float], bool], seconds: float) -> bool:
     return False
 
 
-class AwakeClock:
-    """Seconds since it was made, by :meth:`tick`, which is called at least every ``step_seconds``; longer pauses count for twice that."""
+class _Clock:
+    """A clock that stands while this process does. A thread reads it every second: where nobody could for long, it was stopped."""
 
-    def __init__(self, step_seconds: float = STEP_SECONDS) -> None:
-        self.seconds = 0.0
-        self._step_seconds = step_seconds
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._last = time.monotonic()
+        self._asleep_seconds = 0.0
+        threading.Thread(target=self._run, name="awake", daemon=True).start()
 
-    def tick(self) -> float:
-        """The seconds until now."""
-        now = time.monotonic()
-        self.seconds += min(now - self._last, 2 * self._step_seconds)
-        self._last = now
-        return self.seconds
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(STEP_SECONDS)
+            self.read()
+
+    def read(self) -> float:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last > ASLEEP_SECONDS:
+                self._asleep_seconds += now - self._last
+            self._last = now
+            return now - self._asleep_seconds
+
+
+_clocks: dict[int, _Clock] = {}
+"""Of this process: a fork has no threads."""
+
+
+def awake_seconds() -> float:
+    """As time.monotonic, without the time in which this process was stopped for more than a few seconds at once."""
+    pid = os.getpid()
+    if pid not in _clocks:
+        _clocks.clear()
+        _clocks[pid] = _Clock()
+    return _clocks[pid].read()

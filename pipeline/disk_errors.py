@@ -39,9 +39,9 @@ def disk_error(error: OSError, folders: Mapping[str, Path | None]) -> OutputErro
 
 def _named(error: OSError, folders: Mapping[str, Path | None]) -> str | None:
     """The folder in which the error's file lies."""
-    if not isinstance(error.filename, str):
+    if not isinstance(error.filename, str) or not Path(error.filename).is_absolute():
         return None
-    path = Path(error.filename).absolute()
+    path = Path(error.filename)
     known = {**folders, "the folder for temporary files, $TMPDIR": Path(tempfile.gettempdir())}
     inside = [(len(str(root)), name) for name, root in known.items() if root and path.is_relative_to(root.absolute())]
     return max(inside)[1] if inside else None

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,6 +21,7 @@ import fsspec
 
 from pipeline import media
 from pipeline.addresses import Reach, named_places, resolved_places
+from pipeline.awake import awake_seconds
 from pipeline.checking_proxy import CheckingProxy
 from pipeline.cookies import check_cookies, cookie_params, tell_of_skipped_line
 from pipeline.download_errors import explain, is_ours, mask_secrets
@@ -110,7 +110,7 @@ def fetch(
 def _fetch(source: Source, key: str, store: Store, settings: DownloadSettings, hosts: HostGate, stop: Stop) -> Fetched:
     """With all tries, once the host has a place."""
     with hosts.visit(source.url, stop) as visit:
-        started = time.monotonic()
+        started = awake_seconds()
         deadline = started + settings.timeout_seconds if settings.timeout_seconds is not None else None
         return with_retries(
             lambda: _try(source, key, store, settings, deadline, stop),
@@ -149,7 +149,7 @@ def _try(
 
 def ask(source: Source, settings: DownloadSettings, hosts: HostGate, stop: Stop) -> Validators:
     """What the server says now of a plain file, without fetching it. Raises DownloadError, or StoppedError once ``stop`` is set."""
-    limits = Limits(settings.stall_seconds, 0.0, time.monotonic() + settings.stall_seconds, settings.max_bytes)
+    limits = Limits(settings.stall_seconds, 0.0, awake_seconds() + settings.stall_seconds, settings.max_bytes)
     watch = Watch(limits, Path())
     with hosts.visit(source.url, stop):
         try:

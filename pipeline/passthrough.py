@@ -8,7 +8,7 @@ import socket
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 import fsspec
@@ -78,22 +78,24 @@ def key_of_link(url: str) -> str:
 def use_local(url: str, store: Store) -> Fetched:
     """The file where it lies. It is hashed once for each change of its size or modification time."""
     path = local_path(url)
-    with explained(repr(str(path))):
+    name = repr(str(path))
+    with explained(name):
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError
         if not stat.S_ISREG(mode):
-            raise DownloadError("not_a_file", f"{str(path)!r} is a device or a pipe, not a file")
+            raise DownloadError("not_a_file", f"{name} is a device or a pipe, not a file")
         key = local_key(path)
-        with held(store.only_one(key)):
-            if known := store.find(key):
-                return known
+    with held(store.only_one(key)):
+        if known := store.find(key):
+            return known
+        with explained(name):  # not of what the store raises: its files are no source's
             suffix_of(path)
             sha256 = sha256_of(path)
             if local_key(path) != key:
-                raise TransientDownloadError(CHANGING, f"{str(path)!r} was written to while it was read")
-            provenance = plain({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
-            return store.add_outside(key, path, sha256, provenance)
+                raise TransientDownloadError(CHANGING, f"{name} was written to while it was read")
+        provenance = plain({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
+        return store.add_outside(key, path, sha256, provenance)
 
 
 def copy_remote(
@@ -104,8 +106,8 @@ def copy_remote(
     Where http(s) is part of the chain, it reaches what a plain link would: the public internet, and ``networks``.
     """
     target = folder / "media"
-    with _opened(url, networks) as (file_system, remote):
-        validators = _copy(file_system, remote, target, watch)
+    with target.open("wb") as sink, _opened(url, networks) as (file_system, remote):
+        validators = _copy(file_system, remote, sink, watch)
     found = {"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)}
     return target, plain(found), validators
 
@@ -150,13 +152,13 @@ def _held_to(reach: Reach) -> dict[str, Any]:
     return {"get_client": get_client, "skip_instance_cache": True}
 
 
-def _copy(file_system: Any, remote: str, target: Path, watch: Watch) -> Validators:
+def _copy(file_system: Any, remote: str, sink: IO[bytes], watch: Watch) -> Validators:
     with watch.waiting():
         info = file_system.info(remote)
     if info["type"] == "directory":
         raise IsADirectoryError
     watch.check_size(info.get("size"))
-    with file_system.open(remote, "rb") as source, target.open("wb") as sink:
+    with file_system.open(remote, "rb") as source:
         while True:
             with watch.waiting():
                 block = source.read(BLOCK_BYTES)

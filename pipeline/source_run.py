@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -126,7 +128,12 @@ def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord
         record = _failed(run, failure_of(run.stage, error))
     except Exception as error:
         error.add_note(f"in the stage {run.stage} of source {source.source_id} ({mask_secrets(source.url)})")
-        if not is_bug(error) or tools.recipe.execution.bugs == "stop":
+        if not is_bug(error):
+            raise
+        if tools.recipe.execution.bugs == "stop":
+            error.add_note(
+                'a bug of this program: to end such sources as failed and go on, set execution.bugs="record"'
+            )
             raise
         tools.stop.check()
         LOG.error("a bug of this program: source %s fails, the build goes on", source.source_id, exc_info=error)
@@ -453,8 +460,13 @@ def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutC
 
 @contextlib.contextmanager
 def _scratch(run: _Run) -> Iterator[Path]:
+    """A folder for files in the making. Raises FileNotFoundError where it is gone: what failed then did not fail by itself."""
     folder = Path(tempfile.mkdtemp(dir=run.tools.scratch))
     try:
         yield folder
+    except ClipError as error:
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -93,7 +93,7 @@ class Store:
     def close(self) -> None:
         """Give up all pins and temporary files. A process that ends without this leaves them to the next one."""
         if self._folder.is_open:
-            with self._exclusive():
+            with contextlib.suppress(FileNotFoundError), self._exclusive():  # somebody may have removed all of it
                 self._folder.close()
 
     @contextlib.contextmanager

@@ -7,11 +7,13 @@ The limits on time and memory are kept from here, outside of them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -39,6 +41,7 @@ T = TypeVar("T")
 PRELOADED = ["pipeline.measure", "pyloudnorm", "scipy.signal", "scipy.ndimage"]
 MAX_JOBS_PER_PROCESS = 500
 """A process is replaced after this many jobs, so that a leak in a library stays small."""
+PR_SET_PDEATHSIG = 1
 END_SECONDS = 30.0
 """How long a process that was killed may take to be gone."""
 
@@ -222,6 +225,8 @@ def _choose_folder_of_sockets() -> None:
 def _start(tell_pid: Connection[tuple[int, int | None], Any], temporary: Path | None) -> None:
     if temporary is not None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    if sys.platform.startswith("linux"):  # one that is suspended cannot end itself
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
     threading.Thread(target=_end_with_the_build, name="end-with-the-build", daemon=True).start()
     _TELL.append(tell_pid)

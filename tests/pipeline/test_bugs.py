@@ -97,7 +97,8 @@ def test_a_bug_stops_the_run_soon_and_what_was_finished_stays(
     with pytest.raises(IndexError, match="list index out of range") as caught:
         run(recipe, events.append)
     assert time.monotonic() - started < SOON_SECONDS
-    assert caught.value.__notes__ == [f"in the stage measure of source s00001 ({videos[1]})"]
+    assert caught.value.__notes__[0] == f"in the stage measure of source s00001 ({videos[1]})"
+    assert 'set execution.bugs="record"' in caught.value.__notes__[1]
     assert "in measure_badly" in str(caught.value.__cause__)
     finished = {event.source_id for event in events if isinstance(event, SourceEvent)}
     monkeypatch.setattr(source_run, "measure_video", measure_video)

@@ -218,7 +218,8 @@ def note_and_sleep(path: str, seconds: float = 3600.0) -> str:
 
 
 @pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
-def test_processes_end_with_a_build_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suspended", [False, True])
+def test_processes_end_with_a_build_that_is_killed(tmp_path: Path, suspended: bool) -> None:
     (tmp_path / "build.py").write_text(BUILD)
     build = subprocess.Popen(
         [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "pid")],
@@ -226,8 +227,10 @@ def test_processes_end_with_a_build_that_is_killed(tmp_path: Path) -> None:
     )
     with build:
         assert wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"), 300.0)
+        pid = int((tmp_path / "pid").read_text())
+        if suspended:
+            os.kill(pid, signal.SIGSTOP)
         build.kill()
-    pid = int((tmp_path / "pid").read_text())
     assert wait_until(lambda: resident_bytes(pid) == 0, 300.0)
 
 
