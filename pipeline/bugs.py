@@ -44,7 +44,9 @@ class MetBugs:
     def __init__(self, state: Folder, recipe_hash: str) -> None:
         self._state, self._name = state, f"bugs/{code_version()}/{recipe_hash}"
 
+    @functools.cached_property
     def source_ids(self) -> frozenset[str]:
+        """As they were when this was first asked."""
         return frozenset(self._state.names(self._name))
 
     def note(self, source_id: str, failure: Failure | None) -> None:
@@ -52,5 +54,5 @@ class MetBugs:
         name = f"{self._name}/{source_id}"
         if failure is not None and failure.code == BUG:
             self._state.write_bytes(name, b"")
-        elif self._state.exists(name):
+        elif source_id in self.source_ids:
             self._state.remove(name)

@@ -182,9 +182,7 @@ class Build:
             done.pop(source_id, None)
         finished = Ending.WHOLE if self.recipe.execution.try_failed_again else Ending.FAILED
         met_bugs = (
-            frozenset()
-            if self.recipe.execution.try_failed_again
-            else self._bugs(self.rule, self.encoder_id).source_ids()
+            frozenset() if self.recipe.execution.try_failed_again else self._bugs(self.rule, self.encoder_id).source_ids
         )
         withdrawn = frozenset(read_withdrawn(self.output).sources)
         waiting = [

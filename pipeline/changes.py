@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipeline.download import LOCAL, ask, fetch_key
 from pipeline.download_errors import mask_secrets
@@ -20,6 +21,8 @@ from pipeline.store import Store
 from pipeline.validators import differ
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_NAMED = 10
 """Sources that are named one by one where it is said which have changed."""
@@ -98,12 +101,20 @@ class Looker:
                     yield source_id
         if to_hash:
             LOG.info("reading %d files that have changed, or that nobody knows any more", len(to_hash))
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            for (source, _), is_other in zip(
-                to_hash, pool.map(lambda pair: self._is_other(*pair), to_hash), strict=True
-            ):
-                if is_other:
-                    yield source.source_id
+        for (source, _), is_other in self._each(lambda pair: self._is_other(*pair), to_hash):
+            if is_other:
+                yield source.source_id
+
+    def _each(self, look: Callable[[T], R], things: Sequence[T]) -> Iterator[tuple[T, R]]:
+        """Each with what is found of it, in their order. Ctrl-C does not wait for those that are not begun."""
+        pool = ThreadPoolExecutor(self._num_threads)
+        try:
+            yield from zip(things, pool.map(look, things), strict=True)
+        except KeyboardInterrupt:
+            self._stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _is_other(self, source: Source, sha256: str) -> bool:
         self._stop.check()
@@ -134,8 +145,7 @@ class Looker:
                 LOG.warning("%s could not be asked whether it has changed: %s", mask_secrets(source.url), error)
                 return None
 
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            answers = dict(zip(known, pool.map(has_changed, known), strict=True))
+        answers = dict(self._each(has_changed, list(known)))
         return (
             [source.source_id for source, changed in answers.items() if changed],
             [source.source_id for source, changed in answers.items() if changed is None],

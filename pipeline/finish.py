@@ -216,8 +216,11 @@ class Finish:
 
     def _write_shards(self, plans: Sequence[ShardPlan], listener: Listener) -> list[ShardRecord]:
         wanted = [(plan, rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
-        with ThreadPoolExecutor(self.workers) as pool:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
             records = list(pool.map(lambda job: self._write_shard(job[0], job[1], listener), wanted))
+        finally:
+            pool.shutdown(cancel_futures=True)  # a full disk or Ctrl-C does not wait for shards that are not begun
         return sorted(records, key=lambda record: (record.rendition, record.path))
 
     def _write_shard(self, plan: ShardPlan, rendition: str, listener: Listener) -> ShardRecord:

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import source_run
 from pipeline.build import Build, BuildSummary
+from pipeline.download_errors import is_ours
+from pipeline.encoders.mel import check_sound
 from pipeline.errors import OutputError
 from pipeline.ledger import main as ledger_main
 from pipeline.measure import MeasuredVideo, measure_video
@@ -135,6 +138,15 @@ def test_a_long_run_may_go_on_and_the_next_version_tries_again(
     monkeypatch.setattr(source_run, "measure_video", measure_video)
     assert "BUG" not in str(run(recipe).notes)
     assert set(ends(tmp_path / "hostile").values()) == {"kept"}
+
+
+def test_an_error_of_a_package_in_the_package_is_ours_and_one_of_a_library_is_not() -> None:
+    with pytest.raises(ValueError, match="must be mono floats") as of_ours:
+        check_sound(np.zeros((2, 2), np.float32))
+    with pytest.raises(json.JSONDecodeError) as of_a_library:
+        json.loads("{")
+    assert is_ours(of_ours.value)
+    assert not is_ours(of_a_library.value)
 
 
 def test_a_full_disk_does_not_wait_for_sources_that_are_running(
