@@ -87,7 +87,13 @@ def _carry_out(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
         here.progress.queue(source.source_id for source in batch.sources)
         return Outcome(here.build.run_batch(batch, listener))
     with logs_in_run(str(flow_run.id)):
-        result = _build_elsewhere(recipe.model_dump_json()).run_batch(batch, listener)
+        build = _build_elsewhere(recipe.model_dump_json())
+        try:
+            result = build.run_batch(batch, listener)
+        except Exception:
+            if build.is_stopped:  # it carries no batch any more, and this process may be given one of a later run
+                _build_elsewhere.cache_clear()
+            raise
     return Outcome(result, tuple(events))
 
 

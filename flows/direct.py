@@ -52,7 +52,7 @@ def plan_text(recipe: BuildRecipe) -> str:
     build = Build(recipe)
     try:
         build.check()
-        plan = build.plan()
+        plan = build.plan(look_only=True)
         return f"{recipe.model_dump_json(indent=2)}\n{plan.agreement}\n{plan_line(recipe, plan)}"
     finally:
         build.close()

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.bugs import BUG
 from pipeline.progress import Event, SourceEvent, StageEvent
 from pipeline.schema import State
 
@@ -62,6 +63,8 @@ class Snapshot:
     sources_per_minute: float
     remaining_seconds: float | None
     """Until the last source has ended. None: not known."""
+    num_bugs: int = 0
+    """Sources of this run that met a bug of this program."""
 
     @property
     def share(self) -> float:
@@ -102,6 +105,7 @@ class Progress:
         self._num_sources = self._num_ended = 0
         self._sources: Counter[str] = Counter()
         self._clips: Counter[str] = Counter()
+        self._num_bugs = 0
         self._running: dict[str, tuple[str, float]] = {}
         self._reused_only: dict[str, bool] = {}
         self._step = ""
@@ -151,6 +155,7 @@ class Progress:
         now = self._clock()
         self._num_ended += 1
         self._sources[event.state.value] += 1
+        self._num_bugs += event.code == BUG
         for outcome, number in event.clips.items():
             known = outcome in (State.KEPT, State.REJECTED, State.FAILED)
             self._clips[outcome if known else State.REJECTED.value] += number
@@ -177,6 +182,7 @@ class Progress:
                 media_rate=self._media.per_second(now),
                 sources_per_minute=ends_per_second * 60,
                 remaining_seconds=(num_left / ends_per_second if num_left > 0 else 0.0) if known else None,
+                num_bugs=self._num_bugs,
             )
 
 
@@ -206,8 +212,13 @@ def line(now: Snapshot) -> str:
     return (
         f"{now.num_ended}/{now.num_sources} sources ({now.share:.0%}), "
         f"{duration(now.elapsed_seconds)} elapsed, {doing}; "
-        f"sources of this run: {counts(now.sources)}; their clips: {counts(now.clips)}"
+        f"sources of this run: {counts(now.sources)}; their clips: {counts(now.clips)}{bugs(now)}"
     )
+
+
+def bugs(now: Snapshot) -> str:
+    """What is said of bugs, at the end of a line; nothing where there were none."""
+    return f"; {now.num_bugs} SOURCES MET A BUG: see the log" if now.num_bugs else ""
 
 
 class Panel:
@@ -236,6 +247,8 @@ class Panel:
             body.add_row("rate", rates(now))
         body.add_row("sources", _coloured(now.sources))
         body.add_row("clips", _coloured(now.clips))
+        if now.num_bugs:
+            body.add_row("BUGS", Text(f"met by {now.num_bugs} sources: see the log", style="bold red"))
         if now.step:
             body.add_row("now", Text(now.step))
         at_work = [source for source in now.running if source.stage != QUEUED]

@@ -12,11 +12,14 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.agreement_rule import rule_before_build, rule_line
+from pipeline.bugs import BUG, MetBugs
+from pipeline.changes import Changes, Looker
+from pipeline.disk_errors import disk_error
 from pipeline.download import check_requirements
 from pipeline.embedder import Embedder
 from pipeline.encoders.pair import check_settings, find_files
@@ -29,14 +32,14 @@ from pipeline.preview_files import PreviewFiles
 from pipeline.process_folder import socket_folder
 from pipeline.progress import Listener
 from pipeline.recipe import BuildRecipe
-from pipeline.records import DoneRecords, Ending, SourceRecord, source_hash
+from pipeline.records import DoneRecords, Ending, Entry, SourceRecord, source_hash
 from pipeline.scenes import check_detector
 from pipeline.schema import Source, stable_hash
 from pipeline.source_run import Tools, run_source
 from pipeline.sources import SourceList, read_source_lists
 from pipeline.stop import Stop
 from pipeline.storage import Folder
-from pipeline.store import DISK_FULL_ERRNOS, Store
+from pipeline.store import Store
 from pipeline.thresholds import AgreementRule
 from pipeline.withdrawn import read_withdrawn
 from pipeline.workers import Workers, num_cores
@@ -81,6 +84,16 @@ class BuildPlan:
     """What is asked of agreement, in words."""
 
 
+def _bug_notes(summary: BuildSummary) -> list[str]:
+    num_bugs = sum(int(row["count"]) for row in summary.rows if row["what"] == "sources" and row["cause"] == BUG)
+    if not num_bugs:
+        return []
+    return [
+        f"SOURCES THAT MET A BUG of this program: {num_bugs}. They are not in the dataset, and the log of their run has the tracebacks. "
+        "Another version tries them again, this one with execution.try_failed_again=true"
+    ]
+
+
 def _output_folder(url: str) -> Folder:
     try:
         return Folder(url)
@@ -102,6 +115,7 @@ class Build:
         self._num_batches_running = 0
         self._lock = OutputLock(self.output)
         self._scratch: Path | None = None
+        self._changes = Changes()
 
     @functools.cached_property
     def encoder_id(self) -> str | None:
@@ -116,6 +130,11 @@ class Build:
     @property
     def num_workers(self) -> int:
         return self.recipe.execution.workers or num_cores()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was closed, or ended by what one of its batches raised: nothing is carried any more."""
+        return self._stop.is_set()
 
     def check(self) -> None:
         """Refuses, before any work, what cannot go well. Raises UserError; takes the output for this build alone."""
@@ -136,25 +155,47 @@ class Build:
         self.output.check_writable()
         self._check_space()
         self._lock.take(clear_tmp=not recipe.execution.scratch)
-        socket_folder()  # clears what killed processes left there, also where this one needs none
+        self._check_temporary()
         PreviewFiles.clear_marks(self.state)
         if self._store_root().is_dir():
             Store(
                 self._store_root()
             ).close()  # clears what a killed build left there, also where nothing is to be fetched any more
 
-    def plan(self) -> BuildPlan:
-        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn, and those that
-        failed where the user wants that."""
+    @staticmethod
+    def _check_temporary() -> None:
+        try:
+            socket_folder()  # clears what killed processes left there, also where this one needs none
+        except OSError as error:
+            raise OutputError(
+                f"no folder for temporary files can be used ({error}): set TMPDIR to one that can be written"
+            ) from error
+
+    def plan(self, *, look_only: bool = False) -> BuildPlan:
+        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn, those that are
+        another file by now, and those that failed where the user wants that.
+
+        The records of sources that were replaced are removed, unless ``look_only``.
+        """
         listed = self._sources()
         done = self._records().index(listed.sources)
+        self._changes = self._look_for_changes(done, look_only=look_only)
+        for source_id in self._changes.replaced:
+            done.pop(source_id, None)
         finished = Ending.WHOLE if self.recipe.execution.try_failed_again else Ending.FAILED
+        met_bugs = (
+            frozenset() if self.recipe.execution.try_failed_again else self._bugs(self.rule, self.encoder_id).source_ids
+        )
         withdrawn = frozenset(read_withdrawn(self.output).sources)
         waiting = [
             source
             for source in sorted(listed.sources, key=lambda source: source.source_id)
             if source.source_id not in withdrawn
-            and ((entry := done.get(source.source_id)) is None or not entry.is_current or entry.ending < finished)
+            and (
+                (entry := done.get(source.source_id)) is None
+                or not entry.is_current
+                or (entry.ending < finished and source.source_id not in met_bugs)
+            )
         ]
         asked = rule_line(self.recipe.agreement, self.rule, has_encoders=self.recipe.encoders is not None)
         return BuildPlan(
@@ -169,32 +210,68 @@ class Build:
             for group in groups
         )
 
+    def _look_for_changes(self, done: Mapping[str, Entry], *, look_only: bool) -> Changes:
+        finished = {
+            source_id: entry.name
+            for source_id, entry in done.items()
+            if entry.is_current and entry.ending is not Ending.PASSING
+        }
+        if not self._store_root().is_dir():
+            return Changes()
+        withdrawn = frozenset(read_withdrawn(self.output).sources)
+        listed = [source for source in self._sources().sources if source.source_id not in withdrawn]
+        with Store(self._store_root()) as store:
+            looker = Looker(store, self.recipe.download, self._stop, self.recipe.execution.downloads)
+            changes = looker.look(listed, finished, self._records())
+            if not look_only:
+                looker.forget(listed, changes, self._records())
+        for note in changes.notes():
+            LOG.warning("%s", note)
+        return changes
+
     def run_batch(self, batch: Batch, listener: Listener) -> BatchResult:
         """Carries every source of the batch to its end, or, after :meth:`close`, only those that had ended before it.
 
-        Raises OutputError when the disk is full, EncoderError where this machine has other weights, and on bugs.
+        Raises OutputError when the disk is full or a folder of the build is gone, EncoderError where this machine has other weights,
+        and on bugs. Whatever it raises ends the other batches of this process as well, within seconds; only what a broken connection
+        to the state raises (ConnectionError, TimeoutError) leaves them, since the batch may be run again.
         """
         records = self._records_of(batch.rule, batch.encoder_id)
-        with self._batch_running(), self._telling_of_a_full_disk():
-            states = self._carry(batch, records, listener)
+        bugs = self._bugs(batch.rule, batch.encoder_id)
+        with self._batch_running(), self._telling_of_the_disk():
+            states = self._carry(batch, records, bugs, listener)
             if not self._stop.is_set():
                 records.close_batch(batch.batch_id, [source.source_id for source in batch.sources])
         return BatchResult(batch.batch_id, dict(states))
 
-    def _carry(self, batch: Batch, records: DoneRecords, listener: Listener) -> Counter[str]:
+    def _carry(self, batch: Batch, records: DoneRecords, bugs: MetBugs, listener: Listener) -> Counter[str]:
+        failures: list[Exception] = []
+
         def carry(source: Source) -> SourceRecord | None:
+            if failures:
+                return None
             try:
                 record = run_source(source, self._tools_for(batch), listener)
                 self._stop.check()  # what failed now may have failed because all was being ended
+                bugs.note(source.source_id, record.failure)
+                records.put(record)
             except StoppedError:
                 return None
-            records.put(record)
+            except Exception as error:
+                failures.append(error)
+                if not isinstance(error, ConnectionError | TimeoutError):
+                    self._stop.set()  # or the end would wait for sources that take hours
+                raise
             return record
 
         width = self.recipe.execution.downloads + self.num_workers
         pool = ThreadPoolExecutor(min(width, len(batch.sources)), thread_name_prefix=f"batch-{batch.batch_id[:6]}")
         try:
-            return Counter(record.state for record in pool.map(carry, batch.sources) if record is not None)
+            done = [pool.submit(carry, source) for source in batch.sources]
+            wait(done)
+            if failures:
+                raise failures[0]  # others may be of the stop that it caused
+            return Counter(record.state for future in done if (record := future.result()) is not None)
         except KeyboardInterrupt:
             self._stop.set()  # or we would wait below for sources that nobody wants any more
             raise
@@ -202,15 +279,16 @@ class Build:
             pool.shutdown(cancel_futures=True)
 
     @contextlib.contextmanager
-    def _telling_of_a_full_disk(self) -> Iterator[None]:
+    def _telling_of_the_disk(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in DISK_FULL_ERRNOS:
+            execution = self.recipe.execution
+            named = {"execution.scratch": execution.scratch, "execution.store": execution.store}
+            folders = {str(self.output): self.output.local_path} | {name: Path(p) for name, p in named.items() if p}
+            if (told := disk_error(error, folders)) is None:
                 raise
-            raise OutputError(
-                f"no space left on the disk of {self.output}: free some and run the same command again"
-            ) from error
+            raise told from error
 
     @contextlib.contextmanager
     def _batch_running(self) -> Iterator[None]:
@@ -233,8 +311,9 @@ class Build:
         """
         for _ in range(MAX_REPAIRS):
             try:
-                with self._telling_of_a_full_disk():
-                    return self._finish().run(listener)
+                with self._telling_of_the_disk():
+                    summary = self._finish().run(listener)
+                return replace(summary, notes=(*_bug_notes(summary), *self._changes.notes(), *summary.notes))
             except DamagedStateError as error:
                 damage = error
                 self._do_again(damage.source_ids, listener)
@@ -288,6 +367,9 @@ class Build:
 
     def _records_of(self, rule: AgreementRule, encoder_id: str | None) -> DoneRecords:
         return DoneRecords(self.state, f"done/{self.recipe.per_source_hash(rule, encoder_id)}")
+
+    def _bugs(self, rule: AgreementRule, encoder_id: str | None) -> MetBugs:
+        return MetBugs(self.state, self.recipe.per_source_hash(rule, encoder_id))
 
     def _tools_for(self, batch: Batch) -> Tools:
         tools = self._open_tools()

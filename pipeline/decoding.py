@@ -187,7 +187,12 @@ class Decoding:
             return
         seconds = _checked(stamp * frame.time_base - origin)
         if self.start_seconds <= seconds < self.end_seconds:
-            yield Picture(frame, seconds)
+            try:
+                picture = Picture(frame, seconds)
+            except (av.error.FFmpegError, ValueError) as error:  # a pixel format that cannot be converted
+                self._note(error)
+                return
+            yield picture
 
 
 def _checked(seconds: Fraction) -> float:

@@ -6,12 +6,12 @@ Pages and plain links go through yt-dlp, local files are used in place, files of
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import fsspec
 
 from pipeline import media
 from pipeline.addresses import Reach, named_places, resolved_places
+from pipeline.awake import awake_seconds
 from pipeline.checking_proxy import CheckingProxy
 from pipeline.cookies import check_cookies, cookie_params, tell_of_skipped_line
 from pipeline.download_errors import explain, is_ours, mask_secrets
@@ -29,7 +30,7 @@ from pipeline.errors import ClipError, DownloadError, HearscapeError, TransientD
 from pipeline.fetch_failures import FetchFailures
 from pipeline.hosts import HostGate
 from pipeline.links import canonical_url, problem_with_url, scheme_of
-from pipeline.passthrough import copy_remote, use_local
+from pipeline.passthrough import ask_remote, copy_remote, use_local
 from pipeline.provenance import provenance_of
 from pipeline.retries import with_retries
 from pipeline.schema import Fetched, Source, stable_hash
@@ -37,6 +38,8 @@ from pipeline.sniff import suffix_of
 from pipeline.stop import Stop
 from pipeline.store import Store
 from pipeline.transfer import Limits, Pool, Watch, run_watched, watched_reader
+from pipeline.validators import Validators, of_headers
+from pipeline.waiting import held
 
 LOG = logging.getLogger(__name__)
 
@@ -88,7 +91,7 @@ def fetch(
     if problem := problem_with_url(source.url):
         raise DownloadError("unsupported_url", mask_secrets(problem))
     key = fetch_key(source, settings)
-    with store.only_one(key):
+    with held(store.only_one(key)):
         if known := store.find(key):
             return known
         if failures is None:
@@ -107,7 +110,7 @@ def fetch(
 def _fetch(source: Source, key: str, store: Store, settings: DownloadSettings, hosts: HostGate, stop: Stop) -> Fetched:
     """With all tries, once the host has a place."""
     with hosts.visit(source.url, stop) as visit:
-        started = time.monotonic()
+        started = awake_seconds()
         deadline = started + settings.timeout_seconds if settings.timeout_seconds is not None else None
         return with_retries(
             lambda: _try(source, key, store, settings, deadline, stop),
@@ -131,10 +134,10 @@ def _try(
         watch = Watch(limits, folder)
         get = _get_web if scheme_of(source.url) in WEB else _get_remote
         try:
-            path, is_section, provenance = run_watched(lambda: get(source, settings, watch), watch, stop)
+            path, is_section, provenance, validators = run_watched(lambda: get(source, settings, watch), watch, stop)
             suffix = suffix_of(path)
             offset_ms = round(media.start_seconds(path) * 1000) if is_section else 0
-            return store.add(key, path, suffix, offset_ms=offset_ms, provenance=provenance)
+            return store.add(key, path, suffix, offset_ms=offset_ms, provenance=provenance, validators=validators)
         except HearscapeError:
             raise
         except Exception as error:
@@ -144,19 +147,46 @@ def _try(
             raise explain(error, watch.network_error) from error
 
 
-def _get_remote(source: Source, settings: DownloadSettings, watch: Watch) -> tuple[Path, bool, dict[str, Any]]:
-    path, provenance = copy_remote(source.url, watch.folder, watch, settings.allow_networks)
-    return path, False, provenance
+def ask(source: Source, settings: DownloadSettings, hosts: HostGate, stop: Stop) -> Validators:
+    """What the server says now of a plain file, without fetching it. Raises DownloadError, or StoppedError once ``stop`` is set."""
+    limits = Limits(settings.stall_seconds, 0.0, awake_seconds() + settings.stall_seconds, settings.max_bytes)
+    watch = Watch(limits, Path())
+    with hosts.visit(source.url, stop):
+        try:
+            if scheme_of(source.url) not in WEB:
+                return run_watched(lambda: ask_remote(source.url, watch, settings.allow_networks), watch, stop)
+            with _session_for(source, settings, watch) as session:
+                return run_watched(lambda: session.ask(source.url), watch, stop)
+        except HearscapeError:
+            raise
+        except Exception as error:
+            if is_ours(error) and not isinstance(error, OSError):
+                raise
+            raise explain(error, watch.network_error) from error
 
 
-def _get_web(source: Source, settings: DownloadSettings, watch: Watch) -> tuple[Path, bool, dict[str, Any]]:
-    """Path of the file, whether it is only the wanted section, provenance."""
+Got = tuple[Path, bool, dict[str, Any], Validators]
+"""Path of the file, whether it is only the wanted section, provenance, and what tells whether it changes."""
+
+
+def _get_remote(source: Source, settings: DownloadSettings, watch: Watch) -> Got:
+    path, provenance, validators = copy_remote(source.url, watch.folder, watch, settings.allow_networks)
+    return path, False, provenance, validators
+
+
+def _get_web(source: Source, settings: DownloadSettings, watch: Watch) -> Got:
+    with _session_for(source, settings, watch) as session:
+        section = (source.start_ms, source.end_ms) if settings.wants_section(source) else None
+        return session.get(source.url, section)
+
+
+@contextlib.contextmanager
+def _session_for(source: Source, settings: DownloadSettings, watch: Watch) -> Iterator[_Session]:
     # connections that are kept open must not be found by a source that may not open them
     key = f"{settings.model_dump_json()} {sorted(named_places(source.url))}"
     with _sessions.borrowed(key, lambda: _Session(settings)) as session:
         session.watch = watch
-        section = (source.start_ms, source.end_ms) if settings.wants_section(source) else None
-        return session.get(source.url, section)
+        yield session
 
 
 def check_requirements(sources: Iterable[Source], settings: DownloadSettings | None = None) -> None:
@@ -262,6 +292,7 @@ class _Session:
         self.watch: Watch
         self.section: tuple[int, int | None] | None = None
         self.content_type: str | None = None
+        self.validators: Validators = {}
         self.reach = Reach((), settings.allow_networks)
         self._children_reach = self.reach
         self._children_proxy: CheckingProxy | None = None
@@ -310,9 +341,18 @@ class _Session:
             "external_downloader_args": {"ffmpeg_o": SECTION_ARGUMENTS},
         }
 
-    def get(self, url: str, section: tuple[int, int | None] | None) -> tuple[Path, bool, dict[str, Any]]:
-        """Path, whether it is only the section, provenance."""
-        self.section, self.content_type = section, None
+    def ask(self, url: str) -> Validators:
+        """Of the answer to a HEAD request."""
+        self.reach = Reach(named_places(url) | resolved_places(self._proxies()), self.settings.allow_networks)
+        try:
+            self._open(_yt_dlp().networking.common.HEADRequest(url)).close()
+            return self.validators
+        finally:
+            self.watch.network_error = self.reach.refused or self.watch.network_error
+            self._rest()
+
+    def get(self, url: str, section: tuple[int, int | None] | None) -> Got:
+        self.section, self.content_type, self.validators = section, None, {}
         self.reach = reach = Reach(named_places(url) | resolved_places(self._proxies()), self.settings.allow_networks)
         self._children_reach = children_reach = Reach(named_places(url), self.settings.allow_networks)
         if section is not None:
@@ -330,7 +370,8 @@ class _Session:
         if not info or not downloads:
             raise DownloadError("no_video", "the page lists no video")
         is_section = downloads[0].get("section_start") is not None
-        return Path(downloads[0]["filepath"]), is_section, provenance_of(url, info, self.content_type)
+        validators = self.validators if info.get("direct") else {}
+        return Path(downloads[0]["filepath"]), is_section, provenance_of(url, info, self.content_type), validators
 
     def _extracted(self, url: str) -> Any:
         self.ydl.params["paths"] = {"home": str(self.watch.folder)}
@@ -437,7 +478,7 @@ class _Session:
         with watch.waiting(), self.reach.held():
             response = self._asked(lambda: self._urlopen(request))
             watch.opened(response)
-        self.content_type = response.headers.get("Content-Type")
+        self.content_type, self.validators = response.headers.get("Content-Type"), of_headers(response.headers)
         read = response.read
         response.read = watched_reader(lambda amount: self._asked(lambda: read(amount)), watch)
         return response

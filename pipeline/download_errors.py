@@ -225,4 +225,4 @@ def is_ours(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is None or Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    return trace is None or Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)

@@ -72,6 +72,10 @@ class DownloadSettings(Settings):
     """Number of 429 answers in a row after which a host is paused."""
     pause_seconds: NonNegativeFloat = 300.0
     """How long a host is left alone after that, or after it took us for a bot."""
+    check_for_changes: bool = False
+    """Whether servers are asked, once for each plain file that was fetched by an earlier run, if it is still the same (one HEAD request:
+    ETag, else Last-Modified and length); one that is not is fetched and done again. Off, because a run that has nothing to do would
+    ask once for every source. Pages of sites are never asked again, and files of this machine always looked at."""
 
     @field_validator("proxy")
     @classmethod

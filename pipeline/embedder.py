@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +25,26 @@ from pipeline.encoders.pair import (
     find_files,
     load_pair,
 )
-from pipeline.errors import ClipError, EncoderError
+from pipeline.errors import ClipError, EncoderError, WorkerError
 from pipeline.previews import read_frames, read_sounds
 from pipeline.schema import stable_hash
 from pipeline.sound import SAMPLE_RATE_HZ
 from pipeline.stop import Stop
 from pipeline.storage import Folder
+from pipeline.timeouts import TIMED_OUT
+from pipeline.waiting import add_waited, held
 from pipeline.workers import Workers
 
 LOG = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 1800.0
+LOAD_SECONDS = 600.0
+"""Time that a process may take to load the networks, with the little that it does then."""
+SECONDS_PER_FRAME, SECONDS_PER_TEXT, SECONDS_PER_SOUND_SECOND = 2.0, 2.0, 1.0
+"""Time that embedding may take: several times what a large network takes on one slow core."""
+MAX_CLIPS_PER_JOB = 64
+"""Clips that a process is given at once: more of one source are divided, so that neither memory nor time-out grow with its length."""
+SLOWER = 8
+"""After a time-out a job holds so many times fewer clips, down to one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class _Waiting:
         self.job = job
         self.content: bytes | None = None
         self.error: ClipError | None = None
+        self.worked_seconds = 0.0
 
     @property
     def done(self) -> bool:
@@ -71,6 +82,7 @@ class Embedder:
         """Clips that the pair embeds at once: sources that wait are embedded together up to it. Known after the first source."""
         self._settings = settings
         self._workers = Workers(1, stop, temporary=temporary)
+        self._clips_per_job = MAX_CLIPS_PER_JOB
         self._queue: list[_Waiting] = []
         self._queue_lock, self._turn, self._prompts_turn = threading.Lock(), threading.Lock(), threading.Lock()
         self._prompts: dict[str, ClassPrompts | None] = {}
@@ -78,14 +90,44 @@ class Embedder:
     def embed(self, frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]]) -> bytes:
         """Embeddings of the clips at ``spans`` (seconds in the file), as the bytes of an npz: see :func:`read_embeddings`.
 
-        Raises EncoderError, the first time, where the weights turn out to be damaged or of another shape.
+        Raises EncoderError, the first time, where the weights turn out to be damaged or of another shape; WorkerError ``timed_out``
+        where not even a single clip is done in its time.
         """
-        waiting = _Waiting(Job(frames_path, sound_path, tuple(spans)))
+        contents: list[bytes] = []
+        left = tuple(spans)
+        while left:
+            part = left[: self._clips_per_job]
+            try:
+                contents.append(self._embed_part(Job(frames_path, sound_path, part)))
+            except WorkerError as error:
+                if error.code != TIMED_OUT or len(part) == 1:
+                    raise
+                self._clips_per_job = max(min(len(part), self._clips_per_job) // SLOWER, 1)
+                LOG.warning("%d clips took too long to embed; from now on %d at once", len(part), self._clips_per_job)
+                continue
+            left = left[len(part) :]
+        return _joined(contents)
+
+    @property
+    def single_clip_seconds(self) -> float:
+        """The least time-out, which a single clip of no length has."""
+        return self._timeout_seconds([Job(Path(), Path(), ((0.0, 0.0),))])
+
+    def _timeout_seconds(self, jobs: Sequence[Job]) -> float:
+        spans = [span for job in jobs for span in job.spans]
+        of_frames = SECONDS_PER_FRAME * self._settings.frames_per_clip * len(spans)
+        return LOAD_SECONDS + of_frames + SECONDS_PER_SOUND_SECOND * sum(end - start for start, end in spans)
+
+    def _embed_part(self, job: Job) -> bytes:
+        waiting = _Waiting(job)
         with self._queue_lock:
             self._queue.append(waiting)
-        with self._turn:  # whoever has it works for those behind it too
-            if not waiting.done:
+        with held(self._turn):  # whoever has it works for those behind it too
+            is_leader = not waiting.done
+            if is_leader:
                 self._embed_group(self._next_group(waiting))
+        if not is_leader:
+            add_waited(-waiting.worked_seconds)
         if waiting.error is not None:
             raise waiting.error
         assert waiting.content is not None
@@ -103,6 +145,17 @@ class Embedder:
         return group
 
     def _embed_group(self, group: Sequence[_Waiting]) -> None:
+        """Each is given its share of the time by its clips; what the first works for the others counts as waited."""
+        started = time.monotonic()
+        try:
+            self._embed_together(group)
+        finally:
+            seconds_per_clip = (time.monotonic() - started) / max(sum(len(one.job.spans) for one in group), 1)
+            for one in group:
+                one.worked_seconds = seconds_per_clip * len(one.job.spans)
+            add_waited(sum(one.worked_seconds for one in group[1:]))
+
+    def _embed_together(self, group: Sequence[_Waiting]) -> None:
         if len(group) > 1:
             with contextlib.suppress(ClipError):  # one of them is bad, and shall cost itself alone
                 self._run(group)
@@ -115,7 +168,7 @@ class Embedder:
 
     def _run(self, group: Sequence[_Waiting]) -> None:
         jobs = [waiting.job for waiting in group]
-        contents, self.clips_at_once = self._workers.run(_embed, TIMEOUT_SECONDS, self._settings, jobs)
+        contents, self.clips_at_once = self._workers.run(_embed, self._timeout_seconds(jobs), self._settings, jobs)
         for waiting, content in zip(group, contents, strict=True):
             waiting.content = content
 
@@ -140,7 +193,8 @@ class Embedder:
             return rows
         problem = read_json_whole(state, f"{name}.json", lambda values: str(values["problem"]))
         if problem is None:
-            content, problem = self._workers.run(_embed_texts, TIMEOUT_SECONDS, self._settings, tuple(texts))
+            timeout_seconds = LOAD_SECONDS + SECONDS_PER_TEXT * len(texts)
+            content, problem = self._workers.run(_embed_texts, timeout_seconds, self._settings, tuple(texts))
             if content is not None:
                 state.write_bytes(f"{name}.npy", content)
                 return _rows(content, len(texts))
@@ -155,6 +209,9 @@ class Embedder:
 
     def close(self) -> None:
         self._workers.close()
+
+
+Rows = npt.NDArray[np.float32]
 
 
 def _rows(content: bytes, num_rows: int) -> npt.NDArray[np.float32]:
@@ -212,15 +269,35 @@ def _embed(settings: EncoderPairSettings, jobs: Sequence[Job]) -> tuple[list[byt
 def _content(found: ClipEmbeddings, start: int, stop: int) -> bytes:
     """The clips ``start`` to ``stop``, as they are stored."""
     rows = found.picture_frames[start:stop]
+    return _packed(
+        np.concatenate(rows), [len(each) for each in rows], found.picture[start:stop], found.sound[start:stop]
+    )
+
+
+def _packed(frames: Rows, num_frames: Sequence[int], picture: Rows, sound: Rows) -> bytes:
     content = io.BytesIO()
     np.savez(
         content,
-        frames=np.concatenate(rows).astype(np.float16),
-        ends=np.cumsum([len(each) for each in rows]),
-        picture=found.picture[start:stop].astype(np.float16),
-        sound=found.sound[start:stop].astype(np.float16),
+        frames=frames.astype(np.float16),
+        ends=np.cumsum(num_frames),
+        picture=picture.astype(np.float16),
+        sound=sound.astype(np.float16),
     )
     return content.getvalue()
+
+
+def _joined(contents: Sequence[bytes]) -> bytes:
+    """The parts of one source as if they had been embedded at once."""
+    if len(contents) == 1:
+        return contents[0]
+    parts = [read_embeddings(content) for content in contents]
+    frames = [rows for of_clips, _, _ in parts for rows in of_clips]
+    return _packed(
+        np.concatenate(frames),
+        [len(rows) for rows in frames],
+        np.concatenate([pictures for _, pictures, _ in parts]),
+        np.concatenate([sounds for _, _, sounds in parts]),
+    )
 
 
 def _embed_texts(settings: EncoderPairSettings, texts: Sequence[str]) -> tuple[bytes | None, str]:

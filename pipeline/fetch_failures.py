@@ -15,7 +15,7 @@ PACE = frozenset(
     {
         *("rate_limit_bytes_per_second", "sleep_seconds", "max_per_host", "pause_after", "pause_seconds"),
         *("retries", "backoff_seconds", "backoff_max_seconds", "retry_after_max_seconds"),
-        *("socket_timeout_seconds", "stall_seconds", "min_bytes_per_second", "timeout_seconds"),
+        *("socket_timeout_seconds", "stall_seconds", "min_bytes_per_second", "timeout_seconds", "check_for_changes"),
     }
 )
 """Settings that only decide when, how fast and how often: what fails for them is worth another try, and not kept."""

@@ -266,8 +266,11 @@ class Finish:
 
     def _write_shards(self, plans: Sequence[ShardPlan], listener: Listener) -> list[ShardRecord]:
         wanted = [(plan, rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
-        with ThreadPoolExecutor(self.workers) as pool:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
             written = list(pool.map(lambda job: self._write_shard(job[0], job[1], listener), wanted))
+        finally:
+            pool.shutdown(cancel_futures=True)  # a full disk or Ctrl-C does not wait for shards that are not begun
         if damage := [one for one in written if isinstance(one, DamagedStateError)]:
             raise _together(damage)
         records = [one for one in written if isinstance(one, ShardRecord)]
@@ -375,7 +378,11 @@ def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
     """The resolved recipe without what does not change the outcome, and without secrets."""
     values = recipe.model_dump(
         mode="json",
-        exclude={"execution": True, "output": True, "download": {"proxy", "cookies_file", "cookies_browser"}},
+        exclude={
+            "execution": True,
+            "output": True,
+            "download": {"proxy", "cookies_file", "cookies_browser", "check_for_changes"},
+        },
     )
     return cast("dict[str, Any]", masked_values(values))
 

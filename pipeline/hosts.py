@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import TransientDownloadError
 from pipeline.stop import Stop
+from pipeline.waiting import waiting
 
 
 def host_of(url: str) -> str:
@@ -80,14 +81,16 @@ class HostGate:
         name = host_of(url)
         with stop.calling(self._wake), self._changed:
             host = self._hosts.setdefault(name, _Host())
-            while self._is_full(name, host):
-                self._changed.wait()
-                stop.check()
+            with waiting():
+                while self._is_full(name, host):
+                    self._changed.wait()
+                    stop.check()
             host.running += 1
             start = max(time.monotonic(), host.next_start)
             host.next_start = start + self.spacing_seconds
         try:
-            stop.sleep(max(start - time.monotonic(), 0))
+            with waiting():
+                stop.sleep(max(start - time.monotonic(), 0))
             yield Visit(self, name)
         finally:
             with self._changed:

@@ -21,7 +21,8 @@ from pipeline.storage import Folder
 
 LEDGER_NAME = "ledger.jsonl"
 TIMINGS_NAME = "timings.jsonl"
-"""Seconds of each stage for each source. Apart, because it is the only file that differs from one build to the next."""
+"""Seconds of work of each stage for each source, and of waiting (``waited``). Apart, because it is the only file that differs from
+one build to the next."""
 
 
 def write_ledger(output: Folder, listed: SourceList, records: Iterable[SourceRecord]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import ffmpeg
 import imageio_ffmpeg
 from av.stream import Disposition
 
+from pipeline.awake import wait_awake
 from pipeline.errors import MediaError, WorkerError
 from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.memory import limited_memory
@@ -294,17 +296,25 @@ def _run(
         errors="replace",
         process_group=0,  # out of Ctrl-C's reach: a clip that is cut short by it would count as failed
     )
+    errors = ""
+
+    def is_over(step_seconds: float) -> bool:
+        nonlocal errors
+        try:
+            _, errors = process.communicate(timeout=step_seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     with process:
         try:
             with stop.calling(process.kill), limited_memory(process.pid, memory_bytes) as memory:
-                _, errors = process.communicate(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired as error:
-            raise WorkerError(
-                "timed_out", f"ffmpeg took longer than {timeout_seconds:g} s: {_shown(command)}"
-            ) from error
+                in_time = wait_awake(is_over, math.inf if timeout_seconds is None else timeout_seconds)
         finally:
             process.kill()
     stop.check()
+    if not in_time:
+        raise WorkerError("timed_out", f"ffmpeg took longer than {timeout_seconds:g} s: {_shown(command)}")
     if memory.exceeded:
         raise WorkerError("out_of_memory", f"ffmpeg was ended: {memory.exceeded}: {_shown(command)}")
     return process.returncode, errors

@@ -52,6 +52,14 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def is_suspended(pid: int) -> bool:
+    """Whether a process was stopped by SIGSTOP or the like, and goes on only when it is told to. False where nobody knows."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] in ("T", "t")
+    except OSError:
+        return False
+
+
 class MemoryWatch:
     """Looks at all processes that were added, several times a second, from a thread that runs while there are any."""
 

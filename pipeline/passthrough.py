@@ -8,7 +8,7 @@ import socket
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 import fsspec
@@ -21,8 +21,12 @@ from pipeline.schema import Fetched, stable_hash
 from pipeline.sniff import suffix_of
 from pipeline.store import DISK_FULL_ERRNOS, Store, sha256_of
 from pipeline.transfer import Watch
+from pipeline.validators import Validators, of_details
+from pipeline.waiting import held
 
 BLOCK_BYTES = 1 << 20
+CHANGING = "changing"
+"""The code of a file that is another one before the work on it is done."""
 FOLLOWS_OTHERS = frozenset({"reference"})
 """File systems whose files name other files, anywhere."""
 
@@ -57,30 +61,66 @@ def local_path(url: str) -> Path:
     return path if name == url or path.exists() else Path(unquote(name)).absolute()
 
 
+def local_key(path: Path) -> str:
+    """Names what lies there by path, size, modification time and inode. Raises OSError."""
+    status = path.stat()
+    return stable_hash("local", path, status.st_size, status.st_mtime_ns, status.st_ino, length=40)
+
+
+def key_of_link(url: str) -> str:
+    """The same of a link without scheme, or with ``file://``; empty where nothing can be found there."""
+    try:
+        return local_key(local_path(url))
+    except (OSError, ValueError):
+        return ""
+
+
 def use_local(url: str, store: Store) -> Fetched:
     """The file where it lies. It is hashed once for each change of its size or modification time."""
     path = local_path(url)
-    with explained(repr(str(path))):
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
+    name = repr(str(path))
+    with explained(name):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise IsADirectoryError
-        if not stat.S_ISREG(status.st_mode):
-            raise DownloadError("not_a_file", f"{str(path)!r} is a device or a pipe, not a file")
-        key = stable_hash("local", path, status.st_size, status.st_mtime_ns, status.st_ino, length=40)
-        with store.only_one(key):
-            if known := store.find(key):
-                return known
+        if not stat.S_ISREG(mode):
+            raise DownloadError("not_a_file", f"{name} is a device or a pipe, not a file")
+        key = local_key(path)
+    with held(store.only_one(key)):
+        if known := store.find(key):
+            return known
+        with explained(name):  # not of what the store raises: its files are no source's
             suffix_of(path)
-            provenance = plain({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
-            return store.add_outside(key, path, sha256_of(path), provenance)
+            sha256 = sha256_of(path)
+            if local_key(path) != key:
+                raise TransientDownloadError(CHANGING, f"{name} was written to while it was read")
+        provenance = plain({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
+        return store.add_outside(key, path, sha256, provenance)
 
 
-def copy_remote(url: str, folder: Path, watch: Watch, networks: Sequence[Network]) -> tuple[Path, dict[str, Any]]:
-    """A file of any fsspec file system as a file in ``folder``, with its provenance.
+def copy_remote(
+    url: str, folder: Path, watch: Watch, networks: Sequence[Network]
+) -> tuple[Path, dict[str, Any], Validators]:
+    """A file of any fsspec file system as a file in ``folder``, with its provenance and what tells whether it changes.
 
     Where http(s) is part of the chain, it reaches what a plain link would: the public internet, and ``networks``.
     """
     target = folder / "media"
+    with target.open("wb") as sink, _opened(url, networks) as (file_system, remote):
+        validators = _copy(file_system, remote, sink, watch)
+    found = {"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)}
+    return target, plain(found), validators
+
+
+def ask_remote(url: str, watch: Watch, networks: Sequence[Network]) -> Validators:
+    """What tells whether the file has changed. Raises DownloadError."""
+    with _opened(url, networks) as (file_system, remote), watch.waiting():
+        return of_details(file_system.info(remote))
+
+
+@contextlib.contextmanager
+def _opened(url: str, networks: Sequence[Network]) -> Iterator[tuple[Any, str]]:
+    """The file system of a link, and the path in it. What it raises in the block is explained."""
     name = mask_secrets(url)
     parts = url.split("::")
     schemes = {part.partition("://")[0].lower() for part in parts}
@@ -91,11 +131,9 @@ def copy_remote(url: str, folder: Path, watch: Watch, networks: Sequence[Network
     options = {scheme: _held_to(reach) for scheme in schemes & {"http", "https"}}
     try:
         with explained(repr(name)):
-            file_system, remote = fsspec.core.url_to_fs(url, **options)
-            _copy(file_system, remote, target, watch)
+            yield fsspec.core.url_to_fs(url, **options)
     except DownloadError as error:
         raise reach.refused or error from error
-    return target, plain({"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": name})
 
 
 def _held_to(reach: Reach) -> dict[str, Any]:
@@ -114,13 +152,13 @@ def _held_to(reach: Reach) -> dict[str, Any]:
     return {"get_client": get_client, "skip_instance_cache": True}
 
 
-def _copy(file_system: Any, remote: str, target: Path, watch: Watch) -> None:
+def _copy(file_system: Any, remote: str, sink: IO[bytes], watch: Watch) -> Validators:
     with watch.waiting():
         info = file_system.info(remote)
     if info["type"] == "directory":
         raise IsADirectoryError
     watch.check_size(info.get("size"))
-    with file_system.open(remote, "rb") as source, target.open("wb") as sink:
+    with file_system.open(remote, "rb") as source:
         while True:
             with watch.waiting():
                 block = source.read(BLOCK_BYTES)
@@ -128,3 +166,4 @@ def _copy(file_system: Any, remote: str, target: Path, watch: Watch) -> None:
                 break
             sink.write(block)
             watch.count(len(block))
+    return of_details(info)

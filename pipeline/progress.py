@@ -19,6 +19,7 @@ class StageEvent:
     subject: str
     """Source id, or the name of the shard or file."""
     elapsed_seconds: float
+    """Of work: what the source waited for others is left out."""
     media_seconds: float = 0.0
     """Length of the media that was worked on."""
     reused: bool = False
@@ -35,6 +36,8 @@ class SourceEvent:
     """Reason, or ``code: message`` of the failure."""
     clips: Mapping[str, int] = field(default_factory=dict)
     """Number of clips by ``kept``, ``failed`` and each reason."""
+    code: str = ""
+    """The code of the failure; empty where it did not fail as a whole."""
 
 
 Event = StageEvent | SourceEvent

@@ -69,6 +69,11 @@ class ExecutionSettings(Settings):
     try_failed_again: bool = False
     """Whether what failed for good (a dead link, a damaged file) is fetched and decoded once more. What may pass by itself (a broken
     connection, a stall, 429, a killed process) every run tries again anyway."""
+    bugs: Literal["stop", "record"] = "stop"
+    """What an error of this program itself does, which says nothing of the source that it met: ``stop`` ends the build with its
+    traceback. ``record``, for long runs, writes it to the log, ends the source as failed (``bug``), and goes on; such sources are
+    counted wherever the build says how it goes, and tried again by every other version of the program, or by the same one with
+    ``try_failed_again``."""
     keep_cuts: bool = True
     """Whether cut clips stay beside the shards, so that another threshold or another order of shards needs no new cut."""
 
@@ -128,7 +133,7 @@ class BuildRecipe(Settings):
         """Names everything that decides what becomes of one source on its own: the settings, ``rule`` for what they ask
         of agreement (by its numbers, wherever they come from), and the encoders by what is in their files."""
         decisive = {"download", "probe", "scenes", "clips", "measure", "encoders", "agreement", "judge", "cut"}
-        settled = self.model_dump_json(include=decisive, exclude=_RESOLVED)
+        settled = self.model_dump_json(include=decisive, exclude={**_RESOLVED, "download": {"check_for_changes"}})
         asked = rule.model_dump_json(exclude={"origin", "calibration_id"}) if rule and rule.enforced else None
         return stable_hash(settled, asked, encoder_id, length=24)
 

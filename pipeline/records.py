@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -37,6 +38,12 @@ LOG = logging.getLogger(__name__)
 
 VERSION = 2
 """Raise it when records say other things: those of other versions are passed over, and their sources looked at again."""
+WAITED = "waited"
+"""Beside the stages in ``timings``: seconds that the source waited for a slot, a host, or another source's turn."""
+LOOKED_AT = "looked_at"
+"""In the provenance of a record that is of no file: names what lay there when it failed; empty where nothing did."""
+_CONTENT = re.compile(rb'"content_sha256":"([0-9a-f]{64})"')
+"""In the line of a record. Within a text of it the quotation marks would be escaped."""
 MAX_FILES_OPEN = 4
 """Files of records that are held in memory while records are read one after the other."""
 
@@ -121,7 +128,7 @@ class SourceRecord:
     embedded_key: str | None = None
     clips: tuple[ClipRecord, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that each stage took in the run that did it."""
+    """Seconds of work of each stage in the run that did it, and of waiting in all of them (``waited``)."""
 
     @property
     def ending(self) -> Ending:
@@ -318,6 +325,19 @@ class DoneRecords:
         entries = {record.source.source_id: _entry(record) for record in records}
         header = {"version": VERSION, "num_bytes": len(lines), "sources": entries}
         self._folder.write_bytes(f"{self._name}/{name}", _json(header) + b"\n" + lines)
+
+    def contents(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
+        """For each source of ``wanted``, as :meth:`read` takes it: its id, the SHA-256 of the file that its record is of, and where there
+        is none what was looked at instead (see :data:`LOOKED_AT`). Without reading the records as a whole: there may be many.
+        Damaged ones are passed over: they are found when they are read."""
+        lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
+        for source_id, name in wanted.items():
+            with contextlib.suppress(*UNREADABLE):
+                line = lines_of(name)[source_id]
+                if content := _CONTENT.search(line):
+                    yield source_id, content[1].decode(), None
+                else:
+                    yield source_id, None, as_json(line)["provenance"].get(LOOKED_AT)
 
     def _lines(self, name: str) -> dict[str, bytes]:
         """The records of a file by source, not parsed."""

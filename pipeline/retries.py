@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipeline.awake import awake_seconds
 from pipeline.download_errors import retry_after_seconds
 from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.hosts import Visit
 from pipeline.schema import unit_interval
 from pipeline.stop import Stop
+from pipeline.waiting import waiting
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def with_retries(
     backoff_max_seconds: float,
     retry_after_max_seconds: float,
 ) -> T:
-    """The attempt's result, or its last error, or StoppedError. ``deadline`` is monotonic; no wait goes beyond it."""
+    """The attempt's result, or its last error, or StoppedError. ``deadline`` is in :func:`awake_seconds`; no wait goes beyond it."""
     for number in itertools.count():
         try:
             result = attempt()
@@ -50,10 +51,11 @@ def with_retries(
             if asked is not None and asked > retry_after_max_seconds:
                 raise
             wait = asked if asked is not None else _backoff(name, number, backoff_seconds, backoff_max_seconds)
-            if deadline is not None and time.monotonic() + wait > deadline:
+            if deadline is not None and awake_seconds() + wait > deadline:
                 raise
             LOG.info("%s: %s; trying again in %.1f s", name, error, wait)
-            stop.sleep(wait)
+            with waiting():
+                stop.sleep(wait)
         except DownloadError as error:
             if error.code.startswith("http_"):
                 visit.answered()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -14,21 +16,25 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from pipeline.agreement import agreement
+from pipeline.bugs import bug_failure, is_bug
 from pipeline.cut import CutClip, cut_clip, cut_key
 from pipeline.damage import read_json_whole, read_whole, tell_of
-from pipeline.download import fetch, fetch_key, fetched_before
+from pipeline.download import LOCAL, fetch, fetch_key, fetched_before
+from pipeline.download_errors import mask_secrets
 from pipeline.embedder import Embedder, embedded_name, read_embeddings
 from pipeline.errors import ClipError, MediaError, PreviewError, TransientDownloadError
 from pipeline.facts import FACTS_VERSION, MediaFacts
 from pipeline.fetch_failures import FetchFailures, failure_of
 from pipeline.hosts import HostGate
 from pipeline.judge import Judge, judge_file
+from pipeline.links import scheme_of
 from pipeline.measure import MeasuredClip, MeasuredVideo, measure_key, measure_video
 from pipeline.media import probe
+from pipeline.passthrough import CHANGING, key_of_link, use_local
 from pipeline.preview_files import DAMAGED, GONE, SUFFIXES, PreviewFiles, Sums
 from pipeline.progress import Listener, SourceEvent, Stage, StageEvent
 from pipeline.recipe import BuildRecipe
-from pipeline.records import ClipRecord, SourceRecord
+from pipeline.records import LOOKED_AT, WAITED, ClipRecord, SourceRecord
 from pipeline.schema import (
     AgreementMeasures,
     Failure,
@@ -44,11 +50,21 @@ from pipeline.schema import (
 from pipeline.stop import Stop
 from pipeline.storage import Folder
 from pipeline.store import Store, sha256_of
+from pipeline.timeouts import TIMED_OUT, Timeouts
+from pipeline.waiting import counting, held
 from pipeline.workers import Workers
 
 LOG = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PROBE_TIMEOUT_SECONDS = 60.0
+MAX_CHANGES = 3
+LEAST_WAIT_SECONDS = 0.001
+SLOW_PROBING = "set execution.try_failed_again=true for another try"
+SLOW_MEASURING = "raise measure.timeout_seconds or measure.timeout_max_seconds, or set execution.try_failed_again=true"
+SLOW_CUTTING = "raise cut.timeout_seconds, choose a faster cut.preset, or set execution.try_failed_again=true"
+SLOW_EMBEDDING = "choose smaller encoders or a faster machine, and set execution.try_failed_again=true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,53 +93,93 @@ class _Run:
     fetched: Fetched | None = None
     expected_sha256: str | None = None
     """What is in the file, as an earlier run or this one found."""
+    looked_at: str = ""
+    """What lay at a path of this machine before it was used."""
     timings: dict[str, float] = field(default_factory=dict)
     stage: str = "fetch"
 
+    @property
+    def timeouts(self) -> Timeouts:
+        return Timeouts(self.tools.state, try_again=self.tools.recipe.execution.try_failed_again)
+
     @contextlib.contextmanager
     def timed(self, stage: Stage, media_seconds: float = 0.0, *, reused: bool = False) -> Iterator[None]:
+        """Around the work of a stage. What it waits for others is counted apart, and work that fails as well."""
         self.stage = stage
         started = time.monotonic()
-        yield
-        elapsed = time.monotonic() - started
-        if not reused:
-            self.timings[stage] = round(self.timings.get(stage, 0.0) + elapsed, 3)
-        self.listener(StageEvent(stage, self.source.source_id, elapsed, media_seconds, reused))
+        worked_seconds = 0.0
+        with counting() as waited:
+            try:
+                yield
+            finally:
+                worked_seconds = max(time.monotonic() - started - waited.seconds, 0.0)
+                if not reused:
+                    self._add(stage, worked_seconds)
+                    self._add(WAITED, waited.seconds)
+        self.listener(StageEvent(stage, self.source.source_id, worked_seconds, media_seconds, reused))
+
+    def _add(self, name: str, seconds: float) -> None:
+        if name != WAITED or seconds >= LEAST_WAIT_SECONDS:
+            self.timings[name] = round(self.timings.get(name, 0.0) + seconds, 3)
 
 
 class _ContentChangedError(Exception):
-    """The file was freed, fetched again, and is another one now: what is stored of the old one does not hold."""
+    """The file is another one now, since it was fetched again or replaced: what is stored of the old one does not hold."""
 
 
 def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord:
     """What becomes of one source. Every way in which a source or clip can fail ends in the record.
 
-    Raises StoppedError; anything else that is raised is a bug.
+    Raises StoppedError, UserError, OSError where a disk or the state's file system fails, and bugs, unless ``execution.bugs`` says
+    that they end in the record as well.
     """
     run = _Run(tools, source, listener)
     try:
-        try:
-            record = _run(run)
-        except _ContentChangedError:
-            record = _run(run)
+        record = _run_again(run)
     except ClipError as error:
-        record = SourceRecord(
-            source,
-            State.FAILED,
-            failure=failure_of(run.stage, error),
-            content_sha256=run.expected_sha256,
-            timings=run.timings,
-        )
+        record = _failed(run, failure_of(run.stage, error))
+    except Exception as error:
+        error.add_note(f"in the stage {run.stage} of source {source.source_id} ({mask_secrets(source.url)})")
+        if not is_bug(error):
+            raise
+        if tools.recipe.execution.bugs == "stop":
+            error.add_note(
+                'a bug of this program: to end such sources as failed and go on, set execution.bugs="record"'
+            )
+            raise
+        tools.stop.check()
+        LOG.error("a bug of this program: source %s fails, the build goes on", source.source_id, exc_info=error)
+        record = _failed(run, bug_failure(run.stage, error))
     finally:
         if run.fetched is not None:
             tools.store.release(run.fetched.content_sha256)
     detail = f"{record.failure.code}: {record.failure.message}" if record.failure else str(record.reason or "")
-    listener(
-        SourceEvent(
-            source.source_id, record.state, detail, Counter(str(clip.reason or clip.state) for clip in record.clips)
-        )
-    )
+    clips = Counter(str(clip.reason or clip.state) for clip in record.clips)
+    code = record.failure.code if record.failure else ""
+    listener(SourceEvent(source.source_id, record.state, detail, clips, code))
     return record
+
+
+def _failed(run: _Run, failure: Failure) -> SourceRecord:
+    is_local = run.expected_sha256 is None and scheme_of(run.source.url) in LOCAL
+    provenance = {LOOKED_AT: run.looked_at} if is_local else {}
+    return SourceRecord(
+        run.source,
+        State.FAILED,
+        failure=failure,
+        content_sha256=run.expected_sha256,
+        provenance=provenance,
+        timings=run.timings,
+    )
+
+
+def _run_again(run: _Run) -> SourceRecord:
+    """From the beginning, as often as the file is another one in the end."""
+    for _ in range(MAX_CHANGES):
+        with contextlib.suppress(_ContentChangedError):
+            return _run(run)
+    run.stage = "fetch"
+    raise TransientDownloadError(CHANGING, f"the file was replaced {MAX_CHANGES} times while it was worked on")
 
 
 def _run(run: _Run) -> SourceRecord:
@@ -181,6 +237,8 @@ def summed_up(clips: list[tuple[State, Reason | None]]) -> tuple[State, Reason |
 def _fetch(run: _Run) -> Fetched:
     """The source's file, on this machine, pinned until the source is done."""
     if run.fetched is None:
+        if scheme_of(run.source.url) in LOCAL:
+            run.looked_at = key_of_link(run.source.url)
         with run.timed("fetch"):
             run.fetched = _fetched_whole(run)
         if run.expected_sha256 not in (None, run.fetched.content_sha256):
@@ -210,6 +268,28 @@ def _has_sum(path: Path, sha256: str) -> bool:
         return False
 
 
+def _check_file(run: _Run) -> None:
+    """What was made of a file of this machine holds only if the file is still the one that was hashed.
+
+    Raises _ContentChangedError where it is another one, TransientDownloadError where it is gone.
+    """
+    tools, fetched, url = run.tools, run.fetched, run.source.url
+    if fetched is None or scheme_of(url) not in LOCAL:
+        return
+    known = tools.store.known(key_of_link(url))
+    if known is not None and known.sha256 == fetched.content_sha256:
+        return
+    tools.store.release(fetched.content_sha256)
+    run.fetched = None
+    try:
+        run.fetched = use_local(url, tools.store)  # it may only have been touched
+    except ClipError as error:
+        run.stage = "fetch"
+        raise TransientDownloadError(CHANGING, f"the file changed while it was worked on: {error}") from error
+    if run.fetched.content_sha256 != fetched.content_sha256:
+        raise _ContentChangedError
+
+
 def _section_seconds(source: Source) -> float | None:
     return (source.end_ms - source.start_ms) / 1000 if source.end_ms is not None else None
 
@@ -226,7 +306,8 @@ def _facts(run: _Run, content_sha256: str) -> MediaFacts:
     def look() -> MediaFacts:
         path = Path(_fetch(run).path)
         run.stage = "probe"
-        return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path)
+        with run.timeouts.counted(f"probe {content_sha256}", PROBE_TIMEOUT_SECONDS, SLOW_PROBING):
+            return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path)
 
     return _remembered(run, name, MediaFacts, look)[0]
 
@@ -293,15 +374,27 @@ def _remembered(
     elif kept is not None and is_whole(kept):
         return kept, True
     try:
-        made = work()
+        made = _of_one_file(run, work)
     except ClipError as error:
         run.tools.stop.check()  # what fails while all is being ended says nothing of the source
         failure = failure_of(run.stage, error)
-        if not failure.transient and run.stage != "fetch":  # fetches keep their own
+        if not failure.transient and run.stage != "fetch" and failure.code != TIMED_OUT:  # those keep their own
             state.write_json(name, {"failed": flat(failure)})
         raise
     state.write_json(name, made.to_json())
     return made, False
+
+
+def _of_one_file(run: _Run, work: Callable[[], T]) -> T:
+    """What ``work`` gives or raises, unless the file was replaced or removed meanwhile: then that is raised."""
+    try:
+        done = work()
+    except (ClipError, OSError):
+        run.tools.stop.check()
+        _check_file(run)
+        raise
+    _check_file(run)
+    return done
 
 
 def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> _Measured:
@@ -309,10 +402,12 @@ def _measure(run: _Run, key: str, facts: MediaFacts, section: tuple[int, int | N
     path = Path(_fetch(run).path)
     assert facts.video is not None
     seconds = facts.video.duration_seconds or facts.duration_seconds or 0.0
-    with run.timed("measure", seconds), _scratch(run) as folder:
+    limit_seconds = max(recipe.measure.timeout_seconds, min(10 * seconds, recipe.measure.timeout_max_seconds))
+    counted = run.timeouts.counted(key, limit_seconds, SLOW_MEASURING)
+    with run.timed("measure", seconds), _scratch(run) as folder, counted:
         measured = run.tools.workers.run(
             measure_video,
-            max(recipe.measure.timeout_seconds, min(10 * seconds, recipe.measure.timeout_max_seconds)),
+            limit_seconds,
             path,
             facts,
             section_ms=section,
@@ -339,7 +434,7 @@ def _agreements(
         with run.timed("embed", video.decoded_seconds, reused=True):
             pass
     else:
-        content = _embed(run, key, measured, section)
+        content = _embed(run, name, key, measured, section)
         state.write_bytes(name, content)
         kept = read_embeddings(content, len(video.clips))
     prompts = embedder.prompts(run.tools.recipe.agreement, state)
@@ -350,7 +445,7 @@ def _agreements(
     ]
 
 
-def _embed(run: _Run, key: str, measured: _Measured, section: tuple[int, int | None]) -> bytes:
+def _embed(run: _Run, name: str, key: str, measured: _Measured, section: tuple[int, int | None]) -> bytes:
     """The embeddings of all clips, from the previews. Damaged ones are made again, by another decode."""
     embedder, previews = run.tools.embedder, run.tools.previews
     assert embedder is not None
@@ -360,7 +455,9 @@ def _embed(run: _Run, key: str, measured: _Measured, section: tuple[int, int | N
     for last_try in (False, True):
         try:
             with run.timed("embed", measured.video.decoded_seconds), _scratch(run) as folder:
-                return embedder.embed(*previews.copy_to(key, folder, measured.previews), spans)
+                copies = previews.copy_to(key, folder, measured.previews)
+                with run.timeouts.counted(name, embedder.single_clip_seconds, SLOW_EMBEDDING):
+                    return embedder.embed(*copies, spans)
         except PreviewError as error:
             if last_try or error.code != DAMAGED:
                 raise
@@ -450,8 +547,9 @@ def _is_there(state: Folder, key: str, cut: CutClip) -> bool:
 def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutClip:
     recipe = run.tools.recipe
     path = Path(_fetch(run).path)
+    counted = run.timeouts.counted(key, recipe.cut.timeout_seconds, SLOW_CUTTING)
     with run.timed("cut", clip.span.duration_seconds), _scratch(run) as folder:
-        with run.tools.workers.slots:
+        with counted, held(run.tools.workers.slots):
             cut = cut_clip(
                 path,
                 facts,
@@ -468,8 +566,13 @@ def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutC
 
 @contextlib.contextmanager
 def _scratch(run: _Run) -> Iterator[Path]:
+    """A folder for files in the making. Raises FileNotFoundError where it is gone: what failed then did not fail by itself."""
     folder = Path(tempfile.mkdtemp(dir=run.tools.scratch))
     try:
         yield folder
+    except ClipError as error:
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -48,6 +48,8 @@ class Record:
     offset_ms: int = 0
     outside: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    validators: Mapping[str, str] = field(default_factory=dict)
+    """Of a plain file on a server: see :mod:`pipeline.validators`."""
 
 
 def sha256_of(path: Path | str) -> str:
@@ -91,7 +93,7 @@ class Store:
     def close(self) -> None:
         """Give up all pins and temporary files. A process that ends without this leaves them to the next one."""
         if self._folder.is_open:
-            with self._exclusive():
+            with contextlib.suppress(FileNotFoundError), self._exclusive():  # somebody may have removed all of it
                 self._folder.close()
 
     @contextlib.contextmanager
@@ -155,12 +157,21 @@ class Store:
         *,
         offset_ms: int = 0,
         provenance: Mapping[str, Any] | None = None,
+        validators: Mapping[str, str] | None = None,
     ) -> Fetched:
         """Move the file at ``path``, in a folder of :meth:`temp_folder`, into the store, pinned."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        record = Record(key, digest, path.stat().st_size, suffix, offset_ms, provenance=dict(provenance or {}))
+        record = Record(
+            key,
+            digest,
+            path.stat().st_size,
+            suffix,
+            offset_ms,
+            provenance=dict(provenance or {}),
+            validators=dict(validators or {}),
+        )
         earlier = self.known(key)
         if earlier is not None and earlier.sha256 != digest:
             LOG.warning(

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.bugs import BUG
 from pipeline.download_errors import mask_secrets
 from pipeline.errors import ManifestError
 from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME
@@ -73,6 +74,8 @@ def _outcome(entry: Mapping[str, Any]) -> str:
             if failure["transient"]
             else "another run would end alike and does not try, but with execution.try_failed_again=true"
         )
+        if failure["code"] == BUG:
+            again = "a bug of this program: another version tries again, this one with execution.try_failed_again=true"
         return f"failed at {failure['stage']}: {failure['code']}: {failure['message']} ({again})"
     if entry["state"] == State.PENDING:
         return "pending: no run has come to its end; the next one goes on with it"

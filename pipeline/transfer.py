@@ -11,12 +11,12 @@ import itertools
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from pipeline.awake import awake_seconds
 from pipeline.errors import DownloadError, HearscapeError, StoppedError, TransientDownloadError
 from pipeline.stop import Stop
 
@@ -45,7 +45,7 @@ class Limits:
     min_bytes_per_second: float
     """Slower than this for ``stall_seconds``, counting only the time spent waiting for bytes, is stalled."""
     deadline: float | None
-    """Monotonic time."""
+    """In :func:`pipeline.awake.awake_seconds`, as all times here: a laptop that slept is no stall."""
     max_bytes: int | None
 
 
@@ -88,12 +88,12 @@ class Watch:
         """Around everything that waits for bytes."""
         self.check()
         seconds, _ = self._waited
-        started = time.monotonic()
+        started = awake_seconds()
         self._waited = (seconds, started)
         try:
             yield
         finally:
-            self._waited = (seconds + time.monotonic() - started, None)
+            self._waited = (seconds + awake_seconds() - started, None)
         self.check()
 
     def count(self, num_bytes: int) -> None:
@@ -123,7 +123,7 @@ class Watch:
 
     def tick(self) -> None:
         """Look at the limits; sets ``stopped``."""
-        now = time.monotonic()
+        now = awake_seconds()
         limits = self.limits
         if limits.deadline is not None and now > limits.deadline:
             self.stopped = TransientDownloadError("timed_out", "not finished within download.timeout_seconds")

@@ -7,15 +7,18 @@ The limits on time and memory are kept from here, outside of them.
 from __future__ import annotations
 
 import contextlib
-import logging
+import ctypes
+import itertools
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -25,13 +28,12 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import pebble
 
-from pipeline.errors import ClipError, HearscapeError, StoppedError, WorkerError
-from pipeline.memory import Memory, watch_memory
+from pipeline.awake import wait_awake
+from pipeline.errors import StoppedError, WorkerError
+from pipeline.memory import Memory, is_suspended, watch_memory
 from pipeline.process_folder import socket_folder
 from pipeline.stop import Stop
-from pipeline.store import DISK_FULL_ERRNOS
-
-LOG = logging.getLogger(__name__)
+from pipeline.waiting import held
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,6 +41,9 @@ T = TypeVar("T")
 PRELOADED = ["pipeline.measure", "pyloudnorm", "scipy.signal", "scipy.ndimage"]
 MAX_JOBS_PER_PROCESS = 500
 """A process is replaced after this many jobs, so that a leak in a library stays small."""
+PR_SET_PDEATHSIG = 1
+END_SECONDS = 30.0
+"""How long a process that was killed may take to be gone."""
 
 
 def num_cores() -> int:
@@ -66,35 +71,32 @@ class Workers:
         self._stop = stop or Stop()
         self._lock = threading.Lock()
         self._memories: dict[int, Memory] = {}
-        context = _context()
-        pids, self._tell_pid = context.Pipe(duplex=False)
-        self._pool = pebble.ProcessPool(
-            max_workers=self.num_workers,
-            max_tasks=MAX_JOBS_PER_PROCESS,
-            context=context,
-            initializer=_start,
-            initargs=(self._tell_pid, temporary),
-        )
-        threading.Thread(target=self._watch_memory, args=(pids,), name="worker-pids", daemon=True).start()
+        self._numbers = itertools.count()
+        self._pid_of: dict[int, int] = {}
+        self._temporary = temporary
+        self._context = _context()
+        pids, self._tell_pid = self._context.Pipe(duplex=False)
+        self._pool = self._new_pool()
+        threading.Thread(target=self._listen, args=(pids,), name="worker-pids", daemon=True).start()
 
     def run(self, work: Callable[P, T], timeout_seconds: float, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs ``work`` in one of the processes and waits.
 
-        Raises what it raises, WorkerError ``worker_killed``, ``out_of_memory`` or ``timed_out``, or StoppedError.
+        Raises what it raises, WorkerError ``worker_killed``, ``out_of_memory`` or ``timed_out``, or StoppedError. The time-out leaves
+        out the time in which this process was stopped.
         """
         for last_try in (False, True):
-            with self.slots:
-                future = self._schedule(work, timeout_seconds, args, kwargs)
+            with held(self.slots):
                 try:
-                    with self._stop.calling(future.cancel):  # the pool itself would leave us waiting for the result
-                        return cast("T", future.result())
+                    return self._run_once(work, timeout_seconds, args, kwargs)
                 except CancelledError as error:
                     raise StoppedError from error
-                except FutureTimeoutError as error:
-                    raise WorkerError("timed_out", f"took longer than {timeout_seconds:.0f} s and was ended") from error
+                except BrokenProcessPool as error:  # a process that was killed held what all of them share
+                    self._stop.check()
+                    if last_try:
+                        raise WorkerError("worker_killed", f"the processes ended twice ({error})") from error
                 except pebble.ProcessExpired as error:
-                    if self._stop.is_set():
-                        raise StoppedError from error
+                    self._stop.check()
                     memory = self._memories.get(error.pid)
                     if memory is not None and memory.exceeded:
                         raise WorkerError(
@@ -104,21 +106,64 @@ class Workers:
                     if last_try:
                         cause = _exit(error.exitcode)
                         raise WorkerError("worker_killed", f"the process was killed twice ({cause})") from error
-                except HearscapeError:
-                    raise
-                except Exception as error:
-                    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
-                        raise
-                    raise _unexpected(error) from error
         raise AssertionError("the loop returns or raises")
 
+    def _run_once(
+        self, work: Callable[..., T], timeout_seconds: float, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> T:
+        number = next(self._numbers)
+        pool, future = self._schedule(number, work, args, kwargs)
+
+        def is_over(step_seconds: float) -> bool:
+            if _is_done(future, step_seconds):
+                return True
+            self._stop.check()
+            if not pool.active:  # it forgets what it had not begun
+                raise BrokenProcessPool("the pool broke")
+            return False
+
+        try:
+            with self._stop.calling(future.cancel):  # the pool itself would leave us waiting for the result
+                if wait_awake(is_over, timeout_seconds):
+                    return cast("T", future.result())
+                self._end(number, future)
+        finally:
+            self._pid_of.pop(number, None)
+        raise WorkerError("timed_out", f"took longer than {timeout_seconds:.0f} s and was ended")
+
+    def _end(self, number: int, future: Future[object]) -> None:
+        """Ends the process that works on this, and waits until it is gone. It may be suspended, or deaf to all but SIGKILL."""
+        pid = self._pid_of.get(number)
+        if pid is None:  # none took the work on
+            future.cancel()
+            ours = {child.pid for child in multiprocessing.active_children() if child.pid in self._memories}
+            for idle in ours - set(self._pid_of.values()):
+                if idle is not None and is_suspended(idle):
+                    _kill(idle)
+            return
+        _kill(pid)
+        wait_awake(lambda step: _is_done(future, step), END_SECONDS)
+
     def _schedule(
-        self, work: Callable[..., object], timeout_seconds: float, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> Future[object]:
+        self, number: int, work: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[pebble.ProcessPool, Future[object]]:
         with self._lock:
             self._stop.check()
-            future: Future[object] = self._pool.schedule(work, args=args, kwargs=kwargs, timeout=timeout_seconds)
-        return future
+            if not self._pool.active:  # a process that was killed may break it
+                self._pool.stop()  # type: ignore[no-untyped-call]
+                self._pool.join()
+                self._pool = self._new_pool()
+            future: Future[object] = self._pool.schedule(_job, args=(number, work, args, kwargs))
+            return self._pool, future
+
+    def _new_pool(self) -> pebble.ProcessPool:
+        return pebble.ProcessPool(
+            max_workers=self.num_workers,
+            max_tasks=MAX_JOBS_PER_PROCESS,
+            context=self._context,
+            initializer=_start,
+            initargs=(self._tell_pid, self._temporary),
+        )
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
@@ -128,20 +173,29 @@ class Workers:
             self._pool.join()
             self._tell_pid.close()
 
-    def _watch_memory(self, pids: Connection[Any, int]) -> None:
-        """Each process tells its number when it starts; the pipe ends when the pool is closed."""
+    def _listen(self, pids: Connection[Any, tuple[int, int | None]]) -> None:
+        """Each process tells its number when it starts, and with each job; the pipe ends when the pool is closed."""
         with pids, contextlib.suppress(EOFError):
             while True:
-                pid = pids.recv()
-                self._memories[pid] = watch_memory(pid, self.memory_bytes)
+                pid, number = pids.recv()
+                if number is None:
+                    self._memories[pid] = watch_memory(pid, self.memory_bytes)
+                else:
+                    self._pid_of[number] = pid
 
 
-def _unexpected(error: Exception) -> ClipError:
-    """A library that chokes on a file in a way nobody foresaw costs that file, and is logged for those who mend it."""
-    LOG.error("unexpected error in a worker", exc_info=error)
-    return ClipError(
-        "unexpected", f"{type(error).__name__}: {error}. This should have had a name of its own: please report it"
-    )
+def _is_done(future: Future[object], seconds: float) -> bool:
+    """Raises CancelledError."""
+    try:
+        future.exception(timeout=seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _context() -> ForkServerContext:
@@ -168,13 +222,39 @@ def _choose_folder_of_sockets() -> None:
         tempfile.tempdir = before
 
 
-def _start(tell_pid: Connection[int, Any], temporary: Path | None) -> None:
+def _start(tell_pid: Connection[tuple[int, int | None], Any], temporary: Path | None) -> None:
     if temporary is not None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    if sys.platform.startswith("linux"):  # one that is suspended cannot end itself
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
     threading.Thread(target=_end_with_the_build, name="end-with-the-build", daemon=True).start()
-    with tell_pid:
-        tell_pid.send(os.getpid())
+    _TELL.append(tell_pid)
+    tell_pid.send((os.getpid(), None))
+
+
+_TELL: list[Connection[tuple[int, int | None], Any]] = []
+"""In a process of the pool: the pipe to the build."""
+
+
+def _job(number: int, work: Callable[..., T], args: tuple[object, ...], kwargs: Mapping[str, object]) -> T:
+    """``work``, in a process of the pool. What it raises is raised in the build, as far as it can be sent there."""
+    _TELL[0].send((os.getpid(), number))
+    try:
+        return work(*args, **kwargs)
+    except MemoryError as error:
+        raise WorkerError("out_of_memory", f"the process that decoded it got no more memory: {error}") from error
+    except Exception as error:
+        if not _can_be_sent(error):  # the pool would break of it
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
+
+
+def _can_be_sent(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001 - the classes are those of any library
+        return False
 
 
 def _end_with_the_build() -> None:

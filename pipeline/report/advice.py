@@ -35,6 +35,8 @@ REASONS: dict[str, tuple[str, str]] = {
 _COOKIES = "Set download.cookies_file or download.cookies_browser."
 _AGAIN = "Run the build again: only these are tried once more."
 FAILURES: dict[str, str] = {
+    "bug": "An error of this program, not of the source: report it with the traceback that the log of the run has. Another version tries "
+    "these again, this one with execution.try_failed_again=true.",
     "bad_row": "Put the row right in the source list, and run the build again.",
     "bot_check": _COOKIES,
     "login_required": _COOKIES,
@@ -62,6 +64,7 @@ FAILURES: dict[str, str] = {
     "not_media": "A web page or something else came where a video was expected: open the link in a browser.",
     "empty": "The file has zero bytes; find another link.",
     "truncated": "The file ends too early; find a whole one.",
+    "changing": "The file was written to, replaced or removed while it was worked on: run the build again when it rests.",
     "missing_file": "The path is not there: check the source list.",
     "unsupported_url": "Nothing here can follow such a link: check the source list.",
     "no_frames": "No picture could be decoded; the file is damaged.",

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME
+from pipeline.records import WAITED
 from pipeline.report.advice import about_failure
 from pipeline.schema import State
 from pipeline.storage import Folder
@@ -139,12 +140,15 @@ def read_outcomes(folder: Folder) -> Outcomes:
 
 
 def read_timings(folder: Folder) -> dict[str, Any]:
-    """Seconds of each stage: in all, its share, and of one source (median, 95 %); and the sources that took longest."""
+    """Seconds of work of each stage: in all, its share, and of one source (median, 95 %); what sources waited, and the sources that
+    took longest."""
     seconds: dict[str, array[float]] = {}
     slowest: list[tuple[float, str, dict[str, float]]] = []
+    waited_seconds = 0.0
     reading = Outcomes()
     for entry in _lines(folder, TIMINGS_NAME, reading):
         stages = {n: float(v) for n, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        waited_seconds += stages.pop(WAITED, 0.0)
         for name, value in stages.items():
             seconds.setdefault(name, array("d")).append(value)
         slowest.append((sum(stages.values()), str(entry.get("source_id")), stages))
@@ -165,6 +169,7 @@ def read_timings(folder: Folder) -> dict[str, Any]:
     slowest.sort(key=lambda each: (-each[0], each[1]))
     return {
         "seconds": round(total, 3),
+        "waited_seconds": round(waited_seconds, 3),
         "stages": stages_found,
         "slowest": [
             {"source_id": name, "seconds": round(whole, 3), "stages": parts} for whole, name, parts in slowest[:10]

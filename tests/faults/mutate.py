@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.bugs import BUG
 from tests.faults.corpus import write_seeds
 from tests.faults.media_build import outcomes, recipe_for, run_build
 
@@ -74,7 +75,7 @@ def write_cases(seeds: Sequence[Path], folder: Path, seed: int, first: int, num_
 def bad_outcomes(found: dict[str, list[str]]) -> dict[str, str]:
     """Files whose end is not one entry with an error of its own name, and what is wrong."""
     wrong = {name: f"{len(entries)} entries" for name, entries in found.items() if len(entries) != 1}
-    return wrong | {name: entries[0] for name, entries in found.items() if entries[:1] == ["unexpected"]}
+    return wrong | {name: entries[0] for name, entries in found.items() if entries[:1] == [BUG]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds = write_seeds(folder / "seeds")
         files = write_cases(seeds, folder / "cases", options.seed, options.first, options.cases)
         started = time.monotonic()
-        run_build(recipe_for(files, folder / "build", ["execution.process_memory_bytes=1073741824"]))
+        run_build(
+            recipe_for(
+                files, folder / "build", ["execution.process_memory_bytes=1073741824", 'execution.bugs="record"']
+            )
+        )
         elapsed = time.monotonic() - started
         found = outcomes(files, folder / "build" / "hostile")
         left = [path.name for path in (folder / "build" / "hostile" / "state" / "tmp").iterdir()]

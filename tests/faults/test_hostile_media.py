@@ -43,7 +43,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def found(corpus: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], Path]:
     folder = tmp_path_factory.mktemp("hostile")
-    run_build(recipe_for(corpus, folder, ["execution.process_memory_bytes=536870912"]))
+    run_build(recipe_for(corpus, folder, ["execution.process_memory_bytes=536870912", 'execution.bugs="record"']))
     return outcomes(corpus, folder / "hostile"), folder / "hostile"
 
 
@@ -75,7 +75,7 @@ def test_what_takes_too_much_memory_is_tried_again_by_another_run(found: tuple[d
 def test_mutated_files_are_one_entry_each(tmp_path: Path) -> None:
     (tmp_path / "seeds").mkdir()
     files = write_cases(write_seeds(tmp_path / "seeds"), tmp_path / "cases", seed=3, first=0, num_cases=40)
-    run_build(recipe_for(files, tmp_path / "build"))
+    run_build(recipe_for(files, tmp_path / "build", ['execution.bugs="record"']))
     ends = outcomes(files, tmp_path / "build" / "hostile")
     assert bad_outcomes(ends) == {}
     assert len({end for entries in ends.values() for end in entries}) >= 4

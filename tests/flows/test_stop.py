@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import get_current_settings
 
+from flows.build_dataset import main
+from pipeline.verify import verify
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.processes import needs_proc
 
@@ -66,3 +68,46 @@ def test_one_signal_ends_a_build_in_seconds_and_leaves_no_process(
     assert processes_with(mark) == []
     records = [path.read_text() for path in (tmp_path / "tiny" / "state" / "done").rglob("*.json*")]
     assert [record for record in records if "stalled" in record] == []
+
+
+def test_the_second_ctrl_c_ends_at_once_and_the_next_run_goes_on(
+    recipe: Path, video: Path, tmp_path: Path, prefect_harness: None
+) -> None:
+    """As on a terminal, both reach every process of the group; the first finds a download and an ffmpeg that cuts."""
+    url = get_current_settings().api.url
+    assert url is not None
+    mark = f"STOP_TEST={tmp_path}"
+    environment = {**os.environ, "PREFECT_API_URL": url, "STOP_TEST": str(tmp_path), "no_proxy": "127.0.0.1"}
+    words = [str(recipe), "--set", "execution.workers=2", "--set", "execution.batch_size=2"]
+    with FaultyServer() as server:
+        stalled = server.serve("/a.mp4", Answer(body=bytes(9000), fault=Fault.STALL, fault_after=100))
+        (tmp_path / "sources.csv").write_text(f"id,url\nstalled,{stalled}\nwaves,{video}\n")
+        build = subprocess.Popen(
+            [sys.executable, "-m", "flows.build_dataset", *words, "--set", "cut.preset=placebo"],
+            cwd=PROJECT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert build.stderr is not None
+        deadline = time.monotonic() + 120
+        while server.hits() == 0 or not list((tmp_path / "tiny" / "state").glob("tmp/*/*/128.mp4")):
+            assert build.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(build.pid, signal.SIGINT)
+        while "Ctrl-C again" not in (line := build.stderr.readline()):
+            assert line, "it ended before it said so"
+        started = time.monotonic()
+        os.killpg(build.pid, signal.SIGINT)
+        _, err = build.communicate(timeout=60)
+        assert time.monotonic() - started < 5
+        assert build.returncode == 130, err
+        assert "Traceback" not in err
+        while processes_with(mark):
+            assert time.monotonic() - started < 30
+            time.sleep(0.05)
+        server.serve("/a.mp4", Answer(status=404))
+        assert main(words) == 0
+    assert verify(str(tmp_path / "tiny")) == []
+    assert list((tmp_path / "tiny" / "state").glob("tmp/*")) == []

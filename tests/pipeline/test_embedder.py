@@ -24,7 +24,7 @@ from pipeline.agreement import AgreementSettings
 from pipeline.embedder import Embedder, read_embeddings
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
-from pipeline.errors import EncoderError, HearscapeError, PreviewError
+from pipeline.errors import EncoderError, HearscapeError, PreviewError, WorkerError
 from pipeline.previews import FrameRoll, PreviewSettings, read_frames
 from pipeline.storage import Folder
 
@@ -264,3 +264,47 @@ def test_a_clip_shorter_than_any_frame_is_embedded(embedder: Embedder, tmp_path:
     assert [rows.shape for rows in of_frames] == [(1, WIDTH), (1, WIDTH)]
     assert np.array_equal(pictures[0], pictures[1])
     assert np.linalg.norm(sounds, axis=1) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_long_source_is_embedded_in_parts_to_the_same_bytes(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = previews(tmp_path / "a", 1)
+    spans = [(float(start), start + 2.0) for start in range(7)]
+    whole = embedder.embed(*source, spans)
+    monkeypatch.setattr(embedder, "_clips_per_job", 3)
+    calls(embedder).clear()
+    assert embedder.embed(*source, spans) == whole
+    assert [len(jobs[0].spans) for _, jobs in calls(embedder)] == [3, 3, 1]
+
+
+class Slow(InThisProcess):
+    """As a machine on which a job of more than ``max_clips`` clips takes too long."""
+
+    def __init__(self, max_clips: int) -> None:
+        super().__init__()
+        self.max_clips = max_clips
+        self.timeouts: list[float] = []
+
+    def run(self, work: Callable[..., Any], timeout_seconds: float, *args: Any) -> Any:
+        self.timeouts.append(timeout_seconds)
+        if len(args[1][0].spans) > self.max_clips:
+            raise WorkerError("timed_out", f"took longer than {timeout_seconds:.0f} s and was ended")
+        return super().run(work, timeout_seconds, *args)
+
+
+def test_the_time_out_grows_with_the_clips_and_who_is_late_is_given_fewer(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = previews(tmp_path / "a", 1)
+    spans = [(float(start), start + 2.0) for start in range(6)]
+    whole = embedder.embed(*source, spans)
+    monkeypatch.setattr(embedder, "_workers", Slow(max_clips=1))
+    assert embedder.embed(*source, spans) == whole
+    assert [len(jobs[0].spans) for _, jobs in calls(embedder)] == [1] * 6
+    # 600 s for the networks, 2 s for each of three frames, 1 s for each second of sound
+    assert embedder._workers.timeouts == [600 + 6 * 6 + 6 * 2] + [600 + 6 + 2] * 6
+    assert "6 clips took too long to embed; from now on 1 at once" in caplog.text
+    monkeypatch.setattr(embedder, "_workers", Slow(max_clips=0))
+    with pytest.raises(WorkerError, match="took longer than 608 s"):
+        embedder.embed(*source, spans)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import ClipError, MediaError, StoppedError, TransientError, WorkerError
+from pipeline.errors import MediaError, StoppedError, TransientError, WorkerError
 from pipeline.memory import IS_SUPPORTED, resident_bytes
 from pipeline.workers import Workers
 
@@ -35,6 +35,30 @@ def refuse(code: str) -> None:
 
 def choke() -> None:
     raise IndexError("list index out of range")
+
+
+class NeedsTwoError(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raise_what_cannot_be_sent() -> None:
+    raise NeedsTwoError("one", "two")
+
+
+def ask_for_an_exabyte() -> None:
+    bytearray(1 << 60)
+
+
+def suspend(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def sleep_deaf(path: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(3600)
 
 
 def die() -> None:
@@ -66,12 +90,86 @@ def test_an_error_keeps_its_kind_and_code(workers: Workers) -> None:
     assert caught.value.code == "not_media"
 
 
-@pytest.mark.logs_errors
-def test_an_unforeseen_error_costs_its_source_and_is_logged(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ClipError, match="IndexError: list index out of range") as caught:
+def test_an_unforeseen_error_is_raised_as_it_is_with_the_traceback_of_the_process(workers: Workers) -> None:
+    with pytest.raises(IndexError, match="list index out of range") as caught:
         workers.run(choke, 300.0)
-    assert caught.value.code == "unexpected"
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "in choke" in str(caught.value.__cause__)
+    assert workers.run(double, 300.0, 3) == 6
+
+
+def test_an_error_that_cannot_be_sent_does_not_break_the_pool(workers: Workers) -> None:
+    with pytest.raises(RuntimeError, match="NeedsTwoError: one and two") as caught:
+        workers.run(raise_what_cannot_be_sent, 300.0)
+    assert "in raise_what_cannot_be_sent" in str(caught.value.__cause__)
+    assert workers.run(double, 300.0, 3) == 6
+
+
+def test_memory_that_is_not_given_costs_the_source(workers: Workers) -> None:
+    with pytest.raises(WorkerError, match="got no more memory") as caught:
+        workers.run(ask_for_an_exabyte, 300.0)
+    assert caught.value.code == "out_of_memory"
+
+
+@pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
+def test_a_process_that_is_suspended_or_deaf_is_ended_by_its_time_out(tmp_path: Path) -> None:
+    opened = Workers(1)
+    try:
+        for work in (suspend, sleep_deaf):
+            with pytest.raises(WorkerError, match="took longer than 3 s") as caught:
+                opened.run(work, 3.0, str(tmp_path / work.__name__))
+            assert caught.value.code == "timed_out"
+            assert resident_bytes(int((tmp_path / work.__name__).read_text())) == 0
+            assert opened.run(double, 60.0, 3) == 6
+        idle = opened.run(work_in_processes_of_its_own, 60.0)
+        os.kill(idle, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match="took longer than 3 s"):
+            opened.run(double, 3.0, 4)
+        assert opened.run(double, 60.0, 4) == 8
+    finally:
+        opened.close()
+
+
+def test_an_idle_process_that_is_killed_is_replaced() -> None:
+    opened = Workers(1)
+    try:
+        os.kill(opened.run(work_in_processes_of_its_own, 60.0), signal.SIGKILL)
+        for number in range(3):
+            assert opened.run(double, 60.0, number) == 2 * number
+    finally:
+        opened.close()
+
+
+SLEEPER = """
+import sys, time
+from pathlib import Path
+from pipeline.workers import Workers
+from tests.pipeline.test_workers import note_and_sleep
+
+if __name__ == "__main__":
+    workers = Workers(1)
+    workers.run(abs, 300.0, 1)
+    print(workers.run(note_and_sleep, 6.0, sys.argv[1], 4.0), flush=True)
+    workers.close()
+"""
+
+
+@pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
+def test_time_in_which_the_build_is_stopped_is_not_counted(tmp_path: Path) -> None:
+    """As by Ctrl-Z, or on a laptop that slept: the work is done meanwhile, and its result is taken when the build goes on."""
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "sleeper.py"), str(tmp_path / "pid")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as build:
+        assert wait_until((tmp_path / "pid").exists, 300.0)
+        build.send_signal(signal.SIGSTOP)
+        time.sleep(9.0)
+        build.send_signal(signal.SIGCONT)
+        said, errors = build.communicate(timeout=300.0)
+    assert (said, errors) == ("slept\n", "")
 
 
 def test_a_killed_worker_is_an_error_and_the_next_work_is_done(workers: Workers) -> None:
@@ -113,13 +211,15 @@ if __name__ == "__main__":
 """
 
 
-def note_and_sleep(path: str) -> None:
+def note_and_sleep(path: str, seconds: float = 3600.0) -> str:
     Path(path).write_text(f"{os.getpid()}\n")
-    time.sleep(3600)
+    time.sleep(seconds)
+    return "slept"
 
 
 @pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
-def test_processes_end_with_a_build_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suspended", [False, True])
+def test_processes_end_with_a_build_that_is_killed(tmp_path: Path, suspended: bool) -> None:
     (tmp_path / "build.py").write_text(BUILD)
     build = subprocess.Popen(
         [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "pid")],
@@ -127,8 +227,10 @@ def test_processes_end_with_a_build_that_is_killed(tmp_path: Path) -> None:
     )
     with build:
         assert wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"), 300.0)
+        pid = int((tmp_path / "pid").read_text())
+        if suspended:
+            os.kill(pid, signal.SIGSTOP)
         build.kill()
-    pid = int((tmp_path / "pid").read_text())
     assert wait_until(lambda: resident_bytes(pid) == 0, 300.0)
 
 

@@ -144,7 +144,7 @@ function seconds(n) {
 function timingsSection() {
   const t = FACTS.timings;
   if (!t.stages.length) return null;
-  return section("timings", "Time", `${seconds(t.seconds)} of work in all, counted over all sources (many ran at once).`,
+  return section("timings", "Time", `${seconds(t.seconds)} of work in all, counted over all sources (many ran at once); they waited ${seconds(t.waited_seconds || 0)} for each other, for servers and for free cores.`,
     table([
       { title: "Stage", cell: (s) => s.stage },
       { title: "", class: "barcell", cell: (s) => bar([[s.share, "--s1"]], `${percent(s.share)} of the time`) },

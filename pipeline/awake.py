@@ -1,0 +1,65 @@
+"""Time-outs that leave out the time in which this process was stopped, as by Ctrl-Z or on a laptop that slept."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+STEP_SECONDS = 1.0
+ASLEEP_SECONDS = 5.0
+"""A step that takes longer than this is no busy machine."""
+
+
+def wait_awake(is_over: Callable[[float], bool], seconds: float) -> bool:
+    """Calls ``is_over(step_seconds)``, which waits at most that long, until it returns True; False when ``seconds`` are over.
+
+    A step counts for at most twice its length: one that took longer is one in which nothing of this process ran, so that what came
+    meanwhile could not be seen.
+    """
+    left_seconds = seconds
+    while left_seconds > 0:
+        step_seconds = min(left_seconds, STEP_SECONDS)
+        started = time.monotonic()
+        if is_over(step_seconds):
+            return True
+        left_seconds -= min(max(time.monotonic() - started, step_seconds / 2), 2 * step_seconds)
+    return False
+
+
+class _Clock:
+    """A clock that stands while this process does. A thread reads it every second: where nobody could for long, it was stopped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = time.monotonic()
+        self._asleep_seconds = 0.0
+        threading.Thread(target=self._run, name="awake", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(STEP_SECONDS)
+            self.read()
+
+    def read(self) -> float:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last > ASLEEP_SECONDS:
+                self._asleep_seconds += now - self._last
+            self._last = now
+            return now - self._asleep_seconds
+
+
+_clocks: dict[int, _Clock] = {}
+"""Of this process: a fork has no threads."""
+
+
+def awake_seconds() -> float:
+    """As time.monotonic, without the time in which this process was stopped for more than a few seconds at once."""
+    pid = os.getpid()
+    if pid not in _clocks:
+        _clocks.clear()
+        _clocks[pid] = _Clock()
+    return _clocks[pid].read()

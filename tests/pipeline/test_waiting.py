@@ -1,0 +1,131 @@
+"""What sources wait for each other is no work; and what takes too long again and again is not tried for ever."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import source_run
+from pipeline.build import Build
+from pipeline.errors import ClipError, TransientError, WorkerError
+from pipeline.hosts import HostGate
+from pipeline.measure import MeasuredVideo
+from pipeline.progress import Event, StageEvent
+from pipeline.recipe import BuildRecipe
+from pipeline.report.outcomes import read_timings
+from pipeline.samples.video import write_video
+from pipeline.storage import Folder
+from pipeline.timeouts import Timeouts
+from pipeline.waiting import counting, held
+from tests.faults.media_build import recipe_for, run_build
+from tests.footage import FPS, noise, shots
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four files that give a clip each."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(4):
+        frames = list(shots([0.4] * number + [2.4], size=(160, 96)))[round(0.4 * number * FPS) :]
+        write_video(folder / f"{number}.mp4", frames, noise(2.4, seed=number), fps=FPS)
+    return sorted(folder.iterdir())
+
+
+def test_only_what_is_waited_is_counted_and_in_every_count_that_is_open() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    threading.Timer(0.3, lock.release).start()
+    with counting() as outer, counting() as inner, held(lock):
+        time.sleep(0.2)
+    assert outer == inner
+    assert 0.2 < inner.seconds < 0.45
+    gate = HostGate(spacing_seconds=0.3)
+    with counting() as waited:
+        for _ in range(2):
+            with gate.visit("http://a/1"):
+                time.sleep(0.1)
+    assert 0.1 < waited.seconds < 0.3
+
+
+def test_stages_that_share_a_core_take_no_more_time_than_there_was(videos: list[Path], tmp_path: Path) -> None:
+    """All four sources wait for the one slot; before, each of them counted the work of the others as its own."""
+    recipe = recipe_for(videos, tmp_path, ["execution.workers=1"])
+    events: list[Event] = []
+    build = Build(recipe)
+    try:
+        build.check()
+        (batch,) = build.plan().batches
+        started = time.monotonic()
+        build.run_batch(batch, events.append)
+        elapsed_seconds = time.monotonic() - started
+        build.finish(events.append)
+    finally:
+        build.close()
+    lines = [json.loads(line) for line in (tmp_path / "hostile" / "timings.jsonl").read_text().splitlines()]
+    worked = sum(line["measure"] + line["cut"] for line in lines)
+    assert worked < elapsed_seconds
+    stages = [event for event in events if isinstance(event, StageEvent) and event.stage in ("measure", "cut")]
+    assert sum(event.elapsed_seconds for event in stages) == pytest.approx(worked, abs=0.01)
+    waited = sum(line.get("waited", 0.0) for line in lines)
+    assert waited > worked / 2  # the last of four waits for three
+    timings = read_timings(Folder(tmp_path / "hostile"))
+    assert timings["waited_seconds"] == pytest.approx(waited, abs=0.01)
+    assert {stage["stage"] for stage in timings["stages"]} == {"fetch", "measure", "cut"}
+
+
+def take_too_long(*_: Any, **__: Any) -> MeasuredVideo:
+    raise WorkerError("timed_out", "took longer than 60 s and was ended")
+
+
+def failure(recipe: BuildRecipe) -> tuple[str, bool]:
+    run_build(recipe)
+    (entry,) = map(json.loads, Path(recipe.output, "ledger.jsonl").read_text().splitlines())
+    return (entry["failure"]["code"], entry["failure"]["transient"]) if entry["failure"] else (entry["state"], False)
+
+
+def test_the_third_time_out_under_one_limit_is_final(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(videos[:1], tmp_path)
+    as_it_is = source_run.measure_video
+    monkeypatch.setattr(source_run, "measure_video", take_too_long)
+    assert [failure(recipe) for _ in range(3)] == [("timed_out", True)] * 2 + [("timed_out", False)]
+    build = Build(recipe)
+    assert build.plan().batches == ()
+    build.close()
+    monkeypatch.setattr(source_run, "measure_video", as_it_is)
+    assert failure(recipe_for(videos[:1], tmp_path, ["measure.timeout_seconds=120.0"])) == ("kept", False)
+    assert failure(recipe_for(videos[:1], tmp_path, ["execution.try_failed_again=true"])) == ("kept", False)
+
+
+def test_time_outs_are_counted_by_limit_and_forgotten_by_success(tmp_path: Path) -> None:
+    timeouts = Timeouts(Folder(tmp_path))
+
+    def late(limit_seconds: float = 60.0) -> type[Exception]:
+        with (
+            pytest.raises(ClipError, match="took longer than 60 s") as caught,
+            timeouts.counted("a", limit_seconds, "raise it"),
+        ):
+            raise WorkerError("timed_out", "took longer than 60 s")
+        return caught.type
+
+    assert [late(), late()] == [WorkerError] * 2
+    with timeouts.counted("a", 60.0, "raise it"):
+        pass
+    assert [late(), late(), late(90.0), late()] == [WorkerError] * 3 + [ClipError]
+    with (
+        pytest.raises(ClipError, match="in each of 3 runs: raise it") as caught,
+        timeouts.counted("a", 60.0, "raise it"),
+    ):
+        raise AssertionError("not tried")
+    assert not isinstance(caught.value, TransientError)
+    with Timeouts(Folder(tmp_path), try_again=True).counted("a", 60.0, "raise it"):
+        pass
+    (count,) = (path for path in tmp_path.rglob("*.json") if '"times":3' in path.read_text())
+    count.write_bytes(b"\0" * 5)
+    assert late() is WorkerError
