@@ -27,7 +27,7 @@ from pipeline.schema import PictureMeasures, SoundMeasures, Span, TimeMeasures, 
 from pipeline.settings import Settings
 from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack, measure_sound, to_mono
 
-VERSION = 2
+VERSION = 3
 """Raise it when the numbers change: stored measures are then not used again."""
 UNKNOWN_FPS = 25.0
 
