@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib.util
 import itertools
 from collections.abc import Sequence
@@ -127,7 +128,7 @@ class FlashMemory:
 
     def _views(self, start: float, end: float) -> npt.NDArray[np.float32]:
         """The frames in ``[start, end)``, each as a vector of zero mean and unit length; frames without structure are left out."""
-        first, last = np.searchsorted(self._seconds, [start, end])
+        first, last = bisect.bisect_left(self._seconds, start), bisect.bisect_left(self._seconds, end)
         frames = np.asarray(self._thumbs[first:last], np.float32).reshape(last - first, self.SIZE[0] * self.SIZE[1])
         frames -= frames.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(frames, axis=1, keepdims=True)
