@@ -17,11 +17,13 @@ from pipeline.schema import Bars, Span, stable_hash
 from pipeline.settings import Settings
 from pipeline.stop import Stop
 
-VERSION = 1
+VERSION = 2
 """Raise it when the bytes of a cut change."""
 EARLY_SECONDS = 0.0005
 """Spans are whole milliseconds: starting half of one early takes in the frame that the span begins with."""
 SEEKS_EXACTLY = ("mov", "matroska")
+MISSING_FRAMES = 2
+"""So many of the frames that were measured may be missing from a cut."""
 PREROLL_SECONDS = 6.0
 """Where a container has no index, decoding begins this much before the clip."""
 
@@ -160,10 +162,12 @@ def cut_clip(
     folder: Path,
     stop: Stop | None = None,
     memory_bytes: int | None = None,
+    num_frames: int | None = None,
 ) -> CutClip:
     """Writes ``<rendition>.mp4`` for every rendition and ``sound.flac`` into ``folder``; ``span`` is in the time of the file.
 
     The first frame is the one at the span's start, the first sample likewise; the FLAC has exactly the span's length.
+    ``num_frames``: how many were measured in the span. None: not known, they should fill it.
     Raises MediaError ``ffmpeg_failed`` or ``cut_short``, WorkerError, or StoppedError once ``stop`` is set.
     """
     video, sound = facts.video, facts.sound
@@ -197,9 +201,12 @@ def cut_clip(
             )
         )
     run_ffmpeg(
-        ffmpeg.merge_outputs(*outputs), timeout_seconds=settings.timeout_seconds, memory_bytes=memory_bytes, stop=stop
+        ffmpeg.merge_outputs(*outputs).global_args("-copyts"),  # the file's own times, which :func:`_opened` goes by
+        timeout_seconds=settings.timeout_seconds,
+        memory_bytes=memory_bytes,
+        stop=stop,
     )
-    return _checked(folder, span, settings, sizes, num_samples, num_channels)
+    return _checked(folder, span, settings, sizes, num_samples, num_channels, num_frames)
 
 
 BIT_EXACT: dict[str, Any] = {
@@ -212,19 +219,23 @@ BIT_EXACT: dict[str, Any] = {
 
 
 def _opened(path: Path, facts: MediaFacts, span: Span) -> tuple[Any, Any]:
-    """The picture and sound of the span, each beginning at time 0."""
+    """The picture and sound of the span. Time 0 is the span's start, whatever the first frame and sample are."""
+    assert facts.video is not None and facts.sound is not None
     preroll = 0.0 if facts.container.startswith(SEEKS_EXACTLY) else PREROLL_SECONDS
     seek = max(span.start_seconds - EARLY_SECONDS - preroll, 0.0)
-    begin = span.start_seconds - seek
-    length = begin + span.duration_seconds
-    options = {"ss": f"{seek:.4f}", "t": f"{length + 0.5:.4f}"} if seek else {"t": f"{length + 0.5:.4f}"}
-    source = ffmpeg.input(as_input(path), threads=1, **INPUT_OPTIONS, **options)
-    early = max(begin - EARLY_SECONDS, 0.0)
-    pictures = source.video.filter("trim", start=f"{early:.4f}", end=f"{length - EARLY_SECONDS:.4f}").filter(
-        "setpts", "PTS-STARTPTS"
+    options = {"ss": f"{seek:.4f}"} if seek else {}
+    length = span.end_seconds - seek + 0.5
+    source = ffmpeg.input(as_input(path), threads=1, **INPUT_OPTIONS, **options, t=f"{length:.4f}")
+    begin, end = facts.start_seconds + span.start_seconds, facts.start_seconds + span.end_seconds
+    pictures = (
+        source[str(facts.video.track)]
+        .filter("trim", start=f"{begin - EARLY_SECONDS:.6f}", end=f"{end - EARLY_SECONDS:.6f}")
+        .filter("setpts", f"if(lt(abs(STARTT-{begin:.6f}),{2 * EARLY_SECONDS}),PTS-STARTPTS,round(PTS-{begin:.6f}/TB))")
     )
-    heard = source.audio.filter("atrim", start=f"{begin:.4f}", end=f"{length:.4f}").filter(
-        "asetpts", f"PTS-{begin:.4f}/TB"
+    heard = (
+        source[str(facts.sound.track)]
+        .filter("atrim", start=f"{begin:.6f}", end=f"{end:.6f}")
+        .filter("asetpts", f"round(PTS-{begin:.6f}/TB)")
     )
     return pictures, heard
 
@@ -306,16 +317,25 @@ def _checked(
     sizes: Sequence[tuple[int, int]],
     num_samples: int,
     num_channels: int,
+    num_measured: int | None,
 ) -> CutClip:
     renditions = []
     for rendition, (width, height) in zip(settings.renditions, sizes, strict=True):
         path = folder / f"{rendition.name}.mp4"
         num_frames, seconds = count_frames(path)
-        frame_seconds = seconds / max(num_frames, 1)
-        if num_frames == 0 or span.duration_seconds - seconds > max(2 * frame_seconds, 0.25):
+        if _is_short(num_frames, seconds, span, num_measured):
+            of = f" of {num_measured}" if num_measured is not None else ""
             raise MediaError(
-                "cut_short", f"{num_frames} frames, {seconds:.2f} s came out of a clip of {span.duration_seconds:.2f} s"
+                "cut_short",
+                f"{num_frames}{of} frames, {seconds:.2f} s came out of a clip of {span.duration_seconds:.2f} s",
             )
         renditions.append(CutRendition(rendition.name, width, height, num_frames, path.stat().st_size))
     flac = folder / "sound.flac"
     return CutClip(tuple(renditions), num_samples, settings.sample_rate_hz, num_channels, flac.stat().st_size)
+
+
+def _is_short(num_frames: int, seconds: float, span: Span, num_measured: int | None) -> bool:
+    """How long a last frame lasts is not told alike by all containers: where the frames are counted, that is no matter."""
+    if num_measured is not None:
+        return num_frames < max(num_measured - MISSING_FRAMES, 1)
+    return num_frames == 0 or span.duration_seconds - seconds > max(2 * seconds / num_frames, 0.25)

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from av.stream import Discard
 
 from pipeline.errors import MediaError
-from pipeline.media import cause, opened, picture_stream, sound_stream, start_of
+from pipeline.media import cause, opened, start_of
+from pipeline.tracks import picture_track, sound_track
 
 Luma = npt.NDArray[np.uint8]
 
@@ -123,7 +124,8 @@ class Decoding:
 
     def _walk(self, container: av.container.InputContainer) -> Iterator[Picture | SoundBlock]:
         origin = start_of(container)
-        video, sound = picture_stream(container), sound_stream(container)
+        picture, heard = picture_track(container), sound_track(container)
+        video, sound = picture.stream if picture else None, heard.stream if heard else None
         streams = [stream for stream in (video, sound) if stream is not None]
         for stream in container.streams:
             if stream not in streams:

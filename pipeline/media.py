@@ -20,12 +20,12 @@ import av
 import av.logging
 import ffmpeg
 import imageio_ffmpeg
-from av.stream import Disposition
 
 from pipeline.errors import MediaError, WorkerError
 from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.memory import limited_memory
 from pipeline.stop import Stop
+from pipeline.tracks import Choice, picture_track, sound_track
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,wav,mp3,flac,aac,gif,rm,nut,mxf,h264,hevc,ivf,y4m"
 """Formats that carry their media themselves. Playlists and scripts, which can point at other files, are left out."""
@@ -157,21 +157,6 @@ def start_seconds(path: Path | str) -> float:
         return float(start_of(container))
 
 
-def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The first stream of moving pictures. Cover art is not one."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
-            return stream
-    return None
-
-
-def sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
-    for stream in container.streams.audio:
-        if stream.codec_context is not None and stream.codec_context.sample_rate:
-            return stream
-    return None
-
-
 def _seconds(value: int | None, time_base: Fraction | None) -> float | None:
     return float(value * time_base) if value is not None and value > 0 and time_base is not None else None
 
@@ -183,7 +168,8 @@ def _rotation(container: av.container.InputContainer, stream: av.VideoStream) ->
     raise MediaError("no_frames", "the video track holds no picture that can be decoded")
 
 
-def _video_facts(stream: av.VideoStream, rotation: int) -> VideoFacts:
+def _video_facts(track: Choice[av.VideoStream], rotation: int) -> VideoFacts:
+    stream = track.stream
     context = stream.codec_context
     width, height = context.width, context.height
     if min(width, height) < 1 or width * height > MAX_PIXELS:
@@ -210,6 +196,22 @@ def _video_facts(stream: av.VideoStream, rotation: int) -> VideoFacts:
         is_hdr=int(context.color_trc or 0) in HDR_TRANSFERS,
         interlaced=str(getattr(context, "field_order", "progressive")).lower()
         not in ("progressive", "unknown", "0", "1"),
+        track=stream.index,
+        num_tracks=track.num_tracks,
+        chosen_by=track.decided_by,
+    )
+
+
+def _sound_facts(track: Choice[av.AudioStream]) -> SoundFacts:
+    stream = track.stream
+    return SoundFacts(
+        codec=stream.codec_context.codec.canonical_name,
+        sample_rate_hz=stream.codec_context.sample_rate,
+        num_channels=stream.codec_context.channels,
+        duration_seconds=_seconds(stream.duration, stream.time_base),
+        track=stream.index,
+        num_tracks=track.num_tracks,
+        chosen_by=track.decided_by,
     )
 
 
@@ -219,32 +221,27 @@ def probe(path: Path | str) -> MediaFacts:
     Raises MediaError: ``empty``, ``not_media``, ``no_frames``.
     """
     with opened(path) as container:
-        video, sound = picture_stream(container), sound_stream(container)
+        video, sound = picture_track(container), sound_track(container)
         try:
-            rotation = _rotation(container, video) if video is not None else 0
+            rotation = _rotation(container, video.stream) if video is not None else 0
         except (av.error.FFmpegError, IndexError) as error:  # IndexError: see pipeline.decoding
             raise MediaError("no_frames", f"no picture can be decoded: {cause(error)}") from error
         return MediaFacts(
             container=container.format.name,
             duration_seconds=_seconds(container.duration, Fraction(1, av.time_base)),
             video=_video_facts(video, rotation) if video is not None else None,
-            sound=SoundFacts(
-                codec=sound.codec_context.codec.canonical_name,
-                sample_rate_hz=sound.codec_context.sample_rate,
-                num_channels=sound.codec_context.channels,
-                duration_seconds=_seconds(sound.duration, sound.time_base),
-            )
-            if sound is not None
-            else None,
+            sound=_sound_facts(sound) if sound is not None else None,
+            start_seconds=float(start_of(container)),
         )
 
 
 def count_frames(path: Path) -> tuple[int, float]:
     """Number of pictures in a file and the seconds that they span, from its packets: nothing is decoded."""
     with opened(path) as container:
-        video = picture_stream(container)
-        if video is None:
+        track = picture_track(container)
+        if track is None:
             return 0, 0.0
+        video = track.stream
         times = [(packet.pts, packet.duration or 0) for packet in container.demux(video) if packet.pts is not None]
         if not times or video.time_base is None:
             return 0, 0.0

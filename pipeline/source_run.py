@@ -351,6 +351,7 @@ def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutC
                 folder,
                 run.tools.stop,
                 run.tools.workers.memory_bytes,
+                clip.picture.num_frames,
             )
         for file in sorted(folder.iterdir()):
             run.tools.state.move_in(file, f"{cut_folder(key)}/{file.name}")
