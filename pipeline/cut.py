@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import MediaError
 from pipeline.facts import MediaFacts, VideoFacts
-from pipeline.media import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, versions
+from pipeline.media import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, run_straightener, versions
 from pipeline.schema import Bars, Span, stable_hash
 from pipeline.settings import Settings
 from pipeline.stop import Stop
@@ -24,6 +25,8 @@ EARLY_SECONDS = 0.0005
 SEEKS_EXACTLY = ("mov", "matroska")
 MISSING_FRAMES = 2
 """So many of the frames that were measured may be missing from a cut."""
+STRAIGHT_FROM_SECONDS = 10.0
+"""Time 0 of a file with straightened times: what is a little before it has no place below zero."""
 PREROLL_SECONDS = 6.0
 """Where a container has no index, decoding begins this much before the clip."""
 
@@ -172,18 +175,31 @@ def cut_clip(
     """
     video, sound = facts.video, facts.sound
     assert video is not None and sound is not None, "only clips with picture and sound are kept"
+    bars = bars if settings.crop_bars else Bars()
     num_channels = min(sound.num_channels, 2)
     num_samples = round(span.duration_seconds * settings.sample_rate_hz)
-    pictures, heard = _opened(path, facts, span)
-    pictures = _prepared(pictures, video, bars if settings.crop_bars else Bars())
-    heard = _even(heard, num_samples, settings.sample_rate_hz, num_channels).filter_multi_output(
-        "asplit", len(settings.renditions) + 1
-    )
-    pictures = pictures.filter_multi_output("split", len(settings.renditions))
+    sizes = [picture_size(video, bars, rendition) for rendition in settings.renditions]
+    limits: dict[str, Any] = {"timeout_seconds": settings.timeout_seconds, "memory_bytes": memory_bytes, "stop": stop}
+    with _tracks(path, facts, span, folder, limits) as (picture, sounding, origin):
+        pictures, heard = _of_span(picture, sounding, origin + span.start_seconds, origin + span.end_seconds)
+        even = _even(heard, num_samples, settings.sample_rate_hz, num_channels)
+        outputs = _outputs(_prepared(pictures, video, bars), even, video, settings, sizes, folder)
+        # -copyts: the file's own times, which the span is told in
+        run_ffmpeg(ffmpeg.merge_outputs(*outputs).global_args("-copyts"), **limits)
+    return _checked(folder, span, settings, sizes, num_samples, num_channels, num_frames)
+
+
+def _outputs(
+    pictures: Any,
+    heard: Any,
+    video: VideoFacts,
+    settings: CutSettings,
+    sizes: Sequence[tuple[int, int]],
+    folder: Path,
+) -> list[Any]:
+    heard = heard.filter_multi_output("asplit", len(sizes) + 1)
+    pictures = pictures.filter_multi_output("split", len(sizes))
     outputs = [ffmpeg.output(heard[0], str(folder / "sound.flac"), acodec="flac", sample_fmt="s16", **BIT_EXACT)]
-    sizes = [
-        picture_size(video, bars if settings.crop_bars else Bars(), rendition) for rendition in settings.renditions
-    ]
     for index, (rendition, (width, height)) in enumerate(zip(settings.renditions, sizes, strict=True)):
         scaled = (
             pictures[index]
@@ -200,13 +216,7 @@ def cut_clip(
                 **_container_options(settings),
             )
         )
-    run_ffmpeg(
-        ffmpeg.merge_outputs(*outputs).global_args("-copyts"),  # the file's own times, which :func:`_opened` goes by
-        timeout_seconds=settings.timeout_seconds,
-        memory_bytes=memory_bytes,
-        stop=stop,
-    )
-    return _checked(folder, span, settings, sizes, num_samples, num_channels, num_frames)
+    return outputs
 
 
 BIT_EXACT: dict[str, Any] = {
@@ -218,24 +228,43 @@ BIT_EXACT: dict[str, Any] = {
 }
 
 
-def _opened(path: Path, facts: MediaFacts, span: Span) -> tuple[Any, Any]:
-    """The picture and sound of the span. Time 0 is the span's start, whatever the first frame and sample are."""
+@contextlib.contextmanager
+def _tracks(
+    path: Path, facts: MediaFacts, span: Span, folder: Path, limits: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any, float]]:
+    """The tracks of picture and sound, from some place before the span on, and their time stamp at the file's time 0."""
     assert facts.video is not None and facts.sound is not None
+    if facts.part_shifts:
+        straight = folder / "straight.nut"
+        origin = STRAIGHT_FROM_SECONDS
+        shifts = [shift + origin - facts.start_seconds for shift in facts.part_shifts]
+        ends = origin + span.start_seconds, origin + span.end_seconds
+        try:
+            run_straightener(path, straight, ends, shifts, **limits)
+            source = ffmpeg.input(as_input(straight), threads=1, **INPUT_OPTIONS)
+            yield source["0"], source["1"], origin
+        finally:
+            straight.unlink(missing_ok=True)
+        return
     preroll = 0.0 if facts.container.startswith(SEEKS_EXACTLY) else PREROLL_SECONDS
     seek = max(span.start_seconds - EARLY_SECONDS - preroll, 0.0)
     options = {"ss": f"{seek:.4f}"} if seek else {}
     length = span.end_seconds - seek + 0.5
     source = ffmpeg.input(as_input(path), threads=1, **INPUT_OPTIONS, **options, t=f"{length:.4f}")
-    begin, end = facts.start_seconds + span.start_seconds, facts.start_seconds + span.end_seconds
+    yield source[str(facts.video.track)], source[str(facts.sound.track)], facts.start_seconds
+
+
+def _of_span(picture: Any, sound: Any, begin: float, end: float) -> tuple[Any, Any]:
+    """Picture and sound of ``[begin, end)``. Time 0 is ``begin``, whatever the first frame and sample are."""
     pictures = (
-        source[str(facts.video.track)]
-        .filter("trim", start=f"{begin - EARLY_SECONDS:.6f}", end=f"{end - EARLY_SECONDS:.6f}")
+        picture.filter("trim", start=f"{begin - EARLY_SECONDS:.6f}", end=f"{end - EARLY_SECONDS:.6f}")
+        .filter(
+            "select", "isnan(prev_selected_pts)+gt(pts,prev_selected_pts)"
+        )  # as they were measured: none that goes back
         .filter("setpts", f"if(lt(abs(STARTT-{begin:.6f}),{2 * EARLY_SECONDS}),PTS-STARTPTS,round(PTS-{begin:.6f}/TB))")
     )
-    heard = (
-        source[str(facts.sound.track)]
-        .filter("atrim", start=f"{begin:.6f}", end=f"{end:.6f}")
-        .filter("asetpts", f"round(PTS-{begin:.6f}/TB)")
+    heard = sound.filter("atrim", start=f"{begin:.6f}", end=f"{end:.6f}").filter(
+        "asetpts", f"round(PTS-{begin:.6f}/TB)"
     )
     return pictures, heard
 

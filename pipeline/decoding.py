@@ -17,6 +17,7 @@ from av.stream import Discard
 
 from pipeline.errors import MediaError
 from pipeline.media import cause, opened, start_of
+from pipeline.parts import Straightener
 from pipeline.tracks import picture_track, sound_track
 
 Luma = npt.NDArray[np.uint8]
@@ -98,7 +99,7 @@ class Decoding:
     """One pass through a file, from ``start_seconds`` up to ``end_seconds``: iterate to get pictures and sound as they come.
 
     After the last one, ``num_errors`` counts the packets that could not be decoded. Raises MediaError, also ``bad_times``.
-    Sound comes at ``sample_rate_hz`` in one or two channels (more are mixed down).
+    Sound comes at ``sample_rate_hz`` in one or two channels (more are mixed down). ``part_shifts``: see :class:`MediaFacts`.
     """
 
     def __init__(
@@ -109,14 +110,20 @@ class Decoding:
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
         num_threads: int = 1,
+        part_shifts: Sequence[float] = (),
     ) -> None:
         self.path = path
         self.sample_rate_hz = sample_rate_hz
         self.start_seconds = start_seconds
         self.end_seconds = math.inf if end_seconds is None else end_seconds
         self.num_threads = num_threads
+        self.part_shifts = part_shifts
         self.num_errors = 0
         self.last_error = ""
+        self.picture_seconds: float | None = None
+        """The latest time of a picture so far, in the section or not."""
+        self.end_byte = 0
+        """Where in the file the last packet so far ends."""
 
     def __iter__(self) -> Iterator[Picture | SoundBlock]:
         with opened(self.path) as container:
@@ -133,14 +140,17 @@ class Decoding:
         if video is not None:
             video.codec_context.thread_count = self.num_threads
             video.codec_context.thread_type = "FRAME" if self.num_threads > 1 else "SLICE"
-        if self.start_seconds > 0:
+        if self.start_seconds > 0 and not self.part_shifts:  # times that begin again are no way to a place
             container.seek(int((self.start_seconds + origin) * av.time_base), backward=True)
         resampler = None
         if sound is not None:
             layout = "mono" if sound.codec_context.channels == 1 else "stereo"
             resampler = _SoundClock(self.sample_rate_hz, layout, origin)
         open_ends = set(streams)
+        straightener = Straightener(self.part_shifts)
         for packet in self._packets(container, streams):
+            straightener.straighten(packet)
+            self.end_byte = max(self.end_byte, (packet.pos or 0) + packet.size)
             if packet.stream not in open_ends:
                 continue
             if packet.pts is not None and _checked(packet.pts * packet.time_base - origin) > self.end_seconds + 2:
@@ -188,6 +198,7 @@ class Decoding:
         if stamp is None or frame.time_base is None:
             return
         seconds = _checked(stamp * frame.time_base - origin)
+        self.picture_seconds = max(seconds, self.picture_seconds or 0.0)
         if self.start_seconds <= seconds < self.end_seconds:
             yield Picture(frame, seconds)
 

@@ -62,6 +62,8 @@ class MediaFacts:
     sound: SoundFacts | None
     start_seconds: float = 0.0
     """What the file's own time stamps say at its beginning, which is time 0 everywhere else."""
+    part_shifts: tuple[float, ...] = ()
+    """Where the time stamps begin again: what is added to those of each part, in seconds (:mod:`pipeline.parts`)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,4 +77,5 @@ class MediaFacts:
             VideoFacts(**video) if video else None,
             SoundFacts(**sound) if sound else None,
             values.get("start_seconds", 0.0),  # records of an older version have none
+            tuple(values.get("part_shifts", ())),
         )

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import imageio_ffmpeg
 from pipeline.errors import MediaError, WorkerError
 from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.memory import limited_memory
+from pipeline.parts import part_shifts
 from pipeline.stop import Stop
 from pipeline.tracks import Choice, picture_track, sound_track
 
@@ -216,9 +218,10 @@ def _sound_facts(track: Choice[av.AudioStream]) -> SoundFacts:
 
 
 def probe(path: Path | str) -> MediaFacts:
-    """What the file's header says, and the display rotation of its first picture.
+    """What the file's header says, the display rotation of its first picture, and where its time stamps begin again. For that, files of
+    the formats in which they may are read to their end.
 
-    Raises MediaError: ``empty``, ``not_media``, ``no_frames``.
+    Raises MediaError: ``empty``, ``not_media``, ``no_frames``, ``bad_times``.
     """
     with opened(path) as container:
         video, sound = picture_track(container), sound_track(container)
@@ -226,13 +229,27 @@ def probe(path: Path | str) -> MediaFacts:
             rotation = _rotation(container, video.stream) if video is not None else 0
         except (av.error.FFmpegError, IndexError) as error:  # IndexError: see pipeline.decoding
             raise MediaError("no_frames", f"no picture can be decoded: {cause(error)}") from error
-        return MediaFacts(
+        facts = MediaFacts(
             container=container.format.name,
             duration_seconds=_seconds(container.duration, Fraction(1, av.time_base)),
             video=_video_facts(video, rotation) if video is not None else None,
             sound=_sound_facts(sound) if sound is not None else None,
             start_seconds=float(start_of(container)),
         )
+    with opened(path) as container:
+        shifts, end = part_shifts(container)
+    return _with_parts(facts, shifts, end) if shifts else facts
+
+
+def _with_parts(facts: MediaFacts, shifts: tuple[float, ...], end: float) -> MediaFacts:
+    """The header tells the length of one part at the most."""
+    return replace(
+        facts,
+        duration_seconds=end - facts.start_seconds,
+        video=replace(facts.video, duration_seconds=None) if facts.video else None,
+        sound=replace(facts.sound, duration_seconds=None) if facts.sound else None,
+        part_shifts=shifts,
+    )
 
 
 def count_frames(path: Path) -> tuple[int, float]:
@@ -262,10 +279,29 @@ def run_ffmpeg(
     Raises MediaError with the command and ffmpeg's last lines, WorkerError when it was killed, took too much memory or the
     time is over, StoppedError once ``stop`` is set.
     """
-    stop = stop or Stop()
     command = ffmpeg.compile(
         outputs.global_args("-hide_banner", "-nostdin", "-y", "-loglevel", "error"), cmd=ffmpeg_path()
     )
+    _run_checked(command, timeout_seconds, memory_bytes, stop or Stop())
+
+
+def run_straightener(
+    path: Path,
+    target: Path,
+    span_seconds: tuple[float, float],
+    part_shifts: Sequence[float],
+    *,
+    timeout_seconds: float | None = None,
+    memory_bytes: int | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """:func:`pipeline.parts.copy_straightened` in a process of its own, with the errors of :func:`run_ffmpeg`."""
+    words = [str(path), str(target), *(f"{seconds:.6f}" for seconds in (*span_seconds, *part_shifts))]
+    command = [sys.executable, "-m", "pipeline.parts", *words]
+    _run_checked(command, timeout_seconds, memory_bytes, stop or Stop())
+
+
+def _run_checked(command: Sequence[str], timeout_seconds: float | None, memory_bytes: int | None, stop: Stop) -> None:
     returncode, errors = _run(command, timeout_seconds, memory_bytes, stop)
     last_lines = " | ".join(errors.strip().splitlines()[-4:])
     if returncode in ENDED_BY_SIGNAL:

@@ -34,6 +34,8 @@ from pipeline.store import Store
 from pipeline.workers import Workers
 
 PROBE_TIMEOUT_SECONDS = 60.0
+PROBE_BYTES_PER_SECOND = 20e6
+"""Transport streams are read to their end: how fast at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ def _facts(run: _Run, content_sha256: str) -> MediaFacts:
     def look() -> dict[str, Any]:
         path = Path(_fetch(run).path)
         run.stage = "probe"
-        return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path).to_json()
+        seconds = PROBE_TIMEOUT_SECONDS + path.stat().st_size / PROBE_BYTES_PER_SECOND
+        return run.tools.workers.run(probe, seconds, path).to_json()
 
     return MediaFacts.from_json(_remembered(run, name, look)[0])
 
