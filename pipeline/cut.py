@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import ffmpeg
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import tone_map
 from pipeline.errors import MediaError
 from pipeline.facts import MediaFacts, VideoFacts
 from pipeline.media import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, run_straightener, versions
@@ -277,13 +278,7 @@ def _prepared(pictures: Any, video: VideoFacts, bars: Bars) -> Any:
         pictures = pictures.filter("scale", video.width, video.height) if _is_stretched(video) else pictures
         pictures = pictures.filter("crop", width, height, bars.left, bars.top, exact=1)
     if video.is_hdr:
-        pictures = (
-            pictures.filter("zscale", transfer="linear", npl=100)
-            .filter("format", "gbrpf32le")
-            .filter("zscale", primaries="bt709")
-            .filter("tonemap", "hable", desat=0)
-            .filter("zscale", transfer="bt709", matrix="bt709", range="tv")
-        )
+        pictures = tone_map.filters(pictures)
     return pictures
 
 

@@ -18,6 +18,7 @@ from av.stream import Discard
 from pipeline.errors import MediaError
 from pipeline.media import cause, opened, start_of
 from pipeline.parts import Straightener
+from pipeline.tone_map import HLG, PQ, grey_table, to_screen
 from pipeline.tracks import picture_track, sound_track
 
 Luma = npt.NDArray[np.uint8]
@@ -34,10 +35,12 @@ PLANAR_8_BIT = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj44
 class Picture:
     """One decoded frame. Its planes are views into the decoder's memory: use them before the next frame is asked for."""
 
-    __slots__ = ("_frame", "seconds")
+    __slots__ = ("_frame", "_transfer", "_whole", "seconds")
 
     def __init__(self, frame: av.VideoFrame, seconds: float) -> None:
         self.seconds = seconds
+        self._whole = frame
+        self._transfer = int(frame.color_trc)
         if frame.format.name not in PLANAR_8_BIT:
             frame = frame.reformat(format="yuv420p")
         self._frame = frame
@@ -60,16 +63,18 @@ class Picture:
         return self._plane(0)
 
     def small_luma(self, size: tuple[int, int]) -> Luma:
-        """Luma at ``size`` (width, height), stretched to 0..255.
+        """Luma at ``size`` (width, height), stretched to 0..255; that of HDR as a screen shows it.
 
         Bilinear from the nearest four pixels: at these factors a true average would cost more than the decode.
         """
         return self._stretched(cv2.resize(self._plane(0), size, interpolation=cv2.INTER_LINEAR))
 
     def _stretched(self, luma: Any) -> Luma:
-        if self.full_range:
-            return np.asarray(luma, np.uint8)
-        return np.asarray(cv2.convertScaleAbs(np.maximum(luma, 16), alpha=255 / 219, beta=-16 * 255 / 219), np.uint8)
+        if not self.full_range:
+            luma = cv2.convertScaleAbs(np.maximum(luma, 16), alpha=255 / 219, beta=-16 * 255 / 219)
+        if self._transfer in (PQ, HLG):
+            luma = cv2.LUT(luma, grey_table(self._transfer))
+        return np.asarray(luma, np.uint8)
 
     def small_bgr(self, size: tuple[int, int], luma: Luma) -> npt.NDArray[np.uint8]:
         """The picture at ``size`` (width, height) in BGR; ``luma`` is what :meth:`small_luma` gave for the same size."""
@@ -79,12 +84,14 @@ class Picture:
         return np.asarray(cv2.cvtColor(cv2.merge([luma, chroma[1], chroma[0]]), cv2.COLOR_YCrCb2BGR), np.uint8)
 
     def rgb(self, short_side: int) -> npt.NDArray[np.uint8]:
-        """The picture in RGB (H, W, 3), scaled by area so that its shorter side is ``short_side`` pixels."""
-        frame = self._frame
+        """The picture in RGB (H, W, 3), scaled by area so that its shorter side is ``short_side`` pixels; HDR as a screen shows it."""
+        is_hdr = self._transfer in (PQ, HLG)
+        frame = self._whole if is_hdr else self._frame
         factor = short_side / min(frame.width, frame.height)
         size = (max(round(frame.width * factor), 1), max(round(frame.height * factor), 1))
-        scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA")
-        return self._turned(np.asarray(scaled.to_ndarray(), np.uint8))
+        rgb_format = "rgb48le" if is_hdr else "rgb24"
+        scaled = frame.reformat(width=size[0], height=size[1], format=rgb_format, interpolation="AREA").to_ndarray()
+        return self._turned(to_screen(np.asarray(scaled, np.uint16), self._transfer) if is_hdr else np.asarray(scaled, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)

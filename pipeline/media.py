@@ -27,6 +27,7 @@ from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.memory import limited_memory
 from pipeline.parts import part_shifts
 from pipeline.stop import Stop
+from pipeline.tone_map import HLG, PQ
 from pipeline.tracks import Choice, picture_track, sound_track
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,wav,mp3,flac,aac,gif,rm,nut,mxf,h264,hevc,ivf,y4m"
@@ -43,9 +44,6 @@ MAX_FPS = 500
 """Headers of uneven frame rates may give the ticks of their clock instead, thousands in a second."""
 MAX_PIXELS = 1 << 27
 """A picture may be as large as 16K (15360 x 8640)."""
-
-HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}
-"""Transfer characteristics (ITU-T H.273) of PQ and HLG."""
 
 
 ENDED_BY_SIGNAL = {255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
@@ -195,7 +193,7 @@ def _video_facts(track: Choice[av.VideoStream], rotation: int) -> VideoFacts:
         rotation_degrees=rotation,
         sample_aspect=float(aspect) if aspect > 0 else 1.0,
         pixel_format=str(context.pix_fmt),
-        is_hdr=int(context.color_trc or 0) in HDR_TRANSFERS,
+        is_hdr=int(context.color_trc or 0) in (PQ, HLG),
         interlaced=str(getattr(context, "field_order", "progressive")).lower()
         not in ("progressive", "unknown", "0", "1"),
         track=stream.index,
