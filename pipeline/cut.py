@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import ffmpeg
+import soundfile
 from pydantic import Field, field_validator, model_validator
 
 from pipeline import tone_map
@@ -26,6 +27,8 @@ EARLY_SECONDS = 0.0005
 SEEKS_EXACTLY = ("mov", "matroska")
 MISSING_FRAMES = 2
 """So many of the frames that were measured may be missing from a cut."""
+NEAR_SECONDS = 2.0
+"""A clip that begins earlier is read from the file's beginning: an index may leave out the first key frame, where its time is below 0."""
 STRAIGHT_FROM_SECONDS = 10.0
 """Time 0 of a file with straightened times: what is a little before it has no place below zero."""
 PREROLL_SECONDS = 6.0
@@ -249,6 +252,7 @@ def _tracks(
         return
     preroll = 0.0 if facts.container.startswith(SEEKS_EXACTLY) else PREROLL_SECONDS
     seek = max(span.start_seconds - EARLY_SECONDS - preroll, 0.0)
+    seek = 0.0 if seek < NEAR_SECONDS else seek
     options = {"ss": f"{seek:.4f}"} if seek else {}
     length = span.end_seconds - seek + 0.5
     source = ffmpeg.input(as_input(path), threads=1, **INPUT_OPTIONS, **options, t=f"{length:.4f}")
@@ -355,6 +359,9 @@ def _checked(
             )
         renditions.append(CutRendition(rendition.name, width, height, num_frames, path.stat().st_size))
     flac = folder / "sound.flac"
+    with soundfile.SoundFile(flac) as sound:
+        if sound.frames != num_samples:
+            raise MediaError("cut_short", f"{sound.frames} samples of {num_samples} came out as the clip's sound")
     return CutClip(tuple(renditions), num_samples, settings.sample_rate_hz, num_channels, flac.stat().st_size)
 
 

@@ -91,7 +91,9 @@ class Picture:
         size = (max(round(frame.width * factor), 1), max(round(frame.height * factor), 1))
         rgb_format = "rgb48le" if is_hdr else "rgb24"
         scaled = frame.reformat(width=size[0], height=size[1], format=rgb_format, interpolation="AREA").to_ndarray()
-        return self._turned(to_screen(np.asarray(scaled, np.uint16), self._transfer) if is_hdr else np.asarray(scaled, np.uint8))
+        return self._turned(
+            to_screen(np.asarray(scaled, np.uint16), self._transfer) if is_hdr else np.asarray(scaled, np.uint8)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,9 @@ class Decoding:
         self.last_error = ""
         self.picture_seconds: float | None = None
         """The latest time of a picture so far, in the section or not."""
+        self.changes_seconds: list[float] = []
+        """When the picture's size or format, or the sound's rate or channels, became another."""
+        self._form: tuple[Any, ...] | None = None
         self.end_byte = 0
         """Where in the file the last packet so far ends."""
 
@@ -187,6 +192,8 @@ class Decoding:
     def _sound(self, clock: _SoundClock, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:
         try:
             yield from clock.feed(frame)
+            if clock.changed_seconds is not None:
+                self.changes_seconds.append(clock.changed_seconds)
         except (av.error.FFmpegError, ValueError) as error:  # a layout or rate that cannot be
             self._note(error)
 
@@ -206,6 +213,10 @@ class Decoding:
             return
         seconds = _checked(stamp * frame.time_base - origin)
         self.picture_seconds = max(seconds, self.picture_seconds or 0.0)
+        form = (frame.width, frame.height, frame.format.name)
+        if self._form not in (None, form):
+            self.changes_seconds.append(seconds)
+        self._form = form
         if self.start_seconds <= seconds < self.end_seconds:
             yield Picture(frame, seconds)
 
@@ -227,9 +238,12 @@ class _SoundClock:
         self._start = 0.0
         self._given = 0
         self._signature: tuple[Any, ...] = ()
+        self.changed_seconds: float | None = None
+        """Time of the frame that was fed last, if it is of another rate or of other channels than the one before."""
         self._resampler: av.AudioResampler | None = None
 
     def feed(self, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:
+        self.changed_seconds = None
         if frame is None:
             yield from self._drain()
             return
@@ -241,6 +255,7 @@ class _SoundClock:
         signature = (frame.format.name, frame.layout.name, frame.sample_rate)
         jumped = self._expected is None or abs(seconds - self._expected) > self.TOLERANCE_SECONDS
         if jumped or signature != self._signature:
+            self.changed_seconds = seconds if self._signature not in ((), signature) else None
             yield from self._drain()
             self._resampler = av.AudioResampler(format="s16", layout=self.layout, rate=self.sample_rate_hz)
             self._start, self._given, self._signature = seconds, 0, signature

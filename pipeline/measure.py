@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib.metadata
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,7 @@ def measure_video(
         lost_seconds = max(num_back * frame_seconds, sound.lost_seconds)
         _check_all_read(path, facts, picture_end - times[0], lost_seconds, end, settings.missing_share, decoding)
         cuts = [cut for cut in detector.cuts() if not (scenes.ignore_flashes and flashes.is_flash(times[cut]))]
+        cuts = _with_changes(cuts, decoding.changes_seconds, times)
         found = scenes_between(cuts, times, picture_end)
         measured = tuple(
             MeasuredClip(
@@ -214,6 +216,12 @@ def _in_time(pictures: PictureTrack, sound: SoundTrack, span: Span) -> TimeMeasu
     motion_match, motion_lag = rhythm_match(motion, heard, SMALLEST_MOTION)
     light_match, light_lag = rhythm_match(light, heard, SMALLEST_LIGHT)
     return TimeMeasures(motion_match, motion_lag, light_match, light_lag)
+
+
+def _with_changes(cuts: Sequence[int], changes_seconds: Sequence[float], times: Sequence[float]) -> list[int]:
+    """The cuts, and the first frame after each change of form: ffmpeg begins anew there, so that no clip may go across."""
+    changed = {bisect.bisect_left(times, seconds) for seconds in changes_seconds}
+    return sorted({*cuts, *(index for index in changed if 0 < index < len(times))})
 
 
 def _as_span(begin: float, stop: float) -> Span | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -280,7 +281,34 @@ def run_ffmpeg(
     command = ffmpeg.compile(
         outputs.global_args("-hide_banner", "-nostdin", "-y", "-loglevel", "error"), cmd=ffmpeg_path()
     )
-    _run_checked(command, timeout_seconds, memory_bytes, stop or Stop())
+    _run_checked(apart(command), timeout_seconds, memory_bytes, stop or Stop())
+
+
+def apart(command: Sequence[str]) -> list[str]:
+    """An ffmpeg command with a graph of its own for each group of filters that hang together. ffmpeg sets a graph up anew where what
+    comes in changes in the middle, as the picture's size: in one graph of both, the sound would lose what is on its way."""
+    separate: list[str] = []
+    for word in command:
+        if separate and separate[-1] == "-filter_complex":
+            separate.pop()
+            separate += [option for graph in _graphs(word.split(";")) for option in ("-filter_complex", graph)]
+        else:
+            separate.append(word)
+    return separate
+
+
+def _graphs(filters: Sequence[str]) -> list[str]:
+    """The filters of a graph, each ``[in][in]name=options[out]``, gathered by the labels that join them; the file's tracks do not."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for one in filters:
+        labels, members = {label for label in re.findall(r"\[([^\]]+)\]", one) if ":" not in label}, [one]
+        joined = [group for group in groups if group[0] & labels]
+        place = groups.index(joined[0]) if joined else len(groups)
+        for group in reversed(joined):
+            labels, members = labels | group[0], group[1] + members
+            groups.remove(group)
+        groups.insert(place, (labels, members))
+    return [";".join(members) for _, members in groups]
 
 
 def run_straightener(

@@ -128,3 +128,13 @@ def test_a_jump_in_a_transport_stream_is_a_gap_in_all_that_is_made_of_it(film: P
     assert after > 20
     check_cut(path, Span(round(after * 1000), round(after * 1000) + 2000))
     assert sound_position(tmp_path / "sound.flac") == pytest.approx(80 / 25, abs=0.03)
+
+
+def test_times_below_zero_in_matroska_lose_no_frame(film: Path, tmp_path: Path) -> None:
+    """The first key frame lies before time 0, where the index does not reach."""
+    path = tmp_path / "negative.mkv"
+    options = ["-ss", "1.3", "-i", str(film), "-c", "copy", "-avoid_negative_ts", "disabled"]
+    subprocess.run([ffmpeg_path(), "-v", "error", "-y", *options, str(path)], check=True)
+    start_ms = round(pictures(path)[0][0] * 1000)
+    check_cut(path, Span(start_ms, start_ms + 2000))
+    check_cut(path, Span(start_ms + 2000, start_ms + 4000))
