@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import scenedetect
 from pydantic import Field
 
@@ -180,7 +181,8 @@ def measure_video(
         frame_seconds = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (video.fps or UNKNOWN_FPS)
         picture_end = min(times[-1] + frame_seconds, end or math.inf)
         _check_complete(facts, video, picture_end, sound.end_seconds, end, settings.missing_share, decoding)
-        lost_seconds = max(num_back * frame_seconds, sound.lost_seconds)
+        usual_seconds = float(np.median(np.diff(times))) if len(times) > 1 else frame_seconds
+        lost_seconds = max(num_back * usual_seconds, sound.lost_seconds)
         _check_all_read(path, facts, picture_end - times[0], lost_seconds, end, settings.missing_share, decoding)
         cuts = [cut for cut in detector.cuts() if not (scenes.ignore_flashes and flashes.is_flash(times[cut]))]
         cuts = _with_changes(cuts, decoding.changes_seconds, times)
