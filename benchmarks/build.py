@@ -4,7 +4,8 @@ python -m benchmarks.build                          sample sources, rendered at 
 python -m benchmarks.build --folder FOLDER          real files
 python -m benchmarks.build --memory 20 200          peak memory for so many sources, each of other content
 
-CPU seconds count every process. Download and embedding are listed apart: the build itself has local sources and no encoders.
+A file that one side does not survive is named and left out. CPU seconds count every process. Download and embedding are listed apart:
+the build itself has local sources and no encoders.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pipeline.cut import cut_clip, picture_size
 from pipeline.download import fetch
 from pipeline.download_settings import DownloadSettings
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
+from pipeline.errors import ClipError
 from pipeline.facts import MediaFacts
 from pipeline.judge import judge_clip, judge_file
 from pipeline.measure import MeasuredVideo, measure_video
@@ -159,6 +161,7 @@ class Measured:
 
 def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:
     recipe = _recipe(files, work / "unused", options)
+    files = _comparable(files, recipe, work)
     stages: dict[str, list[Cost]] = {}
     totals, limits, walls = [], [], []
     seconds = 0.0
@@ -249,16 +252,46 @@ def _embed(sources: Sequence[Measured], pair: EncoderPair, work: Path) -> None:
             pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
 
 
+def _comparable(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Path]:
+    """The files that both sides survive, after everything was done once, uncounted. Says which are left out, and why.
+
+    What a build rejects or fails costs it time as well, and stays. Raises SystemExit where nothing can be compared.
+    """
+    left_out: dict[Path, str] = {}
+    sources = _measured(files, recipe, work)
+    for source in sources:
+        try:
+            _cut([source], recipe, work)
+            _limit([source], recipe, work)
+        except ClipError as error:
+            left_out[source.path] = f"a clip cannot be cut: {error.code}: {error}"
+        except subprocess.CalledProcessError as error:
+            left_out[source.path] = f"the bare ffmpeg ended with {error.returncode}: {_last_line(error.stderr)}"
+    for path, reason in left_out.items():
+        print(f"left out: {path.name}: {reason}")
+    if not any(source.path not in left_out for source in sources):
+        raise SystemExit("none of the files can be measured and cut: there is nothing to compare")
+    return [path for path in files if path not in left_out]
+
+
+def _last_line(text: str | None) -> str:
+    return ((text or "").strip().splitlines() or ["it says nothing"])[-1]
+
+
 def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Measured]:
+    """The sources that a build would measure to their end."""
     found = []
     for path in files:
-        facts = probe(path)
-        if not judge_file(facts, None, recipe.clips.min_seconds, recipe.probe).kept:
-            continue
-        video = measure_video(
-            path, facts, section_ms=(0, None), scenes=recipe.scenes, clips=recipe.clips, settings=recipe.measure,
-            frames_out=work / f"{path.name}.npz", sound_out=work / f"{path.name}.flac",
-        )  # fmt: skip
+        try:
+            facts = probe(path)
+            if not judge_file(facts, None, recipe.clips.min_seconds, recipe.probe).kept:
+                continue
+            video = measure_video(
+                path, facts, section_ms=(0, None), scenes=recipe.scenes, clips=recipe.clips, settings=recipe.measure,
+                frames_out=work / f"{path.name}.npz", sound_out=work / f"{path.name}.flac",
+            )  # fmt: skip
+        except ClipError:
+            continue  # the build has a word for it, and goes on
         size = (facts.video.width, facts.video.height) if facts.video else (0, 0)
         verdicts = [judge_clip(clip.picture, clip.sound, None, size, recipe.judge) for clip in video.clips]
         found.append(Measured(path, facts, video, tuple(i for i, verdict in enumerate(verdicts) if verdict.kept)))
@@ -271,7 +304,8 @@ def _cut(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None:
     for source in sources:
         for index in source.kept:
             clip = source.video.clips[index]
-            cut_clip(source.path, source.facts, clip.span, clip.picture.bars, recipe.cut, folder)
+            frames = clip.picture.num_frames
+            cut_clip(source.path, source.facts, clip.span, clip.picture.bars, recipe.cut, folder, num_frames=frames)
 
 
 def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None:
@@ -280,8 +314,9 @@ def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None
     folder.mkdir(exist_ok=True)
     cut = recipe.cut
     for source in sources:
-        video = source.facts.video
-        assert video is not None
+        video, sound = source.facts.video, source.facts.sound
+        assert video is not None and sound is not None
+        picture_track, sound_track = f"0:{video.track}", f"0:{sound.track}"
         gop = max(round(cut.gop_seconds * (video.fps or 25.0)), 1)
         x264 = f"threads={cut.encoder_threads}:lookahead-threads=1:scenecut=0:open-gop=0:keyint={gop}:min-keyint={gop}"
         command = [ffmpeg_path(), "-v", "error", "-nostdin", "-y", "-threads", "1", "-i", str(source.path)]
@@ -293,9 +328,9 @@ def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None
                 command += [
                     *span,
                     "-map",
-                    "0:v:0",
+                    picture_track,
                     "-map",
-                    "0:a:0",
+                    sound_track,
                     "-vf",
                     f"scale={width}:{height}",
                     "-pix_fmt",
@@ -304,22 +339,14 @@ def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None
                 command += ["-c:v", "libx264", "-preset", cut.preset, "-crf", str(cut.quality), "-x264-params", x264]
                 command += ["-c:a", "aac", "-b:a", str(cut.aac_bits_per_second), "-ar", str(cut.sample_rate_hz)]
                 command += [str(folder / f"{index}-{rendition.name}.mp4")]
-            command += [
-                *span,
-                "-map",
-                "0:a:0",
-                "-af",
-                f"apad=whole_dur={clip.span.duration_seconds}",  # where the sound ends before the picture, as a build does
-                "-c:a",
-                "flac",
-                "-ar",
-                str(cut.sample_rate_hz),
-                str(folder / f"{index}.flac"),
-            ]
-        if source.kept:
-            subprocess.run(command, check=True)
-        else:
-            subprocess.run([*command, "-map", "0:v:0", "-f", "null", "-"], check=True)
+            begin, end, seconds = clip.span.start_seconds, clip.span.end_seconds, clip.span.duration_seconds
+            # where the sound ends before the picture, it is filled up, as a build does
+            even = f"atrim=start={begin}:end={end},asetpts=PTS-STARTPTS,apad=whole_dur={seconds}"
+            command += ["-map", sound_track, "-af", even, "-c:a", "flac", "-ar", str(cut.sample_rate_hz)]
+            command += [str(folder / f"{index}.flac")]
+        if not source.kept:
+            command += ["-map", picture_track, "-f", "null", "-"]
+        subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
 
 
 def _report_memory(count: int, files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:

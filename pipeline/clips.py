@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -66,18 +66,55 @@ def split_scenes(
 ) -> list[tuple[int, Span]]:
     """The clips of a video's scenes: index of the scene and span, in the time of the file.
 
-    Each clip starts on a frame (``times``, seconds), so that picture and sound start together.
+    Each clip starts on a frame (``times``, seconds), so that picture and sound start together: a window that begins between two
+    frames moves on to the later one, and its end with it. The windows behind it give way, so that no two clips share more than
+    their windows do: nothing, unless ``stride_seconds`` or ``tail = "shift"`` says so.
     """
     clips: list[tuple[int, Span]] = []
     for index, (scene_begin, scene_end) in enumerate(scenes):
         begin = scene_begin + (settings.margin_seconds if index else 0.0)
         end = scene_end - (settings.margin_seconds if index < len(scenes) - 1 else 0.0)
+        last: _Placed | None = None
         for start, stop in windows(begin, end, settings):
-            frame = bisect.bisect_left(times, start - HALF_MS)
-            if frame == len(times) or times[frame] >= stop:
+            free_ms = 0 if last is None or _is_shifted(start, last, settings) else last.free_ms(start)
+            span = _on_frames(start, stop, free_ms, round(end * 1000), times)
+            if span is None:
                 continue
-            start_ms = round(times[frame] * 1000)
-            end_ms = round(min(times[frame] + (stop - start), end) * 1000)
-            if end_ms - start_ms + 1 >= settings.min_seconds * 1000:
-                clips.append((index, Span(start_ms, end_ms)))
+            last = _Placed(start, stop, span.end_ms)
+            if span.duration_ms + 1 >= settings.min_seconds * 1000:
+                clips.append((index, span))
     return clips
+
+
+class _Placed(NamedTuple):
+    """A window, in seconds, and where the clip that was made of it ends."""
+
+    start: float
+    stop: float
+    clip_end_ms: int
+
+    def free_ms(self, start: float) -> int:
+        """From where on the next clip may begin if its window begins at ``start``."""
+        return self.clip_end_ms - max(round((self.stop - start) * 1000), 0)
+
+
+def _is_shifted(start: float, last: _Placed, settings: ClipSettings) -> bool:
+    """Whether a window was moved back over the one before, so that it ends with the scene."""
+    stride = settings.stride_seconds or settings.length_seconds
+    return settings.tail == "shift" and start < last.start + stride - HALF_MS
+
+
+def _on_frames(start: float, stop: float, free_ms: int, end_ms: int, times: Sequence[float]) -> Span | None:
+    """The window, moved to begin with its first frame that is not before ``free_ms``; it ends at ``end_ms`` at the latest.
+
+    None: there is no such frame.
+    """
+    delay = max(free_ms / 1000 - start, 0.0)
+    frame = bisect.bisect_left(times, start + delay - HALF_MS)
+    while frame < len(times) and round(times[frame] * 1000) < free_ms:
+        frame += 1
+    if frame == len(times) or times[frame] >= stop + delay:
+        return None
+    start_ms = round(times[frame] * 1000)
+    stop_ms = min(start_ms + round((stop - start) * 1000), end_ms)
+    return Span(start_ms, stop_ms) if stop_ms > start_ms else None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import ffmpeg
+import soundfile
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import tone_map
 from pipeline.errors import MediaError
 from pipeline.facts import MediaFacts, VideoFacts
-from pipeline.media import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, versions
+from pipeline.media import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, run_straightener, versions
 from pipeline.schema import Bars, Span, stable_hash
 from pipeline.settings import Settings
 from pipeline.stop import Stop
@@ -24,6 +27,12 @@ SOUND_NAME = "sound.flac"
 EARLY_SECONDS = 0.0005
 """Spans are whole milliseconds: starting half of one early takes in the frame that the span begins with."""
 SEEKS_EXACTLY = ("mov", "matroska")
+MISSING_FRAMES = 2
+"""So many of the frames that were measured may be missing from a cut."""
+NEAR_SECONDS = 2.0
+"""A clip that begins earlier is read from the file's beginning: an index may leave out the first key frame, where its time is below 0."""
+STRAIGHT_FROM_SECONDS = 10.0
+"""Time 0 of a file with straightened times: what is a little before it has no place below zero."""
 PREROLL_SECONDS = 6.0
 """Where a container has no index, decoding begins this much before the clip."""
 
@@ -170,26 +179,41 @@ def cut_clip(
     folder: Path,
     stop: Stop | None = None,
     memory_bytes: int | None = None,
+    num_frames: int | None = None,
 ) -> CutClip:
     """Writes ``<rendition>.mp4`` for every rendition and ``sound.flac`` into ``folder``; ``span`` is in the time of the file.
 
     The first frame is the one at the span's start, the first sample likewise; the FLAC has exactly the span's length.
+    ``num_frames``: how many were measured in the span. None: not known, they should fill it.
     Raises MediaError ``ffmpeg_failed`` or ``cut_short``, WorkerError, or StoppedError once ``stop`` is set.
     """
     video, sound = facts.video, facts.sound
     assert video is not None and sound is not None, "only clips with picture and sound are kept"
+    bars = bars if settings.crop_bars else Bars()
     num_channels = min(sound.num_channels, 2)
     num_samples = round(span.duration_seconds * settings.sample_rate_hz)
-    pictures, heard = _opened(path, facts, span)
-    pictures = _prepared(pictures, video, bars if settings.crop_bars else Bars())
-    heard = _even(heard, num_samples, settings.sample_rate_hz, num_channels).filter_multi_output(
-        "asplit", len(settings.renditions) + 1
-    )
-    pictures = pictures.filter_multi_output("split", len(settings.renditions))
+    sizes = [picture_size(video, bars, rendition) for rendition in settings.renditions]
+    limits: dict[str, Any] = {"timeout_seconds": settings.timeout_seconds, "memory_bytes": memory_bytes, "stop": stop}
+    with _tracks(path, facts, span, folder, limits) as (picture, sounding, origin):
+        pictures, heard = _of_span(picture, sounding, origin + span.start_seconds, origin + span.end_seconds)
+        even = _even(heard, num_samples, settings.sample_rate_hz, num_channels)
+        outputs = _outputs(_prepared(pictures, video, bars), even, video, settings, sizes, folder)
+        # -copyts: the file's own times, which the span is told in
+        run_ffmpeg(ffmpeg.merge_outputs(*outputs).global_args("-copyts"), **limits)
+    return _checked(folder, span, settings, sizes, num_samples, num_channels, num_frames)
+
+
+def _outputs(
+    pictures: Any,
+    heard: Any,
+    video: VideoFacts,
+    settings: CutSettings,
+    sizes: Sequence[tuple[int, int]],
+    folder: Path,
+) -> list[Any]:
+    heard = heard.filter_multi_output("asplit", len(sizes) + 1)
+    pictures = pictures.filter_multi_output("split", len(sizes))
     outputs = [ffmpeg.output(heard[0], str(folder / "sound.flac"), acodec="flac", sample_fmt="s16", **BIT_EXACT)]
-    sizes = [
-        picture_size(video, bars if settings.crop_bars else Bars(), rendition) for rendition in settings.renditions
-    ]
     for index, (rendition, (width, height)) in enumerate(zip(settings.renditions, sizes, strict=True)):
         scaled = (
             pictures[index]
@@ -206,10 +230,7 @@ def cut_clip(
                 **_container_options(settings),
             )
         )
-    run_ffmpeg(
-        ffmpeg.merge_outputs(*outputs), timeout_seconds=settings.timeout_seconds, memory_bytes=memory_bytes, stop=stop
-    )
-    return _checked(folder, span, settings, sizes, num_samples, num_channels)
+    return outputs
 
 
 BIT_EXACT: dict[str, Any] = {
@@ -221,20 +242,44 @@ BIT_EXACT: dict[str, Any] = {
 }
 
 
-def _opened(path: Path, facts: MediaFacts, span: Span) -> tuple[Any, Any]:
-    """The picture and sound of the span, each beginning at time 0."""
+@contextlib.contextmanager
+def _tracks(
+    path: Path, facts: MediaFacts, span: Span, folder: Path, limits: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any, float]]:
+    """The tracks of picture and sound, from some place before the span on, and their time stamp at the file's time 0."""
+    assert facts.video is not None and facts.sound is not None
+    if facts.part_shifts:
+        straight = folder / "straight.nut"
+        origin = STRAIGHT_FROM_SECONDS
+        shifts = [shift + origin - facts.start_seconds for shift in facts.part_shifts]
+        ends = origin + span.start_seconds, origin + span.end_seconds
+        try:
+            run_straightener(path, straight, ends, shifts, **limits)
+            source = ffmpeg.input(as_input(straight), threads=1, **INPUT_OPTIONS)
+            yield source["0"], source["1"], origin
+        finally:
+            straight.unlink(missing_ok=True)
+        return
     preroll = 0.0 if facts.container.startswith(SEEKS_EXACTLY) else PREROLL_SECONDS
     seek = max(span.start_seconds - EARLY_SECONDS - preroll, 0.0)
-    begin = span.start_seconds - seek
-    length = begin + span.duration_seconds
-    options = {"ss": f"{seek:.4f}", "t": f"{length + 0.5:.4f}"} if seek else {"t": f"{length + 0.5:.4f}"}
-    source = ffmpeg.input(as_input(path), threads=1, **INPUT_OPTIONS, **options)
-    early = max(begin - EARLY_SECONDS, 0.0)
-    pictures = source.video.filter("trim", start=f"{early:.4f}", end=f"{length - EARLY_SECONDS:.4f}").filter(
-        "setpts", "PTS-STARTPTS"
+    seek = 0.0 if seek < NEAR_SECONDS else seek
+    options = {"ss": f"{seek:.4f}"} if seek else {}
+    length = span.end_seconds - seek + 0.5
+    source = ffmpeg.input(as_input(path), threads=1, **INPUT_OPTIONS, **options, t=f"{length:.4f}")
+    yield source[str(facts.video.track)], source[str(facts.sound.track)], facts.start_seconds
+
+
+def _of_span(picture: Any, sound: Any, begin: float, end: float) -> tuple[Any, Any]:
+    """Picture and sound of ``[begin, end)``. Time 0 is ``begin``, whatever the first frame and sample are."""
+    pictures = (
+        picture.filter("trim", start=f"{begin - EARLY_SECONDS:.6f}", end=f"{end - EARLY_SECONDS:.6f}")
+        .filter(
+            "select", "isnan(prev_selected_pts)+gt(pts,prev_selected_pts)"
+        )  # as they were measured: none that goes back
+        .filter("setpts", f"if(lt(abs(STARTT-{begin:.6f}),{2 * EARLY_SECONDS}),PTS-STARTPTS,round(PTS-{begin:.6f}/TB))")
     )
-    heard = source.audio.filter("atrim", start=f"{begin:.4f}", end=f"{length:.4f}").filter(
-        "asetpts", f"PTS-{begin:.4f}/TB"
+    heard = sound.filter("atrim", start=f"{begin:.6f}", end=f"{end:.6f}").filter(
+        "asetpts", f"round(PTS-{begin:.6f}/TB)"
     )
     return pictures, heard
 
@@ -247,13 +292,7 @@ def _prepared(pictures: Any, video: VideoFacts, bars: Bars) -> Any:
         pictures = pictures.filter("scale", video.width, video.height) if _is_stretched(video) else pictures
         pictures = pictures.filter("crop", width, height, bars.left, bars.top, exact=1)
     if video.is_hdr:
-        pictures = (
-            pictures.filter("zscale", transfer="linear", npl=100)
-            .filter("format", "gbrpf32le")
-            .filter("zscale", primaries="bt709")
-            .filter("tonemap", "hable", desat=0)
-            .filter("zscale", transfer="bt709", matrix="bt709", range="tv")
-        )
+        pictures = tone_map.filters(pictures)
     return pictures
 
 
@@ -316,18 +355,30 @@ def _checked(
     sizes: Sequence[tuple[int, int]],
     num_samples: int,
     num_channels: int,
+    num_measured: int | None,
 ) -> CutClip:
     renditions = []
     for rendition, (width, height) in zip(settings.renditions, sizes, strict=True):
         path = folder / f"{rendition.name}.mp4"
         num_frames, seconds = count_frames(path)
-        frame_seconds = seconds / max(num_frames, 1)
-        if num_frames == 0 or span.duration_seconds - seconds > max(2 * frame_seconds, 0.25):
+        if _is_short(num_frames, seconds, span, num_measured):
+            of = f" of {num_measured}" if num_measured is not None else ""
             raise MediaError(
-                "cut_short", f"{num_frames} frames, {seconds:.2f} s came out of a clip of {span.duration_seconds:.2f} s"
+                "cut_short",
+                f"{num_frames}{of} frames, {seconds:.2f} s came out of a clip of {span.duration_seconds:.2f} s",
             )
         sizes_of = (width, height, num_frames, path.stat().st_size)
         renditions.append(CutRendition(rendition.name, *sizes_of, sha256_of(path)))
     flac = folder / SOUND_NAME
+    with soundfile.SoundFile(flac) as sound:
+        if sound.frames != num_samples:
+            raise MediaError("cut_short", f"{sound.frames} samples of {num_samples} came out as the clip's sound")
     flac_bytes, flac_sha256 = flac.stat().st_size, sha256_of(flac)
     return CutClip(tuple(renditions), num_samples, settings.sample_rate_hz, num_channels, flac_bytes, flac_sha256)
+
+
+def _is_short(num_frames: int, seconds: float, span: Span, num_measured: int | None) -> bool:
+    """How long a last frame lasts is not told alike by all containers: where the frames are counted, that is no matter."""
+    if num_measured is not None:
+        return num_frames < max(num_measured - MISSING_FRAMES, 1)
+    return num_frames == 0 or span.duration_seconds - seconds > max(2 * seconds / num_frames, 0.25)

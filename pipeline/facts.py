@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FACTS_VERSION = 2
+FACTS_VERSION = 3
 """Raise it when other things are read from a header: stored facts are then not used again."""
 
 
@@ -26,6 +26,12 @@ class VideoFacts:
     pixel_format: str
     is_hdr: bool
     interlaced: bool
+    track: int = 0
+    """Number of the track in the file, from 0, other kinds of tracks counted."""
+    num_tracks: int = 1
+    """Tracks of moving pictures that the file has."""
+    chosen_by: str | None = None
+    """What decided between them (:mod:`pipeline.tracks`). None: there was one."""
 
     @property
     def short_side(self) -> int:
@@ -40,6 +46,10 @@ class SoundFacts:
     sample_rate_hz: int
     num_channels: int
     duration_seconds: float | None
+    track: int = 0
+    num_tracks: int = 1
+    chosen_by: str | None = None
+    """The track, as in :class:`VideoFacts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,10 @@ class MediaFacts:
     duration_seconds: float | None
     video: VideoFacts | None
     sound: SoundFacts | None
+    start_seconds: float = 0.0
+    """What the file's own time stamps say at its beginning, which is time 0 everywhere else."""
+    part_shifts: tuple[float, ...] = ()
+    """Where the time stamps begin again: what is added to those of each part, in seconds (:mod:`pipeline.parts`)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,4 +76,6 @@ class MediaFacts:
             values["duration_seconds"],
             VideoFacts(**video) if video else None,
             SoundFacts(**sound) if sound else None,
+            values.get("start_seconds", 0.0),  # records of an older version have none
+            tuple(values.get("part_shifts", ())),
         )

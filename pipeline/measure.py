@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib.metadata
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import scenedetect
 from pydantic import Field
 
@@ -27,9 +29,12 @@ from pipeline.schema import PictureMeasures, SoundMeasures, Span, TimeMeasures, 
 from pipeline.settings import Settings
 from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack, measure_sound, to_mono
 
-VERSION = 2
+VERSION = 3
 """Raise it when the numbers change: stored measures are then not used again."""
 UNKNOWN_FPS = 25.0
+READ_TO_THE_END = {"flv"}
+"""Formats whose last bytes are media."""
+UNREAD_BYTES = 64 << 10
 
 
 class MeasureSettings(Settings):
@@ -162,18 +167,25 @@ def measure_video(
     roll = FrameRoll(settings.previews)
     sound = SoundTrack(sound_out.parent)
     try:
-        decoding = Decoding(path, sample_rate_hz=SAMPLE_RATE_HZ, start_seconds=start, end_seconds=end)
-        _decode(decoding, pictures, detector, flashes, roll, sound)
+        decoding = Decoding(
+            path,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            start_seconds=start,
+            end_seconds=end,
+            part_shifts=facts.part_shifts,
+        )
+        num_back = _decode(decoding, pictures, detector, flashes, roll, sound)
         times = pictures.times
         if not times:
-            raise MediaError(
-                "no_frames",
-                f"no picture could be decoded ({decoding.num_errors} errors, {decoding.last_error or 'none named'})",
-            )
+            raise _no_picture(decoding, facts, start, end)
         frame_seconds = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / (video.fps or UNKNOWN_FPS)
         picture_end = min(times[-1] + frame_seconds, end or math.inf)
         _check_complete(facts, video, picture_end, sound.end_seconds, end, settings.missing_share, decoding)
+        usual_seconds = float(np.median(np.diff(times))) if len(times) > 1 else frame_seconds
+        lost_seconds = max(num_back * usual_seconds, sound.lost_seconds)
+        _check_all_read(path, facts, picture_end - times[0], lost_seconds, end, settings.missing_share, decoding)
         cuts = [cut for cut in detector.cuts() if not (scenes.ignore_flashes and flashes.is_flash(times[cut]))]
+        cuts = _with_changes(cuts, decoding.changes_seconds, times)
         found = scenes_between(cuts, times, picture_end)
         measured = tuple(
             MeasuredClip(
@@ -208,6 +220,12 @@ def _in_time(pictures: PictureTrack, sound: SoundTrack, span: Span) -> TimeMeasu
     return TimeMeasures(motion_match, motion_lag, light_match, light_lag)
 
 
+def _with_changes(cuts: Sequence[int], changes_seconds: Sequence[float], times: Sequence[float]) -> list[int]:
+    """The cuts, and the first frame after each change of form: ffmpeg begins anew there, so that no clip may go across."""
+    changed = {bisect.bisect_left(times, seconds) for seconds in changes_seconds}
+    return sorted({*cuts, *(index for index in changed if 0 < index < len(times))})
+
+
 def _as_span(begin: float, stop: float) -> Span | None:
     begin_ms, stop_ms = max(round(begin * 1000), 0), round(stop * 1000)
     return Span(begin_ms, stop_ms) if stop_ms > begin_ms else None
@@ -220,19 +238,36 @@ def _decode(
     flashes: FlashMemory,
     roll: FrameRoll,
     sound: SoundTrack,
-) -> None:
+) -> int:
+    """Returns how many pictures have no place, because their time stamps go back."""
+    num_back = 0
     for piece in decoding:
         if not isinstance(piece, Picture):
             sound.feed(piece)
             continue
         if pictures.times and piece.seconds <= pictures.times[-1]:
-            continue  # a time stamp that goes back: the picture has no place
+            num_back += 1
+            continue
         small = piece.small_luma(pictures.size)
         pictures.feed(piece, small)
         flashes.feed(piece.seconds, small)
         detector.feed(piece.small_bgr(pictures.size, small))
         if roll.wants(piece.seconds):
             roll.add(piece.seconds, piece.rgb(roll.short_side_px))
+    return num_back
+
+
+def _no_picture(decoding: Decoding, facts: MediaFacts, start: float, end: float | None) -> MediaError:
+    known = [facts.video.duration_seconds if facts.video else None, facts.duration_seconds, decoding.picture_seconds]
+    length = next((seconds for seconds in known if seconds is not None), None)
+    if length is not None and start >= length - 0.001:
+        wanted = f"{start:g} s to its end" if end is None else f"{start:g} to {end:g} s of it"
+        return MediaError(
+            "no_such_span",
+            f"the file is {length:.2f} s long, and the row of the list asks for {wanted}: correct its start and end",
+        )
+    errors = f"{decoding.num_errors} errors, {decoding.last_error or 'none named'}"
+    return MediaError("no_frames", f"no picture could be decoded ({errors})")
 
 
 def _check_complete(
@@ -256,4 +291,34 @@ def _check_complete(
         reason = f", last error: {decoding.last_error}" if decoding.last_error else ""
         raise MediaError(
             "truncated", f"the header promises {promised:.1f} s of picture, only {picture_end:.1f} s decode{reason}"
+        )
+
+
+def _check_all_read(
+    path: Path,
+    facts: MediaFacts,
+    picture_seconds: float,
+    lost_seconds: float,
+    section_end: float | None,
+    missing_share: float,
+    decoding: Decoding,
+) -> None:
+    """Raises MediaError ``joined`` when much of the file has no place in its own time, or is not reached by its demuxer."""
+    if lost_seconds > max(1.0, missing_share * picture_seconds):
+        raise MediaError(
+            "joined",
+            f"the time stamps go back, and {lost_seconds:.1f} s of picture or sound come at times that are taken, as where files were "
+            "joined byte by byte: split the file, or join its parts with ffmpeg's concat demuxer",
+        )
+    num_bytes = path.stat().st_size
+    rest = num_bytes - decoding.end_byte
+    if (
+        facts.container in READ_TO_THE_END
+        and section_end is None
+        and rest > max(UNREAD_BYTES, missing_share * num_bytes)
+    ):
+        raise MediaError(
+            "joined",
+            f"the last {rest} of {num_bytes} bytes cannot be read, as where files were joined byte by byte: split the file, or join its "
+            "parts with ffmpeg's concat demuxer",
         )

@@ -9,10 +9,12 @@ import contextlib
 import functools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,15 @@ import av
 import av.logging
 import ffmpeg
 import imageio_ffmpeg
-from av.stream import Disposition
 
 from pipeline.awake import wait_awake
 from pipeline.errors import MediaError, WorkerError
 from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.memory import limited_memory
+from pipeline.parts import part_shifts
 from pipeline.stop import Stop
+from pipeline.tone_map import HLG, PQ
+from pipeline.tracks import Choice, picture_track, sound_track
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,wav,mp3,flac,aac,gif,rm,nut,mxf,h264,hevc,ivf,y4m"
 """Formats that carry their media themselves. Playlists and scripts, which can point at other files, are left out."""
@@ -43,9 +47,6 @@ MAX_FPS = 500
 """Headers of uneven frame rates may give the ticks of their clock instead, thousands in a second."""
 MAX_PIXELS = 1 << 27
 """A picture may be as large as 16K (15360 x 8640)."""
-
-HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}
-"""Transfer characteristics (ITU-T H.273) of PQ and HLG."""
 
 
 ENDED_BY_SIGNAL = {255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
@@ -159,21 +160,6 @@ def start_seconds(path: Path | str) -> float:
         return float(start_of(container))
 
 
-def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The first stream of moving pictures. Cover art is not one."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
-            return stream
-    return None
-
-
-def sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
-    for stream in container.streams.audio:
-        if stream.codec_context is not None and stream.codec_context.sample_rate:
-            return stream
-    return None
-
-
 def _seconds(value: int | None, time_base: Fraction | None) -> float | None:
     return float(value * time_base) if value is not None and value > 0 and time_base is not None else None
 
@@ -185,7 +171,8 @@ def _rotation(container: av.container.InputContainer, stream: av.VideoStream) ->
     raise MediaError("no_frames", "the video track holds no picture that can be decoded")
 
 
-def _video_facts(stream: av.VideoStream, rotation: int) -> VideoFacts:
+def _video_facts(track: Choice[av.VideoStream], rotation: int) -> VideoFacts:
+    stream = track.stream
     context = stream.codec_context
     width, height = context.width, context.height
     if min(width, height) < 1 or width * height > MAX_PIXELS:
@@ -209,44 +196,70 @@ def _video_facts(stream: av.VideoStream, rotation: int) -> VideoFacts:
         rotation_degrees=rotation,
         sample_aspect=float(aspect) if aspect > 0 else 1.0,
         pixel_format=str(context.pix_fmt),
-        is_hdr=int(context.color_trc or 0) in HDR_TRANSFERS,
+        is_hdr=int(context.color_trc or 0) in (PQ, HLG),
         interlaced=str(getattr(context, "field_order", "progressive")).lower()
         not in ("progressive", "unknown", "0", "1"),
+        track=stream.index,
+        num_tracks=track.num_tracks,
+        chosen_by=track.decided_by,
+    )
+
+
+def _sound_facts(track: Choice[av.AudioStream]) -> SoundFacts:
+    stream = track.stream
+    return SoundFacts(
+        codec=stream.codec_context.codec.canonical_name,
+        sample_rate_hz=stream.codec_context.sample_rate,
+        num_channels=stream.codec_context.channels,
+        duration_seconds=_seconds(stream.duration, stream.time_base),
+        track=stream.index,
+        num_tracks=track.num_tracks,
+        chosen_by=track.decided_by,
     )
 
 
 def probe(path: Path | str) -> MediaFacts:
-    """What the file's header says, and the display rotation of its first picture.
+    """What the file's header says, the display rotation of its first picture, and where its time stamps begin again. For that, files of
+    the formats in which they may are read to their end.
 
-    Raises MediaError: ``empty``, ``not_media``, ``no_frames``.
+    Raises MediaError: ``empty``, ``not_media``, ``no_frames``, ``bad_times``.
     """
     with opened(path) as container:
-        video, sound = picture_stream(container), sound_stream(container)
+        video, sound = picture_track(container), sound_track(container)
         try:
-            rotation = _rotation(container, video) if video is not None else 0
+            rotation = _rotation(container, video.stream) if video is not None else 0
         except (av.error.FFmpegError, IndexError) as error:  # IndexError: see pipeline.decoding
             raise MediaError("no_frames", f"no picture can be decoded: {cause(error)}") from error
-        return MediaFacts(
+        facts = MediaFacts(
             container=container.format.name,
             duration_seconds=_seconds(container.duration, Fraction(1, av.time_base)),
             video=_video_facts(video, rotation) if video is not None else None,
-            sound=SoundFacts(
-                codec=sound.codec_context.codec.canonical_name,
-                sample_rate_hz=sound.codec_context.sample_rate,
-                num_channels=sound.codec_context.channels,
-                duration_seconds=_seconds(sound.duration, sound.time_base),
-            )
-            if sound is not None
-            else None,
+            sound=_sound_facts(sound) if sound is not None else None,
+            start_seconds=float(start_of(container)),
         )
+    with opened(path) as container:
+        shifts, end = part_shifts(container)
+    return _with_parts(facts, shifts, end) if shifts else facts
+
+
+def _with_parts(facts: MediaFacts, shifts: tuple[float, ...], end: float) -> MediaFacts:
+    """The header tells the length of one part at the most."""
+    return replace(
+        facts,
+        duration_seconds=end - facts.start_seconds,
+        video=replace(facts.video, duration_seconds=None) if facts.video else None,
+        sound=replace(facts.sound, duration_seconds=None) if facts.sound else None,
+        part_shifts=shifts,
+    )
 
 
 def count_frames(path: Path) -> tuple[int, float]:
     """Number of pictures in a file and the seconds that they span, from its packets: nothing is decoded."""
     with opened(path) as container:
-        video = picture_stream(container)
-        if video is None:
+        track = picture_track(container)
+        if track is None:
             return 0, 0.0
+        video = track.stream
         times = [(packet.pts, packet.duration or 0) for packet in container.demux(video) if packet.pts is not None]
         if not times or video.time_base is None:
             return 0, 0.0
@@ -267,10 +280,56 @@ def run_ffmpeg(
     Raises MediaError with the command and ffmpeg's last lines, WorkerError when it was killed, took too much memory or the
     time is over, StoppedError once ``stop`` is set.
     """
-    stop = stop or Stop()
     command = ffmpeg.compile(
         outputs.global_args("-hide_banner", "-nostdin", "-y", "-loglevel", "error"), cmd=ffmpeg_path()
     )
+    _run_checked(apart(command), timeout_seconds, memory_bytes, stop or Stop())
+
+
+def apart(command: Sequence[str]) -> list[str]:
+    """An ffmpeg command with a graph of its own for each group of filters that hang together. ffmpeg sets a graph up anew where what
+    comes in changes in the middle, as the picture's size: in one graph of both, the sound would lose what is on its way."""
+    separate: list[str] = []
+    for word in command:
+        if separate and separate[-1] == "-filter_complex":
+            separate.pop()
+            separate += [option for graph in _graphs(word.split(";")) for option in ("-filter_complex", graph)]
+        else:
+            separate.append(word)
+    return separate
+
+
+def _graphs(filters: Sequence[str]) -> list[str]:
+    """The filters of a graph, each ``[in][in]name=options[out]``, gathered by the labels that join them; the file's tracks do not."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for one in filters:
+        labels, members = {label for label in re.findall(r"\[([^\]]+)\]", one) if ":" not in label}, [one]
+        joined = [group for group in groups if group[0] & labels]
+        place = groups.index(joined[0]) if joined else len(groups)
+        for group in reversed(joined):
+            labels, members = labels | group[0], group[1] + members
+            groups.remove(group)
+        groups.insert(place, (labels, members))
+    return [";".join(members) for _, members in groups]
+
+
+def run_straightener(
+    path: Path,
+    target: Path,
+    span_seconds: tuple[float, float],
+    part_shifts: Sequence[float],
+    *,
+    timeout_seconds: float | None = None,
+    memory_bytes: int | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """:func:`pipeline.parts.copy_straightened` in a process of its own, with the errors of :func:`run_ffmpeg`."""
+    words = [str(path), str(target), *(f"{seconds:.6f}" for seconds in (*span_seconds, *part_shifts))]
+    command = [sys.executable, "-m", "pipeline.parts", *words]
+    _run_checked(command, timeout_seconds, memory_bytes, stop or Stop())
+
+
+def _run_checked(command: Sequence[str], timeout_seconds: float | None, memory_bytes: int | None, stop: Stop) -> None:
     returncode, errors = _run(command, timeout_seconds, memory_bytes, stop)
     last_lines = " | ".join(errors.strip().splitlines()[-4:])
     if returncode in ENDED_BY_SIGNAL:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -50,15 +53,23 @@ class _Sample:
     column_means: Means
 
 
+def _numbers() -> array[float]:
+    return array("d")
+
+
 @dataclass(slots=True)
 class _Series:
-    """One number per frame."""
+    """One number per frame. A slice of an array is read by numpy as it is: a clip of a long video costs what one of a short video does."""
 
-    seconds: list[float] = field(default_factory=list)
-    luma_mean: list[float] = field(default_factory=list)
-    luma_std: list[float] = field(default_factory=list)
-    motion: list[float] = field(default_factory=list)
-    change: list[float] = field(default_factory=list)
+    seconds: array[float] = field(default_factory=_numbers)
+    luma_mean: array[float] = field(default_factory=_numbers)
+    luma_std: array[float] = field(default_factory=_numbers)
+    motion: array[float] = field(default_factory=_numbers)
+    change: array[float] = field(default_factory=_numbers)
+
+    def frames(self, start: float, end: float) -> slice:
+        """The frames at or after ``start`` and before ``end`` seconds."""
+        return slice(bisect.bisect_left(self.seconds, start), bisect.bisect_left(self.seconds, end))
 
 
 def analysis_size(width: int, height: int) -> tuple[int, int]:
@@ -79,7 +90,7 @@ class PictureTrack:
         self._recent: collections.deque[tuple[float, Luma]] = collections.deque()
 
     @property
-    def times(self) -> list[float]:
+    def times(self) -> Sequence[float]:
         return self._series.seconds
 
     def feed(self, picture: Picture, small: Luma) -> None:
@@ -121,24 +132,22 @@ class PictureTrack:
 
     def measures(self, start: float, end: float) -> PictureMeasures | None:
         """The measures of the clip ``[start, end)`` in the file's seconds. None: no frame lies in it."""
-        times = np.asarray(self._series.seconds)
-        first, last = np.searchsorted(times, [start - 0.0005, end - 0.0005])
-        if first >= last:
+        frames = self._series.frames(start - 0.0005, end - 0.0005)
+        if frames.start >= frames.stop:
             return None
-        samples = [sample for sample in self._samples if start - 0.0005 <= sample.seconds < end]
-        samples = samples or [min(self._samples, key=lambda sample: abs(sample.seconds - start))]
-        luma = np.asarray(self._series.luma_mean[first:last])
+        samples = self._samples_of(start, end)
+        luma = np.asarray(self._series.luma_mean[frames])
         bars = find_bars([s.row_means for s in samples], [s.column_means for s in samples], self._settings.bar_luma)
         bars = self._as_displayed(bars, samples[0])
         evenly = np.linspace(0, len(samples) - 1, NUM_HASHES).round().astype(int)
         return PictureMeasures(
-            num_frames=int(last - first),
+            num_frames=frames.stop - frames.start,
             luma_mean=_rounded(luma.mean()),
-            luma_std=_rounded(np.mean(self._series.luma_std[first:last])),
+            luma_std=_rounded(np.mean(self._series.luma_std[frames])),
             black_share=_rounded((luma < BLACK_LUMA).mean()),
             white_share=_rounded((luma > WHITE_LUMA).mean()),
-            motion=_rounded(_mean(self._within(self._series.motion, times, start + MOTION_SECONDS, end))),
-            still_share=_rounded(self._still_share(times, start, end)),
+            motion=_rounded(_mean(self._within(self._series.motion, start + MOTION_SECONDS, end))),
+            still_share=_rounded(self._still_share(start, end)),
             sharpness=round(float(np.median([sample.sharpness for sample in samples])), 6),
             bar_left_px=bars.left,
             bar_top_px=bars.top,
@@ -147,17 +156,25 @@ class PictureTrack:
             picture_hash="".join(samples[i].picture_hash for i in evenly),
         )
 
+    def _samples_of(self, start: float, end: float) -> list[_Sample]:
+        """The samples in ``[start, end)``; the nearest one where there is none."""
+        first, last = (
+            bisect.bisect_left(self._samples, seconds, key=lambda sample: sample.seconds)
+            for seconds in (start - 0.0005, end)
+        )
+        around = self._samples[max(first - 1, 0) : first + 1]
+        return self._samples[first:last] or [min(around, key=lambda sample: abs(sample.seconds - start))]
+
     def rhythm(self, start: float, end: float) -> tuple[Series, Series]:
         """Brightness (mean luma) and motion (mean change of luma in 0.2 s), both 0..255, on the grid of :mod:`pipeline.rhythm_match`.
 
         Motion that looks back over the clip's start is left out.
         """
-        times = np.asarray(self._series.seconds)
-        first, last = np.searchsorted(times, [start - 0.0005, end - 0.0005])
-        inside = times[first:last]
-        motion = np.asarray(self._series.motion[first:last], np.float64)
+        frames = self._series.frames(start - 0.0005, end - 0.0005)
+        inside = np.asarray(self._series.seconds[frames])
+        motion = np.asarray(self._series.motion[frames])
         motion[inside < start + MOTION_SECONDS - 0.002] = np.nan
-        luma = np.asarray(self._series.luma_mean[first:last], np.float64)
+        luma = np.asarray(self._series.luma_mean[frames])
         return on_grid(inside, luma, start, end), on_grid(inside, motion, start, end)
 
     def _as_displayed(self, bars: Bars, sample: _Sample) -> Bars:
@@ -168,17 +185,13 @@ class PictureTrack:
             round(bars.left * across), round(bars.top * down), round(bars.right * across), round(bars.bottom * down)
         )
 
-    @staticmethod
-    def _within(
-        series: list[float], times: npt.NDArray[np.float64], start: float, end: float
-    ) -> npt.NDArray[np.float64]:
-        first, last = np.searchsorted(times, [start - 0.002, end - 0.0005])
-        values = np.asarray(series[first:last])
+    def _within(self, series: array[float], start: float, end: float) -> npt.NDArray[np.float64]:
+        values = np.asarray(series[self._series.frames(start - 0.002, end - 0.0005)])
         return np.asarray(values[~np.isnan(values)])
 
-    def _still_share(self, times: npt.NDArray[np.float64], start: float, end: float) -> float:
+    def _still_share(self, start: float, end: float) -> float:
         """Share of frames that equal the one half a second before. A clip too short to tell, or of one frame, is still."""
-        change = self._within(self._series.change, times, start + STILL_SECONDS, end)
+        change = self._within(self._series.change, start + STILL_SECONDS, end)
         return float((change < STILL_CHANGE).mean()) if change.size else 1.0
 
 

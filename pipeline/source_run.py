@@ -59,6 +59,8 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PROBE_TIMEOUT_SECONDS = 60.0
+PROBE_BYTES_PER_SECOND = 20e6
+"""Transport streams are read to their end: how fast at the least."""
 MAX_CHANGES = 3
 LEAST_WAIT_SECONDS = 0.001
 SLOW_PROBING = "set execution.try_failed_again=true for another try"
@@ -306,8 +308,9 @@ def _facts(run: _Run, content_sha256: str) -> MediaFacts:
     def look() -> MediaFacts:
         path = Path(_fetch(run).path)
         run.stage = "probe"
-        with run.timeouts.counted(f"probe {content_sha256}", PROBE_TIMEOUT_SECONDS, SLOW_PROBING):
-            return run.tools.workers.run(probe, PROBE_TIMEOUT_SECONDS, path)
+        seconds = PROBE_TIMEOUT_SECONDS + path.stat().st_size / PROBE_BYTES_PER_SECOND
+        with run.timeouts.counted(f"probe {content_sha256}", seconds, SLOW_PROBING):
+            return run.tools.workers.run(probe, seconds, path)
 
     return _remembered(run, name, MediaFacts, look)[0]
 
@@ -559,6 +562,7 @@ def _new_cut(run: _Run, key: str, facts: MediaFacts, clip: MeasuredClip) -> CutC
                 folder,
                 run.tools.stop,
                 run.tools.workers.memory_bytes,
+                clip.picture.num_frames,
             )
         run.tools.state.move_in({f"{cut_folder(key)}/{file.name}": file for file in sorted(folder.iterdir())})
     return cut

@@ -76,3 +76,52 @@ def test_clips_never_overlap_and_stay_inside_their_scene() -> None:
 def test_a_minimum_above_the_length_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"min_seconds \(12\) is longer than length_seconds \(10\)"):
         settings(min_seconds=12)
+
+
+def shared(clips: list[tuple[int, Span]], times: list[float]) -> list[tuple[float, int]]:
+    """What neighbouring clips have in common: milliseconds, and frames."""
+    spans = [span for _, span in clips]
+    frames = [{t for t in times if span.start_ms <= t * 1000 + 0.5 < span.end_ms} for span in spans]
+    pairs = itertools.pairwise(zip(spans, frames, strict=True))
+    return [(max(a.end_ms - b.start_ms, 0), len(seen & seen_next)) for (a, seen), (b, seen_next) in pairs]
+
+
+def test_a_gap_between_frames_moves_the_clips_behind_it() -> None:
+    """No frame from 1.67 to 2.53 s: the clip that would begin at 2 s begins and ends 0.53 s later, and so do those behind it."""
+    times = [number / 30 for number in range(300) if not 50 < number < 76]
+    clips = split_scenes([(0.0, 10.0)], times, settings(length_seconds=2, min_seconds=1))
+    assert [span for _, span in clips] == [
+        Span(0, 2000),
+        *(Span(2533 + n * 2000, 4533 + n * 2000) for n in range(3)),
+        Span(8533, 10_000),
+    ]
+    assert shared(clips, times) == [(0, 0)] * 4
+
+
+@pytest.mark.parametrize("rate", [30_000 / 1001, 24_000 / 1001, 60_000 / 1001, 25.0, 12.5, 29.83])
+def test_clips_share_no_frame_and_no_sound_at_any_rate(rate: float) -> None:
+    times = [number / rate for number in range(round(rate * 123))]
+    clips = split_scenes([(0.0, 123.0)], times, settings(tail="drop"))
+    assert len(clips) == 12
+    assert shared(clips, times) == [(0, 0)] * 11
+    assert {span.duration_ms for _, span in clips} == {10_000}
+    for _, span in clips:
+        assert min(abs(span.start_ms - time * 1000) for time in times) <= 0.5
+
+
+def test_a_stride_says_how_much_clips_share() -> None:
+    times = [number / 30 for number in range(900) if not 50 < number < 76]
+    clips = split_scenes(
+        [(0.0, 30.0)], times, settings(length_seconds=2, min_seconds=1, stride_seconds=1.5, tail="drop")
+    )
+    assert max(shared_ms for shared_ms, _ in shared(clips, times)) == 500
+    apart = split_scenes(
+        [(0.0, 30.0)], times, settings(length_seconds=2, min_seconds=1, stride_seconds=2.1, tail="drop")
+    )
+    assert shared(apart, times) == [(0, 0)] * 13
+
+
+def test_a_shifted_tail_ends_with_the_scene_wherever_the_others_went() -> None:
+    times = [number / 30 for number in range(300) if not 50 < number < 76]
+    clips = split_scenes([(0.0, 9.0)], times, settings(length_seconds=2, min_seconds=1, tail="shift"))
+    assert [span for _, span in clips][-2:] == [Span(6533, 8533), Span(7000, 9000)]

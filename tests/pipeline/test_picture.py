@@ -1,8 +1,10 @@
 """Picture measures of footage whose truth is known."""
 
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -109,3 +111,22 @@ def test_a_bar_that_lights_up_once_is_none() -> None:
 def test_a_span_without_frames_has_no_measures(tmp_path: Path) -> None:
     track = PictureTrack(SIZE, PictureSettings())
     assert track.measures(0.0, 1.0) is None
+
+
+def test_a_clip_of_a_long_video_costs_no_more_than_one_of_a_short_video() -> None:
+    """Half an hour at 30 fps: 432 kB a series. Only what lies in the clip is looked at."""
+    small = np.zeros((9, 16), np.uint8)
+    track = PictureTrack((16, 9), PictureSettings(sample_seconds=60.0))
+    frame = av.VideoFrame(16, 16, "yuv420p")
+    for number in range(1800 * 30):
+        track.feed(Picture(frame, number / 30), small)
+    tracemalloc.start()
+    try:
+        found = track.measures(900.0, 910.0)
+        track.rhythm(900.0, 910.0)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert found.num_frames == 300
+    assert peak_bytes < 100_000

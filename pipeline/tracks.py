@@ -1,0 +1,96 @@
+"""Which of a file's tracks are its picture and its sound. Whoever reads a file asks here, so that all of them read the same.
+
+Cover art and thumbnails are no pictures. Of the others the container's default flag decides, then size, then length, then order.
+A track that lasts no tenth of the longest one comes last (a still, a jingle), and before it what is a comment or made for few.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import av
+from av.stream import Disposition
+
+COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+ASIDES = (
+    Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.clean_effects
+    | Disposition.karaoke | Disposition.lyrics | Disposition.descriptions | Disposition.dependent | Disposition.metadata
+)  # fmt: skip
+STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000"}
+"""A track of these without a length may be one picture."""
+SHORT_SHARE = 0.1
+RULES = ("length: the others are far shorter", "purpose", "default flag", "size", "length", "order")
+
+Stream = TypeVar("Stream", bound=av.stream.Stream)
+Rank = tuple[bool, bool, bool, tuple[int, ...], float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[Stream]):
+    """A track, and how many there were. ``decided_by`` is the rule that put it before the next; None: there was one."""
+
+    stream: Stream
+    num_tracks: int
+    decided_by: str | None
+
+
+def picture_track(container: av.container.InputContainer) -> Choice[av.VideoStream] | None:
+    """The track of moving pictures that is the file's. None: there is none that could be decoded."""
+    return _chosen(
+        [s for s in container.streams.video if not s.disposition & COVERS and s.codec_context is not None],
+        lambda stream: (stream.codec_context.width * stream.codec_context.height,),
+    )
+
+
+def sound_track(container: av.container.InputContainer) -> Choice[av.AudioStream] | None:
+    """The track of sound that is the file's. None: there is none that could be decoded."""
+    return _chosen(
+        [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate],
+        lambda stream: (stream.codec_context.channels, stream.codec_context.sample_rate),
+    )
+
+
+def _chosen(streams: Sequence[Stream], size: Callable[[Stream], tuple[int, ...]]) -> Choice[Stream] | None:
+    if not streams:
+        return None
+    longest = max(_seconds(stream) or 0.0 for stream in streams)
+
+    def rank(stream: Stream) -> Rank:
+        seconds, flags = _seconds(stream), stream.disposition
+        return (
+            not _is_short(stream, seconds, longest),
+            not flags & ASIDES,
+            bool(flags & Disposition.default),
+            size(stream),
+            seconds or 0.0,
+            -stream.index,
+        )
+
+    first, *others = sorted(streams, key=rank, reverse=True)
+    if not others:
+        return Choice(first, 1, None)
+    decided_by = next(
+        name for name, ours, next_one in zip(RULES, rank(first), rank(others[0]), strict=True) if ours != next_one
+    )
+    return Choice(first, len(streams), decided_by)
+
+
+def _is_short(stream: Any, seconds: float | None, longest: float) -> bool:
+    if stream.frames == 1:
+        return True
+    if seconds is None:
+        return stream.codec_context.codec.canonical_name in STILL_CODECS
+    return seconds < SHORT_SHARE * longest
+
+
+def _seconds(stream: Any) -> float | None:
+    """Length of a track, from its header or, in Matroska, from the tag that most programs write."""
+    if stream.duration is not None and stream.duration > 0 and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    with contextlib.suppress(KeyError, ValueError):
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return None

@@ -1,0 +1,154 @@
+"""Files that were joined byte by byte, so that their time stamps begin again: read whole, or refused with a word."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import soxr
+
+from pipeline.clips import ClipSettings
+from pipeline.cut import CutSettings, Rendition, cut_clip
+from pipeline.decoding import Decoding, Picture, SoundBlock
+from pipeline.errors import MediaError
+from pipeline.measure import MeasuredVideo, MeasureSettings, measure_video
+from pipeline.media import probe
+from pipeline.samples.video import write_video
+from pipeline.scenes import SceneSettings
+from pipeline.schema import Bars, Span
+from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
+
+SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")
+SOUND = noise(9.0, seed=7)
+MPEG = {"video_codec": "mpeg2video", "audio_codec": "mp2", "preset": None}
+
+
+def joined(folder: Path, suffix: str, **options: object) -> Path:
+    """Three seconds, then six, of numbered frames and the noise that goes with them."""
+    content = b""
+    for part, (begin, end) in enumerate([(0, 75), (75, 225)]):
+        sound = SOUND[round(begin / FPS * SOUND_HZ) : round(end / FPS * SOUND_HZ)]
+        path = folder / f"{part}.{suffix}"
+        write_video(path, numbered_frames(range(begin, end)), sound, fps=FPS, gop=25, **options)  # type: ignore[arg-type]
+        content += path.read_bytes()
+    (folder / f"joined.{suffix}").write_bytes(content)
+    return folder / f"joined.{suffix}"
+
+
+def measured(path: Path, section_ms: tuple[int, int | None] = (0, None)) -> MeasuredVideo:
+    return measure_video(
+        path,
+        probe(path),
+        section_ms=section_ms,
+        scenes=SceneSettings(threshold=1e9),
+        clips=ClipSettings(length_seconds=2, min_seconds=1),
+        settings=MeasureSettings(),
+        frames_out=path.with_suffix(".npz"),
+        sound_out=path.with_suffix(".flac"),
+    )
+
+
+def numbers_in(path: Path) -> list[tuple[float, int]]:
+    return [(p.seconds, number_in(p.luma())) for p in Decoding(path, sample_rate_hz=44_100) if isinstance(p, Picture)]
+
+
+def sound_position(flac: Path) -> float:
+    """The place in SOUND, in seconds, of what the file begins with."""
+    heard, rate = soundfile.read(flac)
+    one_second = soxr.resample(heard, rate, SOUND_HZ)[SOUND_HZ // 2 : SOUND_HZ // 2 + SOUND_HZ]
+    match = scipy.signal.fftconvolve(SOUND[:, 0], one_second[::-1], "valid")
+    return int(np.abs(match).argmax()) / SOUND_HZ - 0.5
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("ts", {}), ("mpg", MPEG)])
+def test_streams_that_were_joined_are_read_whole(tmp_path: Path, suffix: str, options: dict[str, object]) -> None:
+    path = joined(tmp_path, suffix, **options)
+    facts = probe(path)
+    assert len(facts.part_shifts) == 2
+    assert facts.duration_seconds == pytest.approx(9.0, abs=0.1)
+    found = measured(path)
+    assert found.num_frames == 225
+    assert found.decoded_seconds == pytest.approx(9.0, abs=0.1)
+    assert len(found.clips) == 4 or found.clips[-1].span.duration_ms < 2000
+    for clip in (found.clips[0], found.clips[2]):
+        assert clip.sound is not None and clip.sound.covered_share > 0.98
+        cut_clip(path, facts, clip.span, Bars(), SETTINGS, tmp_path, num_frames=clip.picture.num_frames)
+        shown = numbers_in(tmp_path / "full.mp4")
+        assert [number for _, number in shown] == list(range(shown[0][1], shown[0][1] + 50))
+        assert sound_position(tmp_path / "sound.flac") == pytest.approx(shown[0][1] / FPS, abs=0.001)
+    assert shown[0][1] > 75  # of the second part
+    assert not (tmp_path / "straight.nut").exists()
+
+
+def test_a_cut_across_the_join_has_both_parts_in_step(tmp_path: Path) -> None:
+    """Sound is a little longer than the picture in each part; so much the picture of the second waits."""
+    path = joined(tmp_path, "ts")
+    facts = probe(path)
+    times = {
+        number_in(piece.luma()): piece.seconds
+        for piece in Decoding(path, sample_rate_hz=44_100, part_shifts=facts.part_shifts)
+        if isinstance(piece, Picture)
+    }
+    assert list(times) == list(range(225))
+    span = Span(round(times[50] * 1000), round(times[50] * 1000) + 3000)
+    cut_clip(path, facts, span, Bars(), SETTINGS, tmp_path)
+    shown = numbers_in(tmp_path / "full.mp4")
+    assert [number for _, number in shown] == list(range(50, 50 + len(shown)))
+    assert [seconds for seconds, _ in shown] == pytest.approx([times[n] - times[50] for _, n in shown], abs=0.0011)
+    heard, rate = soundfile.read(tmp_path / "sound.flac")
+    soundfile.write(tmp_path / "behind.flac", heard[round((times[80] - times[50]) * rate) :], rate)
+    assert sound_position(tmp_path / "behind.flac") == pytest.approx(80 / FPS, abs=0.001)
+
+
+def test_a_section_behind_the_join_is_found(tmp_path: Path) -> None:
+    path = joined(tmp_path, "ts")
+    assert [clip.picture.num_frames for clip in measured(path, (5000, 7100)).clips] == [50]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "says"), [("mkv", r"time stamps go back, and 3\.0 s"), ("flv", "bytes cannot be read")]
+)
+def test_what_is_lost_of_other_joined_files_is_said(tmp_path: Path, suffix: str, says: str) -> None:
+    with pytest.raises(MediaError, match=says) as caught:
+        measured(joined(tmp_path, suffix))
+    assert caught.value.code == "joined"
+
+
+def test_a_track_that_begins_again_alone_is_refused(tmp_path: Path) -> None:
+    """The second part has no sound: where the first one's goes on cannot be told."""
+    write_video(tmp_path / "0.ts", numbered_frames(range(75)), SOUND[: 3 * SOUND_HZ], fps=FPS)
+    write_video(tmp_path / "1.ts", numbered_frames(range(75, 150)), None, fps=FPS)
+    (tmp_path / "a.ts").write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
+    with pytest.raises(MediaError, match="not in picture and sound alike") as caught:
+        probe(tmp_path / "a.ts")
+    assert caught.value.code == "bad_times"
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mp4", "mkv", "flv", "mpg", "ogv", "avi"])
+def test_a_span_behind_the_end_is_named(tmp_path: Path, suffix: str) -> None:
+    codecs: dict[str, dict[str, object]] = {
+        "mpg": MPEG,
+        "avi": {"video_codec": "mpeg4", "audio_codec": "libmp3lame", "preset": None},
+        "ogv": {"video_codec": "libtheora", "audio_codec": "libvorbis", "preset": None},
+    }
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, numbered_frames(range(75)), SOUND[: 3 * SOUND_HZ], fps=FPS, **codecs.get(suffix, {}))  # type: ignore[arg-type]
+    for section, wanted in [((30_000, 40_000), "30 to 40 s of it"), ((30_000, None), "30 s to its end")]:
+        with pytest.raises(
+            MediaError, match=rf"the file is 3\.\d\d s long, and the row of the list asks for {wanted}"
+        ) as caught:
+            measured(path, section)
+        assert caught.value.code == "no_such_span"
+
+
+def test_sound_blocks_of_a_joined_file_never_go_back(tmp_path: Path) -> None:
+    path = joined(tmp_path, "ts")
+    blocks = [
+        piece
+        for piece in Decoding(path, sample_rate_hz=44_100, part_shifts=probe(path).part_shifts)
+        if isinstance(piece, SoundBlock)
+    ]
+    assert sum(len(block.samples) for block in blocks) == pytest.approx(9 * 44_100, abs=5_000)
+    assert all(a.seconds < b.seconds for a, b in itertools.pairwise(blocks))
