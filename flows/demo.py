@@ -51,12 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console  # noqa: PLC0415
 
     from flows import direct  # noqa: PLC0415
+    from flows.server import check_prefect  # noqa: PLC0415
     from pipeline.recipe import load_recipe  # noqa: PLC0415
     from pipeline.samples.render import render_catalogue  # noqa: PLC0415
     from pipeline.samples.serve import serve_folder  # noqa: PLC0415
 
     def work() -> None:
         recipe = load_recipe(RECIPE, options.set)
+        check_prefect()
         console = Console(stderr=True)
         folder = Path(recipe.sources[0]).parent
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,11 @@ is imported in an event loop, as in the workers of Dask, it cannot load any and 
 from __future__ import annotations
 
 import os
+import warnings
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_PLUGINS_ENABLED", "false")
+warnings.filterwarnings(
+    "ignore", "Failed to create the Prefect home directory"
+)  # flows.server.check_home tells what to do
