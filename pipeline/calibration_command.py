@@ -16,6 +16,7 @@ from pipeline.errors import CalibrationError, ManifestError, UserError
 from pipeline.judge import passes_other_rules
 from pipeline.manifest import Manifest, dataset_root, join, read_manifest, write_manifest
 from pipeline.pairs import ClipPool
+from pipeline.remote_folder import read_folder
 from pipeline.samples_table import EMBEDDINGS_NAME, SAMPLES_NAME, read_table
 from pipeline.schema import Reason
 from pipeline.storage import Folder
@@ -36,7 +37,7 @@ def calibrate_dataset(location: str, seed: int = 0) -> Calibration:
         raise CalibrationError(
             f"{location} has no embeddings: its recipe names no encoders. Name some, and build it again"
         )
-    folder = Folder(dataset_root(location))
+    folder = read_folder(dataset_root(location))
     chosen = _chosen(folder)
     picture, sound = _embeddings(folder, list(chosen), manifest.encoder_id)
     sources, labels = [source for source, _ in chosen.values()], [own for _, own in chosen.values()]

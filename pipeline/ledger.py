@@ -86,6 +86,7 @@ def line_of(values: Mapping[str, Any]) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``show FOLDER URL_OR_ID``: 0 when it is in the ledger, 1 when not, 2 when there is no ledger that can be read."""
+    from pipeline.remote_folder import read_folder  # noqa: PLC0415
     from pipeline.story import stories  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="everything that is known, with all measures, as JSON")
     options = parser.parse_args(arguments)
     try:
-        found = stories(Folder(options.dataset), options.wanted)
+        found = stories(read_folder(options.dataset), options.wanted)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
