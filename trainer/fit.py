@@ -85,6 +85,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
     from pipeline.errors import RecipeError  # noqa: PLC0415
     from trainer.config import find_datasets  # noqa: PLC0415
     from trainer.overlap import check_disjoint  # noqa: PLC0415
+    from trainer.presence import check_present  # noqa: PLC0415
     from trainer.stages import STAGES, chosen_stages  # noqa: PLC0415
 
     names = chosen_stages(recipe.stages)
@@ -98,6 +99,9 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
         check_disjoint(datasets)
     for name in names:
         STAGES[name].check(recipe)
+    if datasets and os.environ.get("LOCAL_RANK", "0") == "0":
+        sides_px = [STAGES[name].picture_px(recipe) for name in names if STAGES[name].reads_shards(recipe)]
+        check_present(datasets, sides_px, upscale=recipe.reader.upscale, retries=recipe.reader.retries)
     return names, datasets
 
 
