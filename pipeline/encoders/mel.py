@@ -23,13 +23,13 @@ MIN_POWER = 1e-10
 class MelConfig(Settings):
     """The numbers of a mel front end. The defaults are the paper's."""
 
-    sample_rate_hz: int = Field(default=44_100, ge=1)
+    sample_rate_hz: int = Field(default=44_100, ge=1, le=768_000)
     """Sample rate of the sound."""
-    fft_size: int = Field(default=2048, ge=2)
+    fft_size: int = Field(default=2048, ge=2, le=65_536)
     """Samples of one windowed transform."""
-    hop_size: int = Field(default=512, ge=1)
+    hop_size: int = Field(default=512, ge=1, le=65_536)
     """Samples from one frame to the next."""
-    num_mels: int = Field(default=128, ge=1)
+    num_mels: int = Field(default=128, ge=1, le=2048)
     """Mel bands."""
     top_db: float = Field(default=80.0, gt=0)
     """Decibels below the maximum that become 0."""

@@ -270,6 +270,15 @@ def _load_tensors_only(path: Path) -> object:
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Put ``state`` into ``network``: every tensor, nothing else. Raises EncoderError naming the first mismatches."""
+    check_fit(network, state, path)
+    network.load_state_dict(dict(state), strict=False)
+    check_finite(network, path)
+
+
+def check_fit(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises EncoderError, as :func:`load_into` does. Asked of a network without numbers (device ``meta``) before memory is taken
+    for one that a file describes: a few bytes can describe one that no machine holds.
+    """
     wanted = network.state_dict()
     problems = [
         f"{name} is missing" for name in wanted if name not in state and not name.endswith("num_batches_tracked")
@@ -288,8 +297,6 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     if problems:
         more = f", and {len(problems) - NUM_SHOWN} more" if len(problems) > NUM_SHOWN else ""
         raise EncoderError(f"{path} does not fit {type(network).__name__}: {'; '.join(problems[:NUM_SHOWN])}{more}")
-    network.load_state_dict(dict(state), strict=False)
-    check_finite(network, path)
 
 
 def check_finite(network: nn.Module, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.errors import ReportError
+from pipeline.errors import OutputError, ReportError
 from pipeline.manifest import Manifest
 from pipeline.remote_folder import read_folder
 from pipeline.report import card, croissant
@@ -116,7 +116,12 @@ def make_report(
             "utf-8", "replace"
         )
     for name, content in written.items():
-        target.write_bytes(name, content)
+        try:
+            target.write_bytes(name, content)
+        except OSError as error:
+            raise OutputError(
+                f"{target}/{name} cannot be written: {error.strerror or error}; remove it, or choose another folder with --out"
+            ) from error
     places = tuple(f"{target.url.rstrip('/')}/{name}" for name in written)
     return Report(facts["name"], places[0], places, facts)
 

@@ -123,7 +123,7 @@ def _is_of(folder: Folder) -> bool:
         facts = json.loads(folder.read_bytes(FACTS_NAME))
         manifest = json.loads(folder.read_bytes(FILE_NAME))
         return bool(facts["made_of"] == [[file["path"], file["sha256"]] for file in manifest["files"]])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
