@@ -31,6 +31,7 @@ from prefect.settings import get_current_settings
 
 from flows.api import api_problem, authorization
 from pipeline.errors import HearscapeError, UserError
+from pipeline.process_folder import system_folder
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ def check_home() -> None:
 
 
 def check_prefect() -> None:
-    """Raises :class:`UserError` where no flow could be run: the API that PREFECT_API_URL names, or Prefect's own folder."""
+    """Raises :class:`UserError` where no flow could be run: by the API that PREFECT_API_URL names, Prefect's own folder, TMPDIR."""
+    system_folder()
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         check_home()

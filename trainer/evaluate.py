@@ -17,6 +17,7 @@ from pydantic import Field
 
 from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.errors import DataError, HearscapeError, ManifestError, OutputError, UserError
+from pipeline.process_folder import system_folder
 from pipeline.remote import Retries
 from pipeline.settings import Settings
 
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 measured, whatever came out; 1 failed; 2 refused (the message says what to put right)."""
     options = _parser().parse_args(arguments)
     try:
+        system_folder()
         result = evaluate(
             _recipe(options), options.checkpoint, options.shards, options.sha256, options.json, options.overwrite
         )

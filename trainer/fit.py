@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HearscapeError, UserError
+from pipeline.process_folder import system_folder
 
 if TYPE_CHECKING:
     from trainer.config import FitRecipe
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     speaker = f"rank {rank}: " if rank else ""
     try:
+        system_folder()
         recipe = _recipe(options)
         if options.dry_run:
             print(plan_text(recipe))  # noqa: T201
