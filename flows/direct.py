@@ -28,10 +28,11 @@ from flows.server import ServerLostError, all_sent, check_prefect, is_unsent, te
 from pipeline.build import Build, BuildSummary
 from pipeline.download_errors import masked_values
 from pipeline.errors import HearscapeError, UserError
+from pipeline.interrupts import INTERRUPTED, told
 from pipeline.recipe import BuildRecipe
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""The exit codes of a command that was ended by Ctrl-C (130) or by SIGTERM (143), as a shell would give them."""
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a command that was ended by SIGTERM, as a shell would give it."""
 
 
 def check(recipe: BuildRecipe) -> None:
@@ -116,7 +117,7 @@ def exit_code(work: Callable[[], None], again: str) -> int:
 
 
 def _exit_code(work: Callable[[], None], again: str) -> int:
-    words = f"\nInterrupted. To continue, run it again: {again}"
+    words = told(again)
     with (
         _second_signal_ends_at_once(signal.SIGINT, KeyboardInterrupt(), words),
         _second_signal_ends_at_once(signal.SIGTERM, TerminationSignal(signal.SIGTERM), words),

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.errors import DataError, HearscapeError, ManifestError, OutputError, UserError
+from pipeline.interrupts import INTERRUPTED
 from pipeline.process_folder import system_folder
 from pipeline.remote import Retries
 from pipeline.settings import Settings
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        return 130
+        print("\nInterrupted; nothing was written.", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
     print(result_text(result))  # noqa: T201
     return 0
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HearscapeError, UserError
+from pipeline.interrupts import INTERRUPTED, interruptible
 from pipeline.process_folder import system_folder
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(words)
+    with interruptible(f"python -m trainer.fit {shlex.join(words)}"):
+        return _run(words, options)
+    return INTERRUPTED
+
+
+def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     rank = int(os.environ.get("RANK", "0"))
     speaker = f"rank {rank}: " if rank else ""
     try:
