@@ -37,6 +37,7 @@ class Artifacts:
         self._key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "build"
         self._name = name
         self._progress_id: UUID | None = None
+        self._is_lost = False
 
     @contextmanager
     def updated(self, progress: Progress) -> Iterator[None]:
@@ -66,27 +67,32 @@ class Artifacts:
         known = self._progress_id
         if known is None:
             key = f"{self._key}-progress"
-            made = _try(lambda: create_progress_artifact(percent, key=key, description=line(now)))
+            made = self._try(lambda: create_progress_artifact(percent, key=key, description=line(now)))
             self._progress_id = cast(UUID | None, made)  # a coroutine only where an event loop runs
         else:
-            _try(lambda: update_progress_artifact(known, percent, description=line(now)))
+            self._try(lambda: update_progress_artifact(known, percent, description=line(now)))
 
     def summarise(self, summary: BuildSummary) -> None:
         """Leaves the summary behind, as a page and as a table."""
         page, table = f"{self._key}-summary", f"{self._key}-counts"
         rows = [dict(row) for row in summary.rows]
         text = f"What became of {self._name}"
-        _try(lambda: create_markdown_artifact(summary.to_markdown(), key=page, description=text))
-        _try(lambda: create_table_artifact(rows, key=table, description=text))
+        self._try(lambda: create_markdown_artifact(summary.to_markdown(), key=page, description=text))
+        self._try(lambda: create_table_artifact(rows, key=table, description=text))
 
     def report(self, name: str, text: str) -> None:
         """Leaves a word on the dataset's report, and where its page is."""
-        _try(lambda: create_markdown_artifact(text, key=f"{self._key}-report", description=f"The report on {name}"))
+        self._try(
+            lambda: create_markdown_artifact(text, key=f"{self._key}-report", description=f"The report on {name}")
+        )
 
-
-def _try(make: Callable[[], Made]) -> Made | None:
-    try:
-        return make()
-    except httpx.HTTPError as error:
-        logger.warning("an artifact could not be stored in Prefect: %s", error)
-        return None
+    def _try(self, make: Callable[[], Made]) -> Made | None:
+        """Prefect's client asks a silent server again for half a minute: after that this run leaves no further artifacts."""
+        if self._is_lost:
+            return None
+        try:
+            return make()
+        except httpx.HTTPError as error:
+            self._is_lost = isinstance(error, httpx.TransportError)
+            logger.warning("an artifact could not be stored in Prefect: %s", error)
+            return None

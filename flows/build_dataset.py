@@ -10,6 +10,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from pipeline.interrupts import INTERRUPTED, interruptible
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows.build_dataset", description="Build a dataset from a recipe.")
@@ -25,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(words)
+    with interruptible(f"python -m flows.build_dataset {shlex.join(words)}"):
+        return _run(words, options)
+    return INTERRUPTED
+
+
+def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     # Not above: each process that decodes imports this module once more, and has no use for Prefect.
     from rich.console import Console  # noqa: PLC0415
 

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.interrupts import INTERRUPTED, interruptible
+
 RECIPE = "manifests/recipes/demo.toml"
 PORT = 8765
 """The links of the samples name it, and each dataset says where its clips came from: another port gives other bytes."""
@@ -47,20 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: those of ``flows.build_dataset``."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(words)
+    with interruptible(shlex.join(["python", "-m", "flows.demo", *words])):
+        return _run(words, options)
+    return INTERRUPTED
+
+
+def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     # Not above: each process that renders or decodes imports this module once more, and has no use for Prefect.
     from rich.console import Console  # noqa: PLC0415
 
     from flows import direct  # noqa: PLC0415
+    from flows.server import check_prefect  # noqa: PLC0415
     from pipeline.recipe import load_recipe  # noqa: PLC0415
-    from pipeline.samples.render import render_catalogue  # noqa: PLC0415
+    from pipeline.samples.render import render_catalogue, samples_locked  # noqa: PLC0415
     from pipeline.samples.serve import serve_folder  # noqa: PLC0415
 
     def work() -> None:
         recipe = load_recipe(RECIPE, options.set)
+        check_prefect()
         console = Console(stderr=True)
         folder = Path(recipe.sources[0]).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with serve_folder(folder, _free_port(options.port)) as url:
+        with samples_locked(folder), serve_folder(folder, _free_port(options.port)) as url:
             with console.status(f"Rendering the sample sources in {folder}"):
                 samples = render_catalogue(folder, base_url=url)
             print(f"{len(samples)} sample sources in {folder}, served at {url}", flush=True)  # noqa: T201

@@ -15,26 +15,30 @@ from contextlib import ExitStack, contextmanager
 import flows.environment  # noqa: F401 - before Prefect, which reads the environment as it is imported
 
 # isort: split
+import httpx
 from prefect.exceptions import TerminationSignal
 from rich.console import Console
 
+from flows.api import bare_url
 from flows.dataset_flow import HELD, WATCHED, build_dataset, plan_line
 from flows.logs import show_logs
 from flows.progress import Progress, shown
 from flows.runners import task_runner
-from flows.server import temporary_server
+from flows.server import ServerLostError, all_sent, check_prefect, is_unsent, temporary_server
 from pipeline.build import Build, BuildSummary
 from pipeline.download_errors import masked_values
 from pipeline.errors import HearscapeError, UserError
+from pipeline.interrupts import INTERRUPTED, told
 from pipeline.recipe import BuildRecipe
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""The exit codes of a command that was ended by Ctrl-C (130) or by SIGTERM (143), as a shell would give them."""
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a command that was ended by SIGTERM, as a shell would give it."""
 
 
 def check(recipe: BuildRecipe) -> None:
     """Raises :class:`UserError` for all that can be refused before any work, and before a server is started for it."""
     task_runner(recipe.execution)
+    check_prefect()
     pipeline_logger = logging.getLogger("pipeline")
     level = pipeline_logger.level
     pipeline_logger.setLevel(logging.ERROR)  # the flow checks again, and that time warnings are shown
@@ -49,6 +53,7 @@ def check(recipe: BuildRecipe) -> None:
 def plan_text(recipe: BuildRecipe) -> str:
     """The resolved recipe as JSON, and what there is to do. Raises what :func:`check` raises."""
     task_runner(recipe.execution)
+    check_prefect()
     build = Build(recipe)
     try:
         build.check()
@@ -61,19 +66,27 @@ def plan_text(recipe: BuildRecipe) -> str:
 def run_now(recipe: BuildRecipe, console: Console) -> BuildSummary:
     """Runs the flow on a temporary server, or on the one that PREFECT_API_URL names, and shows its progress.
 
-    Raises :class:`UserError`, or whatever made the flow fail.
+    Raises :class:`UserError`, :class:`ServerLostError`, or whatever made the flow fail.
     """
     progress = Progress()
     with ExitStack() as stack:
         stack.enter_context(show_logs(console))
-        if not os.environ.get("PREFECT_API_URL"):
+        if os.environ.get("PREFECT_API_URL"):
+            stack.enter_context(all_sent())
+        else:
             with console.status("Starting a temporary Prefect server"):
                 stack.enter_context(temporary_server())
         stack.callback(WATCHED.reset, WATCHED.set(progress))
         stack.callback(HELD.reset, HELD.set(recipe))
         told = BuildRecipe.model_validate_json(json.dumps(masked_values(recipe.model_dump(mode="json"))))
-        with shown(progress, recipe.name, console):
-            state = build_dataset(told, return_state=True)
+        try:
+            with shown(progress, recipe.name, console):
+                state = build_dataset(told, return_state=True)
+        except httpx.HTTPError as error:  # what the flow itself raised is in its state
+            raise ServerLostError(
+                f"the Prefect server at {bare_url(os.environ['PREFECT_API_URL'])} no longer answers as it should ({error}); "
+                "what was finished stays, the same command goes on"
+            ) from error
         summary = state.result()
     assert isinstance(summary, BuildSummary)
     return summary
@@ -92,9 +105,19 @@ def exit_code(work: Callable[[], None], again: str) -> int:
     """Does ``work``: 0 done, 1 failed, 2 refused (the message says what to put right), 130 ended by Ctrl-C, 143 by SIGTERM.
 
     Both signals end the work in good order; a second one of the kind ends it at once. ``again`` is the command that
-    continues what was interrupted. A bug is raised. Call it in the main thread.
+    continues what was interrupted. A bug is raised. Call it in the main thread. Ends the process itself where Prefect's
+    threads would keep it from ending.
     """
-    words = f"\nInterrupted. To continue, run it again: {again}"
+    code = _exit_code(work, again)
+    if is_unsent():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _exit_code(work: Callable[[], None], again: str) -> int:
+    words = told(again)
     with (
         _second_signal_ends_at_once(signal.SIGINT, KeyboardInterrupt(), words),
         _second_signal_ends_at_once(signal.SIGTERM, TerminationSignal(signal.SIGTERM), words),

@@ -7,9 +7,13 @@ is imported in an event loop, as in the workers of Dask, it cannot load any and 
 from __future__ import annotations
 
 import os
+import warnings
 
 import pipeline.processor  # noqa: F401 - for the libraries that compute
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_PLUGINS_ENABLED", "false")
+warnings.filterwarnings(
+    "ignore", "Failed to create the Prefect home directory"
+)  # flows.server.check_home tells what to do

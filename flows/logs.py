@@ -64,6 +64,10 @@ def _is_for_terminal(record: logging.LogRecord) -> bool:
     return not record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
 
 
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
+
+
 @contextmanager
 def show_logs(console: Console) -> Iterator[None]:
     """While the block runs, warnings and errors are written to ``console``, in place of Prefect's own handler."""
@@ -74,9 +78,15 @@ def show_logs(console: Console) -> Iterator[None]:
     for handler in theirs:
         root.removeHandler(handler)
     root.addHandler(ours)
+    # By these two Prefect tells of each log and event that a server did not take, with a trace.
+    sending, raising = logging.getLogger("prefect._internal.concurrency"), logging.raiseExceptions
+    sending.addFilter(_nothing)
+    logging.raiseExceptions = False
     try:
         yield
     finally:
+        logging.raiseExceptions = raising
+        sending.removeFilter(_nothing)
         root.removeHandler(ours)
         for handler in theirs:
             root.addHandler(handler)

@@ -34,9 +34,10 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
+from flows.api import api_problem
 from flows.dataset_flow import build_dataset
 from flows.dataset_report import dataset_report
-from flows.server import api_url, api_url_set, check_port, is_healthy, prefect_server
+from flows.server import api_url, api_url_set, authorized_by, check_port, check_prefect, is_healthy, prefect_server
 from pipeline.errors import HearscapeError, UserError
 
 STOP_TIMEOUT_SECONDS = 20.0
@@ -53,15 +54,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _server(stack: ExitStack, port: int) -> str:
     """The API of a running server, started if need be. Raises :class:`UserError` for a port that is taken."""
-    wanted = os.environ.get("PREFECT_API_URL")
-    if wanted:
-        if not is_healthy(wanted):
-            raise UserError(
-                f"PREFECT_API_URL is {wanted}, where no Prefect server answers: start one there or unset it"
-            )
+    check_prefect()
+    if wanted := os.environ.get("PREFECT_API_URL"):
         return wanted
     url = api_url(port)
-    if not is_healthy(url):
+    if is_healthy(url):
+        if (problem := api_problem(url, authorized_by())) is not None:
+            raise UserError(f"{problem}, or choose another port with --port")
+    else:
         check_port(port)
         print(f"Starting a Prefect server on port {port}", flush=True)  # noqa: T201
         stack.enter_context(prefect_server(port))

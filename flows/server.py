@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,13 +21,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.settings import get_current_settings
 
+from flows.api import api_problem, authorization
 from pipeline.errors import HearscapeError, UserError
+from pipeline.process_folder import system_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +39,16 @@ HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 180.0
 """A first start makes the database, which takes 10 s, and far more on a busy machine."""
 STOP_TIMEOUT_SECONDS = 10.0
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b.*: ")
+"""The line of a trace that says what was raised."""
 
 
 class ServerStartError(HearscapeError):
     """The Prefect server did not come up."""
+
+
+class ServerLostError(HearscapeError):
+    """The Prefect server that a run is told to stopped answering while the run was at work."""
 
 
 def api_url(port: int) -> str:
@@ -69,12 +80,53 @@ def check_port(port: int) -> None:
             raise UserError(f"port {port} on {HOST} cannot be used ({error}): name another one with --port") from error
 
 
+def prefect_home() -> Path:
+    """The folder of Prefect's own files, its database among them."""
+    return Path(get_current_settings().home)
+
+
+def check_home() -> None:
+    """Raises :class:`UserError` where Prefect's folder cannot be made or written into."""
+    home = prefect_home()
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+        for database in home.glob("prefect.db*"):
+            with database.open("r+b"):
+                pass
+    except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror or error
+        raise UserError(
+            f"PREFECT_HOME: Prefect keeps its database in {home}, which cannot be written ({why}): "
+            "set PREFECT_HOME to a folder of your own"
+        ) from error
+
+
+def check_prefect() -> None:
+    """Raises :class:`UserError` where no flow could be run: by the API that PREFECT_API_URL names, Prefect's own folder, TMPDIR."""
+    system_folder()
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        check_home()
+    elif (problem := api_problem(url, authorized_by())) is not None:
+        raise UserError(f"PREFECT_API_URL: {problem}, or unset it, and a server is started for this command")
+
+
+def authorized_by() -> str | None:
+    """The header ``Authorization`` that Prefect sends."""
+    secrets = (get_current_settings().api.auth_string, get_current_settings().api.key)
+    return authorization(*(secret.get_secret_value() if secret else None for secret in secrets))
+
+
 @contextmanager
 def prefect_server(port: int | None = None, *, ui: bool = True) -> Iterator[str]:
     """A running server on loopback; the value is the URL of its API.
 
-    ``port``: None for any free one. Its runs are kept in Prefect's own database. Raises :class:`ServerStartError`.
+    ``port``: None for any free one. Its runs are kept in Prefect's own database. Raises :class:`ServerStartError`, or
+    :class:`UserError` where there is no place for that.
     """
+    check_home()
     chosen = port or free_port()
     url = api_url(chosen)
     with tempfile.TemporaryFile("w+", prefix="prefect-server-") as log:
@@ -89,12 +141,28 @@ def prefect_server(port: int | None = None, *, ui: bool = True) -> Iterator[str]
 @contextmanager
 def temporary_server() -> Iterator[None]:
     """While the block runs, Prefect talks to a server that is there for this process alone."""
-    with prefect_server(ui=False) as url, api_url_set(url):
-        try:
-            yield
-        finally:  # what is still to be sent is sent by threads, which must end before the server does
-            for worker in (APILogWorker, EventsWorker):
-                worker.drain_all(timeout=STOP_TIMEOUT_SECONDS, at_exit=False)
+    with prefect_server(ui=False) as url, api_url_set(url), all_sent():
+        yield
+
+
+_unsent: list[object] = []
+
+
+@contextmanager
+def all_sent() -> Iterator[None]:
+    """What is still to be sent to the server when the block ends is sent by threads, which are waited for, but not for ever."""
+    try:
+        yield
+    finally:
+        for worker in (APILogWorker, EventsWorker):
+            waited = worker.drain_all(timeout=STOP_TIMEOUT_SECONDS, at_exit=False)
+            assert isinstance(waited, tuple), "called in an event loop"
+            _unsent.extend(waited[1])
+
+
+def is_unsent() -> bool:
+    """Whether threads still try to send something to a server that does not take it: the interpreter would wait for them."""
+    return bool(_unsent)
 
 
 @contextmanager
@@ -138,9 +206,18 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: IO[str])
         else:
             time.sleep(0.1)
             continue
-        log.seek(0)
-        last_lines = "\n  ".join(log.read().splitlines()[-15:])
-        raise ServerStartError(f"the Prefect server for {url} {problem}. The end of its log:\n  {last_lines}")
+        raise ServerStartError(f"the Prefect server for {url} {problem}{_reason_in(log)}")
+
+
+def _reason_in(log: IO[str]) -> str:
+    """The last error in a server's log, as far as one can be told, and where the whole log is then."""
+    log.seek(0)
+    lines = log.read().splitlines()
+    with tempfile.NamedTemporaryFile("w", prefix="prefect-server-", suffix=".log", delete=False) as kept:
+        kept.write("\n".join(lines))
+    errors = [line.strip() for line in lines if _ERROR.match(line)]
+    reason = f": {errors[-1]}" if errors else ""
+    return f"{reason}. Its log is {kept.name}; PREFECT_HOME=FOLDER gives it a new database (its own is in {prefect_home()})"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
@@ -156,7 +233,8 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 10):  # not by sys.stdin, whose lock this thread would hold when the interpreter ends
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(STOP_TIMEOUT_SECONDS)
     os._exit(1)

@@ -9,11 +9,9 @@ in this folder loads it, hence the few imports.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect.plugins import register_hook
 
@@ -51,21 +49,31 @@ def is_prefect_command(program: str, original: Sequence[str]) -> bool:
     return os.path.splitext(os.path.basename(program))[0] == "prefect"  # noqa: PTH119, PTH122 - spares the import of pathlib
 
 
-def missing_server(words: Sequence[str], api_url: str | None) -> str | None:
-    """What to do first, where ``words`` name one of our deployments and nothing listens at ``api_url`` on this machine.
+def server_problem(words: Sequence[str], api_url: str | None, authorized_by: str | None = None) -> str | None:
+    """What to do first, where ``words`` name one of our deployments and the API at ``api_url`` cannot be used.
 
     Prefect itself would show a long trace. Options before the command may name another server: nothing is said then.
     """
     if words[:1] not in (["deployment"], ["deployments"]) or not {f"{name}/{name}" for name in DEPLOYMENTS} & {*words}:
         return None
-    address = urlsplit(api_url or "")
-    if address.hostname not in {"127.0.0.1", "localhost"}:
+    if not api_url:
         return None
-    try:
-        socket.create_connection((address.hostname, address.port or 80), timeout=2).close()
-    except OSError:
-        return f"no Prefect server answers at {api_url}: start one, in another terminal, with python -m flows.serve"
-    return None
+    from flows.api import api_problem  # noqa: PLC0415 - each import of Prefect in this folder loads this file
+
+    if (problem := api_problem(api_url, authorized_by)) is None:
+        return None
+    return f"{problem.what}: {problem.remedy or 'start one, in another terminal, with python -m flows.serve'}"
+
+
+def _authorized_by() -> str | None:
+    """The header that Prefect will send, by its settings, which are there before its plugins are loaded."""
+    from prefect.settings import get_current_settings  # noqa: PLC0415
+
+    from flows.api import authorization  # noqa: PLC0415
+
+    of_api = get_current_settings().api
+    secrets = (of_api.auth_string, of_api.key)
+    return authorization(*(secret.get_secret_value() if secret else None for secret in secrets))
 
 
 @register_hook
@@ -73,5 +81,5 @@ async def setup_environment(*, ctx: Any) -> None:
     """Called by Prefect while it is imported. Ends a command that needs a server which is not there."""
     if sys.argv and is_prefect_command(sys.argv[0], sys.orig_argv):
         sys.argv[1:] = with_full_names(sys.argv[1:])
-        if (problem := missing_server(sys.argv[1:], ctx.api_url)) is not None:
+        if (problem := server_problem(sys.argv[1:], ctx.api_url, _authorized_by())) is not None:
             raise SystemExit(f"error: {problem}")

@@ -103,7 +103,7 @@ def _read_tree(path: Path, ontology: Ontology) -> None:
             ontology.children[str(node["id"])] = tuple(map(str, node.get("child_ids", ())))
     except OSError as error:
         raise SourceListError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SourceListError(f"{path}: is not AudioSet's ontology.json ({type(error).__name__}: {error})") from error
 
 

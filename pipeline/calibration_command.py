@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.calibration import Calibration, calibrate
@@ -16,7 +15,8 @@ from pipeline.errors import CalibrationError, ManifestError, UserError
 from pipeline.judge import passes_other_rules
 from pipeline.manifest import Manifest, dataset_root, join, read_manifest, write_manifest
 from pipeline.pairs import ClipPool
-from pipeline.samples_table import EMBEDDINGS_NAME, SAMPLES_NAME, read_table
+from pipeline.remote_folder import read_folder
+from pipeline.samples_table import BUILD_AGAIN, EMBEDDINGS_NAME, SAMPLES_NAME, read_table
 from pipeline.schema import Reason
 from pipeline.storage import Folder
 from pipeline.thresholds import ClassCalibration, pairs_needed
@@ -36,7 +36,7 @@ def calibrate_dataset(location: str, seed: int = 0) -> Calibration:
         raise CalibrationError(
             f"{location} has no embeddings: its recipe names no encoders. Name some, and build it again"
         )
-    folder = Folder(dataset_root(location))
+    folder = read_folder(dataset_root(location))
     chosen = _chosen(folder)
     picture, sound = _embeddings(folder, list(chosen), manifest.encoder_id)
     sources, labels = [source for source, _ in chosen.values()], [own for _, own in chosen.values()]
@@ -51,8 +51,14 @@ def _chosen(folder: Folder) -> dict[str, tuple[str, tuple[str, ...]]]:
             for row in batch.to_pylist():
                 if passes_other_rules(row["reason"] and Reason(row["reason"])):
                     pool.add(row["key"], row["video_sha256"] or row["source_id"], row["labels"])
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise ManifestError(f"{join(folder.url, SAMPLES_NAME)} cannot be read: {error}") from error
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{join(folder.url, SAMPLES_NAME)} cannot be read: it is not there; {BUILD_AGAIN}"
+        ) from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise ManifestError(f"{join(folder.url, SAMPLES_NAME)} cannot be read: {error}; {BUILD_AGAIN}") from error
     return pool.clips()
 
 
@@ -74,6 +80,8 @@ def _embeddings(folder: Folder, keys: list[str], encoder_id: str) -> tuple[NDArr
             at, rows = [i for i, _ in here], [row for _, row in here]
             seen[at] = True
             for side in ("picture", "sound"):
+                if batch[side].null_count:
+                    raise ManifestError(f"{name} is damaged: a clip has no {side} embedding; {BUILD_AGAIN}")
                 matrix = batch[side].flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, -1)
                 found.setdefault(side, np.zeros((len(keys), matrix.shape[1]), np.float16))[at] = matrix[rows]
                 if not (finite := np.isfinite(matrix[rows]).all(axis=1)).all():
@@ -81,10 +89,11 @@ def _embeddings(folder: Folder, keys: list[str], encoder_id: str) -> tuple[NDArr
                     raise CalibrationError(
                         f"{name}: the {side} embedding of clip {broken} is not finite; build it again"
                     )
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise ManifestError(f"{name} cannot be read: {error}") from error
+    except FileNotFoundError as error:
+        raise ManifestError(f"{name} cannot be read: it is not there; {BUILD_AGAIN}") from error
+    if len({matrix.shape for matrix in found.values()}) > 1:
+        widths = " and ".join(f"{matrix.shape[1]} of {side}" for side, matrix in found.items())
+        raise ManifestError(f"{name} is damaged: embeddings have {widths} numbers, not as many; {BUILD_AGAIN}")
     if not seen.all():
         raise ManifestError(f"{name} has no row of clip {keys[int(seen.argmin())]}: build the dataset again")
     none = np.zeros((0, 1), np.float16)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.bounded import reading_failures
 from pipeline.download_errors import mask_secrets
-from pipeline.errors import UserError
+from pipeline.errors import ManifestError, UserError
 from pipeline.funnel import BAD_ROW
 from pipeline.records import ClipRecord, SourceRecord
 from pipeline.schema import Failure, State, flat
@@ -23,6 +24,8 @@ LEDGER_NAME = "ledger.jsonl"
 TIMINGS_NAME = "timings.jsonl"
 """Seconds of work of each stage for each source, and of waiting (``waited``). Apart, because it is the only file that differs from
 one build to the next."""
+
+_STATES = frozenset(State)
 
 
 def write_ledger(output: Folder, listed: SourceList, records: Iterable[SourceRecord]) -> None:
@@ -85,8 +88,49 @@ def line_of(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
+def read_lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
+    """The lines of the ledger or of the timings, each a dict with a ``source_id``.
+
+    Raises FileNotFoundError where there is no such file, ManifestError, which names the line, where it is damaged.
+    """
+    try:
+        with output.open(name) as file:
+            for number, line in enumerate(file, 1):
+                if (entry := entry_of(line)) is None or (name == LEDGER_NAME and "state" not in entry):
+                    raise ManifestError(
+                        f"{output}/{name}:{number} is damaged: run the build again, which writes it anew"
+                    )
+                yield entry
+    except FileNotFoundError:
+        raise
+    except reading_failures() as error:
+        raise ManifestError(f"{output}/{name} cannot be read ({error}): mend that, or run the build again") from error
+
+
+def entry_of(line: bytes) -> dict[str, Any] | None:
+    """What a line of the ledger or of the timings says. None: it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("source_id"), str):
+        return None
+    clips, failure = entry.get("clips") or [], entry.get("failure")
+    are_clips = isinstance(clips, list) and all(_says(clip, "key", "state") for clip in clips)
+    parts = [failure, *(clip.get("failure") for clip in clips)] if are_clips else []
+    if not are_clips or not all(part is None or _says(part, "stage", "code") for part in parts):
+        return None
+    is_known = "state" not in entry or all(one["state"] in _STATES for one in (entry, *clips))
+    return entry if is_known and isinstance(entry.get("url") or "", str) else None
+
+
+def _says(part: Any, *names: str) -> bool:
+    return isinstance(part, dict) and all(isinstance(part.get(name), str) for name in names)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """``show FOLDER URL_OR_ID``: 0 when it is in the ledger, 1 when not, 2 when there is no ledger that can be read."""
+    from pipeline.remote_folder import read_folder  # noqa: PLC0415
     from pipeline.story import stories  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
@@ -99,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="everything that is known, with all measures, as JSON")
     options = parser.parse_args(arguments)
     try:
-        found = stories(Folder(options.dataset), options.wanted)
+        found = stories(read_folder(options.dataset), options.wanted)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -6,6 +6,7 @@ python -m pipeline.manifest withdraw manifests/NAME --source ID...
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import posixpath
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.bounded import read_bounded, reading_failures
-from pipeline.errors import ManifestError, UserError
+from pipeline.errors import ManifestError, ShardError, UserError
 from pipeline.settings import Record
 from pipeline.thresholds import AgreementRule, Calibration
 
 if TYPE_CHECKING:
+    from pipeline.remote import Retries
     from pipeline.storage import Folder
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -29,6 +31,7 @@ FORMAT: Literal["hearscape-dataset"] = "hearscape-dataset"
 FILE_NAME = "manifest.json"
 MAX_BYTES = 256 << 20
 """Largest manifest that is read: of about a million shards."""
+_NOT_BUILT = "does not exist: no dataset was built there, or not to its end"
 
 Name = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
 RelativePath = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
@@ -169,10 +172,13 @@ def write_manifest(manifest: Manifest, folder: Folder) -> str:
     return join(folder.url, FILE_NAME)
 
 
-def read_manifest(location: str | os.PathLike[str]) -> Manifest:
-    """The manifest at a path or URL, or in the folder there. Raises ManifestError, which says all that is wrong."""
+def read_manifest(location: str | os.PathLike[str], retries: Retries | None = None) -> Manifest:
+    """The manifest at a path or URL, or in the folder there. Raises ManifestError, which says all that is wrong.
+
+    ``retries``: for a URL whose server stumbles. None: the defaults.
+    """
     path = manifest_path(location)
-    return parse_manifest(_read(path), path)
+    return parse_manifest(_read(path, retries), path)
 
 
 def parse_manifest(data: bytes, path: str) -> Manifest:
@@ -213,22 +219,22 @@ def join(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}" if root.strip("/") else posixpath.join(root, path)
 
 
-def find_manifests(folder: str | os.PathLike[str]) -> list[str]:
+def find_manifests(folder: str | os.PathLike[str], retries: Retries | None = None) -> list[str]:
     """Locations of the manifests of all datasets below a folder or URL (or of the one it names), sorted.
 
-    Other files of that name, hidden folders and the shards are passed over. Raises ManifestError where there is no
-    such folder, or it cannot be listed.
+    Other files of that name, hidden folders and the shards are passed over. ``retries`` are those of
+    :func:`read_manifest`. Raises ManifestError where there is no such folder, or it cannot be listed.
     """
     root = os.fspath(folder)
     if root.endswith(".json"):
-        return [root] if _is_manifest(root) else []
+        return [root] if _is_manifest(root, retries) else []
     if "://" in root:
-        found = _found_at_url(root)
+        found = _found_at_url(root, retries)
     else:
         if not Path(root).is_dir():
             raise ManifestError(f"{root} is not a folder")
         found = _found_here(root)
-    return sorted(path for path in found if _is_manifest(path))
+    return sorted(path for path in found if _is_manifest(path, retries))
 
 
 def _found_here(root: str) -> list[str]:
@@ -240,9 +246,11 @@ def _found_here(root: str) -> list[str]:
     return found
 
 
-def _found_at_url(root: str) -> list[str]:
+def _found_at_url(root: str, retries: Retries | None) -> list[str]:
     """Unlike fsspec's own walk, which passes over folders that cannot be listed."""
     import fsspec  # noqa: PLC0415
+
+    from pipeline.remote import Retries, retried  # noqa: PLC0415
 
     found = []
     failures: tuple[type[Exception], ...] = (ValueError, ImportError, *reading_failures())
@@ -251,7 +259,8 @@ def _found_at_url(root: str) -> list[str]:
         waiting = [top.rstrip("/")]
         while waiting:
             place = waiting.pop()
-            for entry in fs.ls(f"{place}/", detail=True):
+            listing = f"{place}/"
+            for entry in retried(functools.partial(fs.ls, listing, detail=True), listing, retries or Retries()):
                 path = entry["name"].rstrip("/")
                 name = path.rpartition("/")[2]
                 is_folder = entry["type"] == "directory"
@@ -275,28 +284,37 @@ def _is_entered(name: str) -> bool:
     return not name.startswith(".") and name != "shards"
 
 
-def _is_manifest(path: str) -> bool:
+def _is_manifest(path: str, retries: Retries | None) -> bool:
     """Whether it says that it is a dataset's. One too damaged to say so counts: reading it tells what is wrong."""
     try:
-        values = json.loads(_read(path))
+        values = json.loads(_read(path, retries))
     except (ValueError, RecursionError):
         return True
     return isinstance(values, Mapping) and values.get("format") == FORMAT
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, retries: Retries | None) -> bytes:
+    if "://" in path:
+        return _fetched(path, retries)
     try:
-        if "://" in path:
-            import fsspec  # noqa: PLC0415
-
-            with fsspec.open(path, "rb") as file:
-                return read_bounded(file, MAX_BYTES)
         with Path(path).open("rb") as file:
             return read_bounded(file, MAX_BYTES)
     except FileNotFoundError as error:
-        raise ManifestError(f"{path} does not exist: no dataset was built there, or not to its end") from error
-    except reading_failures() as error:
+        raise ManifestError(f"{path} {_NOT_BUILT}") from error
+    except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
+
+
+def _fetched(path: str, retries: Retries | None) -> bytes:
+    from pipeline.remote import Remote, Retries  # noqa: PLC0415 - few datasets lie elsewhere
+
+    folder, _, name = path.rpartition("/")
+    try:
+        return Remote(folder, retries or Retries()).read(name)
+    except ShardError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ManifestError(f"{path} {_NOT_BUILT}") from error
+        raise ManifestError(f"{path}: {error}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:

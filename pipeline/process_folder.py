@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+from pipeline.errors import OutputError
+
 MAX_ROOT_BYTES = 48
 """A socket's path has 103 at most (macOS), of which ``/hearscape-12345/0a1b2c/pymp-xxxxxxxx/listener-xxxxxxxx`` takes 55."""
 _LAST = -200
@@ -67,14 +69,22 @@ def _remove_what_the_dead_left(parent: Path) -> None:
             lock.unlink()
 
 
+def system_folder() -> str:
+    """The system's folder of temporary files. Raises OutputError where none can be written; torch cannot even be imported then."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise OutputError(f"TMPDIR: {error.strerror}: set TMPDIR to a folder that can be written") from error
+
+
 def temporary_folder() -> Path:
-    """This process's folder among the system's temporary files, for what belongs to no output."""
-    return _folder_below(tempfile.gettempdir())
+    """This process's folder among the system's temporary files, for what belongs to no output. Raises OutputError."""
+    return _folder_below(system_folder())
 
 
 def socket_folder() -> Path:
     """The same, but in ``/tmp`` where the other's path is too long for the sockets that multiprocessing puts into it."""
-    usual = tempfile.gettempdir()
+    usual = system_folder()
     is_short = len(os.fsencode(usual)) <= MAX_ROOT_BYTES
     return _folder_below(usual if is_short or not os.access("/tmp", os.W_OK) else "/tmp")
 

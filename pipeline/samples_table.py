@@ -23,6 +23,8 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.bounded import reading_failures
+from pipeline.errors import ManifestError
 from pipeline.hashing import HashingWriter
 from pipeline.manifest import FileRecord
 from pipeline.schema import (
@@ -39,6 +41,16 @@ from pipeline.storage import Folder
 SAMPLES_NAME = "samples.parquet"
 EMBEDDINGS_NAME = "embeddings.parquet"
 
+BUILD_AGAIN = "build the dataset again, which writes it anew"
+
+_VECTORS = ("picture", "sound")
+_EMBEDDINGS = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("key", "encoder_id")),
+        *(pa.field(name, pa.list_(pa.float16()), nullable=False) for name in _VECTORS),
+    ]
+)
+"""Columns of ``embeddings.parquet``; how long its vectors are, the encoders say."""
 _RUN_ROWS = 20_000
 _GROUP_ROWS = 10_000
 T = TypeVar("T")
@@ -161,7 +173,10 @@ def write_embeddings(rows: Iterable[EmbeddingRow], folder: Folder, scratch: Path
 
 
 def drop_sources(folder: Folder, name: str, source_ids: Collection[str], scratch: Path | None = None) -> FileRecord:
-    """Writes a table anew without the clips of some sources: the bytes that it would have had without them."""
+    """Writes a table anew without the clips of some sources: the bytes that it would have had without them.
+
+    Raises what :func:`read_table` raises.
+    """
     with folder.open(name) as file, pq.ParquetFile(file) as table:
         schema = _as_written(table.schema_arrow)
     return _write_sorted(_without(read_table(folder, name), source_ids, schema), schema, folder, name, scratch)
@@ -256,7 +271,37 @@ def _merged(runs: Sequence[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
 def read_table(
     folder: Folder, name: str = SAMPLES_NAME, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of the table, in the order of the keys; all columns, or those named."""
-    # pre_buffer: all that was read would stay in memory
-    with folder.open(name) as file, pq.ParquetFile(file, pre_buffer=False) as table:
-        yield from table.iter_batches(_GROUP_ROWS, columns=None if columns is None else list(columns))
+    """Batches of the table, in the order of the keys; all columns, or those named.
+
+    Raises FileNotFoundError where there is no table, ManifestError for one that is damaged or has other columns.
+    """
+    where = f"{folder}/{name}"
+    try:
+        # pre_buffer: all that was read would stay in memory
+        with folder.open(name) as file, pq.ParquetFile(file, pre_buffer=False) as table:
+            _check_columns(table.schema_arrow, name, columns, where)
+            for batch in table.iter_batches(_GROUP_ROWS, columns=None if columns is None else list(columns)):
+                if "key" in batch.schema.names and batch["key"].null_count:
+                    raise ManifestError(f"{where} is damaged: a clip has no key; {BUILD_AGAIN}")
+                yield batch
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, *reading_failures()) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ManifestError(f"{where} cannot be read ({reason}); {BUILD_AGAIN}") from error
+
+
+def _check_columns(schema: pa.Schema, name: str, columns: Sequence[str] | None, where: str) -> None:
+    """Raises ManifestError where one of the columns is not there, or holds something else."""
+    kinds = {field.name: field.type for field in (_EMBEDDINGS if name == EMBEDDINGS_NAME else samples_schema())}
+    here = {field.name: field.type for field in _as_written(schema)}
+    needed = (
+        columns if columns is not None else [*_EMBEDDINGS.names] if name == EMBEDDINGS_NAME else ["key", "source_id"]
+    )
+    for column in needed:
+        if column not in here:
+            raise ManifestError(f"{where} has no column {column}: it is not the table of a build; {BUILD_AGAIN}")
+        kind, wanted = here[column], kinds.get(column, here[column])
+        is_vector = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
+        if not (is_vector if column in _VECTORS and name == EMBEDDINGS_NAME else kind == wanted):
+            raise ManifestError(f"{where}: its column {column} holds {kind}, not {wanted}; {BUILD_AGAIN}")

@@ -202,7 +202,7 @@ def read_index(folder: Folder, path: str) -> dict[str, Any] | None:
     try:
         summary = json.loads(folder.read_bytes(_index_path(path)))
         return summary if summary["layout"] == LAYOUT else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.bugs import BUG
 from pipeline.download_errors import mask_secrets
 from pipeline.errors import ManifestError
-from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME
+from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME, read_lines
 from pipeline.links import canonical_url
 from pipeline.samples_table import SAMPLES_NAME, read_table
 from pipeline.schema import State
@@ -111,14 +110,7 @@ def stories(output: Folder, wanted: str) -> list[Story]:
 
 def _lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
     try:
-        with output.open(name) as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ManifestError(
-                        f"{output}/{name}:{number} is damaged: run the build again, which writes it anew"
-                    ) from error
+        yield from read_lines(output, name)
     except FileNotFoundError as error:
         raise ManifestError(f"{output}/{name} does not exist: it is written when a build ends") from error
 

@@ -10,8 +10,10 @@ duplicate of theirs.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.damage import read_json_whole
-from pipeline.errors import ManifestError, NothingKeptError
+from pipeline.errors import ManifestError, NothingKeptError, UserError
 from pipeline.funnel import Tally
-from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME, ledger_line, line_of
+from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME, ledger_line, line_of, read_lines
 from pipeline.manifest import FileRecord, Manifest, ShardRecord, dataset_root, read_manifest, write_manifest
 from pipeline.output_lock import STATE_NAME, OutputLock
 from pipeline.samples_table import SAMPLES_NAME, drop_sources, read_table
@@ -34,6 +36,8 @@ from pipeline.shard import Sample, SampleContent, ShardPlan, read_index, remove_
 from pipeline.state_files import remove_kept_files
 from pipeline.storage import Folder
 from pipeline.withdrawn import JOURNAL_NAME, Gap, read_withdrawn, withdrawn_record, write_withdrawn
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
         manifest = read_manifest(location)
         before = read_withdrawn(output)
         _check_ids(output, set(source_ids) - set(before.sources))
+        _check_files(output, manifest)
         wanted = {*before.sources, *source_ids}
         looked = _look(output, manifest.shards, wanted)
         if not looked.untouched and not any(_staying(members, wanted) for members in looked.affected.values()):
@@ -131,10 +136,14 @@ def _members(output: Folder, shard: ShardRecord) -> Members:
                 key, _, name = member.name.partition(".")
                 found.setdefault(key, {})[name] = member.size
     except (tarfile.TarError, OSError) as error:
-        raise ManifestError(
-            f"{output}/{shard.path} cannot be read ({error}): run the build again, which writes it anew, then this"
-        ) from error
+        raise _shard_error(output, shard, error) from error
     return found
+
+
+def _shard_error(output: Folder, shard: ShardRecord, error: Exception) -> ManifestError:
+    return ManifestError(
+        f"{output}/{shard.path} cannot be read ({error or type(error).__name__}): run the build again, which writes it anew, then this"
+    )
 
 
 def _staying(members: Members, wanted: Collection[str]) -> list[str]:
@@ -167,8 +176,15 @@ def _rewrite_shards(
         number = int(shard.path.rpartition("-")[2].partition(".")[0])
         samples = tuple(Sample(key, shard.split, 0, looked.content_ids.get(key, "")) for key in keys)
         plan = ShardPlan(shard.split, number, samples)
-        with output.open(shard.path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            staying.append(write_shard(plan, shard.rendition, output, _Samples(tar).load))
+        try:
+            file = output.open(shard.path)
+        except OSError as error:
+            raise _shard_error(output, shard, error) from error
+        try:
+            with file, tarfile.open(fileobj=file, mode="r:") as tar:
+                staying.append(write_shard(plan, shard.rendition, output, _Samples(tar).load))
+        except (tarfile.TarError, EOFError, KeyError, ValueError, RecursionError) as error:
+            raise _shard_error(output, shard, error) from error
         rewritten.append(shard.path)
     return staying, rewritten
 
@@ -252,12 +268,42 @@ def _count(tally: Tally, entry: Mapping[str, Any]) -> None:
 
 def _lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
     try:
-        with output.open(name) as file:
-            yield from map(json.loads, file)
-    except (FileNotFoundError, ValueError) as error:
-        raise ManifestError(
-            f"{output}/{name} is missing or damaged: run the build again, which writes it anew"
-        ) from error
+        yield from read_lines(output, name)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{output}/{name} is missing: run the build again, which writes it anew") from error
+
+
+def _sha256(output: Folder, name: str) -> str:
+    digest = hashlib.sha256()
+    with output.open(name) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_files(output: Folder, manifest: Manifest) -> None:
+    """Raises ManifestError where a file that is to be written anew is damaged: nothing is begun then.
+
+    What an earlier withdrawal, which did not come to its end, has written already is not yet in the manifest.
+    """
+    for _ in _lines(output, TIMINGS_NAME):
+        pass
+    is_begun = output.exists(JOURNAL_NAME)
+    for file in manifest.files:
+        if not file.path.endswith(".parquet"):
+            continue
+        try:
+            for _ in read_table(output, file.path):
+                pass
+            is_same = _sha256(output, file.path) == file.sha256
+        except OSError as error:
+            raise ManifestError(
+                f"{output}/{file.path} cannot be read ({error.strerror or error}): run the build again, which writes it anew"
+            ) from error
+        if not is_same and not is_begun:
+            raise ManifestError(
+                f"{output}/{file.path} is not what the manifest says: run the build again, which writes it anew"
+            )
 
 
 def _remake_report(output: Folder) -> None:
@@ -265,7 +311,10 @@ def _remake_report(output: Folder) -> None:
     from pipeline.report.make import PAGE_NAME, make_report  # noqa: PLC0415 - only where there is one
 
     if output.exists(PAGE_NAME):
-        make_report(output.url)
+        try:
+            make_report(output.url)
+        except UserError as error:
+            logger.warning("the report still shows what was withdrawn, it could not be made again: %s", error)
 
 
 def summary_lines(done: Withdrawal) -> list[str]:

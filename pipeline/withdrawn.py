@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.errors import ManifestError
 from pipeline.manifest import canonical_json
@@ -59,9 +59,11 @@ def read_withdrawn(output: Folder) -> Withdrawn:
         content = output.read_bytes(NAME)
     except FileNotFoundError:
         return Withdrawn()
+    except OSError as error:
+        raise ManifestError(f"{output}/{NAME} cannot be read ({error.strerror or error}): put back a copy") from error
     try:
         return Withdrawn.model_validate(json.loads(content))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(
             f"{output}/{NAME} is damaged ({error}): put back a copy. Without it withdrawn sources would be built again"
         ) from error

@@ -228,7 +228,7 @@ def _start(tell_pid: Connection[tuple[int, int | None], Any], temporary: Path | 
     if sys.platform.startswith("linux"):  # one that is suspended cannot end itself
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
-    threading.Thread(target=_end_with_the_build, name="end-with-the-build", daemon=True).start()
+    threading.Thread(target=end_with_parent, name="end-with-parent", daemon=True).start()
     _TELL.append(tell_pid)
     tell_pid.send((os.getpid(), None))
 
@@ -257,11 +257,11 @@ def _can_be_sent(error: Exception) -> bool:
         return False
 
 
-def _end_with_the_build() -> None:
-    """A build that was killed cannot end us: what we decode is for nobody then."""
-    build = multiprocessing.parent_process()
-    assert build is not None
-    build.join()
+def end_with_parent() -> None:
+    """Ends this process when the one that started it ends. One that was killed could not do it itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline.encoders.device import one_thread
 from pipeline.errors import ShardError
+from pipeline.remote import Retries
 from trainer.cache import ShardCache
 from trainer.order import Ref
-from trainer.remote import Retries
 from trainer.sample import Decoded, Draw, SampleDecoder, SampleError, SampleSettings
 from trainer.shards import Dataset, ShardReader
 

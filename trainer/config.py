@@ -9,13 +9,13 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.errors import ManifestError, RecipeError
-from pipeline.manifest import find_manifests
+from pipeline.manifest import find_manifests, read_manifest
+from pipeline.remote import Retries
 from pipeline.settings import Settings
 from trainer.align_settings import AlignSettings
 from trainer.data import DatasetMix, ReaderSettings
 from trainer.invert_settings import InvertSettings, StudentSettings
 from trainer.prior_settings import PriorSettings
-from trainer.remote import Retries, fetched_manifest
 from trainer.run import Dataset, RunSettings
 from trainer.video_settings import VideoSettings
 
@@ -58,12 +58,12 @@ def find_datasets(shards: str, weights: Mapping[str, float], retries: Retries | 
 
     Raises ManifestError when there is none or one cannot be read, RecipeError for weights of what is not there.
     """
-    locations = find_manifests(shards)
+    locations = find_manifests(shards, retries)
     if not locations:
         raise ManifestError(
             f"{shards}: there is no dataset below it; build one with 'python -m flows.build_dataset RECIPE', or name another folder"
         )
-    found = [(location, fetched_manifest(location, retries or Retries())) for location in locations]
+    found = [(location, read_manifest(location, retries)) for location in locations]
     names = {manifest.name for _, manifest in found}
     if unknown := sorted(set(weights) - names):
         raise RecipeError(f"weights: no dataset is named {', '.join(unknown)}; there are: {', '.join(sorted(names))}")

@@ -21,12 +21,12 @@ from pydantic import Field
 from torch.utils.data import DataLoader, Sampler
 
 from pipeline.errors import DataError
+from pipeline.remote import Retries
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.batches import Bad, Batch, Outcome, Work, end_with_parent
 from trainer.cache import ShardCache
 from trainer.order import EpochOrder, Order, Ref
-from trainer.remote import Retries
 from trainer.sample import SampleSettings
 from trainer.shards import Dataset, open_dataset
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SourceListError, UserError
-from trainer import evaluate, fit, generate
+from pipeline.interrupts import INTERRUPTED, interruptible
 
 RECIPE = "manifests/recipes/fit-tiny.toml"
 HELD_OUT = "validation"
@@ -60,7 +61,16 @@ def held_out_files(folder: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, else that of the first command that did not end well."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(words)
+    with interruptible(shlex.join(["python", "-m", "trainer.demo", *words])):
+        return _run(options)
+    return INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainer import evaluate, fit, generate  # noqa: PLC0415 (slow to import)
+
     out = Path(options.out)
     try:
         sounds = held_out_files(Path(options.sources))

@@ -17,6 +17,9 @@ from pydantic import Field
 
 from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.errors import DataError, HearscapeError, ManifestError, OutputError, UserError
+from pipeline.interrupts import INTERRUPTED
+from pipeline.process_folder import system_folder
+from pipeline.remote import Retries
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ class EvaluateRecipe(Settings):
     of the training's loss."""
     device: str = "auto"
     """Where the model runs: auto (a GPU if there is one), cpu, cuda, or cuda:1 and so on."""
+    retries: Retries = Retries()
+    """What is done when a server of datasets does not answer as it should."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 measured, whatever came out; 1 failed; 2 refused (the message says what to put right)."""
     options = _parser().parse_args(arguments)
     try:
+        system_folder()
         result = evaluate(
             _recipe(options), options.checkpoint, options.shards, options.sha256, options.json, options.overwrite
         )
@@ -89,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        return 130
+        print("\nInterrupted; nothing was written.", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
     print(result_text(result))  # noqa: T201
     return 0
 
@@ -123,7 +130,7 @@ def evaluate(
     device = pick_device(recipe.device, "--device")
     path = find_model(checkpoint, sha256)
     model, header = load_model(path)
-    locations = locations_with(shards, recipe.split)
+    locations = locations_with(shards, recipe.split, recipe.retries)
     judge = load_pair(recipe.encoders)
     clips = read_clips(locations, recipe, header.model, model.generator.resolution)
     settings = EvaluateSettings(
@@ -140,11 +147,11 @@ def evaluate(
     return result
 
 
-def locations_with(shards: str, split: str) -> list[str]:
+def locations_with(shards: str, split: str, retries: Retries | None = None) -> list[str]:
     """The datasets below a folder or URL that have samples of a split. Raises ManifestError where there is none."""
     from pipeline.manifest import find_manifests, read_manifest  # noqa: PLC0415
 
-    found = [(location, read_manifest(location)) for location in find_manifests(shards)]
+    found = [(location, read_manifest(location, retries)) for location in find_manifests(shards, retries)]
     if not found:
         raise ManifestError(
             f"{shards}: there is no dataset below it; build one with 'python -m flows.build_dataset RECIPE', or name another folder"
@@ -176,6 +183,7 @@ def read_clips(
         mel=False,
         batch_size=8,
         num_workers=0,
+        retries=recipe.retries,
     )
     clips: list[HeldOutClip] = []
     for number, location in enumerate(locations):

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HearscapeError, UserError
+from pipeline.interrupts import INTERRUPTED, interruptible
+from pipeline.process_folder import system_folder
 
 if TYPE_CHECKING:
     from trainer.config import FitRecipe
@@ -46,9 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(words)
+    with interruptible(f"python -m trainer.fit {shlex.join(words)}"):
+        return _run(words, options)
+    return INTERRUPTED
+
+
+def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     rank = int(os.environ.get("RANK", "0"))
     speaker = f"rank {rank}: " if rank else ""
     try:
+        system_folder()
         recipe = _recipe(options)
         if options.dry_run:
             print(plan_text(recipe))  # noqa: T201
@@ -85,6 +94,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
     from pipeline.errors import RecipeError  # noqa: PLC0415
     from trainer.config import find_datasets  # noqa: PLC0415
     from trainer.overlap import check_disjoint  # noqa: PLC0415
+    from trainer.presence import check_present  # noqa: PLC0415
     from trainer.stages import STAGES, chosen_stages  # noqa: PLC0415
 
     names = chosen_stages(recipe.stages)
@@ -98,6 +108,9 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
         check_disjoint(datasets)
     for name in names:
         STAGES[name].check(recipe)
+    if datasets and os.environ.get("LOCAL_RANK", "0") == "0":
+        sides_px = [STAGES[name].picture_px(recipe) for name in names if STAGES[name].reads_shards(recipe)]
+        check_present(datasets, sides_px, upscale=recipe.reader.upscale, retries=recipe.reader.retries)
     return names, datasets
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ClipError, OutputError, RecipeError, UserError
+from pipeline.process_folder import system_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    system_folder()
     jobs = _jobs(options.sound, options.out)
     _check_outputs(jobs, options.sheet, overwrite=options.overwrite)
     settings = _settings({name: getattr(options, name) for name in SETTINGS})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from pipeline.encoders.pair import Sha256
-from pipeline.encoders.weights import is_url, resolve_weights
+from pipeline.encoders.weights import cached_path, is_url, resolve_weights
 from pipeline.errors import CheckpointError, EncoderError, RecipeError
 from pipeline.settings import Settings
 from trainer.augment import AugmentSettings
@@ -18,6 +18,7 @@ from trainer.learner import BEST, LAST, rank_reader
 from trainer.model.generator_file import GeneratorFile
 from trainer.model.load import read_generator_file
 from trainer.model.sound_video import SoundVideoConfig
+from trainer.prior_settings import generator_config
 from trainer.run import Run
 
 if TYPE_CHECKING:
@@ -106,6 +107,20 @@ def generator_file(recipe: FitRecipe, folder: Path) -> GeneratorFile:
     raise CheckpointError(
         f"{folder / PRIOR / BEST} is not there: run the stage prior first, or name a generator with invert.generator"
     )
+
+
+def generator_px(recipe: FitRecipe) -> int | None:
+    """Side of the generator's pictures, which is that of the frames it is fitted to. None: its URL was not fetched yet.
+
+    Raises RecipeError, GeneratorError or EncoderError.
+    """
+    named, sha256 = recipe.invert.generator, recipe.invert.generator_sha256
+    if named is not None and is_url(named):
+        if sha256 is None or not cached_path(named, sha256).is_file():
+            return None
+    elif named is None and not any((recipe.folder / PRIOR / name).is_file() for name in (BEST, LAST)):
+        return generator_config(recipe.prior).resolution  # what the stage prior is going to train
+    return generator_file(recipe, recipe.folder).config.resolution
 
 
 def model_config(recipe: FitRecipe) -> SoundVideoConfig:

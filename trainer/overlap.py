@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import pyarrow as pa
-
 from pipeline.bounded import reading_failures
-from pipeline.errors import DataError, OutputError
+from pipeline.errors import DataError, ManifestError, OutputError
 from pipeline.manifest import dataset_root
+from pipeline.remote_folder import read_folder
 from pipeline.samples_table import SAMPLES_NAME, read_table
 from pipeline.schema import State
-from pipeline.storage import Folder
 from trainer.run import Dataset
 
 logger = logging.getLogger(__name__)
@@ -47,9 +45,9 @@ def check_disjoint(datasets: Sequence[Dataset]) -> None:
 def _videos(dataset: Dataset) -> set[tuple[str, str, str]]:
     """SHA-256, URL and split of the videos whose clips were kept."""
     found = set()
-    failures: tuple[type[Exception], ...] = (pa.ArrowException, OutputError, *reading_failures())
+    failures: tuple[type[Exception], ...] = (ManifestError, OutputError, *reading_failures())
     try:
-        folder = Folder(dataset_root(dataset.mix.location))
+        folder = read_folder(dataset_root(dataset.mix.location))
         for batch in read_table(folder, SAMPLES_NAME, ["video_sha256", "url", "split", "state"]):
             found |= {
                 (row["video_sha256"], row["url"], row["split"])

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, ShardError
-from pipeline.manifest import Manifest, Rendition, ShardRecord, dataset_root, join
+from pipeline.manifest import Manifest, Rendition, ShardRecord, dataset_root, join, read_manifest
+from pipeline.remote import Remote, Retries
 from pipeline.schema import stable_hash
 from trainer.cache import ShardCache
-from trainer.remote import Remote, Retries, fetched_manifest
 
 LOG = logging.getLogger(__name__)
 
@@ -53,14 +53,19 @@ class Dataset:
     @property
     def local_root(self) -> Path | None:
         """None: it is not on this machine's disks."""
-        if "://" not in self.root:
-            return Path(self.root)
-        return Path(self.root.removeprefix("file://")) if self.root.startswith("file:///") else None
+        return local_folder(self.root)
+
+
+def local_folder(root: str) -> Path | None:
+    """The folder of a path or ``file://`` URL; None for one that is not on this machine's disks."""
+    if "://" not in root:
+        return Path(root)
+    return Path(root.removeprefix("file://")) if root.startswith("file:///") else None
 
 
 def open_dataset(location: str, split: str, picture_px: int, *, upscale: bool, retries: Retries) -> Dataset:
     """The dataset whose manifest lies at a path or URL. Raises ManifestError, or DataError when it has nothing to read."""
-    manifest = fetched_manifest(location, retries)
+    manifest = read_manifest(location, retries)
     rendition = chosen_rendition(manifest, picture_px, upscale=upscale)
     shards = manifest.shards_of(rendition.name, split)
     if not shards:

@@ -27,6 +27,8 @@ AAC_RATES_HZ = (
     7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000,
 )  # fmt: skip
 """Sample rates that AAC has."""
+MOST_LEVEL = 1e4
+"""Samples of a file of floats that are larger were never scaled; encoders refuse far larger ones."""
 PLAYED_RATE_HZ = 48_000
 """What another rate becomes in a video."""
 NO_OTHER_FILES = {"protocol_whitelist": "none"}
@@ -75,6 +77,10 @@ class Sound:
                 continue
             if not np.isfinite(taken).all():
                 raise MediaError("sound_not_finite", f"{self.name}: the sound holds NaN or infinity")
+            if (peak := float(np.abs(taken).max())) > MOST_LEVEL:
+                raise MediaError(
+                    "sound_level", f"{self.name}: its samples reach {peak:.3g}, where 1 is full scale; scale them"
+                )
             is_empty = False
             yield taken
             if left is not None:
@@ -188,6 +194,8 @@ def _track_of(path: Path) -> tuple[int, int]:
             return track.rate, track.channels
     except av.error.FFmpegError as error:
         raise MediaError("not_media", f"{path}: it is no sound that can be read: {error.strerror}") from error
+    except OSError as error:
+        raise MediaError("unreadable", f"{path}: it cannot be read: {error.strerror or error}") from error
 
 
 def _by_av(path: Path, num_channels: int) -> Callable[[], Iterator[Samples]]:
@@ -199,6 +207,8 @@ def _by_av(path: Path, num_channels: int) -> Callable[[], Iterator[Samples]]:
                     yield np.ascontiguousarray(part.to_ndarray().T, dtype=np.float32)
         except av.error.FFmpegError as error:
             raise MediaError("damaged", f"{path}: the sound cannot be decoded: {error.strerror}") from error
+        except OSError as error:
+            raise MediaError("unreadable", f"{path}: it cannot be read: {error.strerror or error}") from error
 
     return read
 

@@ -12,11 +12,11 @@ from trainer.align_settings import check_align
 from trainer.config import FitRecipe
 from trainer.invert import NAME as INVERT
 from trainer.invert import fit_invert
-from trainer.invert_settings import check_invert, check_student
+from trainer.invert_settings import check_invert, check_student, generator_px
 from trainer.loop import Ended
 from trainer.prior import NAME as PRIOR
 from trainer.prior import fit_prior
-from trainer.prior_settings import check_prior
+from trainer.prior_settings import check_prior, generator_config
 from trainer.run import Run
 from trainer.stats import Display
 from trainer.student_stage import NAME as STUDENT
@@ -33,16 +33,23 @@ class StageEntry:
     check: Callable[[FitRecipe], None]
     """Raises UserError."""
     fit: Callable[[FitRecipe, Run, Display], Ended]
+    picture_px: Callable[[FitRecipe], int | None]
+    """Side of the frames that it reads; None: not known yet. Raises UserError."""
     reads_shards: Callable[[FitRecipe], bool] = lambda _: True
     """Whether it needs datasets, as this recipe has it."""
 
 
 STAGES = {
-    PRIOR: StageEntry(check_prior, fit_prior, lambda recipe: recipe.prior.pictures is None),
-    ALIGN: StageEntry(check_align, fit_align),
-    STUDENT: StageEntry(check_student, fit_student),
-    INVERT: StageEntry(check_invert, fit_invert),
-    VIDEO: StageEntry(check_video, fit_video),
+    PRIOR: StageEntry(
+        check_prior,
+        fit_prior,
+        lambda recipe: generator_config(recipe.prior).resolution,
+        lambda recipe: recipe.prior.pictures is None,
+    ),
+    ALIGN: StageEntry(check_align, fit_align, lambda recipe: recipe.reader.picture_px),
+    STUDENT: StageEntry(check_student, fit_student, generator_px),
+    INVERT: StageEntry(check_invert, fit_invert, generator_px),
+    VIDEO: StageEntry(check_video, fit_video, generator_px),
 }
 """In the order in which they run."""
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.errors import MediaError
+from pipeline.numba_cache import provide_numba_cache
 from pipeline.settings import Settings
 
 MIN_POWER = 1e-10
@@ -23,13 +24,13 @@ MIN_POWER = 1e-10
 class MelConfig(Settings):
     """The numbers of a mel front end. The defaults are the paper's."""
 
-    sample_rate_hz: int = Field(default=44_100, ge=1)
+    sample_rate_hz: int = Field(default=44_100, ge=1, le=768_000)
     """Sample rate of the sound."""
-    fft_size: int = Field(default=2048, ge=2)
+    fft_size: int = Field(default=2048, ge=2, le=65_536)
     """Samples of one windowed transform."""
-    hop_size: int = Field(default=512, ge=1)
+    hop_size: int = Field(default=512, ge=1, le=65_536)
     """Samples from one frame to the next."""
-    num_mels: int = Field(default=128, ge=1)
+    num_mels: int = Field(default=128, ge=1, le=2048)
     """Mel bands."""
     top_db: float = Field(default=80.0, gt=0)
     """Decibels below the maximum that become 0."""
@@ -41,6 +42,7 @@ class MelConfig(Settings):
 
 @functools.cache
 def _filterbank(config: MelConfig) -> NDArray[np.float32]:
+    provide_numba_cache()
     import librosa  # noqa: PLC0415 (slow to import)
 
     bank: NDArray[np.float32] = librosa.filters.mel(
@@ -105,6 +107,7 @@ def resampled(sound: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[n
     """The sound at another rate (soxr, high quality); itself when the rates are equal."""
     if from_hz == to_hz:
         return np.ascontiguousarray(sound, dtype=np.float32)
+    provide_numba_cache()
     import librosa  # noqa: PLC0415 (slow to import)
 
     changed = librosa.resample(sound.astype(np.float32), orig_sr=from_hz, target_sr=to_hz, res_type="soxr_hq")

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from pipeline.encoders.weights import read_state_dict
 from pipeline.errors import EncoderError
+from pipeline.numba_cache import provide_numba_cache
 
 Floats = NDArray[np.float32]
 Side = Literal["picture", "sound"]
@@ -190,6 +191,7 @@ def picture_features(frame_HW3: NDArray[np.uint8]) -> Floats:
 
 @functools.cache
 def _filters() -> Tensor:
+    provide_numba_cache()
     import librosa  # noqa: PLC0415 (slow to import)
 
     bank = librosa.filters.mel(

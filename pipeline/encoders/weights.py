@@ -21,9 +21,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.bounded import copy_bounded
+from pipeline.bounded import copy_bounded, reading_failures
 from pipeline.download_errors import mask_secrets
 from pipeline.errors import EncoderError
+from pipeline.remote import Retries, retried
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,8 @@ FETCH_TIMEOUT_SECONDS = 60
 PARTIAL_PREFIX = ".fetching-"
 MAX_BYTES = 32 << 30
 """Largest file that is fetched. The largest CLIP that is published has 20 GB in full precision."""
+RETRIES = Retries()
+"""What is done when a server of weights does not answer as it should."""
 NUM_SHOWN = 3
 """How many mismatches a message names."""
 
@@ -111,8 +114,8 @@ def _fetch(url: str, sha256: str, target: Path, field: str) -> None:
         raise EncoderError(f"{field}: cannot write to the cache folder {target.parent}: {error}") from error
     partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file, _open_url(url) as response:
-            copy_bounded(response, file, MAX_BYTES)
+        with os.fdopen(handle, "wb") as file:
+            retried(lambda: _copy_url(url, file), shown, RETRIES)
         if (found := file_sha256(partial)) != sha256:
             raise EncoderError(
                 f"{field}: {shown} gave {partial.stat().st_size} bytes with SHA-256 {found}, wanted {sha256}; not kept. "
@@ -123,12 +126,7 @@ def _fetch(url: str, sha256: str, target: Path, field: str) -> None:
         raise
     except urllib.error.HTTPError as error:
         raise EncoderError(f"{field}: {shown} answered {error.code} {error.reason}; {by_hand}") from error
-    except (
-        OSError,
-        HTTPException,
-        ValueError,
-        ImportError,
-    ) as error:  # ValueError: no such protocol; ImportError: its driver
+    except _failures() as error:
         raise EncoderError(f"{field}: cannot fetch {shown} ({mask_secrets(str(error))}); {by_hand}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -141,6 +139,26 @@ def _remove_what_the_dead_left(folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - partial.stat().st_mtime > 60:
                 partial.unlink()
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    return (
+        *reading_failures(),
+        HTTPException,
+        ValueError,
+        ImportError,
+    )  # of no such protocol, of one without its driver
+
+
+def _copy_url(url: str, target: IO[bytes]) -> None:
+    """Into an open file, from its beginning. Raises EOFError where less comes than was told."""
+    target.seek(0)
+    target.truncate()
+    with _open_url(url) as response:
+        copy_bounded(response, target, MAX_BYTES)
+        told = getattr(response, "headers", {}).get("Content-Length", "")
+        if told.isdecimal() and target.tell() < int(told):
+            raise EOFError(f"it ends after {target.tell():,} of {int(told):,} bytes")
 
 
 def _open_url(url: str) -> IO[bytes]:
@@ -252,6 +270,15 @@ def _load_tensors_only(path: Path) -> object:
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Put ``state`` into ``network``: every tensor, nothing else. Raises EncoderError naming the first mismatches."""
+    check_fit(network, state, path)
+    network.load_state_dict(dict(state), strict=False)
+    check_finite(network, path)
+
+
+def check_fit(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises EncoderError, as :func:`load_into` does. Asked of a network without numbers (device ``meta``) before memory is taken
+    for one that a file describes: a few bytes can describe one that no machine holds.
+    """
     wanted = network.state_dict()
     problems = [
         f"{name} is missing" for name in wanted if name not in state and not name.endswith("num_batches_tracked")
@@ -270,8 +297,6 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     if problems:
         more = f", and {len(problems) - NUM_SHOWN} more" if len(problems) > NUM_SHOWN else ""
         raise EncoderError(f"{path} does not fit {type(network).__name__}: {'; '.join(problems[:NUM_SHOWN])}{more}")
-    network.load_state_dict(dict(state), strict=False)
-    check_finite(network, path)
 
 
 def check_finite(network: nn.Module, path: Path) -> None:

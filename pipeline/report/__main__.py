@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.errors import UserError
+from pipeline.interrupts import INTERRUPTED
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -43,7 +44,7 @@ def _serve_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 refused (the message says what to put right)."""
+    """Exit codes: 0 done, 2 refused (the message says what to put right), 130 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted; what was written is whole.", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
 
 
 def _make(words: Sequence[str]) -> int:

@@ -88,7 +88,7 @@ class ClipFiles:
             return {}
         try:
             values = json.loads(self.read(part))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             logger.warning("%s.json in %s cannot be read: %s", place.key, part.path, error)
             return {}
         return values if isinstance(values, dict) else {}
@@ -166,7 +166,7 @@ class ClipFiles:
             try:
                 with self._state.open(name) as file:
                     listed = json.loads(file.readline())["sources"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 logger.warning("%s/%s cannot be read: %s", self._state, name, error)
                 continue
             for source_id in listed:
@@ -178,7 +178,7 @@ class ClipFiles:
             _, *lines = self._state.read_bytes(name).splitlines()
             records = [json.loads(line) for line in lines]
             return {record["source"]["source_id"]: record for record in records}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             logger.warning("%s/%s cannot be read: %s", self._state, name, error)
             return {}
 
@@ -186,7 +186,7 @@ class ClipFiles:
         try:
             summary = json.loads(self.folder.read_bytes(path.removesuffix(".tar") + ".index.json"))
             return {sample["key"]: sample["members"] for sample in summary["samples"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if not self._told_of_index:
                 self._told_of_index = True  # where shards are elsewhere, none of thousands can be read
                 logger.warning(

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.errors import ReportError
+from pipeline.errors import OutputError, ReportError
 from pipeline.manifest import Manifest
+from pipeline.remote_folder import read_folder
 from pipeline.report import card, croissant
 from pipeline.report.catalogue import MEASURES, thresholds_of
 from pipeline.report.clip_files import ClipFiles
@@ -91,7 +92,7 @@ def make_report(
     written.
     """
     settings = settings or ReportSettings()
-    folder, target = Folder(location), Folder(out or location)
+    folder, target = read_folder(location), Folder(out or location)
     manifest = _manifest(folder)
     target.check_writable()
     with ExitStack() as stack:
@@ -115,7 +116,12 @@ def make_report(
             "utf-8", "replace"
         )
     for name, content in written.items():
-        target.write_bytes(name, content)
+        try:
+            target.write_bytes(name, content)
+        except OSError as error:
+            raise OutputError(
+                f"{target}/{name} cannot be written: {error.strerror or error}; remove it, or choose another folder with --out"
+            ) from error
     places = tuple(f"{target.url.rstrip('/')}/{name}" for name in written)
     return Report(facts["name"], places[0], places, facts)
 
@@ -132,7 +138,7 @@ def _manifest(folder: Folder) -> Manifest | None:
 def _compared(
     other: str, tables: Tables, manifest: Manifest | None, name: str, settings: ReportSettings
 ) -> dict[str, Any]:
-    folder = Folder(other)
+    folder = read_folder(other)
     before = _manifest(folder)
     shown = before.name if before else folder.url.rstrip("/").rsplit("/", 1)[-1]
     with Tables(folder, settings.tables) as other_tables:

@@ -3,7 +3,6 @@ with the clips."""
 
 from __future__ import annotations
 
-import json
 import logging
 from array import array
 from collections import Counter
@@ -14,7 +13,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME
+from pipeline.bounded import reading_failures
+from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME, entry_of
 from pipeline.records import WAITED
 from pipeline.report.advice import about_failure
 from pipeline.schema import State
@@ -183,16 +183,14 @@ def _lines(folder: Folder, name: str, outcomes: Outcomes) -> Iterator[dict[str, 
     try:
         with folder.open(name) as file:
             for line in file:
-                try:
-                    entry = json.loads(line)
-                except ValueError:
+                entry = entry_of(line)
+                if entry is None or (name == LEDGER_NAME and "state" not in entry):
                     outcomes.num_damaged_lines += 1
-                    continue
-                if isinstance(entry, dict) and "source_id" in entry:
-                    yield entry
                 else:
-                    outcomes.num_damaged_lines += 1
-    except FileNotFoundError:
+                    yield entry
+    except reading_failures() as error:
+        if not isinstance(error, FileNotFoundError):
+            logger.warning("%s/%s cannot be read: %s", folder, name, error)
         outcomes.found = False
 
 

@@ -78,6 +78,10 @@ def _sample(folder: Folder, tables: Tables) -> tuple[Vectors, Vectors, npt.NDArr
     parts: list[list[Vectors]] = []
     with folder.open(EMBEDDINGS_NAME) as file, pq.ParquetFile(file) as table:
         for group, wanted in _chosen([table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]):
+            if any(
+                not pa.types.is_fixed_size_list(table.schema_arrow.field(name).type) for name in ("picture", "sound")
+            ):
+                raise ValueError("its columns picture and sound hold no vectors")
             some = table.read_row_group(group, ["key", "picture", "sound"]).take(wanted).combine_chunks()
             keys += some["key"].to_pylist()
             parts.append([_unit(some[name].combine_chunks()) for name in ("picture", "sound")])
@@ -89,6 +93,8 @@ def _sample(folder: Folder, tables: Tables) -> tuple[Vectors, Vectors, npt.NDArr
     if not len(place):
         raise ValueError("none of its clips is in samples.parquet")
     pictures, sounds = (np.concatenate([part[i] for part in parts])[place] for i in (0, 1))
+    if pictures.shape != sounds.shape:
+        raise ValueError(f"pictures have {pictures.shape[1]} numbers, sounds {sounds.shape[1]}")
     has_direction = (np.abs(pictures).sum(axis=1) > 0) & (np.abs(sounds).sum(axis=1) > 0)
     return (
         pictures[has_direction],

@@ -27,6 +27,7 @@ import soundfile
 from pipeline.errors import OutputError
 from pipeline.manifest import FILE_NAME
 from pipeline.ranges import byte_range
+from pipeline.remote_folder import read_folder
 from pipeline.report.clip_files import ClipFiles, ClipPlace, Part
 from pipeline.report.facts import read_manifest_if_any
 from pipeline.report.gallery import place_of, rows_of, title_of
@@ -51,7 +52,7 @@ class Library:
     """The clips of a dataset, for the server: found, looked at, listened to."""
 
     def __init__(self, location: str) -> None:
-        self.folder = Folder(location)
+        self.folder = read_folder(location)
         self.manifest = read_manifest_if_any(self.folder)
         self.page = as_served(_page_of(location, self.folder)).encode("utf-8", "replace")
         recipe = self.manifest.recipe if self.manifest else {}
@@ -122,7 +123,7 @@ def _is_of(folder: Folder) -> bool:
         facts = json.loads(folder.read_bytes(FACTS_NAME))
         manifest = json.loads(folder.read_bytes(FILE_NAME))
         return bool(facts["made_of"] == [[file["path"], file["sha256"]] for file in manifest["files"]])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import functools
 import json
 import logging
+import multiprocessing
 import os
+import shutil
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import cv2
 import numpy as np
+import pebble
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # as numpy.show_runtime reads them
-from scipy import signal
+from scipy.signal import butter, sosfilt
 
 from pipeline import media
+from pipeline.errors import OutputError
 from pipeline.samples.catalogue import LICENCE, SampleSpec, SoundSpec, catalogue, truth
 from pipeline.samples.pictures import scene_frames
 from pipeline.samples.sounds import NATURE_KINDS, Sound, nature_sound
@@ -29,6 +35,7 @@ from pipeline.samples.textures import Image
 from pipeline.samples.video import write_video
 from pipeline.samples.voices import music_sound, speech_sound
 from pipeline.schema import stable_hash
+from pipeline.workers import end_with_parent
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8765/"
 _MARKER = ".rendered.json"
@@ -69,7 +76,7 @@ def spec_sound(spec: SampleSpec) -> Sound | None:
         return np.asarray(stereo.mean(axis=1, keepdims=True) * np.float32(1.4))
     if spec.channels == 6:
         left, right = stereo[:, :1], stereo[:, 1:]
-        low = signal.sosfilt(signal.butter(2, 110, fs=spec.sample_rate, output="sos"), (left + right) / 2, axis=0)
+        low = sosfilt(butter(2, 110, fs=spec.sample_rate, output="sos"), (left + right) / 2, axis=0)
         parts = [left, right, (left + right) * 0.35, low, 0.6 * np.roll(left, 911, 0), 0.6 * np.roll(right, 877, 0)]
         return np.concatenate(parts, axis=1).astype(np.float32)
     return stereo
@@ -151,6 +158,44 @@ def numpy_of_all_processors() -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextlib.contextmanager
+def samples_locked(folder: Path) -> Iterator[None]:
+    """Makes the folder, keeps a second command that renders into it out, and removes what a killed one had in the making.
+
+    Raises OutputError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("ab")
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror or error}: the samples cannot be rendered there") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"{folder}: another command is at work with these samples; wait for it") from error
+        for left in (*folder.glob(".part-*"), *folder.glob(".writing-*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def _processes(number: int) -> Iterator[pebble.ProcessPool]:
+    """Processes that are ended at once, with what they are at, when the block ends by an error or by Ctrl-C."""
+    pool = pebble.ProcessPool(max_workers=number, context=multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    finally:
+        pool.stop()  # type: ignore[no-untyped-call]
+        pool.join()
+
+
+def _begin() -> None:
+    """In each process: Ctrl-C on a terminal reaches it as well, but its parent decides; and it ends with that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, name="end-with-parent", daemon=True).start()
+
+
 def render_catalogue(
     folder: Path,
     *,
@@ -174,9 +219,10 @@ def render_catalogue(
     missing.sort(key=lambda spec: -spec.picture_seconds * spec.fps * (spec.width * spec.height + 400_000))
     if missing:
         logger.info("rendering %d of %d samples to %s", len(missing), len(chosen), folder)
-        num_workers = min(workers or os.cpu_count() or 1, len(missing))
-        with numpy_of_all_processors(), ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
-            running = {pool.submit(_render_alone, spec, folder / spec.file_name, scale): spec for spec in missing}
+        with numpy_of_all_processors(), _processes(min(workers or os.cpu_count() or 1, len(missing))) as pool:
+            running: dict[Future[None], SampleSpec] = {
+                pool.schedule(_render_alone, (spec, folder / spec.file_name, scale)): spec for spec in missing
+            }
             for future in as_completed(running):
                 future.result()
                 spec = running[future]

@@ -22,6 +22,7 @@ from pipeline.download_settings import DownloadSettings
 from pipeline.encoders.weights import resolve_weights
 from pipeline.errors import DownloadError, EncoderError, ManifestError, ShardError, SourceListError
 from pipeline.manifest import ShardRecord, read_manifest
+from pipeline.remote import Remote, Retries
 from pipeline.schema import Source
 from pipeline.sources import read_sources
 from pipeline.storage import Folder
@@ -29,7 +30,6 @@ from pipeline.store import Store
 from pipeline.verify import verify
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.pipeline.test_manifest import TAR, build
-from trainer.remote import Remote, Retries, fetched_manifest
 from trainer.shards import places_in
 
 LIMIT = 1 << 20
@@ -117,18 +117,18 @@ def test_a_page_that_unpacks_to_much_more(
 
 @pytest.mark.parametrize("answer", [TOO_LARGE, ENDLESS], ids=["told", "endless"])
 def test_manifests_and_indexes(server: FaultyServer, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.remote.MAX_BYTES", LIMIT)
+    monkeypatch.setattr("pipeline.remote.MAX_BYTES", LIMIT)
     server.serve("/set/manifest.json", answer)
     with pytest.raises(ManifestError, match="more than 1,048,576 bytes"):
-        fetched_manifest(server.url("/set"), AT_ONCE)
+        read_manifest(server.url("/set"), AT_ONCE)
 
 
 def test_a_manifest_that_unpacks_to_much_more(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.remote.MAX_BYTES", LIMIT)
+    monkeypatch.setattr("pipeline.remote.MAX_BYTES", LIMIT)
     packed = gzip.compress(bytes(40 * LIMIT))
     server.serve("/set/manifest.json", Answer(body=packed, headers={"Content-Encoding": "gzip"}))
     with pytest.raises(ManifestError, match="more than 1,048,576 bytes"):
-        fetched_manifest(server.url("/set"), AT_ONCE)
+        read_manifest(server.url("/set"), AT_ONCE)
 
 
 def test_a_server_that_sends_more_than_was_asked_for(server: FaultyServer) -> None:

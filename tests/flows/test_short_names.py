@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ import yaml
 from flows.dataset_flow import build_dataset
 from flows.dataset_report import dataset_report
 from flows.server import free_port
-from flows.short_names import DEPLOYMENTS, is_prefect_command, missing_server, with_full_names
+from flows.short_names import DEPLOYMENTS, is_prefect_command, server_problem, with_full_names
+from tests.faulty_server import Answer, FaultyServer
 
 PROJECT = Path(__file__).parents[2]
 FULL = "build-dataset/build-dataset"
@@ -85,16 +85,16 @@ def test_a_server_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_nothing_is_said_of_a_server_that_answers_or_is_elsewhere() -> None:
+def test_nothing_is_said_of_a_server_that_answers_nor_before_other_commands() -> None:
     words = ["deployment", "run", FULL]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        assert missing_server(words, f"http://127.0.0.1:{server.getsockname()[1]}/api") is None
+    with FaultyServer() as server:
+        server.serve("/api/admin/version", Answer(body=b'"3.8.8"', content_type="application/json"))
+        assert server_problem(words, server.url("/api")) is None
     closed = f"http://127.0.0.1:{free_port()}/api"
-    assert missing_server(words, closed) is not None
-    assert missing_server(words, "https://prefect.example.org/api") is None
-    assert missing_server(words, None) is None
-    assert missing_server(["deployment", "run", "other/other"], closed) is None
-    assert missing_server(["--profile", "elsewhere", *words], closed) is None
+    assert server_problem(words, closed) is not None
+    assert server_problem(words, None) is None
+    assert server_problem(["deployment", "run", "other/other"], closed) is None
+    assert server_problem(["--profile", "elsewhere", *words], closed) is None
 
 
 def test_the_plugin_loads_nothing_of_the_pipeline() -> None:

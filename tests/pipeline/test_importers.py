@@ -435,3 +435,12 @@ def test_the_command_refuses_with_a_reason(tmp_path: Path, capsys: pytest.Captur
     assert main(["vggsound", str(path), "--out", str(tmp_path / "x.txt")]) == 2
     assert "is written as .csv" in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_deeply_nested_ontology_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ontology.json").write_text("[" * 100_000)
+    (tmp_path / "eval_segments.csv").write_text("")
+    words = ["audioset", str(tmp_path / "eval_segments.csv"), "--ontology", str(tmp_path / "ontology.json")]
+    assert main([*words, "--out", str(tmp_path / "out.csv")]) == 2
+    assert "is not AudioSet's ontology.json" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()

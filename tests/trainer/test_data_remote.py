@@ -12,12 +12,12 @@ import pytest
 
 from pipeline.errors import DataError, ManifestError
 from pipeline.manifest import find_manifests, read_manifest
+from pipeline.remote import Retries
 from tests.datasets import Clip, build_dataset, index_of
 from tests.faulty_server import Answer, Fault, FaultyServer
 from trainer.cache import FOLDER
 from trainer.config import find_datasets
 from trainer.data import Batch, DatasetMix, Reader, ReaderSettings
-from trainer.remote import Retries
 
 SETTINGS = ReaderSettings(
     picture_px=48,

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import timm
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,6 +50,12 @@ class SoundVideoConfig(Settings):
     """psi of the style that a sound's inversion is added to."""
     mel: MelConfig = MelConfig()
     """The mel front end."""
+
+    @model_validator(mode="after")
+    def _has_segments(self) -> Self:
+        if self.segment_samples < 1:
+            raise ValueError(f"a window of {self.window_seconds:g} s has no {self.num_frames} segments of sound")
+        return self
 
     @property
     def segment_seconds(self) -> float:

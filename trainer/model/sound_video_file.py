@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.encoders.weights import load_into, resolve_weights
+from pipeline.encoders.weights import check_fit, load_into, resolve_weights
 from pipeline.errors import CheckpointError
 from pipeline.settings import Settings
 from trainer.model.generator import GeneratorConfig, build_generator
@@ -78,6 +79,9 @@ def load_model(path: Path) -> tuple[SoundVideoModel, SoundVideoHeader]:
     Raises CheckpointError for a file that is damaged or not of such a model, GeneratorError for settings that design none.
     """
     header, tensors = _read(path)
+    with torch.device("meta"):
+        empty = SoundVideoModel(header.model, build_generator(header.generator))
+    check_fit(empty, tensors, path)
     model = SoundVideoModel(header.model, build_generator(header.generator))
     load_into(model, tensors, path)
     model.generator.freeze_input()  # at the average style that was just loaded

@@ -13,14 +13,15 @@ import fsspec
 from pydantic import Field
 
 from pipeline.bounded import BLOCK_BYTES, TooMuchError, check_told_size, reading_failures
-from pipeline.errors import ManifestError, ShardError
-from pipeline.manifest import MAX_BYTES, Manifest, manifest_path, parse_manifest, read_manifest
+from pipeline.errors import ShardError
 from pipeline.schema import unit_interval
 from pipeline.settings import Settings
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MAX_BYTES = 256 << 20
+"""Largest file that is read whole: a manifest of about a million shards."""
 WEB = ("http://", "https://")
 LASTING = (TooMuchError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors that another try meets again."""
@@ -51,6 +52,21 @@ class Remote:
             raise ShardError("unreadable", f"it cannot be opened: {error}") from error
         self._path = path.rstrip("/")
 
+    def num_bytes(self, name: str) -> int | None:
+        """A file's size, as one request tells it. None: the server does not say.
+
+        Raises ShardError when the file is not there, or that still cannot be found out after the retries.
+        """
+        where = f"{self._path}/{name}"
+        try:
+            size = retried(lambda: told_truly(lambda: self._fs.info(where)), where, self._retries).get("size")
+        except reading_failures() as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise ShardError(
+                "missing" if missing else "unreadable", "is missing" if missing else f"cannot be read: {said(error)}"
+            ) from error
+        return None if size is None else int(size)
+
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """A file's bytes ``[start, end)``, or all of them, which may be 256 MiB.
 
@@ -63,22 +79,10 @@ class Remote:
         except failures as error:
             if isinstance(error, TooMuchError) and start is not None:
                 raise ShardError("no_ranges", NO_RANGES) from error
-            raise ShardError("unreadable", f"it cannot be read: {_said(error)}") from error
+            raise ShardError("unreadable", f"it cannot be read: {said(error)}") from error
         if start is not None and end is not None and len(data) > end - start:
             raise ShardError("no_ranges", NO_RANGES)
         return cast("bytes", data)
-
-
-def fetched_manifest(location: str, retries: Retries) -> Manifest:
-    """The manifest at a path or URL. Raises ManifestError."""
-    if "://" not in location:
-        return read_manifest(location)
-    path = manifest_path(location)
-    folder, _, name = path.rpartition("/")
-    try:
-        return parse_manifest(Remote(folder, retries).read(name), path)
-    except ShardError as error:
-        raise ManifestError(f"{path}: {error}") from error
 
 
 def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
@@ -92,9 +96,20 @@ def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
                 raise
             # not the same wait for all that ask one server
             wait = retries.pause_seconds * 2.0**number * (0.75 + unit_interval(where, number) / 2)
-            LOG.info("%s: %s; trying again in %.1f s", where, _said(error), wait)
+            LOG.info("%s: %s; trying again in %.1f s", where, said(error), wait)
             time.sleep(wait)
     return call()
+
+
+def told_truly(call: Callable[[], T]) -> T:
+    """The call's result. fsspec says of every failure to look at a file on the web that it is not there: raises what was behind that."""
+    try:
+        return call()
+    except FileNotFoundError as error:
+        status = getattr(error.__cause__, "status", None)
+        if error.__cause__ is None or status in (404, 410) or not isinstance(error.__cause__, reading_failures()):
+            raise
+        raise error.__cause__ from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -139,6 +154,7 @@ def _asked_bytes(range_header: str) -> int:
     return int(asked[2]) - int(asked[1]) + 1 if asked else MAX_BYTES
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """A failure of reading in a few words."""
     status, message = getattr(error, "status", None), getattr(error, "message", None)
     return f"HTTP {status} {message}" if isinstance(status, int) else f"{type(error).__name__}: {error}"
