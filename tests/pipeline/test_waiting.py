@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ from pipeline import source_run
 from pipeline.build import Build
 from pipeline.errors import ClipError, TransientError, WorkerError
 from pipeline.hosts import HostGate
-from pipeline.measure import MeasuredVideo
+from pipeline.measure import MeasuredVideo, measure_video
 from pipeline.progress import Event, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.report.outcomes import read_timings
@@ -86,6 +88,28 @@ def failure(recipe: BuildRecipe) -> tuple[str, bool]:
     run_build(recipe)
     (entry,) = map(json.loads, Path(recipe.output, "ledger.jsonl").read_text().splitlines())
     return (entry["failure"]["code"], entry["failure"]["transient"]) if entry["failure"] else (entry["state"], False)
+
+
+def measure_or_stand_still(path: Path, *args: Any, **kwargs: Any) -> MeasuredVideo:
+    """As a process that somebody suspends with SIGSTOP."""
+    if path.name == "1.mp4":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return measure_video(path, *args, **kwargs)
+
+
+def test_a_suspended_process_costs_its_source_and_the_build_goes_on(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(videos, tmp_path, ["measure.timeout_seconds=20.0", "measure.timeout_max_seconds=20.0"])
+    monkeypatch.setattr(source_run, "measure_video", measure_or_stand_still)
+    run_build(recipe)
+    entries = map(json.loads, (tmp_path / "hostile" / "ledger.jsonl").read_text().splitlines())
+    ends = {entry["source_id"]: (entry["failure"] or {}).get("code") or entry["state"] for entry in entries}
+    assert ends == {"s00000": "kept", "s00001": "timed_out", "s00002": "kept", "s00003": "kept"}
+    assert list((tmp_path / "hostile" / "state" / "tmp").iterdir()) == []
+    monkeypatch.setattr(source_run, "measure_video", measure_video)
+    run_build(recipe)
+    assert '"failed"' not in (tmp_path / "hostile" / "ledger.jsonl").read_text()
 
 
 def test_the_third_time_out_under_one_limit_is_final(
