@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -49,6 +50,7 @@ T = TypeVar("T")
 PROBE_TIMEOUT_SECONDS = 60.0
 MAX_CHANGES = 3
 LEAST_WAIT_SECONDS = 0.001
+SLOW_FETCHING = "raise download.timeout_seconds, lower download.height, or set execution.try_failed_again=true"
 SLOW_PROBING = "set execution.try_failed_again=true for another try"
 SLOW_MEASURING = "raise measure.timeout_seconds or measure.timeout_max_seconds, or set execution.try_failed_again=true"
 SLOW_CUTTING = "raise cut.timeout_seconds, choose a faster cut.preset, or set execution.try_failed_again=true"
@@ -229,7 +231,10 @@ def _fetch(run: _Run) -> Fetched:
         with run.timed("fetch"):
             tools = run.tools
             failures = FetchFailures(tools.state, try_again=tools.recipe.execution.try_failed_again)
-            run.fetched = fetch(run.source, tools.store, tools.recipe.download, tools.hosts, tools.stop, failures)
+            settings = tools.recipe.download
+            limit_seconds = settings.timeout_seconds or math.inf
+            with run.timeouts.counted(fetch_key(run.source, settings), limit_seconds, SLOW_FETCHING):
+                run.fetched = fetch(run.source, tools.store, settings, tools.hosts, tools.stop, failures)
         if run.expected_sha256 not in (None, run.fetched.content_sha256):
             raise _ContentChangedError
     return run.fetched

@@ -25,6 +25,7 @@ from pipeline.storage import Folder
 from pipeline.timeouts import Timeouts
 from pipeline.waiting import counting, held
 from tests.faults.media_build import recipe_for, run_build
+from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 
 
@@ -125,6 +126,21 @@ def test_the_third_time_out_under_one_limit_is_final(
     monkeypatch.setattr(source_run, "measure_video", as_it_is)
     assert failure(recipe_for(videos[:1], tmp_path, ["measure.timeout_seconds=120.0"])) == ("kept", False)
     assert failure(recipe_for(videos[:1], tmp_path, ["execution.try_failed_again=true"])) == ("kept", False)
+
+
+def test_a_download_that_never_ends_in_its_time_is_given_up(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    changes = ["download.timeout_seconds=1.0", "download.min_bytes_per_second=0.0", "download.retries=0"]
+    recipe = recipe_for(videos[:1], tmp_path, changes)
+    with FaultyServer() as server:
+        slow = Answer(body=videos[0].read_bytes(), fault=Fault.DRIP, fault_after=3000)
+        (tmp_path / "list.jsonl").write_text(json.dumps({"id": "s00000", "url": server.serve("/a.mp4", slow)}) + "\n")
+        assert [failure(recipe) for _ in range(3)] == [("timed_out", True)] * 2 + [("timed_out", False)]
+        num_hits = server.hits()
+        assert failure(recipe) == ("timed_out", False)
+        assert server.hits() == num_hits
 
 
 def test_time_outs_are_counted_by_limit_and_forgotten_by_success(tmp_path: Path) -> None:
