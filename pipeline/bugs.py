@@ -15,6 +15,14 @@ BUG = "bug"
 """The code of a source that met one."""
 
 
+def bug_note(num_sources: int) -> str:
+    """For people, of sources that met one."""
+    return (
+        f"SOURCES THAT MET A BUG of this program: {num_sources}. They are not in the dataset, and the log of their run has the tracebacks. "
+        "Another version tries them again, this one with execution.try_failed_again=true"
+    )
+
+
 def is_bug(error: Exception) -> bool:
     """Whether an error is neither told on purpose nor one of disks and networks, which say nothing of a source either."""
     return not isinstance(error, HearscapeError | OSError)

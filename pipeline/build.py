@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.agreement_rule import rule_before_build, rule_line
-from pipeline.bugs import BUG, MetBugs
+from pipeline.bugs import BUG, MetBugs, bug_note
 from pipeline.changes import Changes, Looker
 from pipeline.disk_errors import disk_error
 from pipeline.download import check_requirements
@@ -86,12 +86,7 @@ class BuildPlan:
 
 def _bug_notes(summary: BuildSummary) -> list[str]:
     num_bugs = sum(int(row["count"]) for row in summary.rows if row["what"] == "sources" and row["cause"] == BUG)
-    if not num_bugs:
-        return []
-    return [
-        f"SOURCES THAT MET A BUG of this program: {num_bugs}. They are not in the dataset, and the log of their run has the tracebacks. "
-        "Another version tries them again, this one with execution.try_failed_again=true"
-    ]
+    return [bug_note(num_bugs)] if num_bugs else []
 
 
 def _output_folder(url: str) -> Folder:

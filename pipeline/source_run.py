@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -63,6 +64,7 @@ PROBE_BYTES_PER_SECOND = 20e6
 """Transport streams are read to their end: how fast at the least."""
 MAX_CHANGES = 3
 LEAST_WAIT_SECONDS = 0.001
+SLOW_FETCHING = "raise download.timeout_seconds, lower download.height, or set execution.try_failed_again=true"
 SLOW_PROBING = "set execution.try_failed_again=true for another try"
 SLOW_MEASURING = "raise measure.timeout_seconds or measure.timeout_max_seconds, or set execution.try_failed_again=true"
 SLOW_CUTTING = "raise cut.timeout_seconds, choose a faster cut.preset, or set execution.try_failed_again=true"
@@ -242,7 +244,10 @@ def _fetch(run: _Run) -> Fetched:
         if scheme_of(run.source.url) in LOCAL:
             run.looked_at = key_of_link(run.source.url)
         with run.timed("fetch"):
-            run.fetched = _fetched_whole(run)
+            settings = run.tools.recipe.download
+            limit_seconds = settings.timeout_seconds or math.inf
+            with run.timeouts.counted(fetch_key(run.source, settings), limit_seconds, SLOW_FETCHING):
+                run.fetched = _fetched_whole(run)
         if run.expected_sha256 not in (None, run.fetched.content_sha256):
             raise _ContentChangedError
     return run.fetched

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from pipeline.errors import ClipError, WorkerError
+from pipeline.errors import ClipError
 from pipeline.schema import stable_hash
 from pipeline.storage import Folder
 
@@ -23,9 +23,9 @@ class Timeouts:
 
     @contextlib.contextmanager
     def counted(self, key: str, limit_seconds: float, advice: str) -> Iterator[None]:
-        """Around work that raises WorkerError ``timed_out`` above ``limit_seconds``; ``key`` names it.
+        """Around work that raises a ClipError ``timed_out`` above ``limit_seconds``; ``key`` names it.
 
-        Raises ClipError ``timed_out``, which is no WorkerError and does not pass, from the last of MAX_TIMES on.
+        Raises one that is no TransientError from the last of MAX_TIMES on.
         """
         hashed = stable_hash("timeouts", 1, key, f"{limit_seconds:.3f}", length=40)
         name = f"timeouts/{hashed[:2]}/{hashed}.json"
@@ -34,7 +34,7 @@ class Timeouts:
             raise self._lasting(times, limit_seconds, advice)
         try:
             yield
-        except WorkerError as error:
+        except ClipError as error:
             if error.code != TIMED_OUT:
                 raise
             self._state.write_json(name, {"times": times + 1})

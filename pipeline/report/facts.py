@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.bugs import BUG, bug_note
 from pipeline.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.report.advice import about_reason
 from pipeline.report.catalogue import RULES, Thresholds, thresholds_of
@@ -232,6 +233,10 @@ def notes(manifest: Manifest | None, outcomes: Outcomes, clips: Mapping[str, Any
         )
     if not outcomes.found:
         listed.append("ledger.jsonl is missing: what became of the sources is not shown.")
+    if num_bugs := sum(
+        group["count"] for (what, _, code), group in outcomes.failures.items() if (what, code) == ("source", BUG)
+    ):
+        listed.append(f"{bug_note(num_bugs)}.")
     if outcomes.num_damaged_lines:
         listed.append(f"{outcomes.num_damaged_lines} lines of ledger.jsonl cannot be read and are left out.")
     if manifest is not None and manifest.encoder_id is None:

@@ -19,10 +19,14 @@ from pipeline.download_errors import is_ours
 from pipeline.encoders.mel import check_sound
 from pipeline.errors import OutputError
 from pipeline.ledger import main as ledger_main
+from pipeline.manifest import read_manifest
 from pipeline.measure import MeasuredVideo, measure_video
 from pipeline.progress import Event, SourceEvent, ignore
 from pipeline.recipe import BuildRecipe
+from pipeline.report.facts import gather
+from pipeline.report.tables import Tables
 from pipeline.samples.video import write_video
+from pipeline.storage import Folder
 from tests.faults.media_build import recipe_for
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
@@ -126,6 +130,9 @@ def test_a_long_run_may_go_on_and_the_next_version_tries_again(
     assert ends(tmp_path / "hostile") == {"s00000": "kept", "s00001": "bug", "s00002": "kept"}
     assert [event.source_id for event in events if isinstance(event, SourceEvent) and event.code == "bug"] == ["s00001"]
     assert summary.notes[0].startswith("SOURCES THAT MET A BUG of this program: 1.")
+    with Tables(Folder(tmp_path / "hostile")) as tables:
+        facts = gather(Folder(tmp_path / "hostile"), read_manifest(tmp_path / "hostile"), tables)
+    assert facts["notes"][0].startswith("SOURCES THAT MET A BUG of this program: 1.")
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert told.exc_info is not None and "in measure_badly" in str(told.exc_info[1].__cause__)  # type: ignore[union-attr]
     assert ledger_main(["show", str(tmp_path / "hostile"), "s00001"]) == 0

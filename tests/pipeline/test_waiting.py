@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ from pipeline import source_run
 from pipeline.build import Build
 from pipeline.errors import ClipError, TransientError, WorkerError
 from pipeline.hosts import HostGate
-from pipeline.measure import MeasuredVideo
+from pipeline.measure import MeasuredVideo, measure_video
 from pipeline.progress import Event, StageEvent
 from pipeline.recipe import BuildRecipe
 from pipeline.report.outcomes import read_timings
@@ -23,6 +25,7 @@ from pipeline.storage import Folder
 from pipeline.timeouts import Timeouts
 from pipeline.waiting import counting, held
 from tests.faults.media_build import recipe_for, run_build
+from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 
 
@@ -88,6 +91,28 @@ def failure(recipe: BuildRecipe) -> tuple[str, bool]:
     return (entry["failure"]["code"], entry["failure"]["transient"]) if entry["failure"] else (entry["state"], False)
 
 
+def measure_or_stand_still(path: Path, *args: Any, **kwargs: Any) -> MeasuredVideo:
+    """As a process that somebody suspends with SIGSTOP."""
+    if path.name == "1.mp4":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return measure_video(path, *args, **kwargs)
+
+
+def test_a_suspended_process_costs_its_source_and_the_build_goes_on(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(videos, tmp_path, ["measure.timeout_seconds=20.0", "measure.timeout_max_seconds=20.0"])
+    monkeypatch.setattr(source_run, "measure_video", measure_or_stand_still)
+    run_build(recipe)
+    entries = map(json.loads, (tmp_path / "hostile" / "ledger.jsonl").read_text().splitlines())
+    ends = {entry["source_id"]: (entry["failure"] or {}).get("code") or entry["state"] for entry in entries}
+    assert ends == {"s00000": "kept", "s00001": "timed_out", "s00002": "kept", "s00003": "kept"}
+    assert list((tmp_path / "hostile" / "state" / "tmp").iterdir()) == []
+    monkeypatch.setattr(source_run, "measure_video", measure_video)
+    run_build(recipe)
+    assert '"failed"' not in (tmp_path / "hostile" / "ledger.jsonl").read_text()
+
+
 def test_the_third_time_out_under_one_limit_is_final(
     videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +126,21 @@ def test_the_third_time_out_under_one_limit_is_final(
     monkeypatch.setattr(source_run, "measure_video", as_it_is)
     assert failure(recipe_for(videos[:1], tmp_path, ["measure.timeout_seconds=120.0"])) == ("kept", False)
     assert failure(recipe_for(videos[:1], tmp_path, ["execution.try_failed_again=true"])) == ("kept", False)
+
+
+def test_a_download_that_never_ends_in_its_time_is_given_up(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    changes = ["download.timeout_seconds=1.0", "download.min_bytes_per_second=0.0", "download.retries=0"]
+    recipe = recipe_for(videos[:1], tmp_path, changes)
+    with FaultyServer() as server:
+        slow = Answer(body=videos[0].read_bytes(), fault=Fault.DRIP, fault_after=3000)
+        (tmp_path / "list.jsonl").write_text(json.dumps({"id": "s00000", "url": server.serve("/a.mp4", slow)}) + "\n")
+        assert [failure(recipe) for _ in range(3)] == [("timed_out", True)] * 2 + [("timed_out", False)]
+        num_hits = server.hits()
+        assert failure(recipe) == ("timed_out", False)
+        assert server.hits() == num_hits
 
 
 def test_time_outs_are_counted_by_limit_and_forgotten_by_success(tmp_path: Path) -> None:
