@@ -14,17 +14,19 @@ from torch import Tensor
 from torch.nn import functional
 
 RANKS = (1, 5, 10)
+TIE = 1e-5
+"""Cosines that differ by no more are equal but for rounding."""
 
 
 def recalls(queries_ND: Tensor, candidates_ND: Tensor, ranks: Sequence[int] = RANKS) -> dict[int, float]:
     """R@k: the share of queries whose own candidate (the one of its index) is among the k of highest cosine.
 
-    By chance it is k / N. A candidate that ties with the own one counts as before it: embeddings that are all the same
-    find nothing. k above N counts as N.
+    By chance it is k / N. A candidate that ties with the own one, to within the rounding of float32, counts as before it: embeddings
+    that are all the same find nothing. k above N counts as N.
     """
     cosines_NN = functional.normalize(queries_ND, dim=1) @ functional.normalize(candidates_ND, dim=1).T
     own_N1 = cosines_NN.diagonal().unsqueeze(1)
-    num_before_N = (cosines_NN >= own_N1).sum(1) - 1
+    num_before_N = (cosines_NN >= own_N1 - TIE).sum(1) - 1
     return {k: float((num_before_N < k).double().mean()) for k in ranks}
 
 

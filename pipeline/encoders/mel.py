@@ -65,7 +65,8 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config or MelConfig()
         self.register_buffer("window", torch.hann_window(self.config.fft_size), persistent=False)
-        self.register_buffer("filters", torch.from_numpy(_filterbank(self.config).copy()), persistent=False)
+        # in torch's own memory, which begins at 64 bytes: MKL's last digits may follow where a matrix begins
+        self.register_buffer("filters", torch.tensor(_filterbank(self.config)), persistent=False)
 
     def forward(self, sounds_BN: Tensor) -> Tensor:
         """Raises MediaError for NaN, infinity, or no samples at all."""

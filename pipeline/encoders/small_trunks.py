@@ -197,7 +197,9 @@ def _filters() -> Tensor:
     bank = librosa.filters.mel(
         sr=RATE_HZ, n_fft=FFT_SIZE, n_mels=NUM_MELS, fmin=LOW_HZ, fmax=HIGH_HZ, htk=True, norm=None
     )
-    return torch.from_numpy(bank.T.copy())
+    return torch.tensor(
+        np.ascontiguousarray(bank.T)
+    )  # not NumPy's memory: MKL's last digits may follow where a matrix begins
 
 
 def magnitude_mel(sound: Floats) -> Floats:

@@ -20,6 +20,13 @@ def test_embeddings_that_are_all_the_same_find_nothing() -> None:
     assert recalls(same, same, (1, 5, 10)) == {1: 0.0, 5: 0.0, 10: 1.0}
 
 
+def test_equal_embeddings_tie_whatever_the_last_digits_of_their_products() -> None:
+    row = torch.randn(1, 768, generator=torch.Generator().manual_seed(0))
+    for num_rows in (7, 33):
+        rows = row.expand(num_rows, -1).contiguous()
+        assert recalls(rows, rows, (1, 5)) == {1: 0.0, 5: 0.0}
+
+
 def test_zero_shot_takes_any_of_a_samples_labels_and_passes_over_those_without() -> None:
     prompts = torch.eye(3)
     sounds = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]])

@@ -34,14 +34,14 @@ def low_pass(num_taps: int, cutoff: float, width: float, rate: float, *, radial:
         return torch.ones(1)
     if not radial:
         taps = scipy.signal.firwin(num_taps, cutoff=cutoff, width=width, fs=rate)
-        return torch.from_numpy(np.asarray(taps, dtype=np.float32))
+        return torch.tensor(np.asarray(taps, dtype=np.float32))
     at = (np.arange(num_taps) - (num_taps - 1) / 2) / rate
     radius = np.maximum(np.hypot(*np.meshgrid(at, at)), 1e-12)  # an odd number of taps has one in the middle
     jinc = scipy.special.j1(2 * np.pi * cutoff * radius) / (np.pi * radius)
     beta = scipy.signal.kaiser_beta(scipy.signal.kaiser_atten(num_taps, width / (rate / 2)))
     window = np.kaiser(num_taps, beta)
     taps = jinc * np.outer(window, window)
-    return torch.from_numpy((taps / taps.sum()).astype(np.float32))
+    return torch.tensor((taps / taps.sum()).astype(np.float32))
 
 
 def upsample(x_BCHW: Tensor, taps: Tensor, factor: int, padding: tuple[int, int], gain: float = 1.0) -> Tensor:
