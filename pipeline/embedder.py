@@ -217,8 +217,10 @@ Rows = npt.NDArray[np.float32]
 def _rows(content: bytes, num_rows: int) -> npt.NDArray[np.float32]:
     """Raises ValueError where the npy is damaged."""
     rows: npt.NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
-    if len(rows) != num_rows:
-        raise ValueError(f"{len(rows)} rows, not {num_rows}")
+    if rows.ndim != 2 or len(rows) != num_rows:
+        raise ValueError(f"rows of shape {rows.shape}, not {num_rows} of them")
+    if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=0.01):
+        raise ValueError("not all rows have length 1")
     return rows
 
 

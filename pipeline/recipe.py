@@ -65,7 +65,7 @@ class ExecutionSettings(Settings):
     """Disk space for them: above it, those of the sources that finished longest ago are deleted. None: no limit."""
     decode_again: bool = False
     """Whether a source whose small frames and sound are gone is fetched and decoded once more when an encoder needs them. Otherwise
-    that source fails, and says so; the next run tries it again."""
+    that source fails, and says so; the next run tries it again. Those that are damaged are made again in any case."""
     try_failed_again: bool = False
     """Whether what failed for good (a dead link, a damaged file) is fetched and decoded once more. What may pass by itself (a broken
     connection, a stall, 429, a killed process) every run tries again anyway."""

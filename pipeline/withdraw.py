@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.damage import read_json_whole
 from pipeline.errors import ManifestError, NothingKeptError, UserError
@@ -240,7 +241,14 @@ def _write_rest(output: Folder, manifest: Manifest, shards: Sequence[ShardRecord
 
 
 def _without(output: Folder, file: FileRecord, wanted: Collection[str], scratch: Path | None) -> FileRecord:
-    return drop_sources(output, file.path, wanted, scratch) if file.path.endswith(".parquet") else file
+    if not file.path.endswith(".parquet"):
+        return file
+    try:
+        return drop_sources(output, file.path, wanted, scratch)
+    except (pa.ArrowInvalid, FileNotFoundError) as error:
+        raise ManifestError(
+            f"{output}/{file.path} is missing or damaged ({error}): run the build again, which writes it anew, then this"
+        ) from error
 
 
 def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[Tally, Tally]:

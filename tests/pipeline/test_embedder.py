@@ -200,14 +200,22 @@ def test_prompts_are_embedded_once_and_kept(embedder: Embedder, settings: Encode
     assert not np.array_equal(other.rows, first.rows)
 
 
-@pytest.mark.parametrize("content", [b"", bytes(1000), b"\x93NUMPY", b"{"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: bytes(len(whole)),
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:128] + bytes(len(whole) - 128),
+    ],
+)
 def test_damaged_prompts_are_embedded_again(
-    embedder: Embedder, settings: EncoderPairSettings, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+    embedder: Embedder, tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = embedder.prompts(CLASSES, Folder(tmp_path))
     (kept,) = (tmp_path / "prompts").iterdir()
     whole = kept.read_bytes()
-    kept.write_bytes(content)
+    kept.write_bytes(damage(whole))
     embedder._prompts.clear()
     again = embedder.prompts(CLASSES, Folder(tmp_path))
     assert first is not None and again is not None

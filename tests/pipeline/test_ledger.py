@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,8 @@ def test_what_is_not_there_is_said(
     (tmp_path / "ledger.jsonl").write_text('{"source_id": "a"')
     assert main(["show", str(tmp_path), "good"]) == 2
     assert "ledger.jsonl:1 is damaged" in capsys.readouterr().err
+    output = tmp_path / "damaged"
+    shutil.copytree(told[0], output, ignore=shutil.ignore_patterns("state", "shards"))
+    os.truncate(output / "samples.parquet", 1000)
+    assert main(["show", str(output), "good"]) == 2
+    assert f"error: {output}/samples.parquet is damaged" in capsys.readouterr().err

@@ -141,6 +141,19 @@ def test_a_record_that_cannot_be_read_is_told_for_what_may_be_left(
     assert verify(str(dataset)) == []
 
 
+@pytest.mark.parametrize("name", ["samples.parquet", "ledger.jsonl"])
+def test_a_damaged_table_is_named_and_the_build_finishes_what_was_begun(
+    dataset: Path, built: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.truncate(dataset / name, (dataset / name).stat().st_size // 2)
+    assert main(["withdraw", str(dataset), "--source", "d"]) == 2
+    assert f"{dataset}/{name} is missing or damaged" in capsys.readouterr().err
+    build(dataset.parent, built / "videos")
+    assert main(["withdraw", str(dataset), "--source", "d"]) == 0
+    assert verify(str(dataset)) == []
+    assert shards_with(dataset, "d") == set()
+
+
 @pytest.mark.parametrize("gone", [["d"], ["a", "c"]])
 def test_a_later_build_gives_the_same_without_building_it_again(built: Path, tmp_path: Path, gone: list[str]) -> None:
     shutil.copytree(built / "killed", tmp_path / "killed")
