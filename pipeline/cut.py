@@ -29,6 +29,8 @@ EARLY_SECONDS = 0.0005
 SEEKS_EXACTLY = ("mov", "matroska")
 MISSING_FRAMES = 2
 """So many of the frames that were measured may be missing from a cut."""
+GAP_SECONDS = 0.04
+"""A gap in the sound is filled from this length on, as where it is measured; ffmpeg's own is 0.1."""
 NEAR_SECONDS = 2.0
 """A clip that begins earlier is read from the file's beginning: an index may leave out the first key frame, where its time is below 0."""
 STRAIGHT_FROM_SECONDS = 10.0
@@ -307,7 +309,7 @@ def _even(heard: Any, num_samples: int, sample_rate_hz: int, num_channels: int) 
     """
     layout = "mono" if num_channels == 1 else "stereo"
     return (
-        heard.filter("aresample", sample_rate_hz, **{"async": 1, "first_pts": 0})
+        heard.filter("aresample", sample_rate_hz, **{"async": 1, "first_pts": 0, "min_hard_comp": GAP_SECONDS})
         .filter("aformat", sample_fmts="s16", channel_layouts=layout)
         .filter("apad", whole_len=num_samples)
         .filter("atrim", end_sample=num_samples)

@@ -23,7 +23,8 @@ from pipeline.tracks import picture_track, sound_track
 
 TS_DISCONT = 0x200
 """AVFMT_TS_DISCONT: time stamps of this format may begin again."""
-BACK_SECONDS = 0.2
+BACK_SECONDS, AHEAD_SECONDS = 0.2, 43_200.0
+"""A part begins where times go back so far; or ahead so far, which is how a transport stream's 33 bits of time go back by minutes."""
 COPIED_BEFORE_SECONDS, SOUND_BEFORE_SECONDS, COPIED_BEHIND_SECONDS = 30.0, 1.0, 1.0
 """What is copied before a span at the most, to reach the key frame that it needs; of its sound at the least; and behind it."""
 
@@ -42,7 +43,7 @@ class PartCounter:
         if stamp is None:
             return part
         seconds = float(stamp * packet.time_base)
-        if seconds < self._latest.get(track, seconds) - BACK_SECONDS:
+        if not -BACK_SECONDS <= seconds - self._latest.get(track, seconds) <= AHEAD_SECONDS:
             part = self._part[track] = part + 1
         self._latest[track] = seconds
         return part
@@ -129,7 +130,8 @@ def copy_straightened(
 
         def write(packet: Any) -> None:
             stream = packet.stream
-            packet.dts = max(packet.dts, latest.get(stream.index, packet.dts - 1) + 1)
+            packet.dts = max(packet.dts, latest.get(stream.index, packet.dts - 1) + 1)  # a little back is no new part
+            packet.pts = packet.dts if packet.pts is None else max(packet.pts, packet.dts)
             latest[stream.index] = packet.dts
             packet.stream = written[stream.index]
             container.mux(packet)
@@ -146,7 +148,8 @@ def copy_straightened(
                     write(waiting.popleft())
                 write(packet)
                 continue
-            if packet.stream.type == "video" and packet.is_keyframe:
+            shown = float((packet.dts if packet.pts is None else packet.pts) * packet.time_base)
+            if packet.stream.type == "video" and packet.is_keyframe and shown <= start:
                 heard = (p for p in waiting if p.stream.type == "audio")
                 waiting = collections.deque(
                     p for p in heard if float(p.dts * p.time_base) > start - SOUND_BEFORE_SECONDS

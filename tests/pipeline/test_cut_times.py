@@ -138,3 +138,19 @@ def test_times_below_zero_in_matroska_lose_no_frame(film: Path, tmp_path: Path) 
     start_ms = round(pictures(path)[0][0] * 1000)
     check_cut(path, Span(start_ms, start_ms + 2000))
     check_cut(path, Span(start_ms + 2000, start_ms + 4000))
+
+
+def test_a_short_gap_in_the_sound_does_not_move_what_comes_after(film: Path, tmp_path: Path) -> None:
+    """Picture and sound go on 100 ms late after two seconds; half of that the last and the first packet of sound fill."""
+    encoder = ["-c:v", "copy", "-c:a", "aac"]
+    for name, times in {"0": ["-t", "2"], "1": ["-ss", "2", "-output_ts_offset", "2.1"]}.items():
+        command = [ffmpeg_path(), "-v", "error", "-y", "-i", str(film), *times, *encoder, str(tmp_path / f"{name}.ts")]
+        subprocess.run(command, check=True)
+    path = tmp_path / "gap.ts"
+    path.write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
+    whole = {number: seconds for seconds, number in pictures(path)}
+    start_ms = round(whole[25] * 1000)
+    check_cut(path, Span(start_ms, start_ms + 3000))
+    heard, rate = soundfile.read(tmp_path / "sound.flac")
+    soundfile.write(tmp_path / "after.flac", heard[round((whole[75] - whole[25]) * rate) :], rate)
+    assert sound_position(tmp_path / "after.flac") == pytest.approx(75 / 25, abs=0.002)

@@ -102,6 +102,36 @@ def test_a_cut_across_the_join_has_both_parts_in_step(tmp_path: Path) -> None:
     assert sound_position(tmp_path / "behind.flac") == pytest.approx(80 / FPS, abs=0.001)
 
 
+@pytest.mark.parametrize("offsets", [(100, 50, 10), (0, 200, 0), (95_441, 95_441, 20), (0, 2.5, 5)], ids=str)
+def test_parts_may_begin_anywhere(tmp_path: Path, offsets: tuple[float, ...]) -> None:
+    """Also where the 33 bits of a transport stream's times run over, and where parts overlap by a part of a second."""
+    content = b""
+    for part, offset in enumerate(offsets):
+        begin, end = part * 75, (part + 1) * 75
+        sound = SOUND[round(begin / FPS * SOUND_HZ) : round(end / FPS * SOUND_HZ)]
+        one = tmp_path / f"{part}.ts"
+        shifted = ["-output_ts_offset", str(offset)]
+        write_video(one, numbered_frames(range(begin, end)), sound, fps=FPS, gop=25, extra=shifted)
+        content += one.read_bytes()
+    path = tmp_path / "a.ts"
+    path.write_bytes(content)
+    facts = probe(path)
+    times = {
+        number_in(piece.luma()): piece.seconds
+        for piece in Decoding(path, sample_rate_hz=44_100, part_shifts=facts.part_shifts)
+        if isinstance(piece, Picture)
+    }
+    assert list(times) == list(range(225))
+    assert list(times.values()) == sorted(times.values())
+    for first in (20, 80, 155, 160):
+        span = Span(round(times[first] * 1000), round(times[first] * 1000) + 2000)
+        cut_clip(path, facts, span, Bars(), SETTINGS, tmp_path, num_frames=50)
+        shown = numbers_in(tmp_path / "full.mp4")
+        assert [number for _, number in shown] == list(range(first, first + 50))
+        assert shown[0][0] == pytest.approx(0, abs=0.001)
+        assert sound_position(tmp_path / "sound.flac") == pytest.approx(first / FPS, abs=0.001)
+
+
 def test_a_section_behind_the_join_is_found(tmp_path: Path) -> None:
     path = joined(tmp_path, "ts")
     assert [clip.picture.num_frames for clip in measured(path, (5000, 7100)).clips] == [50]
