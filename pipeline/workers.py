@@ -225,8 +225,7 @@ def _choose_folder_of_sockets() -> None:
 def _start(tell_pid: Connection[tuple[int, int | None], Any], temporary: Path | None) -> None:
     if temporary is not None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
-    if sys.platform.startswith("linux"):  # one that is suspended cannot end itself
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _die_with_the_server()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
     threading.Thread(target=end_with_parent, name="end-with-parent", daemon=True).start()
     _TELL.append(tell_pid)
@@ -255,6 +254,16 @@ def _can_be_sent(error: Exception) -> bool:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:  # noqa: BLE001 - the classes are those of any library
         return False
+
+
+def _die_with_the_server() -> None:
+    """Of a suspended process, which cannot look whether the build is still there. The server ends with the last of those that hold
+    its pipe: the build, and by default the processes as well. Linux only."""
+    server = vars(forkserver)["_forkserver"]
+    if sys.platform.startswith("linux") and (pipe := getattr(server, "_forkserver_alive_fd", None)) is not None:
+        os.close(pipe)
+        server._forkserver_alive_fd = None
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_with_parent() -> None:

@@ -231,7 +231,7 @@ def test_processes_end_with_a_build_that_is_killed(tmp_path: Path, suspended: bo
         if suspended:
             os.kill(pid, signal.SIGSTOP)
         build.kill()
-    assert wait_until(lambda: resident_bytes(pid) == 0, 300.0)
+    assert wait_until(lambda: resident_bytes(pid) == 0, 60.0)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
