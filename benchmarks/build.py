@@ -340,8 +340,10 @@ def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None
                 command += ["-c:a", "aac", "-b:a", str(cut.aac_bits_per_second), "-ar", str(cut.sample_rate_hz)]
                 command += [str(folder / f"{index}-{rendition.name}.mp4")]
             begin, end, seconds = clip.span.start_seconds, clip.span.end_seconds, clip.span.duration_seconds
-            # where the sound ends before the picture, it is filled up, as a build does
-            even = f"atrim=start={begin}:end={end},asetpts=PTS-STARTPTS,apad=whole_dur={seconds}"
+            # filled up where the sound ends before the picture, and in even blocks (FLAC takes none of under 16), as a build does
+            even = (
+                f"atrim=start={begin}:end={end},asetpts=PTS-STARTPTS,apad=whole_dur={seconds},asetnsamples=n=4096:p=0"
+            )
             command += ["-map", sound_track, "-af", even, "-c:a", "flac", "-ar", str(cut.sample_rate_hz)]
             command += [str(folder / f"{index}.flac")]
         if not source.kept:

@@ -222,7 +222,7 @@ def probe(path: Path | str) -> MediaFacts:
     """What the file's header says, the display rotation of its first picture, and where its time stamps begin again. For that, files of
     the formats in which they may are read to their end.
 
-    Raises MediaError: ``empty``, ``not_media``, ``no_frames``, ``bad_times``.
+    Raises MediaError: ``empty``, ``not_media``, ``no_frames``.
     """
     with opened(path) as container:
         video, sound = picture_track(container), sound_track(container)

@@ -73,9 +73,10 @@ class Straightener:
 
 
 def part_shifts(container: av.container.InputContainer) -> tuple[tuple[float, ...], float]:
-    """What to add to the time stamps of each part, in seconds, and where the last one ends. Nothing where the times never go back.
+    """What to add to the time stamps of each part, in seconds, and where the last one ends. Nothing where the times never go back, and
+    where they do not in picture and sound alike: single damaged stamps, or parts of which it cannot be told what belongs together.
 
-    Reads all packets, without decoding. Raises MediaError ``bad_times`` where picture and sound do not begin again together.
+    Reads all packets, without decoding.
     """
     streams = [track.stream for track in (picture_track(container), sound_track(container)) if track is not None]
     if not int(container.format.flags) & TS_DISCONT or not streams:
@@ -93,14 +94,8 @@ def part_shifts(container: av.container.InputContainer) -> tuple[tuple[float, ..
             begins.append(begin)
             ends.append(end)
         begins[part], ends[part] = min(begins[part], begin), max(ends[part], end)
-    if len(begins) < 2:
+    if len(begins) < 2 or len(counter.counts()) > 1:
         return (), 0.0
-    if len(counter.counts()) > 1:
-        raise MediaError(
-            "bad_times",
-            f"the time stamps begin again up to {len(begins) - 1} times, but not in picture and sound alike: what belongs together "
-            "cannot be told. Split the file where its parts were joined",
-        )
     shifts = [0.0]
     for end, begin in zip(ends[:-1], begins[1:], strict=True):
         shifts.append(end + shifts[-1] - begin)

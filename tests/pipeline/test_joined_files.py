@@ -146,14 +146,45 @@ def test_what_is_lost_of_other_joined_files_is_said(tmp_path: Path, suffix: str,
     assert caught.value.code == "joined"
 
 
-def test_a_track_that_begins_again_alone_is_refused(tmp_path: Path) -> None:
+def test_a_track_that_begins_again_alone_is_told(tmp_path: Path) -> None:
     """The second part has no sound: where the first one's goes on cannot be told."""
     write_video(tmp_path / "0.ts", numbered_frames(range(75)), SOUND[: 3 * SOUND_HZ], fps=FPS)
     write_video(tmp_path / "1.ts", numbered_frames(range(75, 150)), None, fps=FPS)
     (tmp_path / "a.ts").write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
-    with pytest.raises(MediaError, match="not in picture and sound alike") as caught:
-        probe(tmp_path / "a.ts")
-    assert caught.value.code == "bad_times"
+    assert probe(tmp_path / "a.ts").part_shifts == ()
+    with pytest.raises(MediaError, match=r"time stamps go back, and 3\.0 s") as caught:
+        measured(tmp_path / "a.ts")
+    assert caught.value.code == "joined"
+
+
+def with_picture_a_second_earlier(content: bytes, number: int) -> bytes:
+    """A transport stream in which one picture's time stamp is damaged. Without B-frames each has a PTS alone, in five bytes."""
+    starts = [
+        at + 9 for at in range(len(content) - 14) if content[at : at + 4] == b"\0\0\1\xe0" and content[at + 7] == 0x80
+    ]
+    at = starts[number]
+    a, b, c, d, e = content[at : at + 5]
+    ticks = ((a >> 1 & 7) << 30 | b << 22 | c >> 1 << 15 | d << 7 | e >> 1) - 90_000
+    stamp = bytes(
+        [
+            a & 0xF1 | (ticks >> 30 & 7) << 1,
+            ticks >> 22 & 255,
+            ticks >> 14 & 254 | 1,
+            ticks >> 7 & 255,
+            ticks << 1 & 254 | 1,
+        ]
+    )
+    return content[:at] + stamp + content[at + 5 :]
+
+
+def test_one_damaged_time_stamp_makes_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    write_video(path, numbered_frames(range(150)), SOUND[: 6 * SOUND_HZ], fps=FPS, extra=["-bf", "0"])
+    path.write_bytes(with_picture_a_second_earlier(path.read_bytes(), 60))
+    decoded = [piece.seconds for piece in Decoding(path, sample_rate_hz=44_100) if isinstance(piece, Picture)]
+    assert decoded[60] == pytest.approx(decoded[59] + 1 / FPS - 1, abs=0.001)
+    assert probe(path).part_shifts == ()
+    assert measured(path).num_frames == 149
 
 
 @pytest.mark.parametrize("suffix", ["ts", "mp4", "mkv", "flv", "mpg", "ogv", "avi"])
