@@ -66,7 +66,7 @@ def test_datasets_are_found_on_a_server_and_none_is_passed_over(dataset: Path, s
     for empty in ("/deep/down/", "/deep/down"):
         server.serve(empty, listing())
     with pytest.raises(ManifestError, match=r"http://127.* cannot be listed: 503.*check the address"):
-        find_manifests(server.url("/"))
+        find_manifests(server.url("/"), Retries(num=0))
     assert find_manifests(server.url("/")) == [server.url("/data/manifest.json")]
     assert find_manifests(server.url("/data")) == [server.url("/data/manifest.json")]
     manifest = (dataset / "manifest.json").read_bytes()
@@ -144,7 +144,7 @@ def test_a_manifest_is_asked_for_again_too(dataset: Path, server: FaultyServer):
     server.serve("/data/manifest.json", Answer(status=503))
     with pytest.raises(ManifestError, match="HTTP 503"):
         reader(server.url("/data"))
-    with pytest.raises(ManifestError, match="FileNotFoundError"):
+    with pytest.raises(ManifestError, match=r"/other/manifest\.json does not exist: no dataset was built there"):
         reader(server.url("/other"))
 
 
