@@ -27,20 +27,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration import Calibration, calibrate, read_calibration
-from pipeline.clips import ClipSettings
+from pipeline.agreement.calibration import Calibration, calibrate, read_calibration
+from pipeline.agreement.pairs import draw_scores
+from pipeline.build.recipe import load_recipe
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair, packaged_calibration
 from pipeline.errors import ClipError, UserError
-from pipeline.judge import JudgeSettings, judge_clip
-from pipeline.measure import MeasureSettings, measure_video
-from pipeline.media import ffmpeg_path, probe
-from pipeline.pairs import draw_scores
-from pipeline.previews import read_frames, read_sounds
-from pipeline.recipe import load_recipe
-from pipeline.samples.catalogue import catalogue
-from pipeline.samples.render import render
-from pipeline.scenes import SceneSettings
-from pipeline.sound import SAMPLE_RATE_HZ
+from pipeline.judge.rules import JudgeSettings, judge_clip
+from pipeline.measure.clips import ClipSettings
+from pipeline.measure.previews import read_frames, read_sounds
+from pipeline.measure.scenes import SceneSettings
+from pipeline.measure.sound import SAMPLE_RATE_HZ
+from pipeline.measure.video import MeasureSettings, measure_video
+from pipeline.media.ffmpeg import ffmpeg_path, probe
+from pipeline.synthetic.catalogue import catalogue
+from pipeline.synthetic.render import render
 
 CLIPS = ClipSettings(length_seconds=10.0, min_seconds=2.0)
 Rows = NDArray[np.float32]

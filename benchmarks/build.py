@@ -26,23 +26,23 @@ from typing import Any
 from urllib.parse import quote
 
 from benchmarks.processes import Cost, Peak, adopt_orphans, cost_of
-from pipeline.build import Build
-from pipeline.cut import cut_clip, picture_size
-from pipeline.download import fetch
-from pipeline.download_settings import DownloadSettings
+from pipeline.build.build import Build
+from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
 from pipeline.errors import ClipError
-from pipeline.facts import MediaFacts
-from pipeline.judge import judge_clip, judge_file
-from pipeline.measure import MeasuredVideo, measure_video
-from pipeline.media import ffmpeg_path, probe
-from pipeline.previews import read_frames, read_sounds
-from pipeline.progress import ignore
-from pipeline.recipe import BuildRecipe, load_recipe
-from pipeline.samples.serve import serve_folder
+from pipeline.events import ignore
+from pipeline.fetch.download import fetch
+from pipeline.fetch.settings import DownloadSettings
+from pipeline.fetch.store import Store
+from pipeline.judge.rules import judge_clip, judge_file
+from pipeline.measure.previews import read_frames, read_sounds
+from pipeline.measure.sound import SAMPLE_RATE_HZ
+from pipeline.measure.video import MeasuredVideo, measure_video
+from pipeline.media.cut import cut_clip, picture_size
+from pipeline.media.facts import MediaFacts
+from pipeline.media.ffmpeg import ffmpeg_path, probe
 from pipeline.schema import Source
-from pipeline.sound import SAMPLE_RATE_HZ
-from pipeline.store import Store
+from pipeline.synthetic.serve import serve_folder
 
 RECIPE = Path(__file__).with_name("build.toml")
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm"}
@@ -79,8 +79,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _rendered(folder: Path) -> list[Path]:
-    from pipeline.samples.catalogue import catalogue  # noqa: PLC0415
-    from pipeline.samples.render import render  # noqa: PLC0415
+    from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415
+    from pipeline.synthetic.render import render  # noqa: PLC0415
 
     chosen = [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:6]
     paths = []

@@ -25,10 +25,10 @@ from typing import Any
 
 from benchmarks.build import RECIPE, Measured, _cut, _files, _measured, _recipe, _rendered
 from benchmarks.processes import Cost, cost_of
-from pipeline.decoding import Decoding
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
-from pipeline.previews import read_frames, read_sounds
-from pipeline.sound import SAMPLE_RATE_HZ
+from pipeline.measure.previews import read_frames, read_sounds
+from pipeline.measure.sound import SAMPLE_RATE_HZ
+from pipeline.media.decoding import Decoding
 
 PACKAGED = "packaged pair"
 VIT = "ViT-B-32 + ResNet-18"

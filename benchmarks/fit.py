@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import Cost, cost_of
-from pipeline.recipe_file import read_recipe
-from trainer.config import FitRecipe
+from pipeline.runtime.recipe_file import read_recipe
+from trainer.recipe import FitRecipe
 from trainer.stages import chosen_stages
 
 RECIPE = Path("manifests/recipes/fit-tiny.toml")

@@ -23,14 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.processes import Cost, Peak, adopt_orphans, cost_of
-from pipeline.build import Build
-from pipeline.media import probe
-from pipeline.recipe import BuildRecipe, load_recipe
-from pipeline.records import DoneRecords, SourceRecord
-from pipeline.samples.catalogue import catalogue
-from pipeline.samples.render import render
+from pipeline.build.build import Build
+from pipeline.build.recipe import BuildRecipe, load_recipe
+from pipeline.dataset.records import DoneRecords, SourceRecord
+from pipeline.media.ffmpeg import probe
 from pipeline.schema import Reason, State, stable_hash
-from pipeline.sources import read_source_lists
+from pipeline.sources.lists import read_source_lists
+from pipeline.synthetic.catalogue import catalogue
+from pipeline.synthetic.render import render
 
 RECIPE = Path(__file__).with_name("build.toml")
 FILM = "ocean_pier"

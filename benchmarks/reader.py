@@ -29,16 +29,16 @@ import torch
 import webdataset
 
 from benchmarks.processes import Cost, cost_of
-from pipeline.cut import CutSettings, cut_clip
+from pipeline.dataset.manifest import Counts, Manifest, Rendition, write_manifest
+from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, member_names, write_shard
 from pipeline.encoders.mel import LogMel
-from pipeline.judge import ProbeSettings, judge_file
-from pipeline.manifest import Counts, Manifest, Rendition, write_manifest
-from pipeline.media import probe, versions
+from pipeline.judge.rules import ProbeSettings, judge_file
+from pipeline.media.cut import CutSettings, cut_clip
+from pipeline.media.ffmpeg import probe, versions
+from pipeline.runtime.storage import Folder
 from pipeline.schema import Bars, Span, clip_key
-from pipeline.shard import Sample, SampleContent, ShardPlan, member_names, write_shard
-from pipeline.storage import Folder
-from trainer.data import DatasetMix, Reader, ReaderSettings
-from trainer.frames import as_pictures, decode_frames
+from trainer.streaming.frames import as_pictures, decode_frames
+from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm"}
 CLIP_MS = 10_000
@@ -93,8 +93,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _rendered(work: Path) -> list[Path]:
-    from pipeline.samples.catalogue import catalogue  # noqa: PLC0415
-    from pipeline.samples.render import render  # noqa: PLC0415
+    from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415
+    from pipeline.synthetic.render import render  # noqa: PLC0415
 
     chosen = [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:3]
     for spec in chosen:

@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.recipe import load_recipe
-from pipeline.samples.serve import serve_folder
+from pipeline.build.recipe import load_recipe
+from pipeline.synthetic.serve import serve_folder
 
 RECIPE = Path(__file__).with_name("real_files.toml")
 PORT = 8766

@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.judge import JudgeSettings
-from pipeline.manifest import Counts, FileRecord, Manifest, Rendition, ShardRecord, write_manifest
+from pipeline.dataset.manifest import Counts, FileRecord, Manifest, Rendition, ShardRecord, write_manifest
+from pipeline.dataset.tables import EMBEDDINGS_NAME, SAMPLES_NAME, samples_schema
+from pipeline.judge.rules import JudgeSettings
 from pipeline.report.catalogue import RULES
-from pipeline.samples_table import EMBEDDINGS_NAME, SAMPLES_NAME, samples_schema
-from pipeline.storage import Folder
+from pipeline.runtime.storage import Folder
 
 GROUP = 50_000
 CLIPS_PER_SOURCE = 8

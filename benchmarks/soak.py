@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.build import Build
-from pipeline.progress import Event, SourceEvent
-from pipeline.recipe import load_recipe
-from pipeline.samples.video import write_video
-from trainer.data import DatasetMix, Reader, ReaderSettings
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.events import Event, SourceEvent
+from pipeline.synthetic.video import write_video
+from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
 HEIGHT, WIDTH, FPS, SECONDS = 96, 160, 25, 2
 GROWTH, GROWTH_MB = 1.1, 24.0

@@ -21,7 +21,7 @@ from prefect.artifacts import (
 )
 
 from flows.progress import Progress, Snapshot, line
-from pipeline.build import BuildSummary
+from pipeline.build.build import BuildSummary
 
 logger = logging.getLogger(__name__)
 

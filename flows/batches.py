@@ -16,10 +16,10 @@ from prefect.runtime import flow_run
 
 from flows.logs import logs_in_run
 from flows.progress import Progress
-from pipeline.build import Batch, BatchResult, Build
+from pipeline.build.build import Batch, BatchResult, Build
+from pipeline.build.recipe import BuildRecipe
 from pipeline.errors import TransientError, UserError
-from pipeline.progress import Event, Listener, SourceEvent
-from pipeline.recipe import BuildRecipe
+from pipeline.events import Event, Listener, SourceEvent
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from pipeline.interrupts import INTERRUPTED, interruptible
+from pipeline.runtime.interrupts import INTERRUPTED, interruptible
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415
 
     from flows import direct  # noqa: PLC0415
-    from pipeline.recipe import load_recipe  # noqa: PLC0415
+    from pipeline.build.recipe import load_recipe  # noqa: PLC0415
 
     def work() -> None:
         recipe = load_recipe(options.recipe, options.set)

@@ -24,10 +24,10 @@ from flows.dataset_report import leave_report
 from flows.logs import hide_trace, logs_in_run
 from flows.progress import Progress
 from flows.runners import is_remote, run_in_window, task_runner
-from pipeline.build import Build, BuildPlan, BuildSummary
-from pipeline.download_errors import masked_values
+from pipeline.build.build import Build, BuildPlan, BuildSummary
+from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.errors import NothingKeptError, RecipeError, UserError
-from pipeline.recipe import BuildRecipe, load_recipe
+from pipeline.fetch.errors import masked_values
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from prefect.states import Completed, Failed
 
 from flows.artifacts import Artifacts
 from flows.logs import hide_trace, logs_in_run
+from pipeline.build.finish import manifest_recipe
+from pipeline.build.recipe import BuildRecipe
 from pipeline.errors import HearscapeError, UserError
-from pipeline.finish import manifest_recipe
-from pipeline.recipe import BuildRecipe
 from pipeline.report.make import Report, make_report
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.interrupts import INTERRUPTED, interruptible
+from pipeline.runtime.interrupts import INTERRUPTED, interruptible
 
 RECIPE = "manifests/recipes/demo.toml"
 PORT = 8765
@@ -60,9 +60,9 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
 
     from flows import direct  # noqa: PLC0415
     from flows.server import check_prefect  # noqa: PLC0415
-    from pipeline.recipe import load_recipe  # noqa: PLC0415
-    from pipeline.samples.render import render_catalogue, samples_locked  # noqa: PLC0415
-    from pipeline.samples.serve import serve_folder  # noqa: PLC0415
+    from pipeline.build.recipe import load_recipe  # noqa: PLC0415
+    from pipeline.synthetic.render import render_catalogue, samples_locked  # noqa: PLC0415
+    from pipeline.synthetic.serve import serve_folder  # noqa: PLC0415
 
     def work() -> None:
         recipe = load_recipe(RECIPE, options.set)

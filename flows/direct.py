@@ -25,11 +25,11 @@ from flows.logs import show_logs
 from flows.progress import Progress, shown
 from flows.runners import task_runner
 from flows.server import ServerLostError, all_sent, check_prefect, is_unsent, temporary_server
-from pipeline.build import Build, BuildSummary
-from pipeline.download_errors import masked_values
+from pipeline.build.build import Build, BuildSummary
+from pipeline.build.recipe import BuildRecipe
 from pipeline.errors import HearscapeError, UserError
-from pipeline.interrupts import INTERRUPTED, told
-from pipeline.recipe import BuildRecipe
+from pipeline.fetch.errors import masked_values
+from pipeline.runtime.interrupts import INTERRUPTED, told
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit code of a command that was ended by SIGTERM, as a shell would give it."""

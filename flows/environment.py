@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 
-import pipeline.processor  # noqa: F401 - for the libraries that compute
+import pipeline.runtime.processor  # noqa: F401 - for the libraries that compute
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -1,6 +1,6 @@
 """What a build is doing, counted from its events, and shown on a terminal or as plain lines.
 
-:class:`Progress` is a listener for ``pipeline.progress`` events, for any thread to call. :func:`shown` displays it.
+:class:`Progress` is a listener for ``pipeline.events`` events, for any thread to call. :func:`shown` displays it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.bugs import BUG
-from pipeline.progress import Event, SourceEvent, StageEvent
+from pipeline.dataset.bugs import BUG
+from pipeline.events import Event, SourceEvent, StageEvent
 from pipeline.schema import State
 
 RATE_WINDOW_SECONDS = 300

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from pipeline.build.recipe import ExecutionSettings
 from pipeline.errors import UserError
-from pipeline.recipe import ExecutionSettings
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

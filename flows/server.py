@@ -31,7 +31,7 @@ from prefect.settings import get_current_settings
 
 from flows.api import api_problem, authorization
 from pipeline.errors import HearscapeError, UserError
-from pipeline.process_folder import system_folder
+from pipeline.runtime.process_folder import system_folder
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@
     ├── FitError                    a fit cannot go on: its loss is not finite; a checkpoint is written
     └── StoppedError                the build was stopped: nothing is to be said of what was at work
 
-Anything else that is raised is a bug and stops the run, or is written down as one: see :mod:`pipeline.bugs`.
+Anything else that is raised is a bug and stops the run, or is written down as one: see :mod:`pipeline.dataset.bugs`.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ class AgreementMeasures:
 
 @dataclass(frozen=True, slots=True)
 class TimeMeasures:
-    """Whether picture and sound have their events together: see :mod:`pipeline.rhythm_match`.
+    """Whether picture and sound have their events together: see :mod:`pipeline.measure.rhythm`.
 
     Matches are correlations, -1..1; lags are in seconds, positive where the sound comes after the picture. All are None where
     nothing rises in one of the two.

@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from pipeline.cut import CutSettings, Rendition, cut_clip
-from pipeline.manifest import Counts, Manifest, write_manifest
-from pipeline.manifest import Rendition as BuiltRendition
-from pipeline.media import probe
-from pipeline.samples.video import write_video
+from pipeline.dataset.manifest import Counts, Manifest, write_manifest
+from pipeline.dataset.manifest import Rendition as BuiltRendition
+from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, member_names, write_shard
+from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.ffmpeg import probe
+from pipeline.runtime.storage import Folder
 from pipeline.schema import Bars, Span
-from pipeline.shard import Sample, SampleContent, ShardPlan, member_names, write_shard
-from pipeline.storage import Folder
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise
 
 WIDTH, HEIGHT = 160, 96

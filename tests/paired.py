@@ -15,10 +15,10 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from pipeline.manifest import Counts, Manifest, Rendition, write_manifest
-from pipeline.samples.video import write_video
-from pipeline.shard import Sample, SampleContent, ShardPlan, member_names, write_shard
-from pipeline.storage import Folder
+from pipeline.dataset.manifest import Counts, Manifest, Rendition, write_manifest
+from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, member_names, write_shard
+from pipeline.runtime.storage import Folder
+from pipeline.synthetic.video import write_video
 from tests.datasets import SOUND_HZ, as_flac
 
 COLOURS = {"fire": (220, 70, 20), "ocean": (20, 60, 200), "rain": (120, 120, 120), "wood_pigeon": (30, 160, 40)}

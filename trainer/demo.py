@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SourceListError, UserError
-from pipeline.interrupts import INTERRUPTED, interruptible
+from pipeline.runtime.interrupts import INTERRUPTED, interruptible
 
 RECIPE = "manifests/recipes/fit-tiny.toml"
 HELD_OUT = "validation"

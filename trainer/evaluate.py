@@ -17,16 +17,16 @@ from pydantic import Field
 
 from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.errors import DataError, HearscapeError, ManifestError, OutputError, UserError
-from pipeline.interrupts import INTERRUPTED
-from pipeline.process_folder import system_folder
-from pipeline.remote import Retries
+from pipeline.runtime.interrupts import INTERRUPTED
+from pipeline.runtime.process_folder import system_folder
+from pipeline.runtime.remote import Retries
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.encoders.pair import EncoderPair
     from trainer.model.sound_video import SoundVideoConfig
     from trainer.model.sound_video_file import SoundVideoHeader
-    from trainer.sound_proof import HeldOutClip
+    from trainer.proof.sound_proof import HeldOutClip
 
 FEW_SOURCES = 10
 """Below it the intervals are said to be rough: they are drawn from the sources."""
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> EvaluateRecipe:
-    from pipeline.recipe_file import read_recipe  # noqa: PLC0415 (after --help)
+    from pipeline.runtime.recipe_file import read_recipe  # noqa: PLC0415 (after --help)
 
     given = {"split": options.split, "num_clips": options.clips, "num_seeds": options.seeds, "device": options.device}
     changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
@@ -124,7 +124,7 @@ def evaluate(
     from pipeline.encoders.device import pick_device  # noqa: PLC0415
     from pipeline.encoders.pair import load_pair  # noqa: PLC0415
     from trainer.model.sound_video_file import find_model, load_model  # noqa: PLC0415
-    from trainer.sound_proof import EvaluateSettings, prove  # noqa: PLC0415
+    from trainer.proof.sound_proof import EvaluateSettings, prove  # noqa: PLC0415
 
     _check_output(json_path, overwrite)
     device = pick_device(recipe.device, "--device")
@@ -149,7 +149,7 @@ def evaluate(
 
 def locations_with(shards: str, split: str, retries: Retries | None = None) -> list[str]:
     """The datasets below a folder or URL that have samples of a split. Raises ManifestError where there is none."""
-    from pipeline.manifest import find_manifests, read_manifest  # noqa: PLC0415
+    from pipeline.dataset.manifest import find_manifests, read_manifest  # noqa: PLC0415
 
     found = [(location, read_manifest(location, retries)) for location in find_manifests(shards, retries)]
     if not found:
@@ -172,8 +172,8 @@ def read_clips(
 
     Raises DataError where a dataset cannot be read.
     """
-    from trainer.data import DatasetMix, Reader, ReaderSettings  # noqa: PLC0415
-    from trainer.sound_proof import held_out_clips  # noqa: PLC0415
+    from trainer.proof.sound_proof import held_out_clips  # noqa: PLC0415
+    from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings  # noqa: PLC0415
 
     settings = ReaderSettings(
         num_frames=config.num_frames,

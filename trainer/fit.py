@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HearscapeError, UserError
-from pipeline.interrupts import INTERRUPTED, interruptible
-from pipeline.process_folder import system_folder
+from pipeline.runtime.interrupts import INTERRUPTED, interruptible
+from pipeline.runtime.process_folder import system_folder
 
 if TYPE_CHECKING:
-    from trainer.config import FitRecipe
-    from trainer.run import Dataset, Run
+    from trainer.engine.run import Dataset, Run
+    from trainer.recipe import FitRecipe
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -75,8 +75,8 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> FitRecipe:
-    from pipeline.recipe_file import read_recipe  # noqa: PLC0415 (after --help)
-    from trainer.config import FitRecipe  # noqa: PLC0415
+    from pipeline.runtime.recipe_file import read_recipe  # noqa: PLC0415 (after --help)
+    from trainer.recipe import FitRecipe  # noqa: PLC0415
 
     recipe = read_recipe(FitRecipe, options.recipe, options.set)
     if options.shards is not None:
@@ -92,9 +92,9 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
 def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
     """The stages and datasets of a recipe. Raises UserError for all that can be refused before any work."""
     from pipeline.errors import RecipeError  # noqa: PLC0415
-    from trainer.config import find_datasets  # noqa: PLC0415
-    from trainer.overlap import check_disjoint  # noqa: PLC0415
-    from trainer.presence import check_present  # noqa: PLC0415
+    from trainer.engine.overlap import check_disjoint  # noqa: PLC0415
+    from trainer.engine.presence import check_present  # noqa: PLC0415
+    from trainer.recipe import find_datasets  # noqa: PLC0415
     from trainer.stages import STAGES, chosen_stages  # noqa: PLC0415
 
     names = chosen_stages(recipe.stages)
@@ -116,7 +116,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
 
 def plan_text(recipe: FitRecipe) -> str:
     """The resolved recipe as JSON, the datasets, and what is there of each stage. Writes nothing."""
-    from trainer.checkpoint import read_values  # noqa: PLC0415
+    from trainer.engine.checkpoint import read_values  # noqa: PLC0415
 
     names, datasets = _checked(recipe)
     lines = [recipe.model_dump_json(indent=2)]
@@ -137,10 +137,10 @@ def run_stages(recipe: FitRecipe) -> int:
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from trainer.gather import leave  # noqa: PLC0415
-    from trainer.run import Run, locked, make_fabric, save_recipe  # noqa: PLC0415
+    from trainer.engine.ranks import leave  # noqa: PLC0415
+    from trainer.engine.run import Run, locked, make_fabric, save_recipe  # noqa: PLC0415
+    from trainer.engine.stats import Display, Stats  # noqa: PLC0415
     from trainer.stages import STAGES  # noqa: PLC0415
-    from trainer.stats import Display, Stats  # noqa: PLC0415
 
     names, datasets = _checked(recipe)
     fabric = make_fabric(recipe.run)

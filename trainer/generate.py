@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ClipError, OutputError, RecipeError, UserError
-from pipeline.process_folder import system_folder
+from pipeline.runtime.process_folder import system_folder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from trainer.contact_sheet import SheetRow
     from trainer.model.sound_video import SoundVideoModel
-    from trainer.sound_to_video import GenerateSettings
+    from trainer.rendering.contact_sheet import SheetRow
+    from trainer.rendering.sound_to_video import GenerateSettings
 
 SUFFIX = ".mp4"
 OTHER_VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".webm")
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     _check_outputs(jobs, options.sheet, overwrite=options.overwrite)
     settings = _settings({name: getattr(options, name) for name in SETTINGS})
     model, settings = _model(options, settings)
-    from trainer.contact_sheet import MAX_ROWS, write_sheet  # noqa: PLC0415 (after what can be refused)
+    from trainer.rendering.contact_sheet import MAX_ROWS, write_sheet  # noqa: PLC0415 (after what can be refused)
 
     rows: list[SheetRow] = []
     num_failed = 0
@@ -149,8 +149,8 @@ def _settings(given: Mapping[str, Any]) -> GenerateSettings:
     """Raises RecipeError, all problems at once, each with its option."""
     from pydantic import ValidationError  # noqa: PLC0415 (after --help)
 
-    from pipeline.recipe_file import problems_of  # noqa: PLC0415
-    from trainer.sound_to_video import GenerateSettings  # noqa: PLC0415
+    from pipeline.runtime.recipe_file import problems_of  # noqa: PLC0415
+    from trainer.rendering.sound_to_video import GenerateSettings  # noqa: PLC0415
 
     try:
         return GenerateSettings.model_validate({name: value for name, value in given.items() if value is not None})
@@ -175,10 +175,10 @@ def _model(options: argparse.Namespace, settings: GenerateSettings) -> tuple[Sou
 
 def _make(job: Job, model: SoundVideoModel, settings: GenerateSettings) -> SheetRow:
     """Writes a video; the row that shows it. Raises MediaError for a sound that cannot be used."""
-    from trainer.contact_sheet import SheetRow, shown_frames, tile  # noqa: PLC0415
-    from trainer.sound_file import open_sound  # noqa: PLC0415
-    from trainer.sound_to_video import frames_of, hear, num_frames_of, styles_of  # noqa: PLC0415
-    from trainer.video_writer import write_video  # noqa: PLC0415
+    from trainer.rendering.contact_sheet import SheetRow, shown_frames, tile  # noqa: PLC0415
+    from trainer.rendering.sound_file import open_sound  # noqa: PLC0415
+    from trainer.rendering.sound_to_video import frames_of, hear, num_frames_of, styles_of  # noqa: PLC0415
+    from trainer.rendering.video_writer import write_video  # noqa: PLC0415
 
     sound = open_sound(job.sound)
     heard = hear(model, sound, settings.seconds)

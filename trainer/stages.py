@@ -6,24 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import RecipeError
-from trainer.align import NAME as ALIGN
-from trainer.align import fit_align
-from trainer.align_settings import check_align
-from trainer.config import FitRecipe
-from trainer.invert import NAME as INVERT
-from trainer.invert import fit_invert
-from trainer.invert_settings import check_invert, check_student, generator_px
-from trainer.loop import Ended
-from trainer.prior import NAME as PRIOR
-from trainer.prior import fit_prior
-from trainer.prior_settings import check_prior, generator_config
-from trainer.run import Run
-from trainer.stats import Display
-from trainer.student_stage import NAME as STUDENT
-from trainer.student_stage import fit_student
-from trainer.video import NAME as VIDEO
-from trainer.video import fit_video
-from trainer.video_settings import check_video
+from trainer.align.settings import check_align
+from trainer.align.stage import NAME as ALIGN
+from trainer.align.stage import fit_align
+from trainer.engine.loop import Ended
+from trainer.engine.run import Run
+from trainer.engine.stats import Display
+from trainer.invert.settings import check_invert, check_student, generator_px
+from trainer.invert.stage import NAME as INVERT
+from trainer.invert.stage import fit_invert
+from trainer.invert.student_stage import NAME as STUDENT
+from trainer.invert.student_stage import fit_student
+from trainer.prior.settings import check_prior, generator_config
+from trainer.prior.stage import NAME as PRIOR
+from trainer.prior.stage import fit_prior
+from trainer.recipe import FitRecipe
+from trainer.video.settings import check_video
+from trainer.video.stage import NAME as VIDEO
+from trainer.video.stage import fit_video
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-import pipeline.processor  # noqa: F401 - before any network computes
+import pipeline.runtime.processor  # noqa: F401 - before any network computes
 from pipeline.errors import EncoderError
 
 Precision = Literal["fp32", "bf16", "fp16"]

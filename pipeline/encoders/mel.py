@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.errors import MediaError
-from pipeline.numba_cache import provide_numba_cache
+from pipeline.runtime.numba_cache import provide_numba_cache
 from pipeline.settings import Settings
 
 MIN_POWER = 1e-10

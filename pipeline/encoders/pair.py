@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, model_validator
 
-from pipeline.agreement import mean_embedding
+from pipeline.agreement.measures import mean_embedding
 from pipeline.encoders.weights import file_sha256, is_url, resolve_weights
 from pipeline.errors import EncoderError
 from pipeline.schema import stable_hash
@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     from pipeline.encoders.device import Running
     from pipeline.encoders.picture import PictureEncoder
-    from pipeline.encoders.small import SmallPictureEncoder
+    from pipeline.encoders.small.towers import SmallPictureEncoder
     from pipeline.encoders.sound import SoundEncoder
 
 _PACKAGED_FOLDER = Path(__file__).parent / "small"
@@ -175,7 +175,7 @@ def check_settings(settings: EncoderPairSettings, field: str = "encoders") -> No
 
 def _check_tower(settings: EncoderPairSettings, side: str, field: str) -> int | None:
     """Its width. None: it is not known before the tower is fetched."""
-    from pipeline.encoders.small import read_config  # noqa: PLC0415
+    from pipeline.encoders.small.towers import read_config  # noqa: PLC0415
 
     weights = _weights(settings, side)
     if is_url(weights):
@@ -264,7 +264,7 @@ def _picture_path(settings: EncoderPairSettings, cache_dir: Path | None, field: 
 
 def _picture_id(settings: EncoderPairSettings, sha256: str) -> str:
     if settings.picture_model == SMALL_MODEL:
-        from pipeline.encoders.small import small_id  # noqa: PLC0415
+        from pipeline.encoders.small.towers import small_id  # noqa: PLC0415
 
         return small_id("picture", sha256)
     from pipeline.encoders.picture import picture_id  # noqa: PLC0415
@@ -273,7 +273,7 @@ def _picture_id(settings: EncoderPairSettings, sha256: str) -> str:
 
 
 def _find_small(settings: EncoderPairSettings, cache_dir: Path | None, field: str) -> PairFiles:
-    from pipeline.encoders.small import small_id  # noqa: PLC0415
+    from pipeline.encoders.small.towers import small_id  # noqa: PLC0415
 
     picture_path, sound_path = (
         _packaged_or(resolve_weights, settings, side, cache_dir, f"{field}.{side}_weights")
@@ -368,7 +368,7 @@ def _load_picture(
     settings: EncoderPairSettings, files: PairFiles, running: Running
 ) -> PictureEncoder | SmallPictureEncoder:
     if settings.picture_model == SMALL_MODEL:
-        from pipeline.encoders.small import SmallPictureEncoder  # noqa: PLC0415
+        from pipeline.encoders.small.towers import SmallPictureEncoder  # noqa: PLC0415
 
         return SmallPictureEncoder(files.picture_path, files.picture_sha256, settings.num_threads)
     from pipeline.encoders.picture import PictureEncoder  # noqa: PLC0415
@@ -384,7 +384,7 @@ def _load_picture(
 
 
 def _load_small(settings: EncoderPairSettings, files: PairFiles, field: str) -> EncoderPair:
-    from pipeline.encoders.small import SmallPictureEncoder, SmallSoundEncoder  # noqa: PLC0415
+    from pipeline.encoders.small.towers import SmallPictureEncoder, SmallSoundEncoder  # noqa: PLC0415
 
     with _naming(settings, "picture", f"{field}.picture_weights"):
         picture = SmallPictureEncoder(files.picture_path, files.picture_sha256, settings.num_threads)

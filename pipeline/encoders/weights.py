@@ -21,10 +21,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.bounded import copy_bounded, reading_failures
-from pipeline.download_errors import mask_secrets
 from pipeline.errors import EncoderError
-from pipeline.remote import Retries, retried
+from pipeline.fetch.errors import mask_secrets
+from pipeline.runtime.bounded import copy_bounded, reading_failures
+from pipeline.runtime.remote import Retries, retried
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

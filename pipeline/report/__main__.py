@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.errors import UserError
-from pipeline.interrupts import INTERRUPTED
+from pipeline.runtime.interrupts import INTERRUPTED
 
 
 def _make_parser() -> argparse.ArgumentParser:

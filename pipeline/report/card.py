@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.manifest import Manifest
-from pipeline.shard import FOLDER
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.shards import FOLDER
 
 NAME = "README.md"
 _SIZES = (

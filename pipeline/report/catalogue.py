@@ -1,7 +1,7 @@
 """What the report knows of each measure and each rule: names for people, units, and the judge's rules as data.
 
 The rules stand in the judge's order, and the first that says no names the reason: ``tests/pipeline/report`` holds them
-against :func:`pipeline.judge.judge_clip`.
+against :func:`pipeline.judge.rules.judge_clip`.
 """
 
 from __future__ import annotations

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import soundfile
 from pydantic import ValidationError
 
-from pipeline.clips import ClipSettings
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.shards import FOLDER
 from pipeline.errors import ClipError
-from pipeline.manifest import Manifest
-from pipeline.measure import MeasureSettings, measure_key
-from pipeline.previews import read_frames, read_sounds
-from pipeline.scenes import SceneSettings
-from pipeline.shard import FOLDER
-from pipeline.storage import Folder
+from pipeline.measure.clips import ClipSettings
+from pipeline.measure.previews import read_frames, read_sounds
+from pipeline.measure.scenes import SceneSettings
+from pipeline.measure.video import MeasureSettings, measure_key
+from pipeline.runtime.storage import Folder
 
 logger = logging.getLogger(__name__)
 

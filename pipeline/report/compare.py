@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.manifest import Manifest
+from pipeline.dataset.manifest import Manifest
 from pipeline.report.tables import Tables
 
 MAX_EXAMPLES = 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.manifest import Manifest
-from pipeline.samples_table import SAMPLES_NAME
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.tables import SAMPLES_NAME
 
 NAME = "croissant.json"
 _CONTEXT: dict[str, Any] = {

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.bugs import BUG, bug_note
-from pipeline.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.dataset.bugs import BUG, bug_note
+from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.dataset.tables import SAMPLES_NAME
 from pipeline.report.advice import about_reason
 from pipeline.report.catalogue import RULES, Thresholds, thresholds_of
 from pipeline.report.contents import classes, hours, shapes, sources, splits
@@ -16,8 +17,7 @@ from pipeline.report.leakage import leakage
 from pipeline.report.outcomes import Outcomes, read_outcomes, read_timings
 from pipeline.report.pairs import agreement_facts
 from pipeline.report.tables import Tables
-from pipeline.samples_table import SAMPLES_NAME
-from pipeline.storage import Folder
+from pipeline.runtime.storage import Folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.manifest import Manifest
+from pipeline.dataset.manifest import Manifest
 from pipeline.report.catalogue import MEASURES
 from pipeline.report.clip_files import ClipFiles, ClipPlace
 from pipeline.report.looks import FRAME_SIZE, NUM_FRAMES, SPECTRUM_SIZE, spectrum_of, strip_of

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from pipeline.decoding import Decoding, Picture
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ClipError
-from pipeline.manifest import Manifest
+from pipeline.measure.sound import SAMPLE_RATE_HZ
+from pipeline.media.decoding import Decoding, Picture
 from pipeline.report.clip_files import ClipFiles, ClipPlace, Frames, mono
-from pipeline.sound import SAMPLE_RATE_HZ
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import Field
 
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.tables import SAMPLES_NAME
 from pipeline.errors import OutputError, ReportError
-from pipeline.manifest import Manifest
-from pipeline.remote_folder import read_folder
 from pipeline.report import card, croissant
 from pipeline.report.catalogue import MEASURES, thresholds_of
 from pipeline.report.clip_files import ClipFiles
@@ -23,9 +23,9 @@ from pipeline.report.gallery import GallerySettings, gallery
 from pipeline.report.page import render
 from pipeline.report.tables import Tables, TableSettings
 from pipeline.report.whatif import for_page, what_if
-from pipeline.samples_table import SAMPLES_NAME
+from pipeline.runtime.remote_folder import read_folder
+from pipeline.runtime.storage import Folder
 from pipeline.settings import Settings
-from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline.bounded import reading_failures
-from pipeline.ledger import LEDGER_NAME, TIMINGS_NAME, entry_of
-from pipeline.records import WAITED
+from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, entry_of
+from pipeline.dataset.records import WAITED
 from pipeline.report.advice import about_failure
+from pipeline.runtime.bounded import reading_failures
+from pipeline.runtime.storage import Folder
 from pipeline.schema import State
-from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import Manifest
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.tables import EMBEDDINGS_NAME
 from pipeline.report.catalogue import Thresholds
 from pipeline.report.tables import Tables
-from pipeline.samples_table import EMBEDDINGS_NAME
-from pipeline.storage import Folder
+from pipeline.runtime.storage import Folder
 
 logger = logging.getLogger(__name__)
 

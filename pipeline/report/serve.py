@@ -24,10 +24,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import soundfile
 
+from pipeline.dataset.manifest import FILE_NAME
 from pipeline.errors import OutputError
-from pipeline.manifest import FILE_NAME
-from pipeline.ranges import byte_range
-from pipeline.remote_folder import read_folder
+from pipeline.measure.sound import SAMPLE_RATE_HZ
 from pipeline.report.clip_files import ClipFiles, ClipPlace, Part
 from pipeline.report.facts import read_manifest_if_any
 from pipeline.report.gallery import place_of, rows_of, title_of
@@ -36,8 +35,9 @@ from pipeline.report.make import FACTS_NAME, PAGE_NAME, make_report
 from pipeline.report.page import as_served
 from pipeline.report.query import Query, find
 from pipeline.report.tables import Tables
-from pipeline.sound import SAMPLE_RATE_HZ
-from pipeline.storage import Folder
+from pipeline.runtime.ranges import byte_range
+from pipeline.runtime.remote_folder import read_folder
+from pipeline.runtime.storage import Folder
 
 logger = logging.getLogger(__name__)
 

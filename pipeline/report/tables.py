@@ -17,12 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from pipeline.dataset.tables import SAMPLES_NAME
 from pipeline.errors import ReportError
-from pipeline.process_folder import temporary_folder
 from pipeline.report.catalogue import MEASURES
-from pipeline.samples_table import SAMPLES_NAME
+from pipeline.runtime.process_folder import temporary_folder
+from pipeline.runtime.storage import Folder
 from pipeline.settings import Settings
-from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class Tables:
 
 
 def cropped_share(width: int, height: int, left: int, top: int, right: int, bottom: int) -> float | None:
-    """Share of the picture between its black bars, rounded as :func:`pipeline.judge.judge_clip` rounds it."""
+    """Share of the picture between its black bars, rounded as :func:`pipeline.judge.rules.judge_clip` rounds it."""
     if width * height <= 0:
         return None
     return round((width - left - right) * (height - top - bottom) / (width * height), 4)

@@ -2,7 +2,7 @@
 
 Each rule gets a grid of thresholds (``steps``, the build's own among them), and each clip, for each rule, the one number
 ``code`` that tells at which steps it passes, so that the page compares small whole numbers and comes to what
-:func:`pipeline.judge.judge_clip` says at those thresholds, to the clip.
+:func:`pipeline.judge.rules.judge_clip` says at those thresholds, to the clip.
 
     at_least:  passes at step k when steps[k] <= value, that is k <  code
     at_most:   passes at step k when value <= steps[k], that is k >= code

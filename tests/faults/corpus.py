@@ -17,8 +17,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media import ffmpeg_path
-from pipeline.samples.video import write_video
+from pipeline.media.ffmpeg import ffmpeg_path
+from pipeline.synthetic.video import write_video
 from tests.footage import noise, shots
 
 SECONDS = 2.0

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.samples.video import write_video
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, shots
 
 PROJECT = Path(__file__).parents[2]
@@ -272,9 +272,9 @@ def run_rounds(
 
 def build(recipe: str) -> int:
     """The build without a flow; says when it begins."""
-    from pipeline.build import Build
-    from pipeline.progress import ignore
-    from pipeline.recipe import load_recipe
+    from pipeline.build.build import Build
+    from pipeline.build.recipe import load_recipe
+    from pipeline.events import ignore
 
     print(BEGUN, flush=True)  # noqa: T201
     running = Build(load_recipe(recipe))

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.build import Build
+from pipeline.build.build import Build
+from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.errors import NothingKeptError
-from pipeline.progress import ignore
-from pipeline.recipe import BuildRecipe, load_recipe
+from pipeline.events import ignore
 
 RECIPE = """
 name = "hostile"

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.bugs import BUG
+from pipeline.dataset.bugs import BUG
 from tests.faults.corpus import write_seeds
 from tests.faults.media_build import outcomes, recipe_for, run_build
 

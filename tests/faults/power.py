@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import Build
-from pipeline.progress import ignore
-from pipeline.recipe import load_recipe
-from pipeline.verify import verify
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.verify import verify
+from pipeline.events import ignore
 from tests.faults.kill import RECIPE, contents, write_videos
 
 

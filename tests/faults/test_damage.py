@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import Build
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.verify import verify
 from pipeline.errors import OutputError
-from pipeline.progress import ignore
-from pipeline.recipe import load_recipe
-from pipeline.verify import verify
+from pipeline.events import ignore
 from tests.faults.kill import RECIPE, Trial, contents, names_of, write_videos
 from tests.needs import LACKS
 

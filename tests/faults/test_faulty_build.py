@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import Build
-from pipeline.progress import ignore
-from pipeline.recipe import load_recipe
-from pipeline.samples.video import write_video
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.events import ignore
+from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decoding import MAX_SECONDS, Decoding
 from pipeline.errors import MediaError
+from pipeline.media.decoding import MAX_SECONDS, Decoding
 from tests.faults.corpus import atoms, lies, patched, truncations, write_bomb, write_corpus, write_seeds
 from tests.faults.media_build import outcomes, recipe_for, run_build
 from tests.faults.mutate import bad_outcomes, main, write_cases

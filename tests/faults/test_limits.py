@@ -17,20 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.download import fetch
-from pipeline.download_settings import DownloadSettings
+from pipeline.dataset.manifest import ShardRecord, read_manifest
+from pipeline.dataset.verify import verify
 from pipeline.encoders.weights import resolve_weights
 from pipeline.errors import DownloadError, EncoderError, ManifestError, ShardError, SourceListError
-from pipeline.manifest import ShardRecord, read_manifest
-from pipeline.remote import Remote, Retries
+from pipeline.fetch.download import fetch
+from pipeline.fetch.settings import DownloadSettings
+from pipeline.fetch.store import Store
+from pipeline.runtime.remote import Remote, Retries
+from pipeline.runtime.storage import Folder
 from pipeline.schema import Source
-from pipeline.sources import read_sources
-from pipeline.storage import Folder
-from pipeline.store import Store
-from pipeline.verify import verify
+from pipeline.sources.lists import read_sources
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.pipeline.test_manifest import TAR, build
-from trainer.shards import places_in
+from trainer.streaming.shards import places_in
 
 LIMIT = 1 << 20
 SHA256 = "0" * 64
@@ -76,16 +76,16 @@ def test_weights_of_fsspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("answer", [TOO_LARGE, ENDLESS], ids=["told", "endless"])
 def test_source_lists(server: FaultyServer, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.source_rows.MAX_LIST_BYTES", LIMIT)
+    monkeypatch.setattr("pipeline.sources.rows.MAX_LIST_BYTES", LIMIT)
     with pytest.raises(SourceListError, match=r"list\.csv: cannot be read: it has more than 1,048,576 bytes"):
         read_sources(server.serve("/list.csv", answer))
 
 
 def test_rows_of_a_source_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list.csv").write_text("url\n" + "".join(f"http://a.example/{n}.mp4\n" for n in range(4)))
-    monkeypatch.setattr("pipeline.sources.MAX_ROWS", 4)
+    monkeypatch.setattr("pipeline.sources.lists.MAX_ROWS", 4)
     assert len(read_sources(tmp_path / "list.csv").sources) == 4
-    monkeypatch.setattr("pipeline.sources.MAX_ROWS", 3)
+    monkeypatch.setattr("pipeline.sources.lists.MAX_ROWS", 3)
     with pytest.raises(SourceListError, match=r"list\.csv:5: more than 3 rows: divide them"):
         read_sources(tmp_path / "list.csv")
 
@@ -98,7 +98,7 @@ def test_a_parquet_list_that_unpacks_to_much_more(tmp_path: Path, monkeypatch: p
     assert [source.url for source in found.sources] == links[1:]
     assert found.problems[0].message == "the row is longer than 131,072 characters"
     assert len(found.problems[0].text) == 160
-    monkeypatch.setattr("pipeline.source_rows.MAX_GROUP_BYTES", 100_000)
+    monkeypatch.setattr("pipeline.sources.rows.MAX_GROUP_BYTES", 100_000)
     with pytest.raises(SourceListError, match=r"a row group of [\d,]+ bytes is too large to be read"):
         read_sources(tmp_path / "list.parquet")
 
@@ -106,7 +106,7 @@ def test_a_parquet_list_that_unpacks_to_much_more(tmp_path: Path, monkeypatch: p
 def test_a_page_that_unpacks_to_much_more(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.transfer.MAX_TEXT_BYTES", LIMIT)
+    monkeypatch.setattr("pipeline.fetch.transfer.MAX_TEXT_BYTES", LIMIT)
     packed = gzip.compress(b"<html><body>" + bytes(40 * LIMIT))
     assert len(packed) < LIMIT // 10
     url = server.serve("/page", Answer(body=packed, content_type="text/html", headers={"Content-Encoding": "gzip"}))
@@ -117,14 +117,14 @@ def test_a_page_that_unpacks_to_much_more(
 
 @pytest.mark.parametrize("answer", [TOO_LARGE, ENDLESS], ids=["told", "endless"])
 def test_manifests_and_indexes(server: FaultyServer, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.remote.MAX_BYTES", LIMIT)
+    monkeypatch.setattr("pipeline.runtime.remote.MAX_BYTES", LIMIT)
     server.serve("/set/manifest.json", answer)
     with pytest.raises(ManifestError, match="more than 1,048,576 bytes"):
         read_manifest(server.url("/set"), AT_ONCE)
 
 
 def test_a_manifest_that_unpacks_to_much_more(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.remote.MAX_BYTES", LIMIT)
+    monkeypatch.setattr("pipeline.runtime.remote.MAX_BYTES", LIMIT)
     packed = gzip.compress(bytes(40 * LIMIT))
     server.serve("/set/manifest.json", Answer(body=packed, headers={"Content-Encoding": "gzip"}))
     with pytest.raises(ManifestError, match="more than 1,048,576 bytes"):
@@ -144,7 +144,7 @@ def test_a_manifest_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "manifest.json").write_bytes(DEEP)
     with pytest.raises(ManifestError, match="it is not JSON"):
         read_manifest(tmp_path)
-    monkeypatch.setattr("pipeline.manifest.MAX_BYTES", len(DEEP) - 1)
+    monkeypatch.setattr("pipeline.dataset.manifest.MAX_BYTES", len(DEEP) - 1)
     with pytest.raises(ManifestError, match="cannot be read: it has more than 999,999 bytes"):
         read_manifest(tmp_path)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import media
-from pipeline.cut import CutSettings, Rendition, cut_clip
-from pipeline.decoding import Decoding
 from pipeline.errors import ClipError, MediaError
-from pipeline.facts import MediaFacts
-from pipeline.samples.video import write_video
+from pipeline.media import ffmpeg as media
+from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.decoding import Decoding
+from pipeline.media.facts import MediaFacts
 from pipeline.schema import Bars, Span
+from pipeline.synthetic.video import write_video
 from tests.faults.pointers import pointers
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.addresses import Reach, RefusedAddressError, is_public, named_places
-from pipeline.checking_proxy import CheckingProxy
-from pipeline.download import check_requirements, fetch
-from pipeline.download_settings import DownloadSettings
 from pipeline.errors import DownloadError, UserError
-from pipeline.media import ffmpeg_path, guarded
+from pipeline.fetch.addresses import Reach, RefusedAddressError, is_public, named_places
+from pipeline.fetch.checking_proxy import CheckingProxy
+from pipeline.fetch.download import check_requirements, fetch
+from pipeline.fetch.settings import DownloadSettings
+from pipeline.fetch.store import Store
+from pipeline.media.ffmpeg import ffmpeg_path, guarded
 from pipeline.schema import Fetched, Source
-from pipeline.store import Store
 from tests.faulty_server import Answer, FaultyServer
 
 # yt-dlp leaves the file of a playlist that broke off to the garbage collector

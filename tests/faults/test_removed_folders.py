@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import Build
+from pipeline.build.build import Build
+from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.errors import OutputError
-from pipeline.process_folder import _folder_below
-from pipeline.progress import Event, Listener, StageEvent, ignore
-from pipeline.recipe import BuildRecipe, load_recipe
+from pipeline.events import Event, Listener, StageEvent, ignore
+from pipeline.runtime.process_folder import _folder_below
 from tests.faults.kill import RECIPE, contents, write_videos
 
 

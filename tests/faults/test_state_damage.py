@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import Build
-from pipeline.manifest import read_manifest
-from pipeline.progress import Event, StageEvent
-from pipeline.recipe import load_recipe
-from pipeline.verify import verify
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.verify import verify
+from pipeline.events import Event, StageEvent
 from tests.faults.kill import RECIPE, contents, write_videos
 
 PACKED_ANEW = "shards.max_samples=2"
@@ -174,7 +174,9 @@ def test_shards_that_are_no_more_wanted_go_and_what_is_not_ours_stays(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.shard.ShardRecord", killed)  # the first thing that is done after a tar was written
+        patched.setattr(
+            "pipeline.dataset.shards.ShardRecord", killed
+        )  # the first thing that is done after a tar was written
         with pytest.raises(KeyboardInterrupt):
             run(dataset, clean, 'cut.renditions=[{name="32", short_side_px=32}]')
     assert list((dataset / "shards" / "32").iterdir())

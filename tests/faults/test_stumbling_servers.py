@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import calibration_command, ledger
+from pipeline.agreement import __main__ as calibration_command
+from pipeline.dataset import ledger
 from pipeline.encoders.weights import file_sha256, resolve_weights
 from pipeline.errors import EncoderError, ManifestError
-from pipeline.remote import Retries
-from pipeline.remote_folder import RemoteFolder, read_folder
 from pipeline.report.__main__ import main as report_main
-from pipeline.storage import Folder
+from pipeline.runtime.remote import Retries
+from pipeline.runtime.remote_folder import RemoteFolder, read_folder
+from pipeline.runtime.storage import Folder
 from tests import paired
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.reported import make_rows, write_dataset
@@ -42,7 +43,7 @@ def stumbling(body: bytes) -> list[Answer]:
 
 @pytest.fixture(autouse=True)
 def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.runtime.remote.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture(scope="module")

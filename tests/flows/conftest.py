@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.samples.catalogue import catalogue
-from pipeline.samples.render import render
+from pipeline.synthetic.catalogue import catalogue
+from pipeline.synthetic.render import render
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from flows.dataset_flow import build_dataset
 from flows.runners import is_remote, task_runner
-from pipeline.recipe import ExecutionSettings, load_recipe
+from pipeline.build.recipe import ExecutionSettings, load_recipe
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
 

@@ -22,10 +22,10 @@ from prefect.context import FlowRunContext
 
 from flows.dataset_flow import build_dataset
 from flows.logs import logs_in_run
-from pipeline.build import BuildSummary
+from pipeline.build.build import BuildSummary
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.verify import verify
 from pipeline.errors import NothingKeptError, RecipeError, SourceListError
-from pipeline.recipe import load_recipe
-from pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
 

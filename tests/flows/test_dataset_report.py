@@ -14,8 +14,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from flows.artifacts import Artifacts
 from flows.dataset_flow import build_dataset
 from flows.dataset_report import dataset_report, leave_report
+from pipeline.build.recipe import load_recipe
 from pipeline.errors import NothingKeptError, ReportError
-from pipeline.recipe import load_recipe
 from pipeline.report.make import Report
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")

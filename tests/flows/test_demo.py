@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows import demo
-from pipeline.samples.render import samples_locked
+from pipeline.synthetic.render import samples_locked
 
 PROJECT = Path(__file__).parents[2]
 

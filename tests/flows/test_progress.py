@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from flows.progress import Panel, Progress, Running, duration, line, shown
-from pipeline.progress import SourceEvent, StageEvent
+from pipeline.events import SourceEvent, StageEvent
 from pipeline.schema import State
 
 

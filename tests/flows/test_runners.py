@@ -11,8 +11,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.batches import is_transient
 from flows.runners import is_remote, run_in_window, task_runner
+from pipeline.build.recipe import ExecutionSettings
 from pipeline.errors import OutputError, TransientDownloadError, UserError
-from pipeline.recipe import ExecutionSettings
 
 
 def test_threads_are_the_default() -> None:

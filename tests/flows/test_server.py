@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from flows.server import api_url, check_port, free_port, is_healthy
+from pipeline.build.recipe import load_recipe
 from pipeline.errors import UserError
-from pipeline.recipe import load_recipe
 
 PROJECT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import get_current_settings
 
-from pipeline.verify import verify
+from pipeline.dataset.verify import verify
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.processes import needs_proc
 

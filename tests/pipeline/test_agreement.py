@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.agreement import AgreementSettings, ClassPrompts, agreement, class_measures, mean_embedding
+from pipeline.agreement.measures import AgreementSettings, ClassPrompts, agreement, class_measures, mean_embedding
 from pipeline.schema import AgreementMeasures
 
 
@@ -63,7 +63,7 @@ def test_unusable_embeddings_are_refused(frames, sound, message):
 
 def test_settings_and_agreement_import_without_torch():
     names = "[name in sys.modules for name in ('torch', 'librosa')]"
-    code = f"import sys, pipeline.agreement, pipeline.encoders.pair; print({names})"
+    code = f"import sys, pipeline.agreement.measures, pipeline.encoders.pair; print({names})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[False, False]"
 

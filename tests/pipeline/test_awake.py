@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.awake import awake_seconds, wait_awake
+from pipeline.runtime.awake import awake_seconds, wait_awake
 from tests.faulty_server import Answer, FaultyServer
 
 BUILD = """
 import sys, threading
 from pathlib import Path
 import ffmpeg
-from pipeline.download import fetch
-from pipeline.download_settings import DownloadSettings
-from pipeline.media import run_ffmpeg
+from pipeline.fetch.download import fetch
+from pipeline.fetch.settings import DownloadSettings
+from pipeline.media.ffmpeg import run_ffmpeg
 from pipeline.schema import Source
-from pipeline.store import Store
+from pipeline.fetch.store import Store
 
 folder, link = Path(sys.argv[1]), sys.argv[2]
 settings = DownloadSettings(timeout_seconds=7.0, stall_seconds=7.0, retries=0)
@@ -69,7 +69,7 @@ def test_neither_a_cut_nor_a_download_ends_because_the_build_was_stopped(
 
 def test_a_step_that_took_long_counts_for_twice_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("pipeline.awake.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.runtime.awake.time.monotonic", lambda: now[0])
     steps: list[float] = []
 
     def is_over(step_seconds: float) -> bool:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import Build
-from pipeline.manifest import read_manifest
-from pipeline.progress import ignore
-from pipeline.recipe import load_recipe
-from pipeline.samples.video import write_video
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.manifest import read_manifest
+from pipeline.events import ignore
+from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from pipeline.balance import BalanceItem, BalanceSettings, balance
+from pipeline.dataset.balance import BalanceItem, BalanceSettings, balance
 from pipeline.schema import Reason
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.build import RECIPE, _comparable, _measured
-from pipeline.recipe import load_recipe
-from pipeline.samples.video import write_video
+from pipeline.build.recipe import load_recipe
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, numbered_frames
 
 

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import source_run
-from pipeline.build import Build, BuildSummary
-from pipeline.download_errors import is_ours
+from pipeline.build import one_source as source_run
+from pipeline.build.build import Build, BuildSummary
+from pipeline.build.recipe import BuildRecipe
+from pipeline.dataset.ledger import main as ledger_main
+from pipeline.dataset.manifest import read_manifest
 from pipeline.encoders.mel import check_sound
 from pipeline.errors import OutputError
-from pipeline.ledger import main as ledger_main
-from pipeline.manifest import read_manifest
-from pipeline.measure import MeasuredVideo, measure_video
-from pipeline.progress import Event, SourceEvent, ignore
-from pipeline.recipe import BuildRecipe
+from pipeline.events import Event, SourceEvent, ignore
+from pipeline.fetch.errors import is_ours
+from pipeline.measure.video import MeasuredVideo, measure_video
 from pipeline.report.facts import gather
 from pipeline.report.tables import Tables
-from pipeline.samples.video import write_video
-from pipeline.storage import Folder
+from pipeline.runtime.storage import Folder
+from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
@@ -140,7 +140,7 @@ def test_a_long_run_may_go_on_and_the_next_version_tries_again(
     assert left(recipe) == set()
     again = recipe.model_copy(update={"execution": recipe.execution.model_copy(update={"try_failed_again": True})})
     assert left(again) == {"s00001"}
-    monkeypatch.setattr("pipeline.bugs.code_version", lambda: "another")
+    monkeypatch.setattr("pipeline.dataset.bugs.code_version", lambda: "another")
     assert left(recipe) == {"s00001"}
     monkeypatch.setattr(source_run, "measure_video", measure_video)
     assert "BUG" not in str(run(recipe).notes)

@@ -10,16 +10,16 @@ import fsspec
 import pytest
 import webdataset
 
-from pipeline.build import Build, BuildSummary
+from pipeline.build.build import Build, BuildSummary
+from pipeline.build.recipe import BuildRecipe, load_recipe
+from pipeline.dataset.manifest import main as manifest_main
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.verify import verify
 from pipeline.errors import NothingKeptError, OutputError, RecipeError, SourceListError, UserError
-from pipeline.installed import installed_version
-from pipeline.manifest import main as manifest_main
-from pipeline.manifest import read_manifest
-from pipeline.progress import Event, SourceEvent, StageEvent
-from pipeline.recipe import BuildRecipe, load_recipe
-from pipeline.samples.serve import serve_folder
-from pipeline.samples.video import write_video
-from pipeline.verify import verify
+from pipeline.events import Event, SourceEvent, StageEvent
+from pipeline.runtime.installed import installed_version
+from pipeline.synthetic.serve import serve_folder
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, shots
 
 RECIPE = """

@@ -18,14 +18,14 @@ import torch
 import webdataset
 from safetensors.torch import save_file
 
-from pipeline.agreement import NATURE_CLASSES
-from pipeline.build import Build
+from pipeline.agreement.measures import NATURE_CLASSES
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.manifest import read_manifest
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
 from pipeline.errors import EncoderError, NothingKeptError
-from pipeline.manifest import read_manifest
-from pipeline.progress import Event, StageEvent
-from pipeline.recipe import load_recipe
-from pipeline.samples.video import write_video
+from pipeline.events import Event, StageEvent
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, shots
 
 MODEL, WIDTH = "ViT-S-32-alt", 256

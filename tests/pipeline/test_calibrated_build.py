@@ -17,17 +17,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.build import Batch, Build, BuildSummary
-from pipeline.calibration import Calibration, read_calibration
-from pipeline.calibration_command import calibrate_dataset
+from pipeline.agreement.__main__ import calibrate_dataset
+from pipeline.agreement.calibration import Calibration, read_calibration
+from pipeline.build.build import Batch, Build, BuildSummary
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.verify import verify
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
 from pipeline.errors import CalibrationError, EncoderError, RecipeError
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.progress import Event, StageEvent
-from pipeline.recipe import load_recipe
-from pipeline.samples.video import write_video
-from pipeline.thresholds import AgreementRule
-from pipeline.verify import verify
+from pipeline.events import Event, StageEvent
+from pipeline.judge.thresholds import AgreementRule
+from pipeline.synthetic.video import write_video
 from tests.footage import noise
 
 NUM_SOURCES = 12

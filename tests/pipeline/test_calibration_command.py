@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.calibration import Calibration, calibrate, read_calibration
-from pipeline.calibration_command import calibrate_dataset, main
+from pipeline.agreement.__main__ import calibrate_dataset, main
+from pipeline.agreement.calibration import Calibration, calibrate, read_calibration
+from pipeline.dataset.manifest import Counts, Manifest, Rendition, read_manifest, write_manifest
+from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
+from pipeline.dataset.verify import verify
 from pipeline.errors import CalibrationError, ManifestError
-from pipeline.manifest import Counts, Manifest, Rendition, read_manifest, write_manifest
-from pipeline.samples_table import ClipRow, EmbeddingRow, write_embeddings, write_samples
+from pipeline.runtime.storage import Folder
 from pipeline.schema import Reason, State
-from pipeline.storage import Folder
-from pipeline.verify import verify
 
 NUM_CLIPS, WIDTH = 44, 8
 CLASSES = ("sea", "rain", "fire", "wind")

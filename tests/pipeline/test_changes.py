@@ -11,14 +11,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.build import Build, BuildSummary
-from pipeline.manifest import read_manifest
-from pipeline.progress import Event, SourceEvent, StageEvent, ignore
-from pipeline.recipe import BuildRecipe
-from pipeline.samples.video import write_video
-from pipeline.store import sha256_of
-from pipeline.validators import differ, of_details, of_headers
-from pipeline.verify import verify
+from pipeline.build.build import Build, BuildSummary
+from pipeline.build.recipe import BuildRecipe
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.verify import verify
+from pipeline.events import Event, SourceEvent, StageEvent, ignore
+from pipeline.fetch.store import sha256_of
+from pipeline.fetch.validators import differ, of_details, of_headers
+from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
@@ -127,7 +127,7 @@ def test_a_file_that_was_only_touched_is_read_once_and_not_done_again(
     def read(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("pipeline.passthrough.sha256_of", read)
+    monkeypatch.setattr("pipeline.fetch.passthrough.sha256_of", read)
     videos[2].unlink()  # what was made of it stays
     assert run(recipe)[1] == []
 

@@ -9,13 +9,13 @@ import scipy.signal
 import soundfile
 import soxr
 
-from pipeline.clips import ClipSettings
-from pipeline.cut import CutSettings, Rendition, cut_clip
-from pipeline.decoding import Decoding, Picture
-from pipeline.measure import MeasureSettings, measure_video
-from pipeline.media import apart, ffmpeg_path, probe
-from pipeline.samples.video import write_video
-from pipeline.scenes import SceneSettings
+from pipeline.measure.clips import ClipSettings
+from pipeline.measure.scenes import SceneSettings
+from pipeline.measure.video import MeasureSettings, measure_video
+from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.decoding import Decoding, Picture
+from pipeline.media.ffmpeg import apart, ffmpeg_path, probe
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
 SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")

@@ -5,8 +5,8 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
-from pipeline.clips import ClipSettings, split_scenes, windows
-from pipeline.scenes import scenes_between
+from pipeline.measure.clips import ClipSettings, split_scenes, windows
+from pipeline.measure.scenes import scenes_between
 from pipeline.schema import Span
 
 TIMES = [index / 25 for index in range(1000)]

@@ -10,13 +10,13 @@ import scipy.signal
 import soundfile
 import soxr
 
-from pipeline.cut import CutClip, CutSettings, Rendition, cut_clip, picture_size
-from pipeline.decoding import Decoding, Picture
 from pipeline.errors import MediaError, WorkerError
-from pipeline.facts import VideoFacts
-from pipeline.media import has_encoder, probe
-from pipeline.samples.video import write_video
+from pipeline.media.cut import CutClip, CutSettings, Rendition, cut_clip, picture_size
+from pipeline.media.decoding import Decoding, Picture
+from pipeline.media.facts import VideoFacts
+from pipeline.media.ffmpeg import has_encoder, probe
 from pipeline.schema import Bars, Span
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
 FRAME_MS = 1000 / FPS

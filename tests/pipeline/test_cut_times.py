@@ -9,12 +9,12 @@ import scipy.signal
 import soundfile
 import soxr
 
-from pipeline.cut import CutClip, CutSettings, Rendition, cut_clip
-from pipeline.decoding import Decoding, Picture
 from pipeline.errors import MediaError
-from pipeline.media import ffmpeg_path, probe
-from pipeline.samples.video import write_video
+from pipeline.media.cut import CutClip, CutSettings, Rendition, cut_clip
+from pipeline.media.decoding import Decoding, Picture
+from pipeline.media.ffmpeg import ffmpeg_path, probe
 from pipeline.schema import Bars, Span
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
 SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")

@@ -9,8 +9,15 @@ import pytest
 import scipy.signal
 from PIL import Image
 
-from pipeline.dedup import DedupSettings, Duplicates, Fingerprint, find_duplicates
-from pipeline.fingerprint import parse_picture, parse_sound, picture_distance, picture_hash, sound_distance, sound_hash
+from pipeline.dataset.dedup import DedupSettings, Duplicates, Fingerprint, find_duplicates
+from pipeline.measure.fingerprint import (
+    parse_picture,
+    parse_sound,
+    picture_distance,
+    picture_hash,
+    sound_distance,
+    sound_hash,
+)
 from pipeline.schema import Reason
 
 RATE = 16_000

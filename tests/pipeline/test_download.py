@@ -23,18 +23,18 @@ import numpy as np
 import pytest
 from fsspec.registry import known_implementations
 
-from pipeline import download
-from pipeline.cookies import warn_once
-from pipeline.download import check_requirements, fetch, fetch_key
-from pipeline.download_errors import clean, explain, mask_secrets
-from pipeline.download_settings import DownloadSettings
 from pipeline.errors import DownloadError, TransientDownloadError, UserError
-from pipeline.hosts import HostGate, host_of
-from pipeline.links import known_schemes
-from pipeline.media import ffmpeg_path
-from pipeline.provenance import provenance_of
+from pipeline.fetch import download
+from pipeline.fetch.cookies import warn_once
+from pipeline.fetch.download import check_requirements, fetch, fetch_key
+from pipeline.fetch.errors import clean, explain, mask_secrets
+from pipeline.fetch.hosts import HostGate, host_of
+from pipeline.fetch.provenance import provenance_of
+from pipeline.fetch.settings import DownloadSettings
+from pipeline.fetch.store import Store, sha256_of
+from pipeline.media.ffmpeg import ffmpeg_path
 from pipeline.schema import Fetched, Source
-from pipeline.store import Store, sha256_of
+from pipeline.sources.links import known_schemes
 from tests.faulty_server import Answer, Fault, FaultyServer
 
 QUICK = DownloadSettings(
@@ -223,7 +223,7 @@ def test_an_endless_body_ends_at_the_limit(server: FaultyServer, get: Get, store
 
 
 def test_an_endless_page_ends_too(server: FaultyServer, get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.transfer.MAX_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr("pipeline.fetch.transfer.MAX_TEXT_BYTES", 1 << 20)
     answer = Answer(body=HTML.replace(b"</body></html>", b"."), content_type="text/html", fault=Fault.ENDLESS)
     error = failure(get, server.serve("/a.mp4", answer), ONCE.model_copy(update={"max_bytes": None}))
     assert (error.code, str(error)) == ("not_media", f"a text of more than {1 << 20} bytes, not a video")
@@ -390,7 +390,7 @@ def test_a_host_that_says_429_again_and_again_is_paused_and_tried_later(
 ) -> None:
     hosts = HostGate(pause_after=3, pause_seconds=1000.0)
     now = 0.0
-    monkeypatch.setattr("pipeline.hosts.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("pipeline.fetch.hosts.time", SimpleNamespace(monotonic=lambda: now))
     refused = [server.serve(f"/{n}.mp4", Answer(status=429)) for n in range(5)]
     good = server.serve("/good.mp4", Answer(body=video))
 
@@ -459,7 +459,7 @@ def test_a_local_file_is_used_where_it_lies(
     assert store.total_bytes() == 0
     monkeypatch.chdir(tmp_path)
     assert get(path.name).path == str(path)
-    monkeypatch.setattr("pipeline.passthrough.sha256_of", lambda path: "hashed again")
+    monkeypatch.setattr("pipeline.fetch.passthrough.sha256_of", lambda path: "hashed again")
     assert get(str(path)).content_sha256 == fetched.content_sha256
     path.write_bytes(video + b"\0")
     assert get(str(path)).content_sha256 == "hashed again"
@@ -500,11 +500,11 @@ def test_links_that_nothing_can_fetch(get: Get) -> None:
 def test_a_full_disk_is_told(server: FaultyServer, video: bytes, tmp_path: Path) -> None:
     script = """
 import resource, sys
-from pipeline.download import fetch
-from pipeline.download_settings import DownloadSettings
+from pipeline.fetch.download import fetch
+from pipeline.fetch.settings import DownloadSettings
 from pipeline.errors import DownloadError
 from pipeline.schema import Source
-from pipeline.store import Store
+from pipeline.fetch.store import Store
 settings = DownloadSettings(backoff_seconds=0)
 with Store(sys.argv[2]) as store:
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))

@@ -19,14 +19,14 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from pipeline import embedder as embedders
-from pipeline.agreement import AgreementSettings
-from pipeline.embedder import Embedder, read_embeddings
+from pipeline.agreement.measures import AgreementSettings
+from pipeline.build import embedder as embedders
+from pipeline.build.embedder import Embedder, read_embeddings
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
 from pipeline.errors import EncoderError, HearscapeError, PreviewError, WorkerError
-from pipeline.previews import FrameRoll, PreviewSettings, read_frames
-from pipeline.storage import Folder
+from pipeline.measure.previews import FrameRoll, PreviewSettings, read_frames
+from pipeline.runtime.storage import Folder
 
 MODEL, WIDTH, RATE = "ViT-S-32-alt", 256, 44_100
 CLASSES = AgreementSettings(classes=("rain", "fire"))
@@ -240,9 +240,9 @@ def test_a_pair_that_embeds_no_words_costs_the_margin_alone(
     elsewhere = settings.model_copy(update={"picture_model": path.stem})
     monkeypatch.setattr(embedder, "_settings", elsewhere)
     state = Folder(tmp_path / "state")
-    with caplog.at_level(logging.WARNING, "pipeline.embedder"):
+    with caplog.at_level(logging.WARNING, "pipeline.build.embedder"):
         assert [embedder.prompts(CLASSES, state) for _ in range(3)] == [None] * 3
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.embedder"]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.build.embedder"]
     assert (
         "margins over other classes are not measured: the tokenizer of tokenizer-elsewhere is not on this machine"
         in told

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import media
-from pipeline.build import Build, BuildPlan, BuildSummary
-from pipeline.download_settings import DownloadSettings
+from pipeline.build.build import Build, BuildPlan, BuildSummary
+from pipeline.build.recipe import load_recipe
 from pipeline.errors import DownloadError, NothingKeptError
-from pipeline.fetch_failures import FetchFailures
-from pipeline.progress import ignore
-from pipeline.recipe import load_recipe
-from pipeline.samples.video import write_video
-from pipeline.storage import Folder
+from pipeline.events import ignore
+from pipeline.fetch.failures import FetchFailures
+from pipeline.fetch.settings import DownloadSettings
+from pipeline.media import ffmpeg as media
+from pipeline.runtime.storage import Folder
+from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audioset import EXCLUDE, NATURE, Ontology, read_ontology, split_of
-from pipeline.class_names import choose_classes
 from pipeline.errors import SourceListError
-from pipeline.importers import (
+from pipeline.importers.__main__ import (
     VGGSOUND_NATURE,
     Imported,
     import_audioset,
@@ -19,9 +17,11 @@ from pipeline.importers import (
     import_vggsound,
     main,
 )
-from pipeline.landscape import times_in_link
+from pipeline.importers.audioset import EXCLUDE, NATURE, Ontology, read_ontology, split_of
+from pipeline.importers.landscape import times_in_link
 from pipeline.schema import Source
-from pipeline.sources import read_sources
+from pipeline.sources.class_names import choose_classes
+from pipeline.sources.lists import read_sources
 
 WATCH = "https://www.youtube.com/watch?v="
 

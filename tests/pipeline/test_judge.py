@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.facts import MediaFacts, SoundFacts, VideoFacts
-from pipeline.judge import Judge, JudgeSettings, ProbeSettings, judge_clip, judge_file
+from pipeline.judge.rules import Judge, JudgeSettings, ProbeSettings, judge_clip, judge_file
+from pipeline.judge.thresholds import AgreementRule
+from pipeline.media.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Verdict
-from pipeline.thresholds import AgreementRule
 
 VIDEO = VideoFacts("h264", 1280, 720, 25.0, 30.0, 0, 1.0, "yuv420p", is_hdr=False, interlaced=False)
 FACTS = MediaFacts("mov", 30.0, VIDEO, SoundFacts("aac", 48_000, 2, 30.0))

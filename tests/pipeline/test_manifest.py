@@ -18,8 +18,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline.errors import ManifestError
-from pipeline.manifest import (
+from pipeline.dataset.manifest import (
     Counts,
     Manifest,
     Rendition,
@@ -31,11 +30,12 @@ from pipeline.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.samples_table import ClipRow, EmbeddingRow, write_embeddings, write_samples
+from pipeline.dataset.shards import Sample, SampleContent, ShardSettings, member_names, plan_shards, write_shard
+from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
+from pipeline.dataset.verify import verify
+from pipeline.errors import ManifestError
+from pipeline.runtime.storage import Folder
 from pipeline.schema import Reason, State
-from pipeline.shard import Sample, SampleContent, ShardSettings, member_names, plan_shards, write_shard
-from pipeline.storage import Folder
-from pipeline.verify import verify
 
 RENDITIONS = ("1080", "256")
 KEYS = {f"s{i:02d}_00000000_00010000": "test" if i % 4 == 0 else "train" for i in range(12)}
@@ -234,7 +234,7 @@ def test_datasets_are_found_read_and_verified_by_url():
 def test_reading_a_manifest_needs_nothing_heavy(pristine: Path):
     program = f"""
 import sys
-from pipeline.manifest import find_manifests, read_manifest
+from pipeline.dataset.manifest import find_manifests, read_manifest
 read_manifest(find_manifests({str(pristine)!r})[0])
 print([name for name in ("torch", "webdataset", "pyarrow", "numpy", "fsspec", "rich") if name in sys.modules])
 """

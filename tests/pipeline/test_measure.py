@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.clips import ClipSettings
 from pipeline.errors import MediaError
-from pipeline.measure import MeasuredVideo, MeasureSettings, measure_key, measure_versions, measure_video
-from pipeline.media import probe
-from pipeline.previews import PreviewSettings, read_frames, read_sounds
-from pipeline.samples.video import write_video
-from pipeline.scenes import SceneSettings
+from pipeline.measure.clips import ClipSettings
+from pipeline.measure.previews import PreviewSettings, read_frames, read_sounds
+from pipeline.measure.scenes import SceneSettings
+from pipeline.measure.video import MeasuredVideo, MeasureSettings, measure_key, measure_versions, measure_video
+from pipeline.media.ffmpeg import probe
 from pipeline.schema import Span
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, number_in, numbered_frames, shots
 
 

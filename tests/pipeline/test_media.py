@@ -10,11 +10,11 @@ import ffmpeg
 import numpy as np
 import pytest
 
-from pipeline import media
-from pipeline.decoding import Decoding, Picture, SoundBlock
 from pipeline.errors import MediaError, WorkerError
-from pipeline.memory import IS_SUPPORTED
-from pipeline.samples.video import write_video
+from pipeline.media import ffmpeg as media
+from pipeline.media.decoding import Decoding, Picture, SoundBlock
+from pipeline.runtime.memory import IS_SUPPORTED
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, HEIGHT, WIDTH, noise, number_in, numbered_frames
 
 
@@ -134,7 +134,7 @@ def test_a_name_is_never_an_option_or_a_pattern(tmp_path: Path, name: str) -> No
 
 ENDLESS = """
 import sys, ffmpeg
-from pipeline import media
+from pipeline.media import ffmpeg as media
 media.run_ffmpeg(ffmpeg.output(ffmpeg.input("color=s=1280x720", f="lavfi"), sys.argv[1], vcodec="mpeg4", flush_packets=1))
 """
 

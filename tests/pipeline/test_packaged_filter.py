@@ -7,15 +7,15 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from pipeline.build import Build
-from pipeline.calibration import read_calibration
+from pipeline.agreement.calibration import read_calibration
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.encoders.pair import packaged_calibration
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.recipe import load_recipe
-from pipeline.samples.catalogue import SampleSpec, SceneSpec, SoundSpec, catalogue
-from pipeline.samples.render import render
-from pipeline.samples.sounds import NATURE_KINDS
 from pipeline.schema import Reason
+from pipeline.synthetic.catalogue import SampleSpec, SceneSpec, SoundSpec, catalogue
+from pipeline.synthetic.render import render
+from pipeline.synthetic.sounds import NATURE_KINDS
 
 SECONDS = 4.2
 RATE = 0.1

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.decoding import Decoding, Picture
-from pipeline.picture import PictureSettings, PictureTrack, find_bars
-from pipeline.samples.video import write_video
+from pipeline.measure.picture import PictureSettings, PictureTrack, find_bars
+from pipeline.media.decoding import Decoding, Picture
 from pipeline.schema import Bars, PictureMeasures
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, shots
 
 Frame = npt.NDArray[np.uint8]

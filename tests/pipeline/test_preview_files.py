@@ -6,8 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.preview_files import PreviewFiles
-from pipeline.storage import Folder
+from pipeline.measure.preview_files import PreviewFiles
+from pipeline.runtime.storage import Folder
 
 KEYS = [f"{number:02d}key" for number in range(6)]
 SIZE = 1000

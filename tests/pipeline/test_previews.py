@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.decoding import SoundBlock
-from pipeline.previews import save_sound
-from pipeline.sound import SAMPLE_RATE_HZ, SoundTrack
+from pipeline.measure.previews import save_sound
+from pipeline.measure.sound import SAMPLE_RATE_HZ, SoundTrack
+from pipeline.media.decoding import SoundBlock
 
 
 @pytest.fixture

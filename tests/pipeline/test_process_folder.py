@@ -14,7 +14,7 @@ PROJECT = Path(__file__).parents[2]
 USER = f"hearscape-{os.getuid()}"
 BEGIN = (
     "import os, sys\n"
-    "from pipeline.process_folder import temporary_folder\n"
+    "from pipeline.runtime.process_folder import temporary_folder\n"
     "(temporary_folder() / 'left').write_text('x')\n"
     "print(temporary_folder(), flush=True)\n"
 )
@@ -75,8 +75,8 @@ def test_sockets_have_short_paths(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 50)
     deep.mkdir()
     then = (
-        "from pipeline.process_folder import socket_folder\n"
-        "from pipeline.workers import Workers\n"
+        "from pipeline.runtime.process_folder import socket_folder\n"
+        "from pipeline.runtime.workers import Workers\n"
         "print(socket_folder().parent)\n"
         "Workers(1).close()\n"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.ranges import byte_range
+from pipeline.runtime.ranges import byte_range
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.build.finish import manifest_recipe
+from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.errors import RecipeError
-from pipeline.finish import manifest_recipe
-from pipeline.recipe import BuildRecipe, load_recipe
+from pipeline.judge.thresholds import AgreementRule
 from pipeline.settings import Settings
-from pipeline.thresholds import AgreementRule
 
 ROOT = Path(__file__).parents[2]
 FILES = [*(ROOT / "manifests" / "recipes").glob("*.toml"), *(ROOT / "benchmarks").glob("*.toml")]

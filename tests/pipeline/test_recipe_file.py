@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from pipeline.errors import RecipeError
-from pipeline.recipe_file import read_recipe
+from pipeline.runtime.recipe_file import read_recipe
 from pipeline.settings import Settings
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.records import DoneRecords, Ending, Entry, SourceRecord
 from pipeline.errors import DamagedStateError
-from pipeline.records import DoneRecords, Ending, Entry, SourceRecord
+from pipeline.runtime.storage import Folder
 from pipeline.schema import Failure, Reason, Source, State
-from pipeline.storage import Folder
 
 
 class CountingFolder(Folder):

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.clips import ClipSettings
-from pipeline.measure import MeasuredClip, MeasureSettings, measure_video
-from pipeline.media import probe
-from pipeline.rhythm_match import FLOOR_DB, MAX_LAG_STEPS, STEP_SECONDS, envelope_db, on_grid, rhythm_match
-from pipeline.samples.video import write_video
-from pipeline.scenes import SceneSettings
+from pipeline.measure.clips import ClipSettings
+from pipeline.measure.rhythm import FLOOR_DB, MAX_LAG_STEPS, STEP_SECONDS, envelope_db, on_grid, rhythm_match
+from pipeline.measure.scenes import SceneSettings
+from pipeline.measure.video import MeasuredClip, MeasureSettings, measure_video
+from pipeline.media.ffmpeg import probe
 from pipeline.schema import TimeMeasures
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, shots
 
 FLASHES = (1.2, 2.9, 4.1, 6.6, 8.3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.roc import PairScores, auc, intervals, roc, threshold_at
+from pipeline.agreement.roc import PairScores, auc, intervals, roc, threshold_at
 
 
 def test_the_area_is_the_share_of_pairs_in_the_right_order_ties_counting_half() -> None:

@@ -21,16 +21,16 @@ from scipy import signal
 from silero_vad.sequence_vad import SileroVADSequence
 
 from pipeline.errors import MediaError
-from pipeline.samples import rhythm
-from pipeline.samples.__main__ import main
-from pipeline.samples.catalogue import Encoding, SampleSpec, SceneSpec, SoundSpec, catalogue
-from pipeline.samples.pictures import PAINTERS, scene_frames
-from pipeline.samples.render import numpy_of_all_processors, render, render_catalogue, spec_frames
-from pipeline.samples.serve import serve_folder
-from pipeline.samples.sounds import NATURE_KINDS, nature_sound
-from pipeline.samples.video import write_video
-from pipeline.samples.voices import music_sound, speech_sound
 from pipeline.schema import Bars, Reason
+from pipeline.synthetic import rhythm
+from pipeline.synthetic.__main__ import main
+from pipeline.synthetic.catalogue import Encoding, SampleSpec, SceneSpec, SoundSpec, catalogue
+from pipeline.synthetic.pictures import PAINTERS, scene_frames
+from pipeline.synthetic.render import numpy_of_all_processors, render, render_catalogue, spec_frames
+from pipeline.synthetic.serve import serve_folder
+from pipeline.synthetic.sounds import NATURE_KINDS, nature_sound
+from pipeline.synthetic.video import write_video
+from pipeline.synthetic.voices import music_sound, speech_sound
 
 SPECS = {spec.name: spec for spec in catalogue()}
 
@@ -292,7 +292,7 @@ def test_a_folder_is_rendered_once_and_mended_where_it_is_not_whole(tmp_path):
 
 def test_the_command_writes_a_source_list_with_quoted_links(tmp_path, monkeypatch, capsys):
     pier = replace(SPECS["ocean_pier"], scenes=(SceneSpec("ocean", 0.4, 8),), width=160, height=90)
-    monkeypatch.setattr("pipeline.samples.__main__.catalogue", lambda: (pier, SPECS["html"]))
+    monkeypatch.setattr("pipeline.synthetic.__main__.catalogue", lambda: (pier, SPECS["html"]))
     main([str(tmp_path), "--base-url", "http://127.0.0.1:9/s", "--only", "ocean_pier", "--workers", "1"])
     assert capsys.readouterr().out.startswith("1 samples in ")
     with (tmp_path / "sources.csv").open(newline="") as file:

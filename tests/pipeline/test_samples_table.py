@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import samples_table
-from pipeline.samples_table import ClipRow, EmbeddingRow, read_table, samples_schema, write_embeddings, write_samples
+from pipeline.dataset import tables as samples_table
+from pipeline.dataset.tables import ClipRow, EmbeddingRow, read_table, samples_schema, write_embeddings, write_samples
+from pipeline.runtime.storage import Folder
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, State, TimeMeasures
-from pipeline.storage import Folder
 
 
 def measures(kind: type, seed: int):

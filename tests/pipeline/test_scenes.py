@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.errors import EncoderError
-from pipeline.scenes import FlashMemory, SceneSettings, check_detector, open_detector
+from pipeline.measure.scenes import FlashMemory, SceneSettings, check_detector, open_detector
 from tests.footage import FPS, shots
 
 Frames = list[npt.NDArray[np.uint8]]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipeline.shard import (
+from pipeline.dataset.shards import (
     Sample,
     SampleContent,
     ShardPlan,
@@ -27,7 +27,7 @@ from pipeline.shard import (
     remove_other_shards,
     write_shard,
 )
-from pipeline.storage import Folder
+from pipeline.runtime.storage import Folder
 
 
 def sample(i: int, split: str = "train", num_bytes: int = 100, content_id: str = "x") -> Sample:

@@ -12,11 +12,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
-from pipeline.agreement import agreement
+from pipeline.agreement.measures import agreement
 from pipeline.encoders import pair as pairs
-from pipeline.encoders import small_trunks
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, check_settings, find_files, load_pair
-from pipeline.encoders.small import (
+from pipeline.encoders.small import trunks as small_trunks
+from pipeline.encoders.small.towers import (
     FEATURES_VERSION,
     PACKAGED,
     SmallConfig,
@@ -26,12 +26,12 @@ from pipeline.encoders.small import (
     read_config,
     save_tower,
 )
-from pipeline.encoders.small_trunks import TAGS_OF_CLASS, TRUNKS, magnitude_mel, picture_features, sound_features, trunk
+from pipeline.encoders.small.trunks import TAGS_OF_CLASS, TRUNKS, magnitude_mel, picture_features, sound_features, trunk
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
 from pipeline.encoders.weights import file_sha256
 from pipeline.errors import EncoderError, MediaError
-from pipeline.samples.pictures import scene_frames
-from pipeline.samples.sounds import NATURE_KINDS, nature_sound
+from pipeline.synthetic.pictures import scene_frames
+from pipeline.synthetic.sounds import NATURE_KINDS, nature_sound
 
 RATE = 44_100
 SEED = 77  # neither the catalogue's nor one that the pair learned from

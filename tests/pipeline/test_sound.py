@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.decoding import SoundBlock
-from pipeline.sound import (
+from pipeline.measure.sound import (
     SAMPLE_RATE_HZ,
     Samples,
     SoundTrack,
@@ -19,6 +18,7 @@ from pipeline.sound import (
     silent_share,
     to_mono,
 )
+from pipeline.media.decoding import SoundBlock
 from tests.footage import noise, tone
 
 

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceListError
-from pipeline.links import canonical_url, youtube_id
 from pipeline.schema import KEY_PATTERN, Source, flat
-from pipeline.source_cells import key_like, parse_time
-from pipeline.sources import (
+from pipeline.sources.cells import key_like, parse_time
+from pipeline.sources.links import canonical_url, youtube_id
+from pipeline.sources.lists import (
     SourceList,
     read_source_lists,
     read_sources,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 CODE = (
     "import os, numpy as np\n"
-    "from pipeline.speech import voice_detector\n"
+    "from pipeline.measure.speech import voice_detector\n"
     "print(voice_detector().probabilities(np.zeros(1024, np.float32)).shape)\n"
 )
 

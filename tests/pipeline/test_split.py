@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
+from pipeline.dataset.split import SplitItem, SplitSettings, assign_splits
 from pipeline.errors import UserError
-from pipeline.split import SplitItem, SplitSettings, assign_splits
 
 SETTINGS = SplitSettings(train=0.8, validation=0.1, test=0.1)
 

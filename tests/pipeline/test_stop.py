@@ -15,15 +15,15 @@ from pathlib import Path
 import ffmpeg
 import pytest
 
-from pipeline import media
-from pipeline.build import Build
+from pipeline.build.build import Build
+from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.errors import StoppedError, WorkerError
-from pipeline.hosts import HostGate
-from pipeline.media import run_ffmpeg
-from pipeline.progress import Event
-from pipeline.recipe import BuildRecipe, load_recipe
-from pipeline.samples.video import write_video
-from pipeline.stop import Stop
+from pipeline.events import Event
+from pipeline.fetch.hosts import HostGate
+from pipeline.media import ffmpeg as media
+from pipeline.media.ffmpeg import run_ffmpeg
+from pipeline.runtime.stop import Stop
+from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 from tests.processes import all_processes, needs_proc, read_process
@@ -268,7 +268,7 @@ def test_a_gate_lets_go_of_those_who_wait() -> None:
 
 
 def test_the_child_processes_of_a_download_are_out_of_ctrl_c_s_reach() -> None:
-    from pipeline.download import _yt_dlp
+    from pipeline.fetch.download import _yt_dlp
 
     with _yt_dlp().utils.Popen(["sleep", "60"]) as process:
         assert os.getpgid(process.pid) == process.pid

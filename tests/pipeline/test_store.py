@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import OutputError
+from pipeline.fetch.store import Store
 from pipeline.schema import Fetched
-from pipeline.store import Store
 
 KEYS = [f"{number:040x}" for number in range(100)]
 
@@ -211,7 +211,7 @@ def test_many_threads_add_find_and_release(tmp_path: Path) -> None:
 PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.store import Store
+from pipeline.fetch.store import Store
 store = Store(sys.argv[1], budget_bytes=1000)
 """
 ADDER = (

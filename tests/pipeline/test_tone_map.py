@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.cut import CutSettings, Rendition, cut_clip
-from pipeline.decoding import Decoding, Picture
-from pipeline.media import probe
-from pipeline.samples.video import write_video
+from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.decoding import Decoding, Picture
+from pipeline.media.ffmpeg import probe
+from pipeline.media.tone_map import PQ, light_of
 from pipeline.schema import Bars, Span
-from pipeline.tone_map import PQ, light_of
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise
 
 SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=96),), preset="veryfast", quality=4)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.clips import ClipSettings
-from pipeline.cut import CutSettings, Rendition, cut_clip
-from pipeline.decoding import Decoding, Picture, SoundBlock
-from pipeline.facts import MediaFacts
-from pipeline.measure import MeasureSettings, measure_video
-from pipeline.media import ffmpeg_path, probe
-from pipeline.samples.video import write_video
-from pipeline.scenes import SceneSettings
+from pipeline.measure.clips import ClipSettings
+from pipeline.measure.scenes import SceneSettings
+from pipeline.measure.video import MeasureSettings, measure_video
+from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.decoding import Decoding, Picture, SoundBlock
+from pipeline.media.facts import MediaFacts
+from pipeline.media.ffmpeg import ffmpeg_path, probe
 from pipeline.schema import Bars, Span
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, number_in, numbered_frames, tone
 
 ONE = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from pipeline import source_run
-from pipeline.build import Build
+from pipeline.build import one_source as source_run
+from pipeline.build.build import Build
+from pipeline.build.recipe import BuildRecipe
+from pipeline.build.timeouts import Timeouts
 from pipeline.errors import ClipError, TransientError, WorkerError
-from pipeline.hosts import HostGate
-from pipeline.measure import MeasuredVideo, measure_video
-from pipeline.progress import Event, StageEvent
-from pipeline.recipe import BuildRecipe
+from pipeline.events import Event, StageEvent
+from pipeline.fetch.hosts import HostGate
+from pipeline.measure.video import MeasuredVideo, measure_video
 from pipeline.report.outcomes import read_timings
-from pipeline.samples.video import write_video
-from pipeline.storage import Folder
-from pipeline.timeouts import Timeouts
-from pipeline.waiting import counting, held
+from pipeline.runtime.storage import Folder
+from pipeline.runtime.waiting import counting, held
+from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for, run_build
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.build import Build
+from pipeline.build.build import Build
+from pipeline.build.recipe import load_recipe
+from pipeline.build.withdraw import withdraw
+from pipeline.dataset.manifest import main, read_manifest
+from pipeline.dataset.shards import read_index
+from pipeline.dataset.tables import EMBEDDINGS_NAME, read_table
+from pipeline.dataset.verify import verify
 from pipeline.errors import ManifestError, NothingKeptError
-from pipeline.manifest import main, read_manifest
-from pipeline.progress import ignore
-from pipeline.recipe import load_recipe
-from pipeline.samples_table import EMBEDDINGS_NAME, read_table
+from pipeline.events import ignore
+from pipeline.runtime.storage import Folder
 from pipeline.schema import source_of_key
-from pipeline.shard import read_index
-from pipeline.storage import Folder
-from pipeline.verify import verify
-from pipeline.withdraw import withdraw
 from tests.faults.kill import RECIPE, names_of, write_videos
 
 NOT_COMPARED = ("state/", "timings.jsonl")
@@ -187,7 +187,7 @@ def test_a_withdrawal_that_was_killed_is_finished_by_the_same_command(
     shutil.copytree(built / "killed", expected)
     withdraw(str(expected), ["a", "c"])
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipeline.withdraw.{step}", killed_at(step, late=late))
+        patched.setattr(f"pipeline.build.withdraw.{step}", killed_at(step, late=late))
         with pytest.raises(KeyboardInterrupt):
             withdraw(str(dataset), ["a", "c"])
     withdraw(str(dataset), ["a", "c"])
@@ -198,9 +198,9 @@ def test_a_withdrawal_that_was_killed_is_finished_by_the_same_command(
 
 def killed_at(step: str, *, late: bool) -> Callable[..., object]:
     """The step, cut off."""
-    import pipeline.withdraw
+    import pipeline.build.withdraw
 
-    real = getattr(pipeline.withdraw, step)
+    real = getattr(pipeline.build.withdraw, step)
 
     def cut_off(*args: object) -> object:
         if late:

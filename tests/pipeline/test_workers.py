@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import MediaError, StoppedError, TransientError, WorkerError
-from pipeline.memory import IS_SUPPORTED, resident_bytes
-from pipeline.workers import Workers
+from pipeline.runtime.memory import IS_SUPPORTED, resident_bytes
+from pipeline.runtime.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_an_idle_process_that_is_killed_is_replaced() -> None:
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from pipeline.workers import Workers
+from pipeline.runtime.workers import Workers
 from tests.pipeline.test_workers import note_and_sleep
 
 if __name__ == "__main__":
@@ -203,7 +203,7 @@ def test_a_process_that_takes_too_much_memory_is_ended_at_once_and_its_work_is_n
 BUILD = """
 import sys, time
 from pathlib import Path
-from pipeline.workers import Workers
+from pipeline.runtime.workers import Workers
 from tests.pipeline.test_workers import note_and_sleep
 
 if __name__ == "__main__":

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from pipeline.encoders.mel import MelConfig
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
-from pipeline.recipe_file import read_recipe
+from pipeline.runtime.recipe_file import read_recipe
 from tests import paired
 from tests.trainer.sounding import GENERATOR
-from trainer.config import FitRecipe, find_datasets
+from trainer.align.frozen_encoders import PartnerSettings, load_partner
+from trainer.engine.run import Run, make_fabric
+from trainer.engine.stats import Stats
 from trainer.fit import main
 from trainer.model.generator import build_discriminator, build_generator
 from trainer.model.generator_file import DiscriminatorConfig
 from trainer.model.load import save_generator
-from trainer.partner import PartnerSettings, load_partner
-from trainer.run import Run, make_fabric
-from trainer.stats import Stats
+from trainer.recipe import FitRecipe, find_datasets
 
 # the packaged encoder knows no pigeons, but birds
 PACKAGED = (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe_file import read_recipe
-from trainer.config import FitRecipe
+from pipeline.runtime.recipe_file import read_recipe
 from trainer.fit import main
+from trainer.recipe import FitRecipe
 
 RECIPES = Path(__file__).parents[2] / "manifests" / "recipes"
 ABLATIONS = sorted((RECIPES / "ablations").glob("*.toml"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.ada import AdaSettings, augment, draw_colours, draw_geometry, next_p, recoloured, resampled
+from trainer.adversarial.ada import AdaSettings, augment, draw_colours, draw_geometry, next_p, recoloured, resampled
 
 NAMES = list(AdaSettings.model_fields)
 COLOURS = ("brightness", "contrast", "luma_flip", "hue", "saturation")

@@ -12,23 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.build.recipe import load_recipe
 from pipeline.encoders.device import Running
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.picture import PictureEncoder
 from pipeline.encoders.sound import read_align_config
 from pipeline.encoders.weights import file_sha256
 from pipeline.errors import FitError
-from pipeline.recipe import load_recipe
-from pipeline.recipe_file import read_recipe
+from pipeline.runtime.recipe_file import read_recipe
 from tests import paired
-from trainer.align import Align
-from trainer.config import FitRecipe, find_datasets
-from trainer.data import Reader
+from trainer.align.frozen_encoders import OpenClipPartner, PartnerSettings, load_partner
+from trainer.align.retrieval import evaluate
+from trainer.align.stage import Align
+from trainer.engine.run import Run, make_fabric
+from trainer.engine.stats import Stats
 from trainer.fit import main
-from trainer.partner import OpenClipPartner, PartnerSettings, load_partner
-from trainer.run import Run, make_fabric
-from trainer.stats import Stats
-from trainer.validation import evaluate
+from trainer.recipe import FitRecipe, find_datasets
+from trainer.streaming.reader import Reader
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -294,7 +294,9 @@ def test_a_fit_whose_loss_breaks_leaves_a_checkpoint_and_says_so(
     out = tmp_path / "run"
     assert fit(folder, out, "run.pause_after_samples=8") == 0
     good = load_file(out / "align" / "resume.safetensors")
-    monkeypatch.setattr("trainer.align.learning_rate_share", lambda *_: math.inf)  # the next step spoils every weight
+    monkeypatch.setattr(
+        "trainer.align.stage.learning_rate_share", lambda *_: math.inf
+    )  # the next step spoils every weight
     assert fit(folder, out) == 1
     message = capsys.readouterr().err
     assert "failed: align: the loss is not finite after 16 samples" in message

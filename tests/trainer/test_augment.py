@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from trainer.augment import AugmentSettings, Draw, augmented_sounds, draw, mask_mels
+from trainer.align.augment import AugmentSettings, Draw, augmented_sounds, draw, mask_mels
 
 PLAIN = Draw(crop=(1.0, 0.0), below_db=None, mel_masks=(), time_masks=())
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import DataError, ShardError
-from pipeline.manifest import ShardRecord
-from trainer.cache import FOLDER, ShardCache
+from trainer.streaming.cache import FOLDER, ShardCache
 
 BYTES = 10_000
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError
-from trainer.checkpoint import below, load_optimizer, load_state, optimizer_tensors, read_values, save_state
+from trainer.engine.checkpoint import below, load_optimizer, load_state, optimizer_tensors, read_values, save_state
 
 VALUES = {"samples_seen": 7, "reader": {"epoch": 1, "batch": 2}}
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.dataset.shards import SampleContent
 from pipeline.encoders.mel import LogMel
 from pipeline.errors import DataError
-from pipeline.shard import SampleContent
 from tests.datasets import (
     LABELS,
     NUM_CLIPS,
@@ -29,7 +29,7 @@ from tests.datasets import (
     sound_of,
 )
 from tests.footage import FPS
-from trainer.data import Batch, DatasetMix, Reader, ReaderSettings
+from trainer.streaming.reader import Batch, DatasetMix, Reader, ReaderSettings
 
 SETTINGS = ReaderSettings(picture_px=48, window_seconds=1.0, batch_size=8, num_workers=0, shuffle_shards=2)
 SMALL = SETTINGS.model_copy(update={"num_frames": 1, "mel": False, "window_seconds": 0.2})

@@ -18,13 +18,13 @@ import pytest
 import soundfile
 import torch
 
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.shards import SampleContent
 from pipeline.errors import DataError, ManifestError
-from pipeline.manifest import read_manifest
-from pipeline.samples.video import write_video
-from pipeline.shard import SampleContent
+from pipeline.synthetic.video import write_video
 from tests.datasets import Clip, as_flac, build_dataset, content_of, frames_in_rows, index_of, key_of, sound_of
 from tests.processes import children, needs_proc, read_process
-from trainer.data import Bad, DatasetMix, Reader, ReaderSettings
+from trainer.streaming.reader import Bad, DatasetMix, Reader, ReaderSettings
 
 SETTINGS = ReaderSettings(
     picture_px=48, num_frames=2, window_seconds=2.0, batch_size=4, num_workers=0, mel=False, last_batch="keep"
@@ -279,7 +279,7 @@ def test_no_manifest_and_a_damaged_one_are_refused_before_anything_is_read(tmp_p
 
 LOOP = """
 import signal, sys, time
-from trainer.data import DatasetMix, Reader, ReaderSettings
+from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
 if __name__ == "__main__":
     signal.alarm(300)  # it ends, whatever becomes of the test

@@ -10,14 +10,14 @@ import fsspec
 import numpy as np
 import pytest
 
+from pipeline.dataset.manifest import find_manifests, read_manifest
 from pipeline.errors import DataError, ManifestError
-from pipeline.manifest import find_manifests, read_manifest
-from pipeline.remote import Retries
+from pipeline.runtime.remote import Retries
 from tests.datasets import Clip, build_dataset, index_of
 from tests.faulty_server import Answer, Fault, FaultyServer
-from trainer.cache import FOLDER
-from trainer.config import find_datasets
-from trainer.data import Batch, DatasetMix, Reader, ReaderSettings
+from trainer.recipe import find_datasets
+from trainer.streaming.cache import FOLDER
+from trainer.streaming.reader import Batch, DatasetMix, Reader, ReaderSettings
 
 SETTINGS = ReaderSettings(
     picture_px=48,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.ema import average_weight, move_average
+from trainer.engine.ema import average_weight, move_average
 
 
 def test_a_half_life_halves() -> None:

@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 
 from pipeline.errors import RecipeError
-from trainer.fidelity import (
+from trainer.prior.fidelity import (
     Fidelity,
     FidelitySettings,
     RandomFeatures,

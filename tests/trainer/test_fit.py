@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RecipeError
-from pipeline.recipe_file import read_recipe
+from pipeline.runtime.recipe_file import read_recipe
 from pipeline.settings import Settings
 from tests import paired
-from trainer.config import FitRecipe, find_datasets
 from trainer.fit import main
+from trainer.recipe import FitRecipe, find_datasets
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -168,7 +168,7 @@ def test_a_run_goes_on_and_says_what_was_changed(
     assert main([*words(folder, paused), "--dry-run"]) == 0
     assert "stage    align: 8 samples done" in capsys.readouterr().out
     assert main(words(folder, paused, "align.learning_rate=0.5", "run.tick_seconds=7")) == 0
-    told = [record.getMessage() for record in caplog.records if record.name == "trainer.run"]
+    told = [record.getMessage() for record in caplog.records if record.name == "trainer.engine.run"]
     assert told == [f"{paused} was begun with other settings: align.learning_rate was 0.001, is 0.5"]
     finished = (paused / "align" / "resume.safetensors").read_bytes()
     lines = (paused / "stats.jsonl").read_text()
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(
     elif damage == "foreign":
         shutil.copy(folder / "tiny.safetensors", path)
     else:
-        from trainer.checkpoint import load_state, save_state
+        from trainer.engine.checkpoint import load_state, save_state
 
         tensors, values = load_state(path, "align")
         save_state(path, "align", {**tensors, "network.conv.weight": torch.zeros(3, 1, 5, 5)}, values)
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 def test_a_folder_that_is_at_work_or_cannot_be_written_is_refused(
     folder: Path, paused: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from trainer.run import locked
+    from trainer.engine.run import locked
 
     with locked(paused, is_first=True):
         assert main(words(folder, paused)) == 2

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from tests.trainer.guided import PACKAGED, SIDE_PX, fit, lines, words
 from tests.trainer.sounding import tone
 from trainer import generate
-from trainer.checkpoint import load_state
+from trainer.align.frozen_encoders import PartnerSettings, load_partner
+from trainer.engine.checkpoint import load_state
+from trainer.invert.student import Student, StudentConfig, save_student
 from trainer.model.sound_video_file import find_model, load_model
-from trainer.partner import PartnerSettings, load_partner
-from trainer.student import Student, StudentConfig, save_student
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -124,17 +124,17 @@ from pathlib import Path
 
 import torch
 
-from pipeline.recipe_file import read_recipe
+from pipeline.runtime.recipe_file import read_recipe
 from tests import paired
-from trainer.config import FitRecipe, find_datasets
-from trainer.gather import gather_items, leave
-from trainer.invert import Invert
-from trainer.invert_settings import clip_reader, generator_file, model_config
+from trainer.recipe import FitRecipe, find_datasets
+from trainer.engine.ranks import gather_items, leave
+from trainer.invert.stage import Invert
+from trainer.invert.settings import clip_reader, generator_file, model_config
 from trainer.model.generator import weights_sha256
 from trainer.model.sound_video import SoundVideoModel
-from trainer.run import Run, make_fabric
-from trainer.stats import Stats
-from trainer.video import Video, start_model
+from trainer.engine.run import Run, make_fabric
+from trainer.engine.stats import Stats
+from trainer.video.stage import Video, start_model
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 paired.know_model(folder)

@@ -9,14 +9,14 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.cut import CutSettings, Rendition, cut_clip
 from pipeline.errors import MediaError
-from pipeline.media import probe
-from pipeline.samples.video import write_video
+from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.ffmpeg import probe
 from pipeline.schema import Bars, Span
+from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, number_in, numbered_frames
-from trainer import frames
-from trainer.frames import as_pictures, decode_frames
+from trainer.streaming import frames
+from trainer.streaming.frames import as_pictures, decode_frames
 
 UNEVEN = [index * 0.04 + (0.013 if index % 3 == 1 else 0.0) + (0.5 if index > 60 else 0.0) for index in range(100)]
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trainer.gan_losses import discriminator_loss, generator_loss, lazy_adam_settings, path_lengths, r1_penalty
+from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, path_lengths, r1_penalty
 
 
 def test_the_logistic_losses_are_those_of_the_paper() -> None:

@@ -17,11 +17,11 @@ from scipy.interpolate import PchipInterpolator
 from pipeline.encoders.mel import resampled
 from pipeline.errors import MediaError, OutputError
 from tests.trainer.sounding import random_model, saved_run, tone
-from trainer.contact_sheet import SheetRow, draw_sheet, shown_frames
 from trainer.generate import main
 from trainer.model.sound_video import SoundVideoModel
-from trainer.sound_file import Sound, as_stereo, open_sound, sound_of_array
-from trainer.sound_to_video import (
+from trainer.rendering.contact_sheet import SheetRow, draw_sheet, shown_frames
+from trainer.rendering.sound_file import Sound, as_stereo, open_sound, sound_of_array
+from trainer.rendering.sound_to_video import (
     GenerateSettings,
     generate,
     hear,
@@ -30,7 +30,7 @@ from trainer.sound_to_video import (
     styles_of,
     walk_noise,
 )
-from trainer.video_writer import write_video
+from trainer.rendering.video_writer import write_video
 
 RATE_HZ = 44_100
 

@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from trainer.gradient_cache import backward_through
-from trainer.losses import symmetric_info_nce
+from trainer.align.contrastive import symmetric_info_nce
+from trainer.align.gradient_cache import backward_through
 
 
 def gradients(network: nn.Module) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, EncoderError, RecipeError
 from tests import paired
 from tests.trainer.guided import PACKAGED, prepared, save_random_align
-from trainer.guide import Guide, check_guide, clip_loss, cutouts
-from trainer.invert_settings import clip_reader
-from trainer.partner import OpenClipPartner
-from trainer.student import Student, StudentConfig, save_student
+from trainer.align.frozen_encoders import OpenClipPartner
+from trainer.invert.guide import Guide, check_guide, clip_loss, cutouts
+from trainer.invert.settings import clip_reader
+from trainer.invert.student import Student, StudentConfig, save_student
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -199,7 +199,7 @@ def test_the_packaged_encoder_guides_through_its_student(guided: Path, tmp_path:
         guide_of(guided, tmp_path, *changes)
     open_clip = guide_of(guided, tmp_path)
     recipe, _ = prepared(guided, tmp_path, *changes)
-    from trainer.partner import load_partner
+    from trainer.align.frozen_encoders import load_partner
 
     partner = load_partner(recipe.align.partner, torch.device("cpu"), "fp32", "align.partner")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What :mod:`pipeline.processor` keeps clear of. Without its limit the convolutions fail on processors with AMX, and only there."""
+"""What :mod:`pipeline.runtime.processor` keeps clear of. Without its limit the convolutions fail on processors with AMX, and only there."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-import pipeline.processor  # noqa: F401
+import pipeline.runtime.processor  # noqa: F401
 
 POISONED_BYTES = 1 << 20
 
@@ -35,7 +35,7 @@ def test_a_half_precision_map_one_wide_reads_nothing_but_its_input(
 
 
 @pytest.mark.parametrize(
-    "module", ["flows.environment", "pipeline.encoders.small", "trainer.model.sample", "trainer.stages"]
+    "module", ["flows.environment", "pipeline.encoders.small.towers", "trainer.model.sample", "trainer.stages"]
 )
 def test_what_computes_limits_the_instruction_set_first(module: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}

@@ -17,15 +17,15 @@ from pipeline.errors import CheckpointError, FitError
 from tests import paired
 from tests.trainer.guided import PACKAGED, SIDE_PX, copied, differing, fit, lines, prepared
 from tests.trainer.sounding import GENERATOR
-from trainer.batches import Batch
-from trainer.checkpoint import load_state
-from trainer.data import Reader
-from trainer.guide import ALIGN_CHECKPOINT
-from trainer.invert import Invert, start_hearing
-from trainer.invert_settings import clip_reader, generator_file, model_config
+from trainer.align.frozen_encoders import OpenClipPartner
+from trainer.engine.checkpoint import load_state
+from trainer.invert.guide import ALIGN_CHECKPOINT
+from trainer.invert.settings import clip_reader, generator_file, model_config
+from trainer.invert.stage import Invert, start_hearing
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import load_model
-from trainer.partner import OpenClipPartner
+from trainer.streaming.batches import Batch
+from trainer.streaming.reader import Reader
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"

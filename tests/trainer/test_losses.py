@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trainer.losses import (
+from trainer.align.contrastive import (
     clamp_log_scale,
     cross_entropy_of_positives,
     initial_log_scale,

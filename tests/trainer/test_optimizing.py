@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.optimizing import adamw, learning_rate_share
+from trainer.engine.optimizing import adamw, learning_rate_share
 
 
 def test_the_learning_rate_rises_and_then_falls_to_nothing() -> None:

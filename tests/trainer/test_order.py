@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from trainer.order import Order, Ref, scattered
+from trainer.streaming.order import Order, Ref, scattered
 
 SIZES = [10, 3, 12, 1, 17]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.tables import ClipRow
 from pipeline.errors import DataError
-from pipeline.samples.serve import serve_folder
-from pipeline.samples_table import ClipRow
-from pipeline.storage import Folder
+from pipeline.runtime.storage import Folder
+from pipeline.synthetic.serve import serve_folder
 from tests.reported import make_rows, write_dataset
-from trainer.config import find_datasets
+from trainer.engine.overlap import check_disjoint
 from trainer.fit import main
-from trainer.overlap import check_disjoint
+from trainer.recipe import find_datasets
 
 
 def build(folder: Path, name: str, change: Callable[[ClipRow], ClipRow] = lambda row: row) -> None:

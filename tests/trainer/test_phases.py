@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import FitError
-from trainer.phases import Phase, Terms, learn
+from trainer.engine.phases import Phase, Terms, learn
 
 CPU = torch.device("cpu")
 

@@ -17,20 +17,20 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import FitError, RecipeError
-from pipeline.recipe_file import read_recipe
+from pipeline.runtime.recipe_file import read_recipe
 from tests import paired
-from trainer.checkpoint import load_state
-from trainer.config import FitRecipe, find_datasets
-from trainer.data import Batch
+from trainer.engine.checkpoint import load_state
+from trainer.engine.run import Run, make_fabric
+from trainer.engine.stats import Stats
 from trainer.fit import main
 from trainer.model.load import load_discriminator, load_generator, save_generator
 from trainer.model.sample import grid, pictures
-from trainer.prior import Prior
-from trainer.prior_phases import make_networks
-from trainer.prior_settings import generator_config
-from trainer.prior_source import make_source
-from trainer.run import Run, make_fabric
-from trainer.stats import Stats
+from trainer.prior.phases import make_networks
+from trainer.prior.settings import generator_config
+from trainer.prior.source import make_source
+from trainer.prior.stage import Prior
+from trainer.recipe import FitRecipe, find_datasets
+from trainer.streaming.reader import Batch
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -177,14 +177,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-from pipeline.recipe_file import read_recipe
-from trainer.config import FitRecipe
-from trainer.gather import gather_items, leave
+from pipeline.runtime.recipe_file import read_recipe
+from trainer.recipe import FitRecipe
+from trainer.engine.ranks import gather_items, leave
 from trainer.model.generator import weights_sha256
-from trainer.prior import Prior
-from trainer.prior_source import make_source
-from trainer.run import Run, make_fabric
-from trainer.stats import Stats
+from trainer.prior.stage import Prior
+from trainer.prior.source import make_source
+from trainer.engine.run import Run, make_fabric
+from trainer.engine.stats import Stats
 
 recipe = read_recipe(FitRecipe, sys.argv[1], sys.argv[3:])
 fabric = make_fabric(recipe.run)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from trainer.prior_pictures import PictureFolder
+from trainer.prior.pictures import PictureFolder
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from trainer.run import RunSettings, make_fabric
+from trainer.engine.run import RunSettings, make_fabric
 
 
 @pytest.fixture

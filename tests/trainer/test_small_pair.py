@@ -10,16 +10,28 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
-from pipeline.calibration import read_calibration
+from pipeline.agreement.calibration import read_calibration
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
-from pipeline.encoders.small import FOLDER, SmallConfig, Tower, save_tower
-from pipeline.samples.pictures import scene_frames
-from pipeline.samples.sounds import nature_sound
-from pipeline.samples.video import write_video
-from trainer import small_card, small_fit, small_pair, small_report
-from trainer.small_augment import changed_mel, changed_picture
-from trainer.small_fit import AFFINITY, CLASSES, SmallFitSettings, SoundRows, Table, directions, fit_tower, row_weights
-from trainer.small_material import RATE_HZ, Clip, MaterialError, read_clips, read_material
+from pipeline.encoders.small.towers import FOLDER, SmallConfig, Tower, save_tower
+from pipeline.synthetic.pictures import scene_frames
+from pipeline.synthetic.sounds import nature_sound
+from pipeline.synthetic.video import write_video
+from trainer.small_pair import __main__ as small_pair
+from trainer.small_pair import card as small_card
+from trainer.small_pair import fit as small_fit
+from trainer.small_pair import report as small_report
+from trainer.small_pair.augment import changed_mel, changed_picture
+from trainer.small_pair.fit import (
+    AFFINITY,
+    CLASSES,
+    SmallFitSettings,
+    SoundRows,
+    Table,
+    directions,
+    fit_tower,
+    row_weights,
+)
+from trainer.small_pair.material import RATE_HZ, Clip, MaterialError, read_clips, read_material
 
 COLUMNS = ("path", "kind", "class", "audio_kind", "license", "repo")
 SEEN = ("rain", "ocean", "fire", "wind")

@@ -9,9 +9,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from pipeline.encoders.small_trunks import TAGS, Layer, Trunk
+from pipeline.encoders.small.trunks import TAGS, Layer, Trunk
 from pipeline.errors import EncoderError
-from trainer.small_trunks import efficientnet_convolutions, main, packed, tag_rows, yamnet_convolutions
+from trainer.small_pair.trunks import efficientnet_convolutions, main, packed, tag_rows, yamnet_convolutions
 
 PLAIN = float("inf")
 

@@ -15,18 +15,18 @@ from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
 from pipeline.errors import DataError, EncoderError
 from tests import paired
 from tests.trainer.sounding import CONFIG, GENERATOR, random_model, tone
-from trainer.bootstrap import Bootstrap
-from trainer.data import DatasetMix, Reader, ReaderSettings
 from trainer.model.generator import build_generator
 from trainer.model.sound_video import SoundVideoModel
-from trainer.proof_videos import draw_videos, spliced
-from trainer.sound_proof import (
+from trainer.proof.bootstrap import Bootstrap
+from trainer.proof.sound_proof import (
     EvaluateSettings,
     HeldOutClip,
     comparable,
     held_out_clips,
     prove,
 )
+from trainer.proof.videos import draw_videos, spliced
+from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
 LOWEST_HZ, OCTAVES = 200.0, 5.0
 PITCHES = {"low": 0.6, "mid": 2.0, "high": 3.4}

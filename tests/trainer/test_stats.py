@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer.stats import Display, Stats, Tick
+from trainer.engine.stats import Display, Stats, Tick
 
 TICK = Tick(
     stage="align", samples_seen=1500, num_samples=6000, samples_per_second=81.25, data_wait_share=0.034,

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, FitError
 from tests.trainer.guided import PACKAGED, SIDE_PX, copied, differing, fit, lines, prepared
-from trainer.checkpoint import load_state
-from trainer.data import Reader
-from trainer.invert_settings import clip_reader, generator_file
-from trainer.student import (
+from trainer.engine.checkpoint import load_state
+from trainer.invert.settings import clip_reader, generator_file
+from trainer.invert.student import (
     METADATA_KEY,
     Student,
     StudentConfig,
@@ -24,7 +23,8 @@ from trainer.student import (
     save_student,
     taught,
 )
-from trainer.student_stage import StudentStage
+from trainer.invert.student_stage import StudentStage
+from trainer.streaming.reader import Reader
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"

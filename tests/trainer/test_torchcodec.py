@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.errors import DataError
 from tests.datasets import Clip
-from trainer.data import DatasetMix, Reader, ReaderSettings
+from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
 READING = """
 import json, sys
@@ -30,9 +30,9 @@ import numpy as np
 
 from pipeline.errors import MediaError, UserError
 from tests.datasets import number_shown
-from trainer.data import DatasetMix, Reader, ReaderSettings
-from trainer.frames import as_pictures, decode_frames
-from trainer.torchcodec_frames import decode_pictures
+from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
+from trainer.streaming.frames import as_pictures, decode_frames
+from trainer.streaming.torchcodec_frames import decode_pictures
 
 dataset, clip = sys.argv[1], Path(sys.argv[2]).read_bytes()
 with av.open(sys.argv[2]) as container:

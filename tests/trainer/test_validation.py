@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.validation import area_under_roc, evaluate, mismatched, recalls, zero_shot_accuracy
+from trainer.align.retrieval import area_under_roc, evaluate, mismatched, recalls, zero_shot_accuracy
 
 
 def test_recall_counts_how_many_are_nearer_than_the_own_one() -> None:

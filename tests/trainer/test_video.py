@@ -17,17 +17,17 @@ from pipeline.errors import CheckpointError, FitError
 from tests import paired
 from tests.trainer.guided import SIDE_PX, copied, differing, fit, lines, prepared
 from tests.trainer.sounding import GENERATOR
-from trainer.batches import Batch
-from trainer.checkpoint import load_state
-from trainer.data import Reader
-from trainer.guide import clip_loss
-from trainer.invert_settings import clip_reader, generator_file, model_config
+from trainer.align.frozen_encoders import OpenClipPartner
+from trainer.engine.checkpoint import load_state
+from trainer.engine.phases import learn
+from trainer.invert.guide import clip_loss
+from trainer.invert.settings import clip_reader, generator_file, model_config
 from trainer.model.load import load_discriminator
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import SoundVideoHeader, load_model, save_model
-from trainer.partner import OpenClipPartner
-from trainer.phases import learn
-from trainer.video import Video, start_model
+from trainer.streaming.batches import Batch
+from trainer.streaming.reader import Reader
+from trainer.video.stage import Video, start_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import pipeline.processor  # noqa: F401 - before any network computes
+import pipeline.runtime.processor  # noqa: F401 - before any network computes
 
 SLOPE = 0.2
 """Of the leaky rectifier, below zero."""

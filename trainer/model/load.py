@@ -19,12 +19,12 @@ from torch import nn
 from pipeline.encoders.weights import resolve_weights
 from pipeline.errors import GeneratorError
 from trainer.model.discriminator import Discriminator
+from trainer.model.formats.official import read_official
+from trainer.model.formats.rosinality import read_rosinality
+from trainer.model.formats.torch_files import is_torch_file, read_torch_file
 from trainer.model.generator import Generator, GeneratorConfig
 from trainer.model.generator_file import DiscriminatorConfig, GeneratorFile, checked_config
-from trainer.model.official import read_official
-from trainer.model.rosinality import read_rosinality
 from trainer.model.stylegan3 import FirForm
-from trainer.model.torch_files import is_torch_file, read_torch_file
 
 logger = logging.getLogger(__name__)
 

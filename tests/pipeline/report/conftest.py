@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.samples_table import ClipRow
-from pipeline.storage import Folder
+from pipeline.dataset.tables import ClipRow
+from pipeline.runtime.storage import Folder
 from tests.reported import make_rows, write_dataset
 
 

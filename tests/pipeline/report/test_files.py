@@ -12,15 +12,15 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCardData
 
+from pipeline.dataset.tables import ClipRow, write_samples
+from pipeline.dataset.verify import verify
 from pipeline.errors import ManifestError, OutputError, ReportError
 from pipeline.report.__main__ import main
 from pipeline.report.gallery import GallerySettings
 from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.page import script_json
-from pipeline.samples_table import ClipRow, write_samples
+from pipeline.runtime.storage import Folder
 from pipeline.schema import State
-from pipeline.storage import Folder
-from pipeline.verify import verify
 from tests.reported import HOSTILE, KOREAN, LABELS, RECIPE, make_rows, write_dataset, write_previews
 
 Make = Callable[..., tuple[Folder, list[ClipRow]]]

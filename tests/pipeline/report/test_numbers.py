@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.judge import JudgeSettings, judge_clip
+from pipeline.dataset.tables import ClipRow, samples_schema, write_samples
+from pipeline.judge.rules import JudgeSettings, judge_clip
+from pipeline.judge.thresholds import AgreementRule, Calibration, RocPoint
 from pipeline.report.catalogue import ACROSS_DATASET, MEASURES, RULES, thresholds_of
 from pipeline.report.compare import compare, recipe_changes
 from pipeline.report.facts import gather, read_manifest_if_any
@@ -21,10 +23,8 @@ from pipeline.report.pairs import area, roc, wrong_partners
 from pipeline.report.query import Query, find
 from pipeline.report.tables import Tables
 from pipeline.report.whatif import WhatIf, for_page, what_if
-from pipeline.samples_table import ClipRow, samples_schema, write_samples
+from pipeline.runtime.storage import Folder
 from pipeline.schema import Reason, State
-from pipeline.storage import Folder
-from pipeline.thresholds import AgreementRule, Calibration, RocPoint
 from tests.reported import JUDGE, KOREAN, LABELS, RECIPE, make_rows, write_dataset
 
 Make = Callable[..., tuple[Folder, list[ClipRow]]]
@@ -288,7 +288,7 @@ def test_a_calibration_of_the_manifest_is_shown(dataset: Make) -> None:
 
 
 def test_of_many_embeddings_some_of_some_groups_are_read(dataset: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.samples_table._GROUP_ROWS", 20)
+    monkeypatch.setattr("pipeline.dataset.tables._GROUP_ROWS", 20)
     monkeypatch.setattr("pipeline.report.pairs.MAX_PAIRS", 40)
     monkeypatch.setattr("pipeline.report.pairs.MAX_GROUPS", 4)
     folder, _ = dataset(120)

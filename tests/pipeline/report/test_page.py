@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.judge import judge_clip
+from pipeline.dataset.tables import ClipRow
+from pipeline.judge.rules import judge_clip
 from pipeline.report.catalogue import ACROSS_DATASET
 from pipeline.report.gallery import GallerySettings
 from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.serve import open_report
-from pipeline.samples_table import ClipRow
+from pipeline.runtime.storage import Folder
 from pipeline.schema import State
-from pipeline.storage import Folder
 from tests.reported import HOSTILE, JUDGE, KOREAN, make_rows, write_dataset, write_previews
 
 CHROMIUM = next(

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.dataset.tables import ClipRow
 from pipeline.errors import OutputError
 from pipeline.report.gallery import GallerySettings
 from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.serve import ReportServer, open_report
-from pipeline.samples_table import ClipRow
+from pipeline.runtime.storage import Folder
 from pipeline.schema import State
-from pipeline.storage import Folder
 from tests.reported import KOREAN, tiny_media, write_previews
 
 Make = Callable[..., tuple[Folder, list[ClipRow]]]

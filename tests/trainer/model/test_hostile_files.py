@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from pipeline.errors import GeneratorError
 from tests.trainer.model.networks import TINY2, tiny
 from tests.trainer.model.official_form import official_modules, official_pickle, rosinality_state
+from trainer.model.formats.symbolic_pickle import MAX_OPCODES, Call, Global, read_pickle
 from trainer.model.load import load_generator, read_generator_file
-from trainer.model.symbolic_pickle import MAX_OPCODES, Call, Global, read_pickle
 
 MARKER = "HEARSCAPE_TEST_HARM"
 SYSTEM = f"touch ${MARKER}".encode()

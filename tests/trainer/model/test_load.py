@@ -25,13 +25,13 @@ from pipeline.errors import EncoderError, GeneratorError
 from tests.trainer.model.networks import TINY, TINY2, TINY3R, TINY3T, tiny, tiny_judge
 from tests.trainer.model.official_form import official_pickle, rosinality_discriminator_state, rosinality_state
 from trainer.model.convert import main as convert_main
+from trainer.model.formats.symbolic_pickle import read_pickle
+from trainer.model.formats.torch_files import plain_number, storage_in_pickle, tensor_of
 from trainer.model.generator import Generator, GeneratorConfig, estimate_w_avg, latents, widths_of
 from trainer.model.generator_file import DiscriminatorConfig
 from trainer.model.load import load_discriminator, load_generator, read_generator_file, save_generator
 from trainer.model.sample import grid, pictures, seeds_of
 from trainer.model.sample import main as sample_main
-from trainer.model.symbolic_pickle import read_pickle
-from trainer.model.torch_files import plain_number, storage_in_pickle, tensor_of
 
 KINDS = sorted(TINY)
 

@@ -1,0 +1,314 @@
+"""Embeds clips in a process of its own: the networks are loaded once, and their memory is not multiplied by the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.agreement.measures import AgreementSettings, ClassPrompts
+from pipeline.build.timeouts import TIMED_OUT
+from pipeline.encoders.pair import (
+    ClipEmbeddings,
+    EncoderPair,
+    EncoderPairSettings,
+    clips_at_once,
+    find_files,
+    load_pair,
+)
+from pipeline.errors import ClipError, EncoderError, WorkerError
+from pipeline.measure.previews import read_frames, read_sounds
+from pipeline.measure.sound import SAMPLE_RATE_HZ
+from pipeline.runtime.damage import read_json_whole, read_whole
+from pipeline.runtime.stop import Stop
+from pipeline.runtime.storage import Folder
+from pipeline.runtime.waiting import add_waited, held
+from pipeline.runtime.workers import Workers
+from pipeline.schema import stable_hash
+
+LOG = logging.getLogger(__name__)
+
+LOAD_SECONDS = 600.0
+"""Time that a process may take to load the networks, with the little that it does then."""
+SECONDS_PER_FRAME, SECONDS_PER_TEXT, SECONDS_PER_SOUND_SECOND = 2.0, 2.0, 1.0
+"""Time that embedding may take: several times what a large network takes on one slow core."""
+MAX_CLIPS_PER_JOB = 64
+"""Clips that a process is given at once: more of one source are divided, so that neither memory nor time-out grow with its length."""
+SLOWER = 8
+"""After a time-out a job holds so many times fewer clips, down to one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The clips of one source: its previews, and the spans in seconds of the file."""
+
+    frames_path: Path
+    sound_path: Path
+    spans: tuple[tuple[float, float], ...]
+
+
+class _Waiting:
+    """A job, and what became of it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.content: bytes | None = None
+        self.error: ClipError | None = None
+        self.worked_seconds = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.content is not None or self.error is not None
+
+
+class Embedder:
+    """The encoder pair of a recipe. ``temporary`` is as of :class:`pipeline.runtime.workers.Workers`.
+
+    Raises EncoderError where its files cannot be had.
+    """
+
+    def __init__(self, settings: EncoderPairSettings, stop: Stop | None = None, temporary: Path | None = None) -> None:
+        self.encoder_id = find_files(settings).encoder_id
+        self.clips_at_once = 1
+        """Clips that the pair embeds at once: sources that wait are embedded together up to it. Known after the first source."""
+        self._settings = settings
+        self._workers = Workers(1, stop, temporary=temporary)
+        self._clips_per_job = MAX_CLIPS_PER_JOB
+        self._queue: list[_Waiting] = []
+        self._queue_lock, self._turn, self._prompts_turn = threading.Lock(), threading.Lock(), threading.Lock()
+        self._prompts: dict[str, ClassPrompts | None] = {}
+
+    def embed(self, frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]]) -> bytes:
+        """Embeddings of the clips at ``spans`` (seconds in the file), as the bytes of an npz: see :func:`read_embeddings`.
+
+        Raises EncoderError, the first time, where the weights turn out to be damaged or of another shape; WorkerError ``timed_out``
+        where not even a single clip is done in its time.
+        """
+        contents: list[bytes] = []
+        left = tuple(spans)
+        while left:
+            part = left[: self._clips_per_job]
+            try:
+                contents.append(self._embed_part(Job(frames_path, sound_path, part)))
+            except WorkerError as error:
+                if error.code != TIMED_OUT or len(part) == 1:
+                    raise
+                self._clips_per_job = max(min(len(part), self._clips_per_job) // SLOWER, 1)
+                LOG.warning("%d clips took too long to embed; from now on %d at once", len(part), self._clips_per_job)
+                continue
+            left = left[len(part) :]
+        return _joined(contents)
+
+    @property
+    def single_clip_seconds(self) -> float:
+        """The least time-out, which a single clip of no length has."""
+        return self._timeout_seconds([Job(Path(), Path(), ((0.0, 0.0),))])
+
+    def _timeout_seconds(self, jobs: Sequence[Job]) -> float:
+        spans = [span for job in jobs for span in job.spans]
+        of_frames = SECONDS_PER_FRAME * self._settings.frames_per_clip * len(spans)
+        return LOAD_SECONDS + of_frames + SECONDS_PER_SOUND_SECOND * sum(end - start for start, end in spans)
+
+    def _embed_part(self, job: Job) -> bytes:
+        waiting = _Waiting(job)
+        with self._queue_lock:
+            self._queue.append(waiting)
+        with held(self._turn):  # whoever has it works for those behind it too
+            is_leader = not waiting.done
+            if is_leader:
+                self._embed_group(self._next_group(waiting))
+        if not is_leader:
+            add_waited(-waiting.worked_seconds)
+        if waiting.error is not None:
+            raise waiting.error
+        assert waiting.content is not None
+        return waiting.content
+
+    def _next_group(self, own: _Waiting) -> list[_Waiting]:
+        """``own``, and of the others that wait as many as the pair embeds at once."""
+        with self._queue_lock:
+            others = [waiting for waiting in self._queue if waiting is not own]
+            group, num_clips = [own], len(own.job.spans)
+            while others and num_clips < self.clips_at_once:
+                group.append(others.pop(0))
+                num_clips += len(group[-1].job.spans)
+            self._queue = others
+        return group
+
+    def _embed_group(self, group: Sequence[_Waiting]) -> None:
+        """Each is given its share of the time by its clips; what the first works for the others counts as waited."""
+        started = time.monotonic()
+        try:
+            self._embed_together(group)
+        finally:
+            seconds_per_clip = (time.monotonic() - started) / max(sum(len(one.job.spans) for one in group), 1)
+            for one in group:
+                one.worked_seconds = seconds_per_clip * len(one.job.spans)
+            add_waited(sum(one.worked_seconds for one in group[1:]))
+
+    def _embed_together(self, group: Sequence[_Waiting]) -> None:
+        if len(group) > 1:
+            with contextlib.suppress(ClipError):  # one of them is bad, and shall cost itself alone
+                self._run(group)
+                return
+        for waiting in group:
+            try:
+                self._run([waiting])
+            except ClipError as error:
+                waiting.error = error
+
+    def _run(self, group: Sequence[_Waiting]) -> None:
+        jobs = [waiting.job for waiting in group]
+        contents, self.clips_at_once = self._workers.run(_embed, self._timeout_seconds(jobs), self._settings, jobs)
+        for waiting, content in zip(group, contents, strict=True):
+            waiting.content = content
+
+    def prompts(self, settings: AgreementSettings, state: Folder) -> ClassPrompts | None:
+        """The recipe's classes in the pair's space, embedded once and then kept in ``state``, so that no networks are loaded for them.
+
+        None where the recipe names no classes, or the pair cannot embed their words. That is kept too, so that all clips of a
+        dataset are measured alike, and is said once a run.
+        """
+        if settings.classes is None:
+            return None
+        key = stable_hash(self.encoder_id, *settings.prompts, length=32)
+        with self._prompts_turn:
+            if key not in self._prompts:
+                rows = self._prompt_rows(settings.prompts, f"prompts/{key}", state)
+                self._prompts[key] = None if rows is None else ClassPrompts(settings.classes, rows)
+            return self._prompts[key]
+
+    def _prompt_rows(self, texts: Sequence[str], name: str, state: Folder) -> npt.NDArray[np.float32] | None:
+        rows = read_whole(state, f"{name}.npy", lambda content: _rows(content, len(texts)))
+        if rows is not None:
+            return rows
+        problem = read_json_whole(state, f"{name}.json", lambda values: str(values["problem"]))
+        if problem is None:
+            timeout_seconds = LOAD_SECONDS + SECONDS_PER_TEXT * len(texts)
+            content, problem = self._workers.run(_embed_texts, timeout_seconds, self._settings, tuple(texts))
+            if content is not None:
+                state.write_bytes(f"{name}.npy", content)
+                return _rows(content, len(texts))
+            state.write_json(f"{name}.json", {"problem": problem})
+        LOG.warning(
+            "margins over other classes are not measured: %s. To try again, delete %s/%s.json",
+            problem,
+            state,
+            name,
+        )
+        return None
+
+    def close(self) -> None:
+        self._workers.close()
+
+
+Rows = npt.NDArray[np.float32]
+
+
+def _rows(content: bytes, num_rows: int) -> npt.NDArray[np.float32]:
+    """Raises ValueError where the npy is damaged."""
+    rows: npt.NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
+    if rows.ndim != 2 or len(rows) != num_rows:
+        raise ValueError(f"rows of shape {rows.shape}, not {num_rows} of them")
+    if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=0.01):
+        raise ValueError("not all rows have length 1")
+    return rows
+
+
+def embedded_name(key: str) -> str:
+    """Where the embeddings of one source's clips lie in the state."""
+    return f"embedded/{key[:2]}/{key}.npz"
+
+
+def read_embeddings(
+    content: bytes, num_clips: int | None = None
+) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """For N clips: frames' embeddings (T, D) each, pictures (N, D), sounds (N, D).
+
+    Raises one of ``UNREADABLE`` where they are damaged, or not of ``num_clips``.
+    """
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        frames = np.split(arrays["frames"].astype(np.float32), arrays["ends"][:-1])
+        pictures, sounds = arrays["picture"].astype(np.float32), arrays["sound"].astype(np.float32)
+    if not len(frames) == len(pictures) == len(sounds) == (len(sounds) if num_clips is None else num_clips):
+        raise ValueError(f"embeddings of {len(frames)}, {len(pictures)} and {len(sounds)} clips, not {num_clips}")
+    return frames, pictures, sounds
+
+
+@functools.cache
+def _pair(settings: EncoderPairSettings) -> EncoderPair:
+    """The pair of this process, which is loaded once."""
+    return load_pair(settings)
+
+
+def _embed(settings: EncoderPairSettings, jobs: Sequence[Job]) -> tuple[list[bytes], int]:
+    """The embeddings of every job, and how many clips the pair embeds at once."""
+    pair = _pair(settings)
+    frames: list[npt.NDArray[np.uint8]] = []
+    sounds: list[npt.NDArray[np.float32]] = []
+    for job in jobs:
+        with job.frames_path.open("rb") as file:
+            frames += read_frames(file, job.spans, settings.frames_per_clip)
+        with job.sound_path.open("rb") as file:
+            sounds += read_sounds(file, job.spans)
+    found = pair.embed_clips(frames, sounds, SAMPLE_RATE_HZ)
+    contents, start = [], 0
+    for job in jobs:
+        contents.append(_content(found, start, start + len(job.spans)))
+        start += len(job.spans)
+    return contents, clips_at_once(settings)
+
+
+def _content(found: ClipEmbeddings, start: int, stop: int) -> bytes:
+    """The clips ``start`` to ``stop``, as they are stored."""
+    rows = found.picture_frames[start:stop]
+    return _packed(
+        np.concatenate(rows), [len(each) for each in rows], found.picture[start:stop], found.sound[start:stop]
+    )
+
+
+def _packed(frames: Rows, num_frames: Sequence[int], picture: Rows, sound: Rows) -> bytes:
+    content = io.BytesIO()
+    np.savez(
+        content,
+        frames=frames.astype(np.float16),
+        ends=np.cumsum(num_frames),
+        picture=picture.astype(np.float16),
+        sound=sound.astype(np.float16),
+    )
+    return content.getvalue()
+
+
+def _joined(contents: Sequence[bytes]) -> bytes:
+    """The parts of one source as if they had been embedded at once."""
+    if len(contents) == 1:
+        return contents[0]
+    parts = [read_embeddings(content) for content in contents]
+    frames = [rows for of_clips, _, _ in parts for rows in of_clips]
+    return _packed(
+        np.concatenate(frames),
+        [len(rows) for rows in frames],
+        np.concatenate([pictures for _, pictures, _ in parts]),
+        np.concatenate([sounds for _, _, sounds in parts]),
+    )
+
+
+def _embed_texts(settings: EncoderPairSettings, texts: Sequence[str]) -> tuple[bytes | None, str]:
+    """The bytes of an npy, (C, D); or nothing, and why the pair cannot embed these words."""
+    pair = _pair(settings)
+    try:
+        rows = pair.embed_texts(texts)
+    except EncoderError as error:
+        return None, str(error)
+    content = io.BytesIO()
+    np.save(content, rows.astype(np.float32))
+    return content.getvalue(), ""

@@ -1,0 +1,274 @@
+"""Near-duplicates across the dataset, by perceptual fingerprints of picture and sound.
+
+*Duplicates* are alike in picture and sound: the better one stays. *Related* clips are very alike in one of the two
+(the same recording under another picture, the same scene with other sound): both may stay, in one split.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.dataset.neighbours import Library, Tally, pack, picture_candidates, sound_candidates, unpack
+from pipeline.measure.fingerprint import STEP_SECONDS, parse_picture, parse_sound, picture_distance, sound_distance
+from pipeline.schema import Reason, Verdict
+from pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_PAIR_BLOCK = 1 << 12
+_MIN_DURATION_RATIO = 0.5
+_SOUND_SPAN_STEPS = 11
+"""A sound of n words spans n + 10.5 steps: its last word looks at two windows."""
+
+
+class DedupSettings(Settings):
+    """When two clips are the same. Shares are of bits that differ: 0 is identical, unrelated clips stand near 0.45."""
+
+    reject_duplicates: bool = True
+    """Reject the worse one of two clips that are alike in picture and sound. False: both stay, in one split."""
+    relate_by_picture: bool = True
+    """Keep clips in one split when their pictures alone are very alike."""
+    relate_by_sound: bool = True
+    """Keep clips in one split when their sounds alone are very alike."""
+    picture_share: float = Field(default=0.18, ge=0, le=0.5)
+    """Pictures of duplicates differ in this share of bits at most. Re-encoded: below 0.05; unrelated: above 0.21."""
+    sound_share: float = Field(default=0.30, ge=0, le=0.5)
+    """Sounds of duplicates differ in this share of bits at most. Re-encoded: below 0.25; unrelated: above 0.32."""
+    strong_picture_share: float = Field(default=0.13, ge=0, le=0.5)
+    """Pictures this alike relate two clips whatever their sounds are."""
+    strong_sound_share: float = Field(default=0.25, ge=0, le=0.5)
+    """Sounds this alike relate two clips whatever their pictures are."""
+    max_shift_seconds: float = Field(default=5.0, ge=0)
+    """How far two sounds are shifted against each other in search of a match: half a clip finds every re-cut copy."""
+    min_overlap_seconds: float = Field(default=3.0, ge=1.2)
+    """Sounds that overlap by less than this, silent parts not counted, do not match."""
+    max_neighbours: int = Field(default=64, ge=1)
+    """Each hash is compared with at most this many of those that look like it: bounds the work where much is alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What :func:`find_duplicates` knows of a clip."""
+
+    key: str
+    source_id: str
+    picture_hash: str
+    sound_hash: str
+    duration_ms: int
+    quality: tuple[float, ...] = ()
+    """Of two duplicates the one with the larger tuple stays; then the smaller key. Of equal length for all clips."""
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What :func:`find_duplicates` found."""
+
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """The rejected clips, by key, in the order of the keys."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Keys of clips that must share a split, two or more in each, sorted. Rejected clips are among them."""
+
+
+@dataclass(frozen=True)
+class _Clips:
+    keys: list[str]
+    library: Library
+    durations_ms: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    """0 for the clip that stays before all others."""
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """Pairs of rows that are alike."""
+
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+    picture: NDArray[np.float32]
+    """NaN: not comparable."""
+    sound: NDArray[np.float32]
+    duplicate: NDArray[np.bool_]
+
+
+def find_duplicates(fingerprints: Iterable[Fingerprint], settings: DedupSettings) -> Duplicates:
+    """Compare every clip with every other one that could be like it; the order of the input does not matter.
+
+    Raises ValueError where a key comes twice or a hash is not hexadecimal.
+    """
+    if not (settings.reject_duplicates or settings.relate_by_picture or settings.relate_by_sound):
+        return Duplicates()
+    clips = _read(fingerprints)
+    rejected: dict[int, Verdict] = {}
+    related = [np.zeros(0, np.uint64)]
+    rows, cap = np.arange(len(clips.keys)), settings.max_neighbours
+    while True:
+        tally = Tally()
+        edges = _find_edges(clips, rows, settings, tally)
+        related.append(pack(edges.a, edges.b))
+        if not settings.reject_duplicates:
+            break
+        losers = _reject(clips, edges, settings)
+        rejected |= losers
+        # More copies of one clip than may meet each other: their survivors are fewer, and meet in the next round.
+        most = np.bincount(np.concatenate([edges.a, edges.b])).max(initial=0)
+        if not losers or most < cap:
+            break
+        rows = rows[~np.isin(rows, np.fromiter(losers, np.int64))]
+    return Duplicates(
+        verdicts={clips.keys[row]: rejected[row] for row in sorted(rejected)},
+        groups=_groups(clips.keys, np.unique(np.concatenate(related))),
+    )
+
+
+def _read(fingerprints: Iterable[Fingerprint]) -> _Clips:
+    keys: list[str] = []
+    qualities: list[tuple[float, ...]] = []
+    durations, source_numbers, num_frames, num_words = [], [], [], []
+    numbers: dict[str, int] = {}
+    picture, sound = bytearray(), bytearray()
+    for clip in fingerprints:
+        frames, words = parse_picture(clip.picture_hash), parse_sound(clip.sound_hash)
+        picture += frames.tobytes()
+        sound += words.tobytes()
+        num_frames.append(len(frames))
+        num_words.append(len(words))
+        keys.append(clip.key)
+        qualities.append(clip.quality)
+        durations.append(clip.duration_ms)
+        source_numbers.append(numbers.setdefault(clip.source_id, len(numbers)))
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    sorted_keys = [keys[row] for row in order]
+    for a, b in itertools.pairwise(sorted_keys):
+        if a == b:
+            raise ValueError(f"clip {a} comes twice")
+    best_first = sorted(
+        range(len(keys)), key=lambda i: qualities[order[i]], reverse=True
+    )  # stable: the smaller key first
+    ranks = np.empty(len(keys), np.int64)
+    ranks[best_first] = np.arange(len(keys))
+    library = Library(
+        frames=_rectangular(np.frombuffer(picture, np.uint64), np.array(num_frames, np.int64)),
+        words=np.frombuffer(sound, np.uint16),
+        offsets=np.concatenate([[0], np.cumsum(num_words)]).astype(np.int64),
+        sources=np.array(source_numbers, np.int32),
+    )
+    return _Clips(sorted_keys, library.take(order), np.array(durations, np.int64)[order], ranks)
+
+
+def _rectangular(flat: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Rows of these lengths, filled up with zeros."""
+    width = int(lengths.max(initial=0))
+    rows = np.zeros((len(lengths), width), np.uint64)
+    rows[np.arange(width) < lengths[:, None]] = flat
+    return rows
+
+
+def _find_edges(clips: _Clips, rows: NDArray[np.int64], settings: DedupSettings, tally: Tally) -> _Edges:
+    """All pairs among ``rows`` that are duplicates or related."""
+    library = clips.library if len(rows) == len(clips.keys) else clips.library.take(rows)
+    picture_limit = max(settings.picture_share, settings.strong_picture_share)
+    sound_limit = max(settings.sound_share, settings.strong_sound_share)
+    max_shift, min_words = _steps(settings)
+    cap = settings.max_neighbours
+    by_picture = picture_candidates(library, picture_limit, cap, tally)
+    by_sound = sound_candidates(library, sound_limit, max_shift=max_shift, min_words=min_words, cap=cap, tally=tally)
+    if tally.capped_buckets:
+        logger.warning(
+            "%d hashes are so common that their %d places were compared with the %d nearest only",
+            tally.capped_buckets, tally.capped_entries, cap,
+        )  # fmt: skip
+    a, b = unpack(np.union1d(by_picture, by_sound))
+    edges = _compare(library, clips.durations_ms[rows], a, b, settings)
+    return _Edges(rows[edges.a], rows[edges.b], edges.picture, edges.sound, edges.duplicate)
+
+
+def _steps(settings: DedupSettings) -> tuple[int, int]:
+    """The longest shift and the shortest overlap, in sound words."""
+    min_words = round(settings.min_overlap_seconds / STEP_SECONDS) - _SOUND_SPAN_STEPS
+    return round(settings.max_shift_seconds / STEP_SECONDS), max(min_words, 1)
+
+
+def _compare(
+    library: Library,
+    durations_ms: NDArray[np.int64],
+    a: NDArray[np.int64],
+    b: NDArray[np.int64],
+    settings: DedupSettings,
+) -> _Edges:
+    """The pairs that are alike, of all pairs (a, b)."""
+    parts = [_Edges(a[:0], b[:0], np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool))]
+    max_shift, min_words = _steps(settings)
+    for start in range(0, len(a), _PAIR_BLOCK):
+        i, j = a[start : start + _PAIR_BLOCK], b[start : start + _PAIR_BLOCK]
+        picture = picture_distance(library.frames[i], library.frames[j])
+        sound_i, sound_j = library.sounds(i), library.sounds(j)
+        length = max(sound_i.shape[1], sound_j.shape[1])
+        sound, _ = sound_distance(_widen(sound_i, length), _widen(sound_j, length), max_shift, min_words)
+        duplicate = (picture <= settings.picture_share) & (sound <= settings.sound_share)
+        lengths = np.sort(np.stack([durations_ms[i], durations_ms[j]]), axis=0)
+        reject = duplicate & settings.reject_duplicates & (lengths[0] >= _MIN_DURATION_RATIO * lengths[1])
+        alike = duplicate.copy()
+        if settings.relate_by_picture:
+            alike |= picture <= settings.strong_picture_share
+        if settings.relate_by_sound:
+            alike |= sound <= settings.strong_sound_share
+        parts.append(_Edges(i[alike], j[alike], picture[alike], sound[alike], reject[alike]))
+    return _Edges(
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("a", "b", "picture", "sound", "duplicate"))
+    )
+
+
+def _widen(words_PN: NDArray[np.uint16], length: int) -> NDArray[np.uint16]:
+    return np.pad(words_PN, ((0, 0), (0, length - words_PN.shape[1])))
+
+
+def _reject(clips: _Clips, edges: _Edges, settings: DedupSettings) -> dict[int, Verdict]:
+    """Walks the clips from the best on: a clip goes when it is a duplicate of one that stays.
+
+    Not one for each connected group: windows of two copies, cut at other times, overlap in a chain along both videos.
+    """
+    which = np.flatnonzero(edges.duplicate)
+    others: dict[int, list[tuple[int, int]]] = {}
+    for edge in which.tolist():
+        a, b = int(edges.a[edge]), int(edges.b[edge])
+        others.setdefault(a, []).append((b, edge))
+        others.setdefault(b, []).append((a, edge))
+    verdicts: dict[int, Verdict] = {}
+    for row in sorted(others, key=lambda r: int(clips.ranks[r])):
+        if row in verdicts:
+            continue
+        for other, edge in others[row]:
+            if clips.ranks[other] > clips.ranks[row] and other not in verdicts:
+                verdicts[other] = Verdict(
+                    Reason.DUPLICATE,
+                    f"like {clips.keys[row]}: picture differs in {edges.picture[edge]:.1%} of bits"
+                    f" (duplicate up to {settings.picture_share:.1%}), sound in {edges.sound[edge]:.1%}"
+                    f" (up to {settings.sound_share:.1%})",
+                )
+    return verdicts
+
+
+def _groups(keys: list[str], pairs: NDArray[np.uint64]) -> tuple[tuple[str, ...], ...]:
+    a, b = unpack(pairs)
+    if len(a) == 0:
+        return ()
+    members, index = np.unique(np.concatenate([a, b]), return_inverse=True)
+    i, j = index[: len(a)], index[len(a) :]
+    graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(len(members), len(members)))
+    num_groups, group_of = connected_components(graph, directed=False)
+    groups: list[list[str]] = [[] for _ in range(num_groups)]
+    for row, group in zip(members.tolist(), group_of.tolist(), strict=True):
+        groups[group].append(keys[row])
+    largest = max(map(len, groups))
+    if largest > max(1000, len(keys) // 100):
+        logger.warning("%d clips are related through one another and share one split", largest)
+    return tuple(sorted(tuple(group) for group in groups))

@@ -1,0 +1,163 @@
+"""The ledger: what became of every source and every clip, one line of JSON for each source.
+
+``python -m pipeline.ledger show manifests/NAME URL_OR_ID`` tells what happened to one link.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.dataset.funnel import BAD_ROW
+from pipeline.dataset.records import ClipRecord, SourceRecord
+from pipeline.errors import ManifestError, UserError
+from pipeline.fetch.errors import mask_secrets
+from pipeline.runtime.bounded import reading_failures
+from pipeline.runtime.storage import Folder
+from pipeline.schema import Failure, State, flat
+from pipeline.sources.lists import RowProblem, SourceList
+
+LEDGER_NAME = "ledger.jsonl"
+TIMINGS_NAME = "timings.jsonl"
+"""Seconds of work of each stage for each source, and of waiting (``waited``). Apart, because it is the only file that differs from
+one build to the next."""
+
+_STATES = frozenset(State)
+
+
+def write_ledger(output: Folder, listed: SourceList, records: Iterable[SourceRecord]) -> None:
+    """Bad rows first, then the sources that have come to an end (``records``, by id), then those that have not."""
+    with output.writing(LEDGER_NAME) as ledger, output.writing(TIMINGS_NAME) as timings:
+        for problem in listed.problems:
+            ledger.write(line_of(_bad_row(problem)))
+        ended: set[str] = set()
+        for record in records:
+            ended.add(record.source.source_id)
+            ledger.write(line_of(ledger_line(record)))
+            timings.write(line_of({"source_id": record.source.source_id, **record.timings}))
+        for source in sorted(listed.sources, key=lambda source: source.source_id):
+            if source.source_id not in ended:
+                ledger.write(
+                    line_of({"source_id": source.source_id, "url": mask_secrets(source.url), "state": State.PENDING})
+                )
+
+
+def _bad_row(problem: RowProblem) -> dict[str, Any]:
+    failure = Failure("sources", BAD_ROW, problem.message)
+    return {
+        "source_id": problem.source_id,
+        "state": State.FAILED,
+        "failure": flat(failure),
+        "listed_at": problem.listed_at,
+        "row": problem.text,
+    }
+
+
+def ledger_line(record: SourceRecord) -> dict[str, Any]:
+    """What the ledger says of a source that has come to an end."""
+    source = record.source
+    return {
+        "source_id": source.source_id,
+        "url": mask_secrets(source.url),
+        "state": record.state,
+        "reason": record.reason,
+        "detail": record.detail,
+        "failure": flat(record.failure) if record.failure else None,
+        "listed_at": source.listed_at,
+        "content_sha256": record.content_sha256,
+        "num_scenes": record.num_scenes,
+        "clips": [_clip(record.key_of(clip), clip) for clip in record.clips],
+    }
+
+
+def _clip(key: str, clip: ClipRecord) -> dict[str, Any]:
+    return {
+        "key": key,
+        "state": clip.state,
+        "reason": clip.reason,
+        "detail": clip.detail,
+        "failure": flat(clip.failure) if clip.failure else None,
+    }
+
+
+def line_of(values: Mapping[str, Any]) -> bytes:
+    """A line of JSON."""
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def read_lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
+    """The lines of the ledger or of the timings, each a dict with a ``source_id``.
+
+    Raises FileNotFoundError where there is no such file, ManifestError, which names the line, where it is damaged.
+    """
+    try:
+        with output.open(name) as file:
+            for number, line in enumerate(file, 1):
+                if (entry := entry_of(line)) is None or (name == LEDGER_NAME and "state" not in entry):
+                    raise ManifestError(
+                        f"{output}/{name}:{number} is damaged: run the build again, which writes it anew"
+                    )
+                yield entry
+    except FileNotFoundError:
+        raise
+    except reading_failures() as error:
+        raise ManifestError(f"{output}/{name} cannot be read ({error}): mend that, or run the build again") from error
+
+
+def entry_of(line: bytes) -> dict[str, Any] | None:
+    """What a line of the ledger or of the timings says. None: it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("source_id"), str):
+        return None
+    clips, failure = entry.get("clips") or [], entry.get("failure")
+    are_clips = isinstance(clips, list) and all(_says(clip, "key", "state") for clip in clips)
+    parts = [failure, *(clip.get("failure") for clip in clips)] if are_clips else []
+    if not are_clips or not all(part is None or _says(part, "stage", "code") for part in parts):
+        return None
+    is_known = "state" not in entry or all(one["state"] in _STATES for one in (entry, *clips))
+    return entry if is_known and isinstance(entry.get("url") or "", str) else None
+
+
+def _says(part: Any, *names: str) -> bool:
+    return isinstance(part, dict) and all(isinstance(part.get(name), str) for name in names)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``show FOLDER URL_OR_ID``: 0 when it is in the ledger, 1 when not, 2 when there is no ledger that can be read."""
+    from pipeline.dataset.story import stories  # noqa: PLC0415
+    from pipeline.runtime.remote_folder import read_folder  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.ledger", description="What became of the sources of a build."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("show", help="tell the whole story of a link")
+    command.add_argument("dataset", help="folder or URL of a built dataset")
+    command.add_argument("wanted", metavar="URL_OR_ID", help="a source's link or id, or the key of a clip")
+    command.add_argument("--json", action="store_true", help="everything that is known, with all measures, as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        found = stories(read_folder(options.dataset), options.wanted)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    if not found:
+        shown = mask_secrets(options.wanted)
+        print(f"{shown}: no source of {options.dataset} has this link or id. Rows with the same link are one source, under the id "  # noqa: T201
+              "of the first", file=sys.stderr)  # fmt: skip
+        return 1
+    for number, story in enumerate(found):
+        told = [json.dumps(story.to_json())] if options.json else [*([""] if number else []), *story.lines()]
+        for line in told:
+            print(line.encode("utf-8", "backslashreplace").decode() if line.isprintable() else ascii(line))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""The manifest of a built dataset: what was built, from what, and the checksum of every file. Light to import.
+
+python -m pipeline.manifest verify manifests/NAME [--deep]
+python -m pipeline.manifest withdraw manifests/NAME --source ID...
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import posixpath
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.errors import ManifestError, ShardError, UserError
+from pipeline.judge.thresholds import AgreementRule, Calibration
+from pipeline.runtime.bounded import read_bounded, reading_failures
+from pipeline.settings import Record
+
+if TYPE_CHECKING:
+    from pipeline.runtime.remote import Retries
+    from pipeline.runtime.storage import Folder
+
+SCHEMA_VERSION: Literal[1] = 1
+FORMAT: Literal["hearscape-dataset"] = "hearscape-dataset"
+FILE_NAME = "manifest.json"
+MAX_BYTES = 256 << 20
+"""Largest manifest that is read: of about a million shards."""
+_NOT_BUILT = "does not exist: no dataset was built there, or not to its end"
+
+Name = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+RelativePath = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
+"""Below the manifest's folder, with '/', never '..'."""
+Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
+Count = Field(ge=0)
+
+
+class Rendition(Record):
+    """One family of shards: all clips at one size."""
+
+    name: str = Name
+    """Also the name of its folder in ``shards/``."""
+    short_side_px: int | None = Field(default=None, ge=1)
+    """Short side of the picture; less where the source is smaller. None: as the source."""
+    video_codec: str
+    """Of ``<key>.mp4``, such as ``h264``."""
+    sound_codec: str
+    """Of the sound in ``<key>.mp4``, such as ``aac``. The lossless one is in ``<key>.flac``."""
+
+
+class ShardRecord(Record):
+    """One tar."""
+
+    path: str = RelativePath
+    """From the manifest's folder: ``shards/<rendition>/<split>-000000.tar``."""
+    rendition: str
+    split: str
+    num_samples: int = Field(ge=1)
+    num_bytes: int = Field(ge=1)
+    sha256: str = Sha256
+
+    @property
+    def index_path(self) -> str:
+        """Where each member lies in the tar: a JSON beside it."""
+        return self.path.removesuffix(".tar") + ".index.json"
+
+
+class FileRecord(Record):
+    """One file beside the shards."""
+
+    path: str = RelativePath
+    num_rows: int | None = Field(default=None, ge=0)
+    """Rows of a table."""
+    num_bytes: int = Count
+    sha256: str = Sha256
+
+
+class Counts(Record):
+    """What became of all sources, or of all clips: each is in one state."""
+
+    states: dict[str, int]
+    """``kept``, ``rejected``, ``failed``, ``pending``."""
+    reasons: dict[str, int] = Field(default_factory=dict)
+    """Of the rejected ones; adds up to ``states["rejected"]``."""
+    failures: dict[str, int] = Field(default_factory=dict)
+    """Of the failed ones, by error code; adds up to ``states["failed"]``."""
+    splits: dict[str, int] = Field(default_factory=dict)
+    """Of the kept ones; adds up to ``states["kept"]``. Empty: not counted."""
+    classes: dict[str, int] = Field(default_factory=dict)
+    """Of the kept ones, by label; one with several labels counts in each."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Counts:
+        for name, state in (("reasons", "rejected"), ("failures", "failed"), ("splits", "kept")):
+            parts, whole = getattr(self, name), self.states.get(state, 0)
+            if (parts or name != "splits") and sum(parts.values()) != whole:
+                raise ValueError(f"{name} add up to {sum(parts.values())}, but {whole} are {state}")
+        return self
+
+
+class Manifest(Record):
+    """Everything about a built dataset that a reader needs. Holds no time of day: the same build, the same bytes."""
+
+    format: Literal["hearscape-dataset"] = FORMAT
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(min_length=1)
+    recipe: dict[str, Any]
+    """The resolved recipe, without secrets."""
+    versions: dict[str, str]
+    """Of this program and of the tools that shaped the bytes."""
+    encoder_id: str | None = None
+    """Which encoder made the embeddings. None: there are none."""
+    agreement_rule: AgreementRule | None = None
+    """The agreement that was asked of every kept clip, and where it came from. None: it was not measured, or not enforced."""
+    calibration: Calibration | None = None
+    """What agreement tells true pairs from wrong ones on this dataset's own clips. None: there were too few to say, or no encoders."""
+    members: tuple[str, ...] = Field(min_length=1, strict=False)
+    """What every sample has, sorted: ``flac``, ``json``, ``mp4``, ``picture.npy``, ``sound.npy``."""
+    renditions: tuple[Rendition, ...] = Field(min_length=1, strict=False)
+    splits: tuple[str, ...] = Field(strict=False)
+    shards: tuple[ShardRecord, ...] = Field(strict=False)
+    """By rendition, then path."""
+    files: tuple[FileRecord, ...] = Field(strict=False)
+    sources: Counts
+    clips: Counts
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        paths = [shard.path for shard in self.shards] + [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a path stands in it twice")
+        names = [rendition.name for rendition in self.renditions]
+        for shard in self.shards:
+            if shard.rendition not in names or shard.split not in self.splits:
+                raise ValueError(f"{shard.path} is of rendition {shard.rendition} and split {shard.split}: not listed")
+        kept = self.clips.states.get("kept", 0)
+        for name in names:
+            held = sum(shard.num_samples for shard in self.shards if shard.rendition == name)
+            if held != kept:
+                raise ValueError(f"the shards of rendition {name} hold {held} samples, but {kept} clips are kept")
+        return self
+
+    def shards_of(self, rendition: str, split: str) -> tuple[ShardRecord, ...]:
+        """The tars of one rendition and split, by path."""
+        found = [shard for shard in self.shards if (shard.rendition, shard.split) == (rendition, split)]
+        return tuple(sorted(found, key=lambda shard: shard.path))
+
+
+def canonical_json(value: Any, indent: int | None = None) -> bytes:
+    """JSON that is the same bytes for the same value: sorted keys, shortest floats, one newline at the end.
+
+    Raises ValueError for NaN and infinity, which JSON does not have.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+    # File names may hold bytes that are no text; as \udcxx they are still JSON.
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def write_manifest(manifest: Manifest, folder: Folder) -> str:
+    """Writes ``manifest.json`` into the dataset's folder at one stroke; returns its location."""
+    folder.write_bytes(FILE_NAME, canonical_json(manifest.model_dump(mode="json"), indent=1))
+    return join(folder.url, FILE_NAME)
+
+
+def read_manifest(location: str | os.PathLike[str], retries: Retries | None = None) -> Manifest:
+    """The manifest at a path or URL, or in the folder there. Raises ManifestError, which says all that is wrong.
+
+    ``retries``: for a URL whose server stumbles. None: the defaults.
+    """
+    path = manifest_path(location)
+    return parse_manifest(_read(path, retries), path)
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The manifest that was read from ``path``. Raises ManifestError, which says all that is wrong."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path} is damaged: it is not JSON ({error}); build the dataset again") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ManifestError(f"{path} is not the manifest of a dataset: its format is not {FORMAT!r}")
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}: "
+            "use the version of this program that built it, or build the dataset again"
+        )
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()]
+        raise ManifestError("\n  ".join([f"{path} cannot be read:", *problems])) from error
+
+
+def manifest_path(location: str | os.PathLike[str]) -> str:
+    """Where the manifest lies: ``location`` itself if it names a JSON file, else ``manifest.json`` in that folder."""
+    text = os.fspath(location)
+    return text if text.endswith(".json") else join(text, FILE_NAME)
+
+
+def dataset_root(location: str | os.PathLike[str]) -> str:
+    """The folder that the paths in a manifest start from; join it with :func:`join`."""
+    head, _, _ = manifest_path(location).rpartition("/")
+    return head or ("." if "/" not in manifest_path(location) else "/")
+
+
+def join(root: str, path: str) -> str:
+    """A relative path below a folder or URL."""
+    return f"{root.rstrip('/')}/{path}" if root.strip("/") else posixpath.join(root, path)
+
+
+def find_manifests(folder: str | os.PathLike[str], retries: Retries | None = None) -> list[str]:
+    """Locations of the manifests of all datasets below a folder or URL (or of the one it names), sorted.
+
+    Other files of that name, hidden folders and the shards are passed over. ``retries`` are those of
+    :func:`read_manifest`. Raises ManifestError where there is no such folder, or it cannot be listed.
+    """
+    root = os.fspath(folder)
+    if root.endswith(".json"):
+        return [root] if _is_manifest(root, retries) else []
+    if "://" in root:
+        found = _found_at_url(root, retries)
+    else:
+        if not Path(root).is_dir():
+            raise ManifestError(f"{root} is not a folder")
+        found = _found_here(root)
+    return sorted(path for path in found if _is_manifest(path, retries))
+
+
+def _found_here(root: str) -> list[str]:
+    found = []
+    for place, folders, files in os.walk(root, followlinks=False):
+        folders[:] = [name for name in folders if _is_entered(name)]
+        if FILE_NAME in files:
+            found.append(join(place, FILE_NAME))
+    return found
+
+
+def _found_at_url(root: str, retries: Retries | None) -> list[str]:
+    """Unlike fsspec's own walk, which passes over folders that cannot be listed."""
+    import fsspec  # noqa: PLC0415
+
+    from pipeline.runtime.remote import Retries, retried  # noqa: PLC0415
+
+    found = []
+    failures: tuple[type[Exception], ...] = (ValueError, ImportError, *reading_failures())
+    try:
+        fs, top = fsspec.core.url_to_fs(root)
+        waiting = [top.rstrip("/")]
+        while waiting:
+            place = waiting.pop()
+            listing = f"{place}/"
+            for entry in retried(functools.partial(fs.ls, listing, detail=True), listing, retries or Retries()):
+                path = entry["name"].rstrip("/")
+                name = path.rpartition("/")[2]
+                is_folder = entry["type"] == "directory"
+                if path == place:  # what some servers and file systems list too
+                    if not is_folder:
+                        raise NotADirectoryError(place)
+                elif is_folder and _is_entered(name):
+                    waiting.append(path)
+                elif not is_folder and name == FILE_NAME:
+                    found.append(fs.unstrip_protocol(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ManifestError(f"{root} is not a folder") from error
+    except failures as error:
+        raise ManifestError(
+            f"{root} cannot be listed: {error}; check the address, or name one dataset's manifest.json"
+        ) from error
+    return found
+
+
+def _is_entered(name: str) -> bool:
+    return not name.startswith(".") and name != "shards"
+
+
+def _is_manifest(path: str, retries: Retries | None) -> bool:
+    """Whether it says that it is a dataset's. One too damaged to say so counts: reading it tells what is wrong."""
+    try:
+        values = json.loads(_read(path, retries))
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(values, Mapping) and values.get("format") == FORMAT
+
+
+def _read(path: str, retries: Retries | None) -> bytes:
+    if "://" in path:
+        return _fetched(path, retries)
+    try:
+        with Path(path).open("rb") as file:
+            return read_bounded(file, MAX_BYTES)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path} {_NOT_BUILT}") from error
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+
+
+def _fetched(path: str, retries: Retries | None) -> bytes:
+    from pipeline.runtime.remote import Remote, Retries  # noqa: PLC0415 - few datasets lie elsewhere
+
+    folder, _, name = path.rpartition("/")
+    try:
+        return Remote(folder, retries or Retries()).read(name)
+    except ShardError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ManifestError(f"{path} {_NOT_BUILT}") from error
+        raise ManifestError(f"{path}: {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``verify FOLDER``: 0 when every file is as the manifest says, 1 when not, 2 when that cannot be found out.
+
+    ``withdraw FOLDER --source ID...``: 0 when it was done, 2 when it cannot be.
+    """
+    from pipeline.dataset.verify import main as verify_main  # noqa: PLC0415
+
+    try:
+        return verify_main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What happened to one link: its whole story, out of what a build left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset.bugs import BUG
+from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, read_lines
+from pipeline.dataset.tables import SAMPLES_NAME, read_table
+from pipeline.errors import ManifestError
+from pipeline.fetch.errors import mask_secrets
+from pipeline.runtime.storage import Folder
+from pipeline.schema import State
+from pipeline.sources.links import canonical_url
+
+SHOWN_MEASURES = ("loudness_lufs", "speech_share", "music_share", "still_share", "motion", "sharpness", "agreement")
+"""Measures that are shown of each clip; ``--json`` has all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """One source: its line of the ledger, seconds by stage, and the rows of its clips in the table of samples, by key."""
+
+    entry: Mapping[str, Any]
+    timings: Mapping[str, float]
+    rows: Mapping[str, Mapping[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.entry,
+            "timings": dict(self.timings),
+            "measures": {key: dict(row) for key, row in self.rows.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        entry = self.entry
+        told = {
+            "source": entry["source_id"],
+            "link": entry.get("url"),
+            "listed at": entry.get("listed_at"),
+            "row": entry.get("row"),
+            "outcome": _outcome(entry),
+            "file": f"sha256 {entry['content_sha256']}" if entry.get("content_sha256") else None,
+            "scenes": entry.get("num_scenes") or None,
+            "seconds": ", ".join(f"{stage} {seconds:g}" for stage, seconds in self.timings.items()) or None,
+        }
+        lines = [f"{name:<10} {value}" for name, value in told.items() if value is not None]
+        clips = entry.get("clips") or ()
+        return [*lines, *(["clips"] if clips else []), *(line for clip in clips for line in self._clip(clip))]
+
+    def _clip(self, clip: Mapping[str, Any]) -> Iterator[str]:
+        row = self.rows.get(clip["key"], {})
+        yield f"  {clip['key']}  {_outcome(clip)}"
+        if row:
+            times = f"{row['start_ms'] / 1000:g} to {row['end_ms'] / 1000:g} s"
+            place = f", {row['split']}, in {row['shard']}" if row["shard"] else ""
+            yield f"      {times}{place}"
+            measured = [(name, row.get(name)) for name in SHOWN_MEASURES]
+            yield "      " + ", ".join(f"{name} {value:.4g}" for name, value in measured if value is not None)
+
+
+def _outcome(entry: Mapping[str, Any]) -> str:
+    failure = entry.get("failure")
+    if failure:
+        again = (
+            "another run tries again"
+            if failure["transient"]
+            else "another run would end alike and does not try, but with execution.try_failed_again=true"
+        )
+        if failure["code"] == BUG:
+            again = "a bug of this program: another version tries again, this one with execution.try_failed_again=true"
+        return f"failed at {failure['stage']}: {failure['code']}: {failure['message']} ({again})"
+    if entry["state"] == State.PENDING:
+        return "pending: no run has come to its end; the next one goes on with it"
+    told = ": ".join(part for part in (entry["state"], entry.get("reason")) if part)
+    return f"{told} ({entry['detail']})" if entry.get("detail") else told
+
+
+def stories(output: Folder, wanted: str) -> list[Story]:
+    """The sources that ``wanted`` names: by id, by link (secrets in it do not matter), or by the key of a clip.
+
+    Raises ManifestError where there is no ledger, or a damaged one.
+    """
+    link = canonical_url(mask_secrets(wanted))
+    found = [
+        entry
+        for entry in _lines(output, LEDGER_NAME)
+        if entry["source_id"] == wanted
+        or canonical_url(entry.get("url") or "") == link
+        or any(clip["key"] == wanted for clip in entry.get("clips") or ())
+    ]
+    ids = {entry["source_id"] for entry in found}
+    timings = {line.pop("source_id"): line for line in _lines(output, TIMINGS_NAME) if line["source_id"] in ids}
+    rows = {row["key"]: row for row in _rows(output, sorted(ids))} if ids else {}
+    return [
+        Story(
+            entry,
+            timings.get(entry["source_id"], {}),
+            {clip["key"]: rows[clip["key"]] for clip in entry.get("clips") or () if clip["key"] in rows},
+        )
+        for entry in found
+    ]
+
+
+def _lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from read_lines(output, name)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{output}/{name} does not exist: it is written when a build ends") from error
+
+
+def _rows(output: Folder, source_ids: Sequence[str]) -> Iterable[dict[str, Any]]:
+    if not output.exists(SAMPLES_NAME):
+        return
+    try:
+        for batch in read_table(output):
+            is_wanted = pc.is_in(batch["source_id"], value_set=pa.array(source_ids, pa.string()))
+            yield from batch.filter(is_wanted).to_pylist()
+    except (pa.ArrowException, KeyError) as error:
+        raise ManifestError(
+            f"{output}/{SAMPLES_NAME} is damaged ({error}): run the build again, which writes it anew"
+        ) from error

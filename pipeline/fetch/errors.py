@@ -1,0 +1,228 @@
+"""From what a library raised to a code for grouping and a sentence for people, without secrets.
+
+Works on texts and on attributes that errors carry, so that it needs to import none of the libraries.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DownloadError, TransientDownloadError
+from pipeline.fetch.store import DISK_FULL_ERRNOS
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_PREFIX = re.compile(
+    r"^\s*(?:ERROR:\s*|\r?\[download\] Got error:\s*|\[generic\] [^:]*:\s*|Unable to download webpage:\s*"
+    r"|HTTPS?Connection(?:Pool)?\(host=[^)]*\):\s*)+"
+)
+_ADVICE = re.compile(
+    r"[;.]?\s*(?:please report this issue on|Confirm you are on the latest version|Use --|See\s+https://github\.com/yt-dlp"
+    r"|You might want to use a VPN|If you believe this is an error|\(caused by ).*",
+    re.DOTALL | re.IGNORECASE,
+)
+_USERINFO = re.compile(r"(?<=://)[^/\s?#]*@")
+_PARAMETER = re.compile(
+    r"""([?&;](?:[^=&\s?]*(?:sig|token|key|auth|pass|secret|session|credential|policy|hmac|jwt|cookie|expire)[^=&\s?]*
+    |st|code|hash|pot)=)[^&\s\#"'<>)]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_HEADER = re.compile(r"\b((?:set-)?cookie|(?:proxy-)?authorization)(['\"]?\s*:\s*)[^\n]+", re.IGNORECASE)
+
+_ADVICE_COOKIES = "; set download.cookies_file or download.cookies_browser"
+_SAYINGS: tuple[tuple[str, bool, str, str], ...] = (
+    # code, whether a later try can help, what the site says, what to do
+    ("bot_check", True, r"confirm you.{0,3}re not a bot|captcha|unusual traffic", _ADVICE_COOKIES),
+    ("drm", False, r"\bDRM\b", ""),
+    (
+        "geo_blocked",
+        False,
+        r"not (?:made this video )?available (?:in|from) your (?:country|location|region)|geo.?restrict",
+        "",
+    ),
+    ("private", False, r"private video|video is private|is private\b", ""),
+    (
+        "login_required",
+        False,
+        r"\bsign in\b|\blog ?in\b|members.only|join this channel|registered users|confirm your age|authentication",
+        _ADVICE_COOKIES,
+    ),
+    ("live", True, r"premieres in|live event will begin|not currently live|is offline", ""),
+    (
+        "unavailable",
+        False,
+        r"video (?:is )?(?:unavailable|not available|no longer available)|has been (?:removed|terminated|deleted)"
+        r"|does not exist|isn.t available|not available anymore|removed by",
+        "",
+    ),
+    ("no_format", False, r"requested format is not available|no video formats found", ""),
+    (
+        "needs_javascript_runtime",
+        False,
+        r"javascript runtime",
+        "; install Deno 2.3 or later, for example: pip install deno",
+    ),
+)
+_TRANSIENT_STATUS = {408, 425, 429}
+
+
+def mask_secrets(text: str) -> str:
+    """The text with passwords in URLs, signature-like query parameters, cookies and authorizations as ``***``."""
+    text = _USERINFO.sub("***@", text)
+    text = _PARAMETER.sub(r"\1***", text)
+    return _HEADER.sub(r"\1\2***", text)
+
+
+def masked_values(values: Any) -> Any:
+    """Plain data (of mappings, lists, texts) with the secrets of every text masked."""
+    if isinstance(values, str):
+        return mask_secrets(values)
+    if isinstance(values, Mapping):
+        return {name: masked_values(value) for name, value in values.items()}
+    return [masked_values(value) for value in values] if isinstance(values, list | tuple) else values
+
+
+def clean(text: str) -> str:
+    """An error's text without colours, prefixes, advice about other programs' options, and secrets; in one line."""
+    text = _ANSI.sub("", text)
+    text = _PREFIX.sub("", text)
+    text = _ADVICE.sub("", text)
+    return mask_secrets(" ".join(text.split()))[:500]
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what lies under it, outermost first, by whichever way the library tells."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        info = getattr(found, "exc_info", None)
+        waiting += [info[1] if isinstance(info, tuple) and len(info) == 3 else None, getattr(found, "cause", None)]
+        waiting += [found.__cause__, found.__context__]
+
+
+def explain(error: Exception, network_error: Exception | None = None) -> DownloadError:
+    """The error to raise for what a library raised. ``network_error``: what the network last gave, where known."""
+    chain = [*causes(error), *causes(network_error)]
+    for cause in chain:
+        if isinstance(cause, DownloadError):
+            return cause
+    text = clean(str(error)) or type(error).__name__
+    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    # what a site says in words; plain HTTP errors and addresses are none of its words
+    if not kinds & {"HTTPError", "TransportError", "UnsupportedError"}:
+        for code, transient, pattern, advice in _SAYINGS:
+            if re.search(pattern, text, re.IGNORECASE):
+                return (TransientDownloadError if transient else DownloadError)(code, text + advice)
+    for cause in chain:
+        if found := _from_status(cause) or _from_errno(cause):
+            return found
+    return _from_kind(kinds, text, type(error).__name__)
+
+
+def retry_after_seconds(error: BaseException) -> float | None:
+    """How long the server asks to be left alone, from the Retry-After header: seconds or a date."""
+    for cause in causes(error):
+        headers = getattr(getattr(cause, "response", None), "headers", None)
+        value = headers.get("Retry-After") if headers is not None else None
+        if value is None:
+            continue
+        if value.strip().isdigit():
+            return float(value)
+        try:
+            return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+        except ValueError:
+            return None
+    return None
+
+
+def _from_status(cause: BaseException) -> DownloadError | None:
+    status = getattr(cause, "status", None)
+    if not isinstance(status, int) or not hasattr(cause, "response"):
+        return None
+    if getattr(cause, "redirect_loop", False):
+        return DownloadError("redirect_loop", "the server redirects in a circle")
+    try:
+        phrase = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        phrase = str(status)
+    if status >= 500:
+        return TransientDownloadError("http_5xx", f"the server answered {phrase}")
+    kind = TransientDownloadError if status in _TRANSIENT_STATUS else DownloadError
+    return kind(f"http_{status}", f"the server answered {phrase}")
+
+
+def _from_errno(cause: BaseException) -> DownloadError | None:
+    if not isinstance(cause, OSError):
+        return None
+    if cause.errno in DISK_FULL_ERRNOS:
+        return TransientDownloadError("disk_full", f"the download could not be written: {cause.strerror}")
+    if isinstance(cause, socket.gaierror):
+        code = "connection" if cause.errno == socket.EAI_AGAIN else "host_unknown"
+        return TransientDownloadError(code, f"the host's name could not be looked up: {cause.strerror}")
+    if isinstance(cause, ConnectionError):
+        return TransientDownloadError("connection", f"the connection failed: {cause.strerror or cause}")
+    return None
+
+
+_KINDS: tuple[tuple[str, bool, set[str], str, str], ...] = (
+    # code, whether a later try can help, names of classes, words of the text, what to say
+    ("not_media", False, {"UnsupportedError"}, "", "not a video but a web page, and yt-dlp finds no video in it"),
+    ("empty", False, set(), "did not get any data blocks", "the server sent zero bytes"),
+    ("geo_blocked", False, {"GeoRestrictedError"}, "", "{text}"),
+    (
+        "unsupported_url",
+        False,
+        {"InvalidSchema", "InvalidURL", "UnsupportedRequest", "NoSupportingHandlers", "LocationParseError"},
+        "",
+        "cannot be followed: {text}",
+    ),
+    ("cookies", False, {"CookieLoadError"}, "", "the cookies cannot be read: {text}"),
+    ("certificate", False, {"CertificateVerifyError"}, "", "the server's certificate is not valid: {text}"),
+    ("proxy", True, {"ProxyError"}, "", "the proxy failed: {text}"),
+    (
+        "truncated",
+        True,
+        {"IncompleteRead", "ContentTooShortError"},
+        "more expected",
+        "the server ended before the body was complete: {text}",
+    ),
+    (
+        "stalled",
+        True,
+        {"TimeoutError", "ReadTimeoutError", "ConnectTimeoutError"},
+        "timed out",
+        "the server fell silent: {text}",
+    ),
+    ("connection", True, {"TransportError", "ConnectionError"}, "connection", "the connection failed: {text}"),
+    ("section", True, set(), "exited with code", "ffmpeg could not fetch the section: {text}"),
+    ("merge_failed", False, {"PostProcessingError"}, "", "picture and sound could not be put together: {text}"),
+    ("file_system", True, {"OSError"}, "", "the file could not be written or read: {text}"),
+)
+
+
+def _from_kind(kinds: set[str], text: str, name: str) -> DownloadError:
+    for code, transient, names, words, saying in _KINDS:
+        if kinds & names or (words and words in text.lower()):
+            return (TransientDownloadError if transient else DownloadError)(code, saying.format(text=text))
+    if "YoutubeDLError" in kinds:
+        return DownloadError("extractor", text)
+    return DownloadError("not_fetched", f"{name}: {text}")
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by this package itself: then it is a bug, not a source that cannot be fetched."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)

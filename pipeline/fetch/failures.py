@@ -1,0 +1,68 @@
+"""Fetches that failed for good, kept by what they depend on: after a change of a threshold no server is asked again for a dead link."""
+
+from __future__ import annotations
+
+import functools
+
+from pipeline.errors import ClipError, DownloadError, TransientError
+from pipeline.fetch.settings import DownloadSettings
+from pipeline.runtime.damage import read_json_whole
+from pipeline.runtime.installed import installed_version
+from pipeline.runtime.storage import Folder
+from pipeline.schema import Failure, flat, from_flat, stable_hash
+
+PACE = frozenset(
+    {
+        *("rate_limit_bytes_per_second", "sleep_seconds", "max_per_host", "pause_after", "pause_seconds"),
+        *("retries", "backoff_seconds", "backoff_max_seconds", "retry_after_max_seconds"),
+        *("socket_timeout_seconds", "stall_seconds", "min_bytes_per_second", "timeout_seconds", "check_for_changes"),
+    }
+)
+"""Settings that only decide when, how fast and how often: what fails for them is worth another try, and not kept."""
+
+
+def failure_of(stage: str, error: ClipError) -> Failure:
+    """The error as it is recorded. Only what is not ``transient`` is kept: another run with the same settings would end alike."""
+    return Failure(stage, error.code, str(error), isinstance(error, TransientError))
+
+
+class FetchFailures:
+    """Failed fetches in the state. ``try_again``: those that are there count no more; a fetch that goes well removes its own."""
+
+    def __init__(self, state: Folder, *, try_again: bool = False) -> None:
+        self._state, self._try_again = state, try_again
+
+    def check(self, key: str, settings: DownloadSettings) -> None:
+        """Raises DownloadError where this fetch is known to fail."""
+        name = _name(key, settings)
+        if self._try_again:
+            return
+        failed = read_json_whole(self._state, name, lambda values: from_flat(Failure, values["failed"]))
+        if failed is not None:
+            raise DownloadError(failed.code, failed.message)
+
+    def keep(self, key: str, settings: DownloadSettings, error: ClipError) -> None:
+        """Keeps the error, unless a later try may fare better."""
+        failure = failure_of("fetch", error)
+        if not failure.transient:
+            self._state.write_json(_name(key, settings), {"failed": flat(failure)})
+
+    def forget(self, key: str, settings: DownloadSettings) -> None:
+        """The fetch went well."""
+        if self._try_again:
+            self._state.remove(_name(key, settings))
+
+
+def _name(key: str, settings: DownloadSettings) -> str:
+    """By the source's fetch key, the settings that can decide whether it fails, and what talks to the sites."""
+    decisive = settings.model_dump_json(exclude=set(PACE))
+    cookies = None
+    if settings.cookies_file is not None and settings.cookies_file.is_file():
+        status = settings.cookies_file.stat()
+        cookies = (status.st_size, status.st_mtime_ns)
+    name = stable_hash("unfetched", 1, key, decisive, cookies, _yt_dlp_version(), length=40)
+    return f"unfetched/{name[:2]}/{name}.json"
+
+
+_yt_dlp_version = functools.cache(functools.partial(installed_version, "yt-dlp"))
+"""Without importing it."""

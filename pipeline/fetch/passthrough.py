@@ -1,0 +1,169 @@
+"""Sources that need no downloader: local files are used where they lie, files of fsspec are copied into the store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote
+
+import fsspec
+
+from pipeline.errors import DownloadError, TransientDownloadError
+from pipeline.fetch.addresses import Network, Reach, named_places
+from pipeline.fetch.errors import mask_secrets
+from pipeline.fetch.provenance import plain
+from pipeline.fetch.sniff import suffix_of
+from pipeline.fetch.store import DISK_FULL_ERRNOS, Store, sha256_of
+from pipeline.fetch.transfer import Watch
+from pipeline.fetch.validators import Validators, of_details
+from pipeline.runtime.waiting import held
+from pipeline.schema import Fetched, stable_hash
+
+BLOCK_BYTES = 1 << 20
+CHANGING = "changing"
+"""The code of a file that is another one before the work on it is done."""
+FOLLOWS_OTHERS = frozenset({"reference"})
+"""File systems whose files name other files, anywhere."""
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Errors of a file system as download errors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DownloadError("missing_file", f"there is no file {name}") from error
+    except IsADirectoryError as error:
+        raise DownloadError("is_folder", f"{name} is a folder, not a file") from error
+    except PermissionError as error:
+        raise DownloadError("forbidden", f"{name} may not be read: {error.strerror or error}") from error
+    except ImportError as error:
+        raise DownloadError("missing_package", f"{name} needs a package that is not installed: {error}") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+            raise DownloadError("missing_file", f"no file can be named {name}: {error.strerror}") from error
+        if error.errno in DISK_FULL_ERRNOS:
+            message = f"{name} could not be written: {error.strerror}"
+            raise TransientDownloadError("disk_full", message) from error
+        raise TransientDownloadError("connection", f"{name} could not be read: {mask_secrets(str(error))}") from error
+
+
+def local_path(url: str) -> Path:
+    """The path that a link without scheme, or with ``file://``, names."""
+    name = url.removeprefix("file://")
+    path = Path(name).absolute()
+    # percent signs: most who write file:// by hand do not escape them
+    return path if name == url or path.exists() else Path(unquote(name)).absolute()
+
+
+def local_key(path: Path) -> str:
+    """Names what lies there by path, size, modification time and inode. Raises OSError."""
+    status = path.stat()
+    return stable_hash("local", path, status.st_size, status.st_mtime_ns, status.st_ino, length=40)
+
+
+def key_of_link(url: str) -> str:
+    """The same of a link without scheme, or with ``file://``; empty where nothing can be found there."""
+    try:
+        return local_key(local_path(url))
+    except (OSError, ValueError):
+        return ""
+
+
+def use_local(url: str, store: Store) -> Fetched:
+    """The file where it lies. It is hashed once for each change of its size or modification time."""
+    path = local_path(url)
+    name = repr(str(path))
+    with explained(name):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(mode):
+            raise DownloadError("not_a_file", f"{name} is a device or a pipe, not a file")
+        key = local_key(path)
+    with held(store.only_one(key)):
+        if known := store.find(key):
+            return known
+        with explained(name):  # not of what the store raises: its files are no source's
+            suffix_of(path)
+            sha256 = sha256_of(path)
+            if local_key(path) != key:
+                raise TransientDownloadError(CHANGING, f"{name} was written to while it was read")
+        provenance = plain({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
+        return store.add_outside(key, path, sha256, provenance)
+
+
+def copy_remote(
+    url: str, folder: Path, watch: Watch, networks: Sequence[Network]
+) -> tuple[Path, dict[str, Any], Validators]:
+    """A file of any fsspec file system as a file in ``folder``, with its provenance and what tells whether it changes.
+
+    Where http(s) is part of the chain, it reaches what a plain link would: the public internet, and ``networks``.
+    """
+    target = folder / "media"
+    with target.open("wb") as sink, _opened(url, networks) as (file_system, remote):
+        validators = _copy(file_system, remote, sink, watch)
+    found = {"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)}
+    return target, plain(found), validators
+
+
+def ask_remote(url: str, watch: Watch, networks: Sequence[Network]) -> Validators:
+    """What tells whether the file has changed. Raises DownloadError."""
+    with _opened(url, networks) as (file_system, remote), watch.waiting():
+        return of_details(file_system.info(remote))
+
+
+@contextlib.contextmanager
+def _opened(url: str, networks: Sequence[Network]) -> Iterator[tuple[Any, str]]:
+    """The file system of a link, and the path in it. What it raises in the block is explained."""
+    name = mask_secrets(url)
+    parts = url.split("::")
+    schemes = {part.partition("://")[0].lower() for part in parts}
+    if schemes & FOLLOWS_OTHERS:
+        raise DownloadError("unsupported_url", f"{name!r} is of a kind that names other files, which is not followed")
+    web = [part for part in parts if part.lower().startswith(("http://", "https://"))]
+    reach = Reach({place for part in web for place in named_places(part)}, networks)
+    options = {scheme: _held_to(reach) for scheme in schemes & {"http", "https"}}
+    try:
+        with explained(repr(name)):
+            yield fsspec.core.url_to_fs(url, **options)
+    except DownloadError as error:
+        raise reach.refused or error from error
+
+
+def _held_to(reach: Reach) -> dict[str, Any]:
+    """Options of fsspec's http file system: each connection is checked before it is made, also after a redirect."""
+
+    def checked_socket(found: Any) -> socket.socket:
+        family, kind, protocol, _, place = found
+        reach.check(place)
+        return socket.socket(family, kind, protocol)
+
+    async def get_client(loop: Any = None, **settings: Any) -> Any:
+        import aiohttp  # noqa: PLC0415 - fsspec says what is missing
+
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=checked_socket), **settings)
+
+    return {"get_client": get_client, "skip_instance_cache": True}
+
+
+def _copy(file_system: Any, remote: str, sink: IO[bytes], watch: Watch) -> Validators:
+    with watch.waiting():
+        info = file_system.info(remote)
+    if info["type"] == "directory":
+        raise IsADirectoryError
+    watch.check_size(info.get("size"))
+    with file_system.open(remote, "rb") as source:
+        while True:
+            with watch.waiting():
+                block = source.read(BLOCK_BYTES)
+            if not block:
+                break
+            sink.write(block)
+            watch.count(len(block))
+    return of_details(info)

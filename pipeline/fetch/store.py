@@ -1,0 +1,301 @@
+"""Downloaded files, stored by their content, with a budget of disk space.
+
+    root/objects/ab/<sha256>.mp4     the files; the same bytes under two URLs are one file
+    root/index/ab/<key>.json         what a fetch gave: content, provenance. Kept when the file itself is freed
+    root/tmp/<process>/              files that are being made, and pins; cleaned up when the process is gone
+    root/tmp/<process>.lock          locked as long as the process lives
+    root/lock                        held for moments, around all that threads and processes must not do at once
+
+Everything appears by rename, so a process may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.errors import OutputError
+from pipeline.runtime.process_folder import ProcessFolder, exclusive
+from pipeline.schema import Fetched
+
+LOG = logging.getLogger(__name__)
+
+RECORD_VERSION = 1
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a fetch gave. ``outside`` is the path of a file that is not the store's own and stays where it is."""
+
+    key: str
+    sha256: str
+    num_bytes: int
+    suffix: str = ""
+    offset_ms: int = 0
+    outside: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    validators: Mapping[str, str] = field(default_factory=dict)
+    """Of a plain file on a server: see :mod:`pipeline.fetch.validators`."""
+
+
+def sha256_of(path: Path | str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store:
+    """Content-addressed files below ``root``. Safe for threads, and for several processes on one folder.
+
+    ``budget_bytes``: files that nobody has pinned are deleted, least recently used first, while all together are
+    larger. None: nothing is deleted. Raises OutputError where the folder cannot be used.
+    """
+
+    def __init__(self, root: Path | str, budget_bytes: int | None = None) -> None:
+        self.root = Path(root).absolute()
+        self.budget_bytes = budget_bytes
+        self._pins: Counter[str] = Counter()
+        self._total_bytes: int | None = None
+        self._told_full = False
+        self._thread_lock = threading.RLock()
+        self._running: dict[str, tuple[threading.Lock, int]] = {}
+        try:
+            for name in ("objects", "index", "tmp"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            with self._exclusive():
+                self._folder = ProcessFolder(self.root / "tmp")
+                self._own = self._folder.path
+                (self._own / "pins").mkdir()
+        except OSError as error:
+            raise OutputError(f"the download store {self.root} cannot be used: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up all pins and temporary files. A process that ends without this leaves them to the next one."""
+        if self._folder.is_open:
+            with contextlib.suppress(FileNotFoundError), self._exclusive():  # somebody may have removed all of it
+                self._folder.close()
+
+    @contextlib.contextmanager
+    def only_one(self, key: str) -> Iterator[None]:
+        """One thread of this process at a time for each key, so that two wishes for one file are one download."""
+        with self._thread_lock:
+            lock, waiting = self._running.get(key, (threading.Lock(), 0))
+            self._running[key] = (lock, waiting + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._thread_lock:
+                lock, waiting = self._running.pop(key)
+                if waiting > 1:
+                    self._running[key] = (lock, waiting - 1)
+
+    @contextlib.contextmanager
+    def temp_folder(self) -> Iterator[Path]:
+        """A new folder, on the store's own file system, that is gone afterwards."""
+        folder = self._own / uuid.uuid4().hex[:12]
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def known(self, key: str) -> Record | None:
+        """What an earlier fetch gave, whether or not the file is still there."""
+        try:
+            values = json.loads(self._record_path(key).read_bytes())
+            return Record(**values["record"]) if values["version"] == RECORD_VERSION else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            LOG.warning("the record %s is damaged and is not used: %s", self._record_path(key), error)
+            return None
+
+    def find(self, key: str) -> Fetched | None:
+        """The file that an earlier fetch gave, pinned. None: never fetched, or freed since."""
+        record = self.known(key)
+        if record is None:
+            return None
+        if record.outside is not None:
+            if not Path(record.outside).is_file():
+                return None
+            self.pin(record.sha256)
+            return self._fetched(record)
+        with self._exclusive():
+            if not self._is_whole(record):
+                return None
+            self._pin(record.sha256)
+            os.utime(self._object_path(record))
+        return self._fetched(record)
+
+    def add(
+        self,
+        key: str,
+        path: Path,
+        suffix: str = "",
+        *,
+        offset_ms: int = 0,
+        provenance: Mapping[str, Any] | None = None,
+        validators: Mapping[str, str] | None = None,
+    ) -> Fetched:
+        """Move the file at ``path``, in a folder of :meth:`temp_folder`, into the store, pinned."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        record = Record(
+            key,
+            digest,
+            path.stat().st_size,
+            suffix,
+            offset_ms,
+            provenance=dict(provenance or {}),
+            validators=dict(validators or {}),
+        )
+        earlier = self.known(key)
+        if earlier is not None and earlier.sha256 != digest:
+            LOG.warning(
+                "fetched again, %s is not what it was: sha256 %s, before %s",
+                record.provenance.get("fetched_url", key),
+                digest[:12],
+                earlier.sha256[:12],
+            )
+        target = self._object_path(record)
+        with self._exclusive():
+            self._pin(digest)
+            if self._is_whole(record):
+                path.unlink()
+                os.utime(target)
+            else:
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+                if self._total_bytes is not None:
+                    self._total_bytes += record.num_bytes
+            self._write_record(record)
+        self._keep_to_budget()
+        return self._fetched(record)
+
+    def add_outside(self, key: str, path: Path, sha256: str, provenance: Mapping[str, Any] | None = None) -> Fetched:
+        """Remember a file that lies elsewhere. It is used in place and never deleted; pinned only for symmetry."""
+        record = Record(key, sha256, path.stat().st_size, outside=str(path), provenance=dict(provenance or {}))
+        self.pin(sha256)
+        self._write_record(record)
+        return self._fetched(record)
+
+    def forget(self, key: str) -> None:
+        """The next fetch under this key gets the file anew. The file itself stays, as nobody knows who else wants it."""
+        self._record_path(key).unlink(missing_ok=True)
+
+    def pin(self, sha256: str) -> None:
+        """Keep a file from being freed, once more. Every pin wants a :meth:`release`."""
+        with self._exclusive():
+            self._pin(sha256)
+
+    def release(self, sha256: str) -> None:
+        """Take back one pin. A file without pins may be freed."""
+        with self._exclusive():
+            if self._pins[sha256] > 1:
+                self._pins[sha256] -= 1
+                return
+            del self._pins[sha256]
+            (self._own / "pins" / sha256).unlink(missing_ok=True)
+        self._keep_to_budget()
+
+    def total_bytes(self) -> int:
+        """Size of all files in the store."""
+        return sum(size for _, size, _ in self._objects())
+
+    def free_finished(self) -> int:
+        """Delete released files, least recently used first, until the budget is kept. Returns the bytes freed."""
+        if self.budget_bytes is None:
+            return 0
+        freed = 0
+        with self._exclusive():
+            pinned = {pin.name for pin in self.root.glob("tmp/*/pins/*")}
+            objects = sorted(self._objects())
+            total = sum(size for _, size, _ in objects)
+            for _, size, path in objects:
+                if total - freed <= self.budget_bytes:
+                    break
+                if path.name.partition(".")[0] not in pinned:
+                    path.unlink(missing_ok=True)
+                    freed += size
+                    LOG.debug("freed %s, %d bytes", path.name, size)
+            self._total_bytes = total - freed
+        is_full = self._total_bytes > self.budget_bytes
+        if is_full and not self._told_full:
+            LOG.warning(
+                "files in use take %d bytes, more than the store's budget of %d; going on",
+                self._total_bytes,
+                self.budget_bytes,
+            )
+        self._told_full = is_full
+        return freed
+
+    def _keep_to_budget(self) -> None:
+        if self.budget_bytes is None:
+            return
+        if self._total_bytes is None:
+            self._total_bytes = self.total_bytes()
+        if self._total_bytes > self.budget_bytes:
+            self.free_finished()
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._thread_lock, exclusive(self.root / "lock"):
+            yield
+
+    def _pin(self, sha256: str) -> None:
+        self._pins[sha256] += 1
+        if self._pins[sha256] == 1:
+            (self._own / "pins" / sha256).touch()
+
+    def _objects(self) -> Iterator[tuple[int, int, Path]]:
+        """Last use, size, path of every file."""
+        for path in self.root.glob("objects/*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                yield status.st_mtime_ns, status.st_size, path
+
+    def _object_path(self, record: Record) -> Path:
+        return self.root / "objects" / record.sha256[:2] / f"{record.sha256}{record.suffix}"
+
+    def _record_path(self, key: str) -> Path:
+        return self.root / "index" / key[:2] / f"{key}.json"
+
+    def _is_whole(self, record: Record) -> bool:
+        path = self._object_path(record)
+        return path.is_file() and path.stat().st_size == record.num_bytes
+
+    def _fetched(self, record: Record) -> Fetched:
+        path = record.outside or str(self._object_path(record))
+        return Fetched(path, record.sha256, record.num_bytes, record.offset_ms, record.provenance)
+
+    def _write_record(self, record: Record) -> None:
+        path = self._record_path(record.key)
+        path.parent.mkdir(exist_ok=True)
+        temporary = self._own / f"{uuid.uuid4().hex[:12]}.json"
+        temporary.write_text(
+            json.dumps({"version": RECORD_VERSION, "record": asdict(record)}, sort_keys=True, indent=1)
+        )
+        temporary.replace(path)

@@ -1,0 +1,160 @@
+"""AudioSet's published lists: segments of YouTube videos with class ids, and the ontology that names the classes.
+
+Verified on published copies: ``class_labels_indices.csv`` is ``index,mid,display_name`` (527 classes), and
+``ontology.json`` a list of ``{"id", "name", "child_ids", ...}``; a segments file has three lines of ``#`` and then
+``-0RWZT-miFs, 420.000, 430.000, "/m/03v3yw,/m/0k4j"``. Copies that went through other hands are read too: without
+spaces, with a header, with underscores in the names, with the ids in a cell each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import SourceListError
+from pipeline.sources.class_names import choose_classes
+from pipeline.sources.rows import Row, read_records
+
+NATURE = (
+    "Wind",
+    "Howl (wind)",
+    "Rustling leaves",
+    "Thunderstorm",
+    "Thunder",
+    "Water",
+    "Rain",
+    "Raindrop",
+    "Rain on surface",
+    "Stream",
+    "Waterfall",
+    "Ocean",
+    "Waves, surf",
+    "Steam",
+    "Gurgling",
+    "Fire",
+    "Crackle",
+    "Wildfire",
+)
+"""The classes taken when none are named: all that the ontology has below "Natural sounds", but for the fault of
+recording "Wind noise (microphone)", and for "Hiss", which is the sound of snakes and cats as well."""
+
+EXCLUDE = (
+    "Speech",
+    "*speech*",
+    "Conversation",
+    "Narration, monologue",
+    "Singing",
+    "*singing*",
+    "Music",
+    "*music*",
+    "Musical instrument",
+)
+"""A segment that has one of these labels too is left out, unless told otherwise or that class itself is chosen."""
+
+_CLASS_ID = re.compile(r"/[a-z]/[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class Ontology:
+    """Names and, if known, children of AudioSet's classes, by id (``/m/0jb2l``)."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    children: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def ids(self, names: Collection[str]) -> frozenset[str]:
+        return frozenset(class_id for class_id, name in self.names.items() if name in names)
+
+    def with_descendants(self, ids: Iterable[str]) -> frozenset[str]:
+        """The classes and all that are below them."""
+        found: set[str] = set()
+        waiting = list(ids)
+        while waiting:
+            if (class_id := waiting.pop()) not in found:
+                found.add(class_id)
+                waiting += self.children.get(class_id, ())
+        return frozenset(found)
+
+
+def read_ontology(paths: Sequence[str | Path]) -> Ontology:
+    """Put together from ``class_labels_indices.csv`` (names) or ``ontology.json`` (names and the tree), or both."""
+    ontology = Ontology()
+    for path in paths:
+        if Path(path).suffix.lower() == ".json":
+            _read_tree(Path(path), ontology)
+            continue
+        for record in read_records(path, "\t" if str(path).lower().endswith(".tsv") else ","):
+            cells = [cell.strip() for cell in record.cells]
+            place = next((at for at, cell in enumerate(cells) if _CLASS_ID.fullmatch(cell)), None)
+            if place is not None:
+                ontology.names.setdefault(cells[place], ",".join(cells[place + 1 :]).replace("_", " ").strip(", "))
+    if not ontology.names:
+        raise SourceListError(f"{', '.join(map(str, paths))}: no class ids (/m/...): is it class_labels_indices.csv?")
+    return ontology
+
+
+def _read_tree(path: Path, ontology: Ontology) -> None:
+    try:
+        nodes = json.loads(path.read_text(encoding="utf-8"))
+        for node in nodes:
+            ontology.names.setdefault(str(node["id"]), str(node["name"]))
+            ontology.children[str(node["id"])] = tuple(map(str, node.get("child_ids", ())))
+    except OSError as error:
+        raise SourceListError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SourceListError(f"{path}: is not AudioSet's ontology.json ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which segments are wanted: with one of the ``classes`` and none of the ``excluded``, all by id."""
+
+    classes: frozenset[str]
+    excluded: frozenset[str]
+    names: dict[str, str]
+
+    @classmethod
+    def of(cls, ontology: Ontology, classes: Sequence[str] | None, exclude: Sequence[str] | None) -> Choice:
+        """Choose by name or glob, with all that is below. None: :data:`NATURE`, and nothing below; :data:`EXCLUDE`."""
+        known = frozenset(ontology.names.values())
+        if classes is None:
+            chosen = ontology.ids(choose_classes(NATURE, known, missing_ok=True))
+        else:
+            chosen = ontology.with_descendants(ontology.ids(choose_classes(classes, known)))
+        unwanted = choose_classes(EXCLUDE if exclude is None else exclude, known, missing_ok=exclude is None)
+        excluded = ontology.with_descendants(ontology.ids(unwanted))
+        return cls(chosen, excluded - chosen if exclude is None else excluded, ontology.names)
+
+    def labels(self, ids: Sequence[str]) -> list[str]:
+        """The names of the chosen classes among a segment's; none if the segment is not wanted."""
+        if not self.excluded.isdisjoint(ids):
+            return []
+        return [self.names[class_id] for class_id in ids if class_id in self.classes and class_id in self.names]
+
+
+def split_of(path: str | Path) -> str | None:
+    """The split that a segments file is, by its published name."""
+    name = Path(path).name.lower()
+    return "test" if "eval" in name else "train" if "train" in name else None
+
+
+def segments(path: str | Path, choice: Choice) -> Iterator[tuple[Row, str] | None]:
+    """The wanted rows of a segments file as ``(row, YouTube id)``; None for each that is not wanted."""
+    split = split_of(path)
+    for record in read_records(path):
+        cells = [cell.strip().strip('"') for cell in record.cells]
+        if record.problem is None and cells[0].lower() == "ytid":
+            continue
+        if record.problem is None and len(cells) < 4:
+            record.problem = f"{len(cells)} cells, not the 4 of AudioSet (YTID, start, end, labels)"
+        if record.problem is not None:
+            yield Row(record.line, record.text, {}, record.problem), ""
+            continue
+        ids = [each.strip() for each in ",".join(cells[3:]).split(",")]
+        if labels := choice.labels(ids):
+            values = {"start": cells[1], "end": cells[2], "labels": labels, "split": split}
+            yield Row(record.line, record.text, values), cells[0]
+        else:
+            yield None

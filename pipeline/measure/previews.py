@@ -1,0 +1,162 @@
+"""Small frames and the sound of a measured video, kept so that an encoder can look and listen without another decode.
+
+``<stem>.frames.npz``: JPEG frames and their times. ``<stem>.flac``: the sound, mono, 44.1 kHz, from the file's time 0 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from pydantic import Field
+
+from pipeline.errors import PreviewError
+from pipeline.measure.sound import SAMPLE_RATE_HZ, SoundTrack, to_mono
+from pipeline.settings import Settings
+
+BLOCK_SECONDS = 10
+JPEG_QUALITY = 92
+
+
+class PreviewSettings(Settings):
+    """Size and number of the frames that are kept for the picture encoder and the report."""
+
+    every_seconds: float = Field(1.0, gt=0)
+    """Time from one kept frame to the next."""
+    short_side_px: int = Field(256, ge=32)
+    """Length of a kept frame's shorter side: at least what the picture encoder takes in."""
+
+
+class FrameRoll:
+    """Collects frames as they are decoded."""
+
+    def __init__(self, settings: PreviewSettings) -> None:
+        self._settings = settings
+        self._times: list[float] = []
+        self._jpegs: list[bytes] = []
+
+    @property
+    def short_side_px(self) -> int:
+        return self._settings.short_side_px
+
+    def wants(self, seconds: float) -> bool:
+        return not self._times or seconds - self._times[-1] >= self._settings.every_seconds - 0.001
+
+    def add(self, seconds: float, frame_rgb: npt.NDArray[np.uint8]) -> None:
+        done, jpeg = cv2.imencode(".jpg", frame_rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        assert done
+        self._times.append(seconds)
+        self._jpegs.append(jpeg.tobytes())
+
+    def save(self, path: Path) -> None:
+        ends = np.cumsum([len(jpeg) for jpeg in self._jpegs], dtype=np.int64)
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                seconds=np.asarray(self._times, np.float64),
+                ends=ends,
+                jpegs=np.frombuffer(b"".join(self._jpegs), np.uint8),
+            )
+
+
+def save_sound(track: SoundTrack, path: Path) -> None:
+    """Writes the whole track as mono FLAC, a block at a time. Raises OSError, as on a full disk."""
+    with path.open("wb+", buffering=0) as opened:
+        told = _Told(opened)
+        with soundfile.SoundFile(told, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="FLAC") as file:
+            for start in range(0, -(-track.num_samples // SAMPLE_RATE_HZ), BLOCK_SECONDS):
+                stop = min(start + BLOCK_SECONDS, track.end_seconds)
+                file.write(to_mono(track.between(start, stop)))
+        if told.error is not None:
+            raise told.error
+
+
+class _Told:
+    """A file that remembers why a write failed, and goes on: libsndfile would say of every reason that it was a system error."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        """``file`` has no buffer, or errors would come from elsewhere."""
+        self._file = file
+        self.error: OSError | None = None
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(data)
+
+
+def read_frames(file: IO[bytes], spans: Sequence[tuple[float, float]], num_frames: int) -> list[npt.NDArray[np.uint8]]:
+    """For each span in seconds, up to ``num_frames`` frames spread evenly over it: (T, H, W, 3) uint8 RGB.
+
+    A span between two kept frames gets the nearest one. Raises PreviewError where the file is damaged.
+    """
+    with _telling("frames"), np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+        seconds, ends, jpegs = arrays["seconds"], arrays["ends"], arrays["jpegs"]
+    chosen: list[npt.NDArray[np.uint8]] = []
+    for start, end in spans:
+        inside = np.flatnonzero((seconds >= start - 0.001) & (seconds < end))
+        if inside.size == 0:
+            inside = np.asarray([np.abs(seconds - start).argmin()])
+        picked = inside[np.linspace(0, inside.size - 1, min(num_frames, inside.size)).round().astype(int)]
+        frames = []
+        for index in picked:
+            begin = int(ends[index - 1]) if index else 0
+            with _telling("frames"):
+                frame = cv2.imdecode(jpegs[begin : int(ends[index])], cv2.IMREAD_COLOR)
+                if frame is None:
+                    raise ValueError(f"frame {index} is no JPEG")
+            frames.append(np.asarray(frame)[:, :, ::-1])
+        chosen.append(np.stack(frames).astype(np.uint8))
+    return chosen
+
+
+def read_sounds(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.float32]]:
+    """For each span in seconds its sound, mono float32 at 44.1 kHz; silence where the track has ended.
+
+    Raises PreviewError where the file is damaged.
+    """
+    with _telling("sound"), soundfile.SoundFile(file) as sound:
+        sounds = []
+        for start, end in spans:
+            first, last = round(start * SAMPLE_RATE_HZ), round(end * SAMPLE_RATE_HZ)
+            wanted = np.zeros(last - first, np.float32)
+            if first < sound.frames:
+                sound.seek(first)
+                found = sound.read(last - first, dtype="float32")
+                wanted[: len(found)] = found
+            sounds.append(wanted)
+    return sounds
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        cv2.error,
+    ) as error:
+        raise PreviewError(
+            "previews_damaged",
+            f"the {what} kept for the encoders cannot be read ({error})",
+        ) from error

@@ -1,0 +1,126 @@
+"""The augmented view of a sound: a crop of it, mixed with a quieter neighbour, its mel masked.
+
+What is drawn for a sample depends on the seed, the number of samples seen and the sample's key, and on nothing else: a
+resumed fit and one on another number of ranks draw the same. In order:
+
+1. *crop*: a stretch of the sound, of a random share of its length, is moved to the start; silence follows it.
+2. *mix*: with some probability the sound of the neighbour in the batch (samples 0 and 1, 2 and 3, ...) is added, uncropped,
+   scaled so that its RMS power lies a random number of decibels below the crop's. A gain of its own would change nothing:
+   a mel is relative to its maximum, so gains only count between sounds that are mixed.
+3. *masks* on the mel (SpecAugment, Park et al. 2019): some bands of mels and some stretches of time are put to 0, the
+   floor of the scale.
+
+Shape suffixes: B sounds, N samples, M mel bands, T mel frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pipeline.encoders.mel import LogMel
+from pipeline.schema import stable_hash
+from pipeline.settings import Settings
+from trainer.streaming.batches import Batch
+
+
+class AugmentSettings(Settings):
+    """How far the augmented view of a sound may be from the sound."""
+
+    num_masks: int = Field(2, ge=0)
+    """Masks over mels, and as many over time."""
+    max_mel_mask: float = Field(0.15, ge=0, le=1)
+    """Largest share of the mel bands in one mask; shares are drawn evenly from 0 up to it."""
+    max_time_mask: float = Field(0.30, ge=0, le=1)
+    """Largest share of the mel frames in one mask."""
+    min_crop: float = Field(0.5, gt=0, le=1)
+    """Smallest share of the sound that a crop keeps. 1: no crops."""
+    mix_probability: float = Field(0.5, ge=0, le=1)
+    """How often a sound is mixed with its neighbour in the batch."""
+    mix_below_db: tuple[float, float] = (6.0, 20.0)
+    """How far the neighbour's RMS lies below the sound's own, in dB: drawn evenly between the two numbers."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentSettings:
+        if self.mix_below_db[0] > self.mix_below_db[1]:
+            raise ValueError(f"mix_below_db must be (least, most), got {self.mix_below_db}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What chance decided for one sample. Places and widths are shares of what is there, 0..1."""
+
+    crop: tuple[float, float]
+    """Share kept, and place of it among the possible ones."""
+    below_db: float | None
+    """Level of the neighbour. None: not mixed."""
+    mel_masks: tuple[tuple[float, float], ...]
+    """Width as a share of the mel bands, place among the possible ones."""
+    time_masks: tuple[tuple[float, float], ...]
+    """Width as a share of the frames, place among the possible ones."""
+
+
+def draw(settings: AugmentSettings, *identity: object) -> Draw:
+    """The same for the same ``identity``: seed, samples seen, dataset, key."""
+    rng = np.random.default_rng(int(stable_hash("augment", *identity), 16))
+
+    def masks(most: float) -> tuple[tuple[float, float], ...]:
+        return tuple((most * float(rng.random()), float(rng.random())) for _ in range(settings.num_masks))
+
+    crop = (float(rng.uniform(settings.min_crop, 1)), float(rng.random()))
+    is_mixed, level = float(rng.random()) < settings.mix_probability, float(rng.uniform(*settings.mix_below_db))
+    return Draw(crop, level if is_mixed else None, masks(settings.max_mel_mask), masks(settings.max_time_mask))
+
+
+def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], draws: Sequence[Draw]) -> Tensor:
+    """Crops and mixes, (B, N); ``num_real_B`` are the samples that are sound, the rest of a row is padding."""
+    changed_BN = torch.zeros_like(sounds_BN)
+    for index, (one, num_real) in enumerate(zip(draws, num_real_B, strict=True)):
+        share, place = one.crop
+        length = max(1, round(share * num_real))
+        start = round(place * (num_real - length))
+        crop = sounds_BN[index, start : start + length]
+        changed_BN[index, :length] = crop
+        neighbour = index ^ 1
+        if one.below_db is None or neighbour >= len(draws):
+            continue
+        other = sounds_BN[neighbour, : num_real_B[neighbour]]
+        level, other_level = crop.square().mean().sqrt(), other.square().mean().sqrt()
+        gain = 10 ** (-one.below_db / 20) * level / other_level.clamp_min(1e-8)  # silence has nothing to add
+        changed_BN[index, : len(other)] += gain * other
+    return changed_BN
+
+
+def mask_mels(mels_BMT: Tensor, draws: Sequence[Draw]) -> None:
+    """Puts the drawn bands and stretches to 0, in place."""
+    for mel_MT, one in zip(mels_BMT, draws, strict=True):
+        for width, place in one.mel_masks:
+            mel_MT[_masked(mel_MT.shape[0], width, place)] = 0
+        for width, place in one.time_masks:
+            mel_MT[:, _masked(mel_MT.shape[1], width, place)] = 0
+
+
+def augmented_mels(
+    batch: Batch, front_end: LogMel, settings: AugmentSettings, device: torch.device, *identity: object
+) -> Tensor:
+    """(B, M, T) of the batch's sounds, changed as :func:`draw` says for ``identity``, the dataset and the key of each."""
+    draws = [draw(settings, *identity, dataset, key) for dataset, key in zip(batch.datasets, batch.keys, strict=True)]
+    sounds_BN = batch.sounds_BN.to(device)
+    rate_hz = front_end.config.sample_rate_hz
+    num_real_B = [max(1, min(sounds_BN.shape[1], round(s * rate_hz))) for s in batch.seconds_B.tolist()]
+    with torch.no_grad():
+        changed_BMT: Tensor = front_end(augmented_sounds(sounds_BN, num_real_B, draws))
+        mask_mels(changed_BMT, draws)
+    return changed_BMT
+
+
+def _masked(size: int, width: float, place: float) -> slice:
+    num_masked = int(width * size)
+    start = int(place * (size - num_masked + 1))
+    return slice(start, start + num_masked)

@@ -1,0 +1,64 @@
+"""Datasets that are fitted on together must not know each other's held-out videos: each build splits its own sources alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from pipeline.dataset.manifest import dataset_root
+from pipeline.dataset.tables import SAMPLES_NAME, read_table
+from pipeline.errors import DataError, ManifestError, OutputError
+from pipeline.runtime.bounded import reading_failures
+from pipeline.runtime.remote_folder import read_folder
+from pipeline.schema import State
+from trainer.engine.run import Dataset
+
+logger = logging.getLogger(__name__)
+
+NUM_NAMED = 3
+
+
+def check_disjoint(datasets: Sequence[Dataset]) -> None:
+    """Raises DataError where a video that one dataset trains on is held out in another: the same file, whatever its source is called.
+
+    A dataset whose table of samples is not there, or cannot be read, is warned of.
+    """
+    if len(datasets) < 2:
+        return
+    learned: dict[str, Dataset] = {}
+    held_out: dict[str, Dataset] = {}
+    urls: dict[str, str] = {}
+    for dataset in datasets:
+        for sha256, url, split in _videos(dataset):
+            urls.setdefault(sha256, url)
+            (learned if split == "train" else held_out)[sha256] = dataset
+    if shared := sorted(learned.keys() & held_out.keys()):
+        first = shared[0]
+        named = ", ".join(urls[sha256] for sha256 in shared[:NUM_NAMED])
+        raise DataError(
+            f"{len(shared)} videos are trained on in one dataset and held out in another, so that validation would flatter: {named}"
+            f"{', ...' if len(shared) > NUM_NAMED else ''}; the first in {learned[first].mix.location} and {held_out[first].mix.location}. "
+            "Build both with the same [split], list the split of these sources in the source lists, or leave one out with its weight at 0"
+        )
+
+
+def _videos(dataset: Dataset) -> set[tuple[str, str, str]]:
+    """SHA-256, URL and split of the videos whose clips were kept."""
+    found = set()
+    failures: tuple[type[Exception], ...] = (ManifestError, OutputError, *reading_failures())
+    try:
+        folder = read_folder(dataset_root(dataset.mix.location))
+        for batch in read_table(folder, SAMPLES_NAME, ["video_sha256", "url", "split", "state"]):
+            found |= {
+                (row["video_sha256"], row["url"], row["split"])
+                for row in batch.to_pylist()
+                if row["state"] == State.KEPT and row["video_sha256"] and row["split"]
+            }
+    except failures as error:
+        logger.warning(
+            "%s: its %s cannot be read (%s): whether it holds out what another dataset trains on is not known",
+            dataset.mix.location,
+            SAMPLES_NAME,
+            error,
+        )
+    return found

@@ -1,0 +1,219 @@
+"""The shared space as a guide: where sounds and texts lie in it, and generated pictures with a gradient back to their pixels.
+
+Shape suffixes: B samples, N pictures, K cutouts of each, C = 3 colours, H W rows and columns, D width of the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.encoders.device import Running
+from pipeline.encoders.mel import MelConfig
+from pipeline.encoders.pair import EncoderPairSettings, Sha256, load_pair
+from pipeline.encoders.sound import SoundEncoder, load_sound, read_align_config
+from pipeline.encoders.weights import file_sha256, is_url, resolve_weights
+from pipeline.errors import EncoderError, RecipeError
+from pipeline.settings import Settings
+from trainer.align.frozen_encoders import OpenClipPartner, Partner, check_partner, load_partner
+from trainer.align.prompts import TextEmbeddings, sample_text
+from trainer.engine.phases import Part, Phase, Terms
+from trainer.engine.run import Run
+from trainer.invert.student import Schooling, load_student
+from trainer.streaming.batches import Batch
+
+if TYPE_CHECKING:
+    from trainer.recipe import FitRecipe
+
+ALIGN_CHECKPOINT = "align/best.safetensors"
+STUDENT_CHECKPOINT = "student/last.safetensors"
+
+
+class GuideSettings(Settings):
+    """Which sound encoder guides, and how generated pictures are looked at. The picture encoder is ``align.partner``."""
+
+    sound_kind: Literal["align", "soundclip", "wav2clip", "small"] = "align"
+    """The sound encoder F_a: one of the align stage, SoundCLIP's or Wav2CLIP's as published, or the packaged one."""
+    sound_weights: str | None = None
+    """Its weights: a path, or a URL with its SHA-256. None: what this run's align stage left; for small, those in the package."""
+    sound_sha256: Sha256 | None = None
+    """SHA-256 of that file. None: not checked; a URL needs one."""
+    num_cutouts: int = Field(32, ge=1, le=1024)
+    """Random squares of each generated picture that the picture encoder sees. The paper's authors take 32."""
+    smallest_cutout: float = Field(0.5, gt=0, le=1)
+    """Side of the smallest square, as a share of the picture's."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.sound_kind in ("soundclip", "wav2clip") and self.sound_weights is None:
+            raise ValueError(f"sound_kind {self.sound_kind} needs sound_weights: a path, or a URL with its SHA-256")
+        if self.sound_weights is not None and is_url(self.sound_weights) and self.sound_sha256 is None:
+            raise ValueError("sound_weights is a URL: give sound_sha256, so that the weights cannot change unseen")
+        return self
+
+
+class Looking(Protocol):
+    """A picture encoder that gradients pass through."""
+
+    width: int
+
+    def look(self, pictures_NCHW: Tensor) -> Tensor:
+        """Square pictures, about -1..1 -> (N, D), rows of length 1."""
+
+
+def cutouts(pictures_NCHW: Tensor, number: int, smallest: float) -> list[Tensor]:
+    """``number`` batches (N, C, side, side) of random squares, each at one place in all pictures of the batch.
+
+    Draws from torch's CPU generator. The side is between ``smallest`` and all of the picture's. Differentiable.
+    """
+    side = pictures_NCHW.shape[-1]
+    found = []
+    for _ in range(number):
+        share, across, down = torch.rand(3).tolist()
+        size = max(1, round(side * (smallest + (1 - smallest) * share)))
+        left, top = round(across * (side - size)), round(down * (side - size))
+        found.append(pictures_NCHW[:, :, top : top + size, left : left + size])
+    return found
+
+
+class Guide:
+    """Frozen F_a, F_v and F_t. Making one loads their weights."""
+
+    def __init__(self, settings: GuideSettings, recipe: FitRecipe, run: Run, field: str) -> None:
+        """Raises EncoderError or CheckpointError where an encoder is not there, or two do not share a space."""
+        self.settings, self.device = settings, run.fabric.device
+        precision = run.settings.precision
+        self.partner: Partner = load_partner(recipe.align.partner, self.device, precision, "align.partner")
+        self.sound = _sound_encoder(settings, self.partner, run, field)
+        if self.sound.width != self.partner.width:
+            raise EncoderError(
+                f"{field}.sound_weights: its space has {self.sound.width} numbers, that of align.partner {self.partner.width}; "
+                f"name a sound encoder that was trained against {recipe.align.partner.picture_model}"
+            )
+        self._texts = TextEmbeddings(self.partner, self.device)
+        self._prompts, self._use_captions = recipe.align.prompts, recipe.align.use_captions
+        self._texts.classes(run.classes, self._prompts)  # one without a word for a class is refused before any step
+        self.schooling: Schooling | None = None
+        """The student that stands in for the picture encoder. None: that has gradients of its own."""
+        if isinstance(self.partner, OpenClipPartner):
+            self.looking: Looking = self.partner
+        else:
+            student = load_student(run.folder / STUDENT_CHECKPOINT, self.partner.encoder_id)
+            rate = recipe.student.refresh_learning_rate
+            self.looking = self.schooling = Schooling(student, self.partner, rate, self.device)
+
+    @property
+    def encoder_ids(self) -> tuple[str, str]:
+        """Ids of the picture and the sound encoder."""
+        return self.partner.encoder_id, self.sound.encoder_id
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What of the guide learns: a student, where there is one."""
+        return {} if self.schooling is None else {"student": self.schooling.student}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Of ``networks``."""
+        return {} if self.schooling is None else {"optimizer_student": self.schooling.optimizer}
+
+    def sounds(self, batch: Batch) -> Tensor:
+        """(B, D): F_a of the batch's sounds, without the silence that was put after them."""
+        if not len(batch):
+            return torch.zeros(0, self.partner.width, device=self.device)
+        rate_hz = MelConfig().sample_rate_hz
+        sounds = [
+            row[: max(1, min(len(row), round(seconds * rate_hz)))].numpy()
+            for row, seconds in zip(batch.sounds_BN, batch.seconds_B.tolist(), strict=True)
+        ]
+        return torch.from_numpy(np.asarray(self.sound.embed_sounds(sounds, rate_hz))).to(self.device)
+
+    def texts(self, batch: Batch, *identity: object) -> Tensor:
+        """(B, D): F_t of the captions or class prompts; zeros for a sample of which nothing is known."""
+        texts = [
+            sample_text(labels, caption, self._prompts, self._use_captions, *identity, dataset, key)
+            for labels, caption, dataset, key in zip(
+                batch.labels, batch.captions, batch.datasets, batch.keys, strict=True
+            )
+        ]
+        return self._texts.rows(texts)
+
+    def lesson_phase(self, pictures: Callable[[Part], Tensor], count: int) -> list[Phase[Part]]:
+        """The phase in which the student goes on learning, on ``count`` random ones of the ``pictures`` of a micro-batch.
+
+        None where there is no student, or with ``count`` 0.
+        """
+        schooling = self.schooling
+        if schooling is None or not count:
+            return []
+
+        def lesson(part: Part) -> Terms:
+            shown = pictures(part)
+            return schooling.lesson(shown[torch.randperm(len(shown))[:count]])
+
+        return [
+            Phase(
+                "student",
+                schooling.optimizer,
+                1,
+                lesson,
+                ("student_cosine",),
+                max_gradient_norm=1.0,
+            )
+        ]
+
+    def pictures(self, pictures_NCHW: Tensor) -> Tensor:
+        """(K, N, D): F_v of random cutouts of pictures, rows of length 1, with gradient."""
+        cut = cutouts(pictures_NCHW, self.settings.num_cutouts, self.settings.smallest_cutout)
+        return torch.stack([self.looking.look(some) for some in cut])
+
+
+def clip_loss(seen_KND: Tensor, wanted_ND: Tensor) -> Tensor:
+    """(N,): 1 - cos(F_v(G(ŵ)), F(x)), the mean over cutouts (the paper's L_CLIP). A row of zeros in ``wanted_ND`` asks nothing: 0."""
+    wanted_ND = functional.normalize(wanted_ND, dim=1)
+    cosines_N = (seen_KND * wanted_ND).sum(2).mean(0)
+    return torch.where(wanted_ND.any(1), 1 - cosines_N, torch.zeros_like(cosines_N))
+
+
+def _sound_encoder(settings: GuideSettings, partner: Partner, run: Run, field: str) -> SoundEncoder:
+    if settings.sound_kind == "small":
+        return load_pair(EncoderPairSettings(), field=field).sound
+    running = Running(run.fabric.device, batch_size=64)
+    named = f"{field}.sound_weights"
+    if settings.sound_weights is None:
+        path = run.folder / ALIGN_CHECKPOINT
+        if not path.is_file():
+            raise EncoderError(f"{named}: {path} is not there: run the stage align first, or name a sound encoder")
+    else:
+        path = resolve_weights(settings.sound_weights, settings.sound_sha256, field=named)
+    if settings.sound_kind == "align":
+        trained_with = read_align_config(path).picture_id
+        if trained_with not in (None, partner.encoder_id):
+            raise EncoderError(
+                f"{named}: {path} was trained against {trained_with}, and align.partner is {partner.encoder_id}; "
+                f"name the same picture encoder in both"
+            )
+    return load_sound(settings.sound_kind, path, file_sha256(path), running)
+
+
+def needs_student(recipe: FitRecipe) -> bool:
+    """Whether the picture encoder takes no gradients, so that a student of it has to guide."""
+    return recipe.align.partner.is_packaged
+
+
+def check_guide(settings: GuideSettings, recipe: FitRecipe, field: str) -> None:
+    """Raises UserError for what shows before any weights are loaded."""
+    check_partner(recipe.align.partner, "align.partner")
+    named = settings.sound_weights
+    if named is not None and not is_url(named) and not Path(named).expanduser().is_file():
+        raise EncoderError(f"{field}.sound_weights: {named} is no file")
+    if settings.sound_kind == "small" and not recipe.align.partner.is_packaged:
+        raise RecipeError(
+            f"{field}.sound_kind: small belongs to the packaged picture encoder, and align.partner is "
+            f"{recipe.align.partner.picture_model}; take align, soundclip or wav2clip"
+        )

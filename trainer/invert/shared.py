@@ -1,0 +1,88 @@
+"""What the stages invert and video share: the model and the guide, what is heard in training, and the files that they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.settings import Settings
+from trainer.align.augment import augmented_mels
+from trainer.engine.learner import BEST, LAST, Learner
+from trainer.engine.ranks import average_over_ranks
+from trainer.engine.run import Run
+from trainer.invert.guide import Guide
+from trainer.model.generator import GeneratorConfig
+from trainer.model.sound_video import SoundVideoModel
+from trainer.model.sound_video_file import SoundVideoHeader, save_model
+from trainer.streaming.batches import Batch
+
+if TYPE_CHECKING:
+    from trainer.recipe import FitRecipe
+
+
+class SoundVideoStage(Learner):
+    """A stage that trains a model of sound and video, or a part of it, under the guide of ``invert.guide``."""
+
+    def __init__(self, recipe: FitRecipe, run: Run, model: SoundVideoModel, generator_config: GeneratorConfig) -> None:
+        """Loads the guide's encoders. Raises EncoderError or CheckpointError where one is not there."""
+        super().__init__(run)
+        self.recipe, self.generator_config = recipe, generator_config
+        self.model = model.to(self.device).eval()
+        if run.settings.precision == "bf16":
+            model.generator.use_half(torch.bfloat16)
+        self.guide = Guide(recipe.invert.guide, recipe, run, "invert.guide")
+
+    def config(self) -> Settings:
+        return self.model.config
+
+    def generates(self) -> SoundVideoModel:
+        """The model that others are to use."""
+        return self.model
+
+    def export(self) -> None:
+        self.save_model(LAST)
+        if self.best is None:
+            self.save_model(BEST)
+
+    def save_model(self, name: str) -> None:
+        """Writes what ``generates`` into the stage's folder."""
+        header = SoundVideoHeader(
+            stage=cast("Literal['invert', 'video']", self.name),
+            model=self.model.config,
+            generator=self.generator_config,
+            encoder_ids=self.guide.encoder_ids,
+            classes=tuple(self.run.classes),
+            samples_seen=self.samples_seen,
+        )
+        save_model(self.folder / name, header, self.generates())
+
+    def keep_if_best(self, value: float | None) -> None:
+        """Keeps the model as the best where ``value`` is larger than any before; None: nothing was measured."""
+        if value is not None and (self.best is None or value > self.best):
+            self.best = value
+            if self.run.fabric.is_global_zero:
+                self.save_model(BEST)
+
+    def identity(self) -> tuple[str, int, int]:
+        """What decides the draws of the step in hand, with a sample's dataset and key."""
+        return self.name, self.run.settings.seed, self.num_steps
+
+    def heard_mels(self, batch: Batch) -> Tensor:
+        """(B, M, T): what the encoder hears of a batch in training, augmented."""
+        if len(batch):
+            settings = self.recipe.invert.augment
+            return augmented_mels(batch, self.model.front_end, settings, self.device, *self.identity())
+        mel = self.model.config.mel
+        return torch.zeros(0, mel.num_mels, mel.num_frames(batch.sounds_BN.shape[1]), device=self.device)
+
+    def reals(self, batch: Batch) -> Tensor:
+        """(B, T, 3, H, W): the batch's frames, -1..1."""
+        return batch.frames_BTCHW.to(self.device).float() / 127.5 - 1
+
+    def share_statistics(self) -> None:
+        """Running statistics of what learned become one on all ranks. Every rank must call it."""
+        learned: Mapping[str, nn.Module] = {"inversion": self.model.inversion, **self.guide.networks()}
+        average_over_ranks([one for each in learned.values() for one in each.buffers() if one.is_floating_point()])

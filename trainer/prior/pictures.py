@@ -1,0 +1,205 @@
+"""Batches of pictures out of a folder, in the form that the reader gives frames of a dataset.
+
+The order is a function of the seed and the epoch; each batch is cut into one slice for each rank.
+
+Shape suffixes: B pictures, T = 1 frame, C = 3 colours, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+from pipeline.schema import stable_hash, unit_interval
+from trainer.streaming.batches import Bad, Batch
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+BATCHES_AHEAD = 2
+NUM_THREADS = 4
+"""OpenCV decodes without Python's lock."""
+BAD_SHARE = 0.1
+"""Of the pictures of an epoch: more that cannot be read stop the fit."""
+
+
+class PictureFolder:
+    """Batches of one rank, epoch after epoch, as ``trainer.streaming.reader.Reader`` gives them, each picture a clip of one frame.
+
+    Pictures that cannot be read, or whose short side is below ``side_px``, are left out and named in ``bad``; a batch is
+    shorter by them. Raises DataError for a folder with fewer pictures than a batch, while iterating for too many bad ones.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        side_px: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        shuffle: bool = True,
+        upscale: bool = False,
+    ) -> None:
+        self.folder, self.side_px, self.batch_size, self.upscale = folder, side_px, batch_size, upscale
+        self.seed, self.rank, self.num_ranks, self.shuffle = seed, rank, num_ranks, shuffle
+        self.epoch = self.batch = 0
+        """Of the next batch."""
+        self._bad: dict[Bad, int] = {}
+        self._planned: tuple[int, Sequence[str]] | None = None
+        if batch_size % num_ranks:
+            raise DataError(f"batch_size {batch_size} cannot be shared equally by {num_ranks} ranks")
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        self.names = sorted(path.relative_to(folder).as_posix() for path in found)
+        if not len(self):
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise DataError(
+                f"{folder} has {len(self.names)} pictures ({kinds}) in it and below: not one batch of {batch_size}; "
+                f"lower prior.batch_size, or name another folder"
+            )
+        self._identity = {
+            "pictures": stable_hash(*self.names),
+            "seed": seed,
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+        }
+
+    def __len__(self) -> int:
+        """Batches of an epoch: whole ones when shuffling, else all."""
+        whole = len(self.names) / self.batch_size
+        return math.floor(whole) if self.shuffle else math.ceil(whole)
+
+    @property
+    def bad(self) -> tuple[tuple[Bad, int], ...]:
+        """What this rank could not read so far, with how often a picture was left out for it."""
+        return tuple(self._bad.items())
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.batch >= len(self):
+            self.epoch, self.batch = self.epoch + 1, 0
+        num_bad = 0
+        with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pictures") as pool:
+            waiting: list[list[Future[NDArray[np.uint8] | Bad]]] = []
+            slices = iter(list(self._slices()))
+            epoch = self.epoch
+            try:
+                while True:
+                    for names in islice(slices, BATCHES_AHEAD + 1 - len(waiting)):
+                        waiting.append([pool.submit(self._read, name, epoch) for name in names])
+                    if not waiting:
+                        return
+                    read = [future.result() for future in waiting.pop(0)]
+                    num_bad += self._count([one for one in read if isinstance(one, Bad)], num_bad)
+                    names = self._names_of(epoch, self.batch)
+                    self.batch += 1
+                    good = [(name, one) for name, one in zip(names, read, strict=True) if not isinstance(one, Bad)]
+                    yield self._batch(good)
+            finally:
+                for future in (one for futures in waiting for one in futures):
+                    future.cancel()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: the same on every rank, after the last batch that was handed out."""
+        return {"epoch": self.epoch, "batch": self.batch, **self._identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there. Raises DataError for the state of other pictures or another order."""
+        others = [name for name, value in self._identity.items() if state.get(name) != value]
+        if others:
+            raise DataError(
+                f"{self.folder}: the saved state is of other {', '.join(others)}. Set back what was changed, or start anew"
+            )
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+
+    def close(self) -> None:
+        """Nothing is open between two batches."""
+
+    def _slices(self) -> Iterator[Sequence[str]]:
+        for batch in range(self.batch, len(self)):
+            yield self._names_of(self.epoch, batch)
+
+    def _names_of(self, epoch: int, batch: int) -> Sequence[str]:
+        """This rank's part of a batch."""
+        start, stop = batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.names))
+        cuts = [start + (stop - start) * rank // self.num_ranks for rank in (self.rank, self.rank + 1)]
+        return self._order_of(epoch)[slice(*cuts)]
+
+    def _order_of(self, epoch: int) -> Sequence[str]:
+        if not self.shuffle:
+            return self.names
+        if self._planned is None or self._planned[0] != epoch:
+            order = list(self.names)
+            random.Random(stable_hash("pictures", self.seed, epoch)).shuffle(order)
+            self._planned = (epoch, order)
+        return self._planned[1]
+
+    def _read(self, name: str, epoch: int) -> NDArray[np.uint8] | Bad:
+        """(3, side, side) RGB: the short side scaled by area, the long one cut, anywhere when shuffling, else in the middle."""
+        path = self.folder / name
+        try:
+            data = np.frombuffer(path.read_bytes(), np.uint8)
+            picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+        except (OSError, cv2.error) as error:
+            return self._unreadable(name, str(error))
+        if picture is None:
+            return self._unreadable(name, "it is damaged, or no picture")
+        short = min(picture.shape[:2])
+        if short < self.side_px and not self.upscale:
+            size = f"{picture.shape[1]}x{picture.shape[0]}"
+            return self._unreadable(
+                name, f"it is {size}, smaller than {self.side_px} px; reader.upscale takes it anyway"
+            )
+        height, width = (max(self.side_px, round(self.side_px * length / short)) for length in picture.shape[:2])
+        if short != self.side_px:
+            way = cv2.INTER_AREA if short > self.side_px else cv2.INTER_CUBIC
+            picture = cv2.resize(picture, (width, height), interpolation=way)
+        place = unit_interval("crop", self.seed, epoch, name) if self.shuffle else 0.5
+        left, top = round(place * (width - self.side_px)), round(place * (height - self.side_px))
+        square = picture[top : top + self.side_px, left : left + self.side_px, ::-1]
+        return np.ascontiguousarray(square.transpose(2, 0, 1)).astype(np.uint8, copy=False)
+
+    def _unreadable(self, name: str, reason: str) -> Bad:
+        return Bad(self.folder.name, str(self.folder), name, "picture", reason)
+
+    def _count(self, bad: Sequence[Bad], num_before: int) -> int:
+        """How many there are. Raises DataError where they are too many in this epoch."""
+        for one in bad:
+            if one not in self._bad:
+                logger.warning("left out: %s", one)
+            self._bad[one] = self._bad.get(one, 0) + 1
+        share = math.ceil(len(self.names) / self.num_ranks)
+        if bad and num_before + len(bad) > max(1, math.floor(BAD_SHARE * share)):
+            raise DataError(
+                f"{num_before + len(bad)} of {share} pictures below {self.folder} could not be used, more than {BAD_SHARE:.0%}. "
+                "The first:\n  " + "\n  ".join(str(one) for one in list(self._bad)[:10])
+            )
+        return len(bad)
+
+    def _batch(self, read: Sequence[tuple[str, NDArray[np.uint8]]]) -> Batch:
+        frames = [torch.from_numpy(picture)[None] for _, picture in read]
+        empty = torch.zeros(0, 1, 3, self.side_px, self.side_px, dtype=torch.uint8)
+        count = len(read)
+        return Batch(
+            keys=tuple(name for name, _ in read),
+            datasets=(self.folder.name,) * count,
+            source_ids=tuple(name for name, _ in read),
+            labels=((),) * count,
+            captions=(None,) * count,
+            frames_BTCHW=torch.stack(frames) if frames else empty,
+            sounds_BN=torch.zeros(count, 0),
+            mels_BMT=None,
+            seconds_B=torch.zeros(count),
+        )

@@ -1,0 +1,72 @@
+"""What the prior stage shows and measures of its generator: grids of samples, and features of real and generated pictures.
+
+Shape suffixes: N pictures, C = 3 colours, H W rows and columns, F features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.engine.ranks import gather_rows, num_ranks
+from trainer.engine.run import Run
+from trainer.model.generator import Generator
+from trainer.model.sample import grid, pictures, write_png
+from trainer.prior.fidelity import Fidelity
+from trainer.prior.pictures import PictureFolder
+from trainer.streaming.reader import Reader
+
+STAGE = "prior"
+FIRST_MEASURED_SEED = 1_000_000
+"""Pictures that are measured are others than those of the sample grid."""
+DRAWN_AT_ONCE = 16
+
+
+def write_samples(generator: Generator, num_seeds: int, truncation: float, samples_seen: int, run: Run) -> None:
+    """A grid of the pictures of the seeds 0, 1, ...: ``samples/SEEN.png`` in the stage's folder, and TensorBoard."""
+    folder = run.stage_folder(STAGE) / "samples"
+    folder.mkdir(exist_ok=True)
+    drawn = pictures(generator, range(num_seeds), truncation=truncation, batch_size=DRAWN_AT_ONCE)
+    joined = grid(drawn)
+    write_png(folder / f"{samples_seen:010d}.png", joined)
+    run.stats.picture(STAGE, "samples", samples_seen, joined)
+
+
+def real_features(
+    source: Reader | PictureFolder, fidelity: Fidelity, num_pictures: int, num_shown: int, run: Run
+) -> Tensor:
+    """(N, F): of the first ``num_pictures`` real pictures in the order of the data; the first of them are ``samples/real.png``.
+
+    Every rank must call it. ``source`` is read once and closed.
+    """
+    found: list[Tensor] = []
+    shown: list[Tensor] = []
+    count = 0
+    try:
+        for batch in source:
+            frames_NCHW = batch.frames_BTCHW.flatten(0, 1)
+            if sum(map(len, shown)) < num_shown:
+                shown.append(frames_NCHW)
+            rows_NF, _ = gather_rows(fidelity.features(frames_NCHW))
+            found.append(rows_NF)
+            count += len(rows_NF)
+            if count >= num_pictures:
+                break
+    finally:
+        source.close()
+    if run.fabric.is_global_zero and any(len(one) for one in shown):
+        folder = run.stage_folder(STAGE) / "samples"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / "real.png", grid(torch.cat(shown)[:num_shown].permute(0, 2, 3, 1).contiguous()))
+    return torch.cat(found)[:num_pictures]
+
+
+def fake_features(generator: Generator, fidelity: Fidelity, count: int, run: Run) -> Tensor:
+    """(N, F): of ``count`` generated pictures, always of the same seeds; each rank draws its share. Every rank must call it."""
+    seeds = range(FIRST_MEASURED_SEED, FIRST_MEASURED_SEED + count)
+    own = list(seeds[run.fabric.global_rank :: num_ranks()])
+    rows = [torch.zeros(0, fidelity.num_features, device=fidelity.device)]
+    for start in range(0, len(own), DRAWN_AT_ONCE):
+        drawn = pictures(generator, own[start : start + DRAWN_AT_ONCE], batch_size=DRAWN_AT_ONCE)
+        rows.append(fidelity.features(drawn.permute(0, 3, 1, 2)))
+    return gather_rows(torch.cat(rows))[0]

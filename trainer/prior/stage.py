@@ -1,0 +1,215 @@
+"""The prior stage: a generator learns to draw the frames of datasets, or the pictures of a folder.
+
+Shape suffixes: B samples, T frames, N = B T pictures, C = 3 colours, H W rows and columns, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.settings import Settings
+from trainer.adversarial.ada import next_p
+from trainer.engine.ema import average_weight, move_average
+from trainer.engine.learner import BEST, LAST, Learner, damaged, run_stage
+from trainer.engine.loop import Ended
+from trainer.engine.ranks import average_over_ranks, gather_numbers
+from trainer.engine.run import Run
+from trainer.engine.stats import Display
+from trainer.model.load import save_generator
+from trainer.prior.fidelity import Fidelity
+from trainer.prior.phases import Adversaries, make_networks, make_phases
+from trainer.prior.samples import fake_features, real_features, write_samples
+from trainer.prior.settings import GROUP_SIZE, clips_per_group, generator_config
+from trainer.prior.source import make_source
+from trainer.streaming.batches import Batch
+
+if TYPE_CHECKING:
+    from trainer.recipe import FitRecipe
+
+logger = logging.getLogger(__name__)
+
+NAME = "prior"
+
+
+class Prior(Learner):
+    """The stage: generator, its average, discriminator, their optimizers, and the probability of augmentation."""
+
+    name = NAME
+
+    def __init__(self, recipe: FitRecipe, run: Run) -> None:
+        settings = recipe.prior
+        super().__init__(run)
+        self.recipe, self.settings = recipe, settings
+        self.made = generator_config(settings)
+        torch.manual_seed(run.settings.seed)
+        generator, discriminator, self.discriminator_config = make_networks(settings)
+        if run.settings.precision == "bf16":
+            generator.use_half(torch.bfloat16)
+            discriminator.half_dtype = torch.bfloat16
+        self.generator = generator.to(self.device).train()
+        self.discriminator = discriminator.to(self.device).train()
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        """What generates: the average of the generator over training."""
+        self.adversaries = Adversaries(
+            settings,
+            self.generator,
+            self.discriminator,
+            torch.zeros((), device=self.device),
+            settings.ada_fixed_p or 0.0,
+        )
+        self.phases = make_phases(self.adversaries)
+        self.sign_sum, self.sign_count = 0.0, 0.0
+        """Of the discriminator's outputs for real pictures, since augmentation was adapted last."""
+        self.told: dict[str, float] = {}
+        """The latest value of every measure: some phases are not run in every step."""
+        of_fidelity = settings.fidelity
+        self.fidelity = Fidelity(of_fidelity, self.device) if of_fidelity.num_pictures else None
+        """None: nothing is measured."""
+        self._real_NF: Tensor | None = None
+
+    # one step
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Runs the phases whose turn it is; the measures, or none where no rank has a picture.
+
+        Raises FitError for a loss or gradient that is not finite; all is then as before the step.
+        """
+        self.draw_alike()
+        reals_BTCHW = self._reals(batch)
+        num_own = len(reals_BTCHW) * reals_BTCHW.shape[1]
+        total = int(gather_numbers([num_own], self.device).sum())
+        if not total:
+            return {}
+        self.adversaries.blur_px = self.settings.blur_at(self.samples_seen)
+        parts = [(part, part.shape[0] * part.shape[1] / total) for part in self._micro_batches(reals_BTCHW)]
+        self.told |= self.learn(self.phases, parts, [self.generator, self.discriminator], batch)
+        # ranks saw other latents: averages that the networks keep of them are made one
+        kept = [one for name, one in self.generator.named_buffers() if name.endswith(("w_avg", "magnitude_ema"))]
+        average_over_ranks([*kept, self.adversaries.path_mean])
+        settings = self.settings
+        weight = average_weight(total, settings.ema_half_life, self.samples_seen, settings.ema_ramp_up)
+        move_average(self.average, self.generator, weight)
+        self._adapt_augmentation(total)
+        self.num_steps += 1
+        self.samples_seen += total
+        losses = self.told["generator_loss"] + self.told["discriminator_loss"]
+        return {"loss": losses, **self.told, "augment_p": self.adversaries.p}
+
+    def _reals(self, batch: Batch) -> Tensor:
+        """(B, T, 3, H, W), -1..1, mirrored half of the time. Few may be left out, so that groups of pictures are whole."""
+        frames = batch.frames_BTCHW
+        num_frames = max(1, frames.shape[1])
+        if len(frames) * num_frames > GROUP_SIZE:
+            frames = frames[: len(frames) - len(frames) % clips_per_group(num_frames)]
+        reals = frames.to(self.device).float() / 127.5 - 1
+        if self.settings.mirror:
+            mirrored_B = torch.rand(len(reals)) < 0.5
+            reals = torch.where(mirrored_B.to(self.device)[:, None, None, None, None], reals.flip(-1), reals)
+        return reals
+
+    def _micro_batches(self, reals_BTCHW: Tensor) -> Iterator[Tensor]:
+        size, num_frames = self.settings.micro_batch_size, reals_BTCHW.shape[1]
+        if not len(reals_BTCHW):
+            return
+        clips = len(reals_BTCHW) if size is None else max(1, size // num_frames)
+        if clips * num_frames > GROUP_SIZE:
+            whole = clips_per_group(num_frames)
+            clips = max(whole, clips - clips % whole)
+        yield from torch.split(reals_BTCHW, clips)
+
+    def _adapt_augmentation(self, num_new: int) -> None:
+        """Every ``ada_every`` steps, by the mean sign of what the discriminator said of real pictures since the last time."""
+        signs, settings = self.adversaries.signs, self.settings
+        own = [float(sum(float(one.sum()) for one in signs)), float(sum(one.numel() for one in signs))]
+        signs.clear()
+        total, count = gather_numbers(own, self.device).sum(0).tolist()
+        self.sign_sum, self.sign_count = self.sign_sum + total, self.sign_count + count
+        if (self.num_steps + 1) % settings.ada_every:
+            return
+        mean_sign = self.sign_sum / max(1.0, self.sign_count)
+        self.told["real_sign"] = mean_sign
+        if settings.ada is not None and settings.ada_fixed_p is None:
+            pictures_seen = num_new * settings.ada_every
+            self.adversaries.p = next_p(
+                self.adversaries.p, mean_sign, settings.ada_target, pictures_seen, settings.ada_samples
+            )
+        self.sign_sum = self.sign_count = 0.0
+
+    # validation
+
+    def validate(self) -> dict[str, float]:
+        """Writes a grid of samples, and measures how far generated pictures are from real ones."""
+        settings = self.settings
+        if self.run.fabric.is_global_zero:
+            write_samples(self.average, settings.grid_seeds, settings.grid_truncation, self.samples_seen, self.run)
+        if self.fidelity is None:
+            return {}
+        if self._real_NF is None:
+            source = make_source(self.recipe, self.run, shuffle=False)
+            self._real_NF = real_features(
+                source, self.fidelity, settings.fidelity.num_pictures, settings.grid_seeds, self.run
+            )
+        fake_NF = fake_features(self.average, self.fidelity, len(self._real_NF), self.run)
+        measures = self.fidelity.measure(self._real_NF, fake_NF)
+        distance = next(iter(measures.values()), None)
+        if distance is not None and (self.best is None or distance < self.best):
+            self.best = distance
+            if self.run.fabric.is_global_zero:
+                self._save_generator(BEST)
+        return measures
+
+    # checkpoints
+
+    def export(self) -> None:
+        self._save_generator(LAST)
+        if self.best is None:
+            self._save_generator(BEST)
+
+    def _save_generator(self, name: str) -> None:
+        save_generator(self.folder / name, self.made, self.average, self.discriminator_config, self.discriminator)
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"generator": self.generator, "average": self.average, "discriminator": self.discriminator}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        return {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}
+
+    def config(self) -> Settings:
+        return self.made
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "path_mean": self.adversaries.path_mean}
+
+    def numbers(self) -> dict[str, Any]:
+        own = {"augment_p": self.adversaries.p, "sign_sum": self.sign_sum, "sign_count": self.sign_count}
+        return {**super().numbers(), **own, "told": dict(self.told)}
+
+    def put(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], path: Path) -> None:
+        super().put(tensors, numbers, path)
+        try:
+            self.adversaries.p = float(numbers["augment_p"])
+            self.sign_sum, self.sign_count = float(numbers["sign_sum"]), float(numbers["sign_count"])
+            self.told = dict(numbers["told"])
+            path_mean = tensors["path_mean"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, error) from error
+        if self.settings.ada_fixed_p is not None:
+            self.adversaries.p = self.settings.ada_fixed_p
+        self.adversaries.path_mean.copy_(path_mean)
+        self.adversaries.signs.clear()
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def fit_prior(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+    """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
+    source = make_source(recipe, run, shuffle=True)
+    return run_stage(lambda: Prior(recipe, run), source, recipe.prior, run, display)

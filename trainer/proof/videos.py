@@ -1,0 +1,75 @@
+"""The videos that the proof looks at: one frame for each segment of a sound, and sounds that change half-way.
+
+Shape suffixes: B sounds, S segments, M mel bands, T mel frames, L layers that take a style each, D numbers of a style, N noise
+numbers, K samples of sound.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.model.generator import latents
+from trainer.model.sound_video import SoundVideoModel
+from trainer.rendering.sound_to_video import draw_pictures, walk_noise
+
+Frames = NDArray[np.uint8]
+Samples = NDArray[np.float32]
+
+
+def spliced(first_K: Samples, second_K: Samples) -> Samples:
+    """The first half of one sound and the second half of another, of the same loudness; as long as the shorter of the two.
+
+    Otherwise the louder half alone would decide what the quieter one's spectrogram shows.
+    """
+    length = min(len(first_K), len(second_K))
+    halves = [first_K[: length // 2], second_K[length // 2 : length]]
+    levels = [float(np.sqrt(np.mean(half.astype(np.float64) ** 2))) if len(half) else 0.0 for half in halves]
+    if all(levels):
+        halves[1] = halves[1] * np.float32(levels[0] / levels[1])
+    return np.concatenate(halves)
+
+
+@torch.no_grad()
+def draw_videos(
+    model: SoundVideoModel,
+    sounds: Sequence[Samples],
+    seeds: Sequence[int],
+    *,
+    truncation: float | None = None,
+    batch_size: int = 16,
+    use_blocks: bool = True,
+) -> list[Frames]:
+    """(S, H, W, 3) RGB for each sound (mono, at the model's rate): a frame for each of its segments, with its seed's latent and noise."""
+    device = model.w_avg.device
+    segments = [model.segments_of_sound(torch.from_numpy(sound).to(device)) for sound in sounds]
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, one in enumerate(segments):
+        by_length[len(one)].append(index)
+    videos: dict[int, Frames] = {}
+    for length, indices in by_length.items():
+        step = max(1, batch_size // length)
+        for start in range(0, len(indices), step):
+            some = indices[start : start + step]
+            base_BLD = model.base_styles(
+                latents([seeds[i] for i in some], model.generator.z_dim).to(device), truncation
+            )
+            segments_BSMT = torch.stack([segments[i] for i in some])
+            if use_blocks:
+                noise_BSN = torch.stack([walk_noise(seeds[i], length, model.num_noise) for i in some]).to(device)
+                styles_BSLD = model.walk(segments_BSMT, base_BLD, noise_BSN)
+            else:
+                styles_BSLD = torch.stack(
+                    [
+                        model.invert(one, base_LD.expand(length, -1, -1))
+                        for one, base_LD in zip(segments_BSMT, base_BLD, strict=True)
+                    ]
+                )
+            drawn = [draw_pictures(model, part) for part in torch.split(styles_BSLD.flatten(0, 1), batch_size)]
+            frames = np.concatenate(drawn).reshape(len(some), length, *drawn[0].shape[1:])
+            videos |= dict(zip(some, frames, strict=True))
+    return [videos[index] for index in range(len(sounds))]

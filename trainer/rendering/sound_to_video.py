@@ -1,0 +1,201 @@
+"""From a sound of any length to the frames of a video, a few at a time.
+
+    sound     |-- window --|-- window --|-- w         heard window by window, as in training
+    segments  | 0 | 1 | 2 | 3 | 4 | 5 | 6 |           each gives one row of styles, at its middle
+    frames    ........................................ styles in between: a smooth curve through those of the segments
+
+What is kept of a sound is a row of features, and the styles, for each segment: about 70 MB for an hour at 1024 pixels.
+
+Shape suffixes: S segments, F features, L layers that take a style each, D numbers of a style, N noise numbers, A instants,
+M mel bands, T mel frames, B frames of a batch, C H W of pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.schema import stable_hash
+from pipeline.settings import Settings
+from trainer.model.generator import latents
+from trainer.model.sample import to_bytes
+from trainer.model.sound_video import SoundVideoModel
+from trainer.rendering.sound_file import Samples, Sound, sound_of_array
+
+WINDOWS_AT_ONCE = 4
+"""Windows of sound that are in memory at a time."""
+SHOWN_COLUMNS = 64
+"""Columns of a segment in the spectrogram that is for eyes."""
+MOST_COLUMNS = 1024
+"""Of all of it."""
+MAX_SEED = 2**63 - 1
+
+
+class GenerateSettings(Settings):
+    """How a video is made of a sound."""
+
+    seconds: float | None = Field(default=None, gt=0, le=86_400)
+    """Length of the video. Shorter than the sound: it is cut. Longer: silence follows, and the last picture stays. None: the sound's."""
+    fps: float = Field(default=25.0, ge=1, le=240)
+    """Frames for each second."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Decides the latent, which is what does not come from the sound, and the noise of the walk. The same seed, the same video."""
+    truncation: float | None = Field(default=None, ge=0, le=2)
+    """psi of the style that a sound's inversion is added to; less is nearer to the average picture. None: the model's own."""
+    resolution: int | None = Field(default=None, ge=16, le=8192, multiple_of=2)
+    """Side of the pictures, in pixels; scaled from the generator's own (bicubic). None: as they are drawn."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pictures that are drawn at once."""
+    crf: int = Field(default=18, ge=0, le=51)
+    """Quality of the H.264 picture: 0 is lossless, 18 can hardly be told from it, 51 is the worst."""
+    use_blocks: bool = True
+    """Whether the recurrent blocks carry the styles on. False: every segment shows its own inversion, which is all that a model
+    of the invert stage has learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the model made of a sound."""
+
+    features_SF: Tensor
+    """What the inversion encoder heard in each segment."""
+    mel_MT: NDArray[np.float32]
+    """Its spectrogram as the model saw it, 0..1, for eyes: at most ``MOST_COLUMNS``."""
+    seconds: float
+    """Length of the sound that was heard."""
+
+
+@torch.no_grad()
+def hear(model: SoundVideoModel, sound: Sound, seconds: float | None = None) -> Heard:
+    """Goes through a sound, or its first ``seconds``, once. A last segment less than half of which is sound is left out.
+
+    Raises MediaError for a sound that cannot be heard, naming it.
+    """
+    config, device = model.config, model.w_avg.device
+    rate_hz = config.mel.sample_rate_hz
+    features: list[Tensor] = []
+    mels: list[Tensor] = []
+    num_samples = 0
+    size = WINDOWS_AT_ONCE * round(config.window_seconds * rate_hz)
+    for chunk in _chunks(sound.mono(rate_hz, seconds), size):
+        segments_SMT = model.segments_of_sound(torch.from_numpy(chunk).to(device))
+        features.append(model.inversion.features(segments_SMT))
+        shown_SMT = functional.adaptive_avg_pool2d(segments_SMT, (segments_SMT.shape[1], SHOWN_COLUMNS))
+        mels.append(shown_SMT.half().cpu())
+        num_samples += len(chunk)
+    heard = num_samples / rate_hz
+    num_segments = max(1, math.floor(heard / config.segment_seconds + 0.5))
+    num_columns = max(1, round(heard / config.segment_seconds * SHOWN_COLUMNS))
+    mel_MT = torch.cat(mels).permute(1, 0, 2).flatten(1)[:, :num_columns].float()
+    if num_columns > MOST_COLUMNS:
+        mel_MT = functional.adaptive_avg_pool2d(mel_MT[None], (len(mel_MT), MOST_COLUMNS))[0]
+    return Heard(torch.cat(features)[:num_segments], mel_MT.numpy(), heard)
+
+
+def _chunks(blocks: Iterator[Samples], size: int) -> Iterator[Samples]:
+    """The same samples in chunks of ``size``; the last may be shorter."""
+    waiting: list[Samples] = []
+    count = 0
+    for block in blocks:
+        waiting.append(block)
+        count += len(block)
+        if count >= size:
+            joined = np.concatenate(waiting)
+            whole = count - count % size
+            yield from np.split(joined[:whole], range(size, whole, size))
+            waiting, count = [joined[whole:]], count - whole
+    if count:
+        yield np.concatenate(waiting)
+
+
+def walk_noise(seed: int, num_segments: int, num_noise: int) -> Tensor:
+    """(S, N): standard normal, its beginning the same however many segments there are; another stream than the latent's."""
+    source = torch.Generator().manual_seed(int(stable_hash("noise of a walk", seed, length=15), 16))
+    return torch.stack([torch.randn(num_noise, generator=source) for _ in range(num_segments)])
+
+
+@torch.no_grad()
+def styles_of(
+    model: SoundVideoModel,
+    features_SF: Tensor,
+    seed: int = 0,
+    truncation: float | None = None,
+    *,
+    use_blocks: bool = True,
+) -> Tensor:
+    """(S, L, D), on the CPU: the styles of every segment, for the latent and the noise of a seed."""
+    device = model.w_avg.device
+    base_1LD = model.base_styles(latents([seed], model.generator.z_dim).to(device), truncation)
+    if not use_blocks:
+        return (base_1LD + model.inversion.offsets(features_SF)).cpu()
+    noise_SN = walk_noise(seed, len(features_SF), model.num_noise).to(device)
+    return model.carry(features_SF[None], base_1LD, noise_SN[None])[0].cpu()
+
+
+def interpolate_styles(styles_SLD: Tensor, times: Sequence[float], at: Sequence[float]) -> Tensor:
+    """(A, L, D): styles at the instants ``at``, on a smooth curve through ``styles_SLD``, which stand at ``times`` (rising).
+
+    Each number follows a monotone cubic (Fritsch and Butland 1984, as in scipy's ``PchipInterpolator``): between two segments it
+    never leaves the span of their values. Before the first time and after the last it stays. Only the styles around ``at``
+    are touched, so that it costs the same in a long video. Raises ValueError for times that do not fit or do not rise.
+    """
+    known = np.asarray(times, np.float64)
+    if len(known) != len(styles_SLD) or not len(known) or not bool((np.diff(known) > 0).all()):
+        raise ValueError(f"{len(styles_SLD)} rows of styles need as many rising times, got {len(known)}")
+    inside = np.clip(np.asarray(at, np.float64), known[0], known[-1])
+    if not len(inside) or len(known) == 1:
+        return styles_SLD[:1].expand(len(inside), *styles_SLD.shape[1:])
+    # the slope at a time depends on its neighbours, at an end on two of them
+    first = max(0, int(np.searchsorted(known, inside.min(), side="right")) - 3)
+    last = min(len(known), int(np.searchsorted(known, inside.max(), side="left")) + 3)
+    curve = PchipInterpolator(known[first:last], styles_SLD[first:last].double().numpy(), axis=0)
+    return torch.from_numpy(curve(inside)).to(styles_SLD.dtype)
+
+
+def num_frames_of(heard: Heard, settings: GenerateSettings) -> int:
+    """Frames of the video: the last one may go on after the sound's end, by less than a frame."""
+    seconds = heard.seconds if settings.seconds is None else settings.seconds
+    return max(1, math.ceil(round(seconds * settings.fps, 6)))
+
+
+def frames_of(
+    model: SoundVideoModel, styles_SLD: Tensor, num_frames: int, settings: GenerateSettings
+) -> Iterator[NDArray[np.uint8]]:
+    """The frames (H, W, 3), RGB, drawn a batch at a time. Frame i is that of the instant i / fps."""
+    step = model.config.segment_seconds
+    times = [(segment + 0.5) * step for segment in range(len(styles_SLD))]
+    for first in range(0, num_frames, settings.batch_size):
+        at = [frame / settings.fps for frame in range(first, min(first + settings.batch_size, num_frames))]
+        yield from draw_pictures(model, interpolate_styles(styles_SLD, times, at), settings.resolution)
+
+
+@torch.no_grad()
+def draw_pictures(model: SoundVideoModel, styles_BLD: Tensor, resolution: int | None = None) -> NDArray[np.uint8]:
+    """(B, H, W, 3), RGB: the pictures of styles; a single colour is shown as grey."""
+    pictures_BCHW = model.draw(styles_BLD.to(model.w_avg.device)).float()
+    if resolution is not None and resolution != pictures_BCHW.shape[3]:
+        pictures_BCHW = functional.interpolate(pictures_BCHW, (resolution, resolution), mode="bicubic", antialias=True)
+    drawn_BHWC: NDArray[np.uint8] = to_bytes(pictures_BCHW.expand(-1, 3, -1, -1)).cpu().numpy()
+    return drawn_BHWC
+
+
+def generate(
+    model: SoundVideoModel, sound: NDArray[np.floating], rate_hz: int, settings: GenerateSettings | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """The frames (H, W, 3) uint8, RGB, of a video for a sound, (samples,) or (samples, channels), floats.
+
+    Raises MediaError for a sound without samples, or with NaN or infinity: at once, before the first frame.
+    """
+    chosen = settings or GenerateSettings()
+    heard = hear(model, sound_of_array(sound, rate_hz), chosen.seconds)
+    styles_SLD = styles_of(model, heard.features_SF, chosen.seed, chosen.truncation, use_blocks=chosen.use_blocks)
+    return frames_of(model, styles_SLD, num_frames_of(heard, chosen), chosen)

@@ -1,0 +1,300 @@
+"""Fits the towers of the small pair: features of many changed pictures and sounds, and networks that share them out to classes.
+
+Shape suffixes: N rows, F features, E networks, H hidden units, K classes, B rows of one step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.encoders.mel import resampled
+from pipeline.encoders.small.towers import CLIP_AT, known_scores
+from pipeline.encoders.small.trunks import RATE_HZ, magnitude_mel, picture_features, sound_features
+from pipeline.settings import Settings
+from trainer.small_pair.augment import changed_mel, changed_picture
+from trainer.small_pair.material import CLIP_SECONDS, Clip
+from trainer.small_pair.material import RATE_HZ as MATERIAL_RATE_HZ
+
+Floats = NDArray[np.float32]
+logger = logging.getLogger(__name__)
+
+SOUND_CLASSES = (
+    "rain", "thunder", "ocean", "river", "splashing_water", "waterfall", "underwater", "wind", "fire", "forest", "night",
+    "snow", "explosion",
+)  # fmt: skip
+PICTURE_ONLY = ("clouds", "sunset", "night_sky", "mountain", "volcano", "geyser", "hot_spring", "canyon", "lake", "fog")
+CLASSES = (*SOUND_CLASSES, *PICTURE_ONLY)
+SAME_CLASS = {"aurora": "night_sky"}
+"""Labels of the material that are another word for a class."""
+
+AFFINITY = {
+    ("snow", "wind"): 0.6, ("clouds", "wind"): 0.7, ("fog", "wind"): 0.6, ("mountain", "wind"): 0.6, ("canyon", "wind"): 0.6,
+    ("sunset", "ocean"): 0.5, ("sunset", "wind"): 0.4, ("night_sky", "night"): 0.7, ("night_sky", "wind"): 0.4,
+    ("night_sky", "thunder"): 0.3, ("fog", "rain"): 0.3, ("clouds", "thunder"): 0.3, ("clouds", "rain"): 0.2,
+    ("lake", "river"): 0.5, ("lake", "ocean"): 0.5, ("lake", "splashing_water"): 0.3, ("volcano", "explosion"): 0.6,
+    ("volcano", "fire"): 0.4, ("volcano", "thunder"): 0.2, ("geyser", "splashing_water"): 0.5, ("geyser", "waterfall"): 0.4,
+    ("hot_spring", "splashing_water"): 0.6, ("mountain", "river"): 0.2, ("canyon", "waterfall"): 0.2, ("canyon", "river"): 0.3,
+}  # fmt: skip
+"""What is seen without a sound of its own, and what is heard there: cosines between two classes, set by what the words mean. The
+second of a pair stands on an axis of its own."""
+
+
+class SmallFitSettings(Settings):
+    """How a tower is fitted. The values were chosen by cross-validation on the learning part alone."""
+
+    num_changed_pictures: int = Field(8, ge=1)
+    """Changed versions of each photograph."""
+    num_changed_sounds: int = Field(30, ge=1)
+    """Changed versions of each recording."""
+    num_changed_painted_pictures: int = Field(6, ge=1)
+    """Changed versions of each painted clip's pictures."""
+    num_changed_painted_sounds: int = Field(2, ge=1)
+    """Changed versions of each painted clip's sound."""
+    painted_weight: float = Field(0.3, ge=0)
+    """Weight of a painted source against a real one."""
+    balance: float = Field(0.75, ge=0, le=1)
+    """0: classes weigh as many sources as they have. 1: all classes weigh the same."""
+    num_networks: int = Field(4, ge=1)
+    """Networks whose shares are averaged."""
+    num_hidden: int = Field(64, ge=1)
+    """Hidden units of each."""
+    num_steps: int = Field(300, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(256, ge=1)
+    """Rows of one step, drawn by weight."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Highest learning rate, in the middle of one cycle."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's."""
+    mixing: float = Field(0.4, gt=0)
+    """Of mixup: two rows and their classes are mixed by a Beta(mixing, mixing) share."""
+    input_dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of features left out at each step."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of hidden units left out at each step."""
+    picture_temperature: float = Field(0.8, gt=0)
+    """What the picture tower's logits are divided by in the end: mixup leaves networks less sure than they may be (Guo et al., 2017)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Features of one side, a row for each version of a picture or sound."""
+
+    features_NF: Floats
+    scores_NK: Floats
+    """What is known of the classes beforehand, in CLASSES' order; zeros: nothing."""
+    targets_NK: Floats
+    """The shares of classes that are to come out."""
+    classes_N: NDArray[np.intp]
+    sources_N: NDArray[np.str_]
+    source_weights_N: Floats
+    """Weight of the row's source, which its rows share."""
+
+    def without(self, sources: Sequence[str]) -> Table:
+        """The rows of all other sources."""
+        kept = ~np.isin(self.sources_N, list(sources))
+        return Table(*(getattr(self, each.name)[kept] for each in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one clip adds to a table."""
+
+    label: str
+    source: str
+    features: list[Floats]
+    scores: list[Floats]
+    targets: list[Floats]
+    weight: float = 1.0
+    """1: real."""
+
+
+def class_of(label: str) -> int | None:
+    """Its place among CLASSES. None: a label that the pair does not know."""
+    name = SAME_CLASS.get(label, label)
+    return CLASSES.index(name) if name in CLASSES else None
+
+
+def table_of(rows: Iterable[Rows]) -> Table:
+    known = [(each, index) for each in rows if (index := class_of(each.label)) is not None]
+    counts = [len(each.features) for each, _ in known]
+    return Table(
+        np.stack([one for each, _ in known for one in each.features]),
+        np.stack([one for each, _ in known for one in each.scores]),
+        np.stack([one for each, _ in known for one in each.targets]),
+        np.repeat([index for _, index in known], counts),
+        np.repeat([each.source for each, _ in known], counts),
+        np.repeat([each.weight for each, _ in known], counts).astype(np.float32),
+    )
+
+
+def picture_rows(clip: Clip, num_changed: int, rng: np.random.Generator, weight: float = 1.0) -> Rows:
+    """The frames as they are, and changed ones of frames chosen at random."""
+    changed = [changed_picture(clip.frames[rng.integers(len(clip.frames))], rng) for _ in range(num_changed)]
+    features = [picture_features(frame) for frame in (*clip.frames, *changed)]
+    nothing = np.zeros(len(CLASSES), np.float32)
+    count = len(features)
+    return Rows(clip.label, clip.source, features, [nothing] * count, [wholly(clip.label)] * count, weight)
+
+
+def wholly(label: str) -> Floats:
+    """(K,): all of it is this class. Zeros for a label that the pair does not know."""
+    shares_K = np.zeros(len(CLASSES), np.float32)
+    if (place := class_of(label)) is not None:
+        shares_K[place] = 1
+    return shares_K
+
+
+def mel_of(sound: Floats) -> Floats:
+    """(T, M) of a sound as the material has it."""
+    return magnitude_mel(resampled(sound, MATERIAL_RATE_HZ, RATE_HZ))
+
+
+class SoundRows:
+    """Makes rows of sounds; some are mixed with another sound of their class out of ``mixable``, some have any of them behind.
+
+    Painted sounds are to be heard as their class. Recordings are to be heard as they would be without anything learned here: there are
+    too few, and too clean ones, to know better than a network that heard two million. ``folds`` divides sources: nothing is mixed
+    across folds.
+    """
+
+    MIXED_SHARE = 0.3
+    BEHIND_SHARE = 0.25
+
+    def __init__(self, mixable: Sequence[Clip] = (), folds: Mapping[str, int] | None = None) -> None:
+        self._folds = folds or {}
+        self._powers = [(clip.label, clip.source, _power(mel_of(clip.sound))) for clip in mixable]
+
+    def __call__(
+        self, clip: Clip, num_changed: int, rng: np.random.Generator, weight: float = 1.0, *, painted: bool = False
+    ) -> Rows:
+        length = round(CLIP_SECONDS * MATERIAL_RATE_HZ)
+        starts = range(0, max(1, len(clip.sound) - length + 1), length)
+        mels = [mel_of(clip.sound[start : start + length]) for start in starts]
+        power = _power(mel_of(clip.sound))
+        fold = self._folds.get(clip.source)
+        around = [
+            (label, other)
+            for label, source, other in self._powers
+            if source != clip.source and self._folds.get(source) == fold
+        ]
+        alike = [other for label, other in around if label == clip.label]
+        for _ in range(num_changed):
+            mixed = alike[rng.integers(len(alike))] if alike and rng.random() < self.MIXED_SHARE else None
+            behind = around[rng.integers(len(around))][1] if around and rng.random() < self.BEHIND_SHARE else None
+            mels.append(np.sqrt(changed_mel(power, rng, mixed, behind)).T.copy())
+        heard = [sound_features(mel) for mel in mels]
+        scores_NK = known_scores(np.stack([score for _, score in heard]), CLASSES)
+        if painted:
+            targets_NK = np.tile(wholly(clip.label), (len(heard), 1))
+        else:
+            raised_NK = np.exp(scores_NK)
+            targets_NK = raised_NK / raised_NK.sum(1, keepdims=True)
+        return Rows(clip.label, clip.source, [each for each, _ in heard], list(scores_NK), list(targets_NK), weight)
+
+
+def _power(mel_TM: Floats) -> Floats:
+    """(M, T)"""
+    return np.asarray(mel_TM.T**2 + 1e-12, np.float32)
+
+
+def directions() -> Floats:
+    """(K, K): a unit vector for each class, on an axis of its own but for what AFFINITY says that it shares with others."""
+    rows_KK = np.eye(len(CLASSES))
+    for name in dict.fromkeys(one for one, _ in AFFINITY):
+        index = CLASSES.index(name)
+        shared_K = sum(
+            cosine * rows_KK[CLASSES.index(other)] for (one, other), cosine in AFFINITY.items() if one == name
+        )
+        rows_KK[index] = shared_K + np.sqrt(1 - np.sum(shared_K**2)) * np.eye(len(CLASSES))[index]
+    return rows_KK.astype(np.float32)
+
+
+def row_weights(table: Table, settings: SmallFitSettings) -> Floats:
+    """(N,), sum 1: a source's rows share its weight, and rare classes are lifted."""
+    _, place_N, count = np.unique(table.sources_N, return_inverse=True, return_counts=True)
+    weights_N = table.source_weights_N / count[place_N]
+    of_class_K = np.bincount(table.classes_N, weights_N, len(CLASSES))
+    weights_N = weights_N * of_class_K[table.classes_N] ** -settings.balance
+    return np.asarray(weights_N / weights_N.sum(), np.float32)
+
+
+def fit_tower(table: Table, settings: SmallFitSettings, seed: int = 0, temperature: float = 1.0) -> dict[str, Floats]:
+    """The tensors of a tower (:class:`pipeline.encoders.small.towers.Tower`), its logits divided by ``temperature``. The same for the same
+    arguments."""
+    weights_N = row_weights(table, settings)
+    mean_F = (weights_N[:, None] * table.features_NF).sum(0)
+    deviation_F = np.sqrt((weights_N[:, None] * (table.features_NF - mean_F) ** 2).sum(0))
+    # in half precision, as they are stored
+    mean_F = mean_F.astype(np.float16).astype(np.float32)
+    scale_F = (1 / np.maximum(deviation_F, 1e-3)).astype(np.float16).astype(np.float32)
+    standard_NF = np.clip((table.features_NF - mean_F) * scale_F, -CLIP_AT, CLIP_AT)
+    networks = [
+        _fit_network(
+            torch.from_numpy(standard_NF),
+            torch.from_numpy(table.scores_NK),
+            torch.from_numpy(table.targets_NK),
+            torch.from_numpy(weights_N),
+            settings,
+            seed * 1000 + index,
+        )
+        for index in range(settings.num_networks)
+    ]
+
+    def stacked(name: str, factor: float = 1.0) -> Floats:
+        return np.stack([network.state_dict()[name].numpy().T * np.float32(factor) for network in networks])
+
+    return {
+        "mean": mean_F,
+        "scale": scale_F,
+        "first.weight": stacked("1.weight"),
+        "first.bias": stacked("1.bias"),
+        "second.weight": stacked("4.weight", 1 / temperature),
+        "second.bias": stacked("4.bias", 1 / temperature),
+        "directions": directions(),
+    }
+
+
+def _fit_network(
+    standard_NF: Tensor, scores_NK: Tensor, targets_NK: Tensor, weights_N: Tensor, settings: SmallFitSettings, seed: int
+) -> nn.Sequential:
+    """Cross-entropy on mixed rows (mixup: Zhang et al., 2018) under AdamW and one cycle of the learning rate."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Dropout(settings.input_dropout),
+        nn.Linear(standard_NF.shape[1], settings.num_hidden),
+        nn.GELU("tanh"),
+        nn.Dropout(settings.dropout),
+        nn.Linear(settings.num_hidden, len(CLASSES)),
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.num_steps)
+    beta = torch.distributions.Beta(settings.mixing, settings.mixing)
+    size = (settings.num_steps, 2, settings.batch_size)
+    drawn = torch.multinomial(weights_N, size[0] * size[1] * size[2], replacement=True).view(size)
+    for one_B, other_B in drawn:
+        share_B1 = beta.sample((settings.batch_size, 1))
+        inputs_BF = share_B1 * standard_NF[one_B] + (1 - share_B1) * standard_NF[other_B]
+        targets_BK = share_B1 * targets_NK[one_B] + (1 - share_B1) * targets_NK[other_B]
+        known_BK = share_B1 * scores_NK[one_B] + (1 - share_B1) * scores_NK[other_B]
+        loss = -(targets_BK * (known_BK + network(inputs_BF)).log_softmax(1)).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        cycle.step()
+    return network.eval()
+
+
+def single_threaded() -> None:
+    """One thread everywhere: sums in one order, so that the same run gives the same weights again."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)

@@ -1,0 +1,201 @@
+"""One sample: the bytes of its members into frames, sound and mel. Webdataset reads the tar.
+
+Shape suffixes: T frames, C=3 colours, H, W pixels; N samples of sound; M mel bands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from pipeline.encoders.mel import LogMel, MelConfig, check_sound, resampled
+from pipeline.errors import MediaError
+from pipeline.schema import unit_interval
+from pipeline.settings import Settings
+from trainer.streaming import frames
+from trainer.streaming.shards import READ_MEMBERS, Place
+
+Sound = npt.NDArray[np.float32]
+
+
+class SampleError(MediaError):
+    """A sample cannot be used; ``code`` is the member at fault, or ``tar``."""
+
+
+class SampleSettings(Settings):
+    """What is taken of a sample."""
+
+    num_frames: int = Field(default=5, ge=1)
+    """Frames: the window is cut into so many equal segments, and each gives one: a random one when shuffling, else the middle."""
+    picture_px: int = Field(default=256, ge=16)
+    """Side of the square that is cut out of each frame, in pixels. The smallest rendition is read whose short side is at least that."""
+    window_seconds: float = Field(default=10.0, gt=0)
+    """Span that frames and sound are taken from: anywhere in the clip when shuffling, else its middle. A clip that is shorter gives
+    all it has: its frames come from what there is, and its sound is followed by silence."""
+    crop: Literal["random", "centre"] = "random"
+    """Where along the frame's long side the square lies; the same for all frames of a sample. ``random`` is so when shuffling only."""
+    upscale: bool = False
+    """Whether smaller pictures are scaled up. If not, a dataset without a large enough rendition is refused, and a sample that is
+    smaller than its rendition promises counts as bad."""
+    sound: bool = True
+    """Whether the sound is decoded. If not, each sound has no samples; only its header is read, for its length."""
+    mel: bool = True
+    """Whether the log-mel spectrogram of the sound is computed too (``pipeline.encoders.mel``, its defaults)."""
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    """What decodes pictures. torchcodec can use a GPU; it must be installed (the extra of that name), with FFmpeg's shared libraries
+    beside it, and lets damage pass that is inside a frame."""
+    decoder_device: str = "cuda"
+    """Where torchcodec decodes: ``cuda``, ``cuda:1`` or ``cpu``. pyav: always the CPU."""
+
+    @model_validator(mode="after")
+    def _hears(self) -> Self:
+        if self.mel and not self.sound:
+            raise ValueError("mel is wanted without sound: set mel to false as well")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One sample as the network sees it."""
+
+    key: str
+    source_id: str
+    labels: tuple[str, ...]
+    caption: str | None
+    frames_TCHW: npt.NDArray[np.uint8]
+    sound_N: Sound
+    mel_MT: Tensor | None
+    seconds: float
+    """Length of real sound in ``sound_N``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The random choices of one sample: a function of the seed, the round and the key; all fixed when not shuffling."""
+
+    seed: int
+    round: int
+    key: str
+    shuffle: bool
+
+    def number(self, *what: object) -> float:
+        """In [0, 1); 0.5 when not shuffling."""
+        return unit_interval(self.seed, self.round, self.key, *what) if self.shuffle else 0.5
+
+
+class SampleDecoder:
+    """Decodes samples, one at a time."""
+
+    def __init__(self, settings: SampleSettings) -> None:
+        self._settings = settings
+        self._config = MelConfig()
+        self._log_mel = LogMel(self._config) if settings.mel else None
+        num_samples = round(settings.window_seconds * self._config.sample_rate_hz)
+        self.num_sound_samples = num_samples if settings.sound else 0
+        self.mel_shape = (self._config.num_mels, self._config.num_frames(num_samples))
+
+    def decode(self, place: Place, tar: bytes, draw: Draw) -> Decoded:
+        """A sample out of its part of the tar. Raises SampleError."""
+        members = unpacked(place, tar)
+        facts = _facts(members["json"])
+        with _blaming("flac"):
+            sound_N, start, seconds = self._sound(members["flac"], draw)
+        mel_MT = self._log_mel(torch.from_numpy(sound_N)[None])[0] if self._log_mel else None
+        num_frames = self._settings.num_frames
+        wanted = [start + (i + draw.number("frame", i)) * seconds / num_frames for i in range(num_frames)]
+        with _blaming("mp4"):
+            frames_TCHW = self._frames(members["mp4"], wanted, draw)
+        return Decoded(place.key, *facts, frames_TCHW, sound_N, mel_MT, seconds)
+
+    def _sound(self, data: bytes, draw: Draw) -> tuple[Sound, float, float]:
+        """Mono sound of the window, followed by silence where the clip is too short; its start and its real length."""
+        rate_hz = self._config.sample_rate_hz
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            length = file.frames / file.samplerate
+            if file.frames * rate_hz < self._config.fft_size * file.samplerate:
+                raise MediaError(
+                    "too_short", f"its sound has {file.frames} samples at {file.samplerate} Hz: less than one mel frame"
+                )
+            window = min(self._settings.window_seconds, length)
+            first = round((length - window) * draw.number("window") * file.samplerate)
+            count = min(round(window * file.samplerate), file.frames - first)
+            if not self._settings.sound:
+                return np.zeros(0, np.float32), first / file.samplerate, count / file.samplerate
+            file.seek(first)
+            read = file.read(count, dtype="float32", always_2d=True)
+            if len(read) < count:
+                raise MediaError("truncated", f"its sound ends after {first + len(read)} of {file.frames} samples")
+            mono = resampled(read.mean(axis=1, dtype=np.float32), file.samplerate, rate_hz)[: self.num_sound_samples]
+            start = first / file.samplerate
+        check_sound(mono)
+        sound_N = np.zeros(self.num_sound_samples, np.float32)
+        sound_N[: len(mono)] = mono
+        return sound_N, start, len(mono) / rate_hz
+
+    def _frames(self, mp4: bytes, seconds: Sequence[float], draw: Draw) -> npt.NDArray[np.uint8]:
+        chosen = self._settings
+        place = draw.number("crop") if chosen.crop == "random" else 0.5
+        if chosen.decoder == "torchcodec":
+            from trainer.streaming.torchcodec_frames import decode_pictures  # noqa: PLC0415 (may not be installed)
+
+            return decode_pictures(
+                mp4, seconds, chosen.picture_px, place, upscale=chosen.upscale, device=chosen.decoder_device
+            )
+        decoded = frames.decode_frames(mp4, seconds)
+        return frames.as_pictures(decoded, chosen.picture_px, place, upscale=chosen.upscale)
+
+
+def unpacked(place: Place, tar: bytes) -> Mapping[str, bytes]:
+    """The members that are read, by what follows the key in their names. Raises SampleError where one is not whole."""
+    noted: list[Exception] = []
+
+    def note(error: Exception) -> bool:
+        noted.append(error)
+        return False  # nothing after it
+
+    if len(tar) < place.end - place.start:
+        raise SampleError("tar", f"the shard ends within it, at byte {place.start + len(tar)} of {place.end}")
+    opened = [{"url": place.key, "stream": io.BytesIO(tar)}]
+    samples = list(group_by_keys(tar_file_expander(opened, handler=note), handler=note))
+    found = {name for sample in samples for name in sample if not name.startswith("__")}
+    missing = [name for name in READ_MEMBERS if name not in found]
+    if noted or missing or len(samples) != 1:
+        why = f": {noted[0]}" if noted else ""
+        raise SampleError("tar", f"the shard is damaged where it lies: without {', '.join(missing) or 'order'}{why}")
+    if samples[0]["__key__"] != place.key:
+        raise SampleError("tar", f"the shard holds {samples[0]['__key__']!r} where the index says {place.key!r}")
+    members: Mapping[str, bytes] = samples[0]
+    return members
+
+
+def _facts(data: bytes) -> tuple[str, tuple[str, ...], str | None]:
+    """Source, labels and caption."""
+    try:
+        record: Any = json.loads(data)
+        caption = record["caption"]
+        return str(record["source_id"]), tuple(str(label) for label in record["labels"]), caption and str(caption)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SampleError("json", f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+@contextlib.contextmanager
+def _blaming(member: str) -> Iterator[None]:
+    """What goes wrong inside is this member's fault."""
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise SampleError(member, f"it cannot be decoded: {error.error_string}") from error
+    except MediaError as error:
+        raise SampleError(member, str(error)) from error

@@ -1,0 +1,98 @@
+"""Frames by torchcodec, which can decode on a GPU. Which frames are wanted is found as it is for PyAV: they are the same ones.
+
+A file that ends early, or lacks a frame, is told as it is by PyAV. Damage inside a frame is not: FFmpeg paints over it, and torchcodec
+has no setting against that. Tried on CPUs only.
+
+Shape suffixes: T frames, C=3 colours, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from pipeline.errors import DataError, MediaError
+from trainer.streaming.frames import EARLY_SECONDS, missing_frames, shown_seconds
+
+TRIAL_PX = 256
+"""Side of the picture that a device is tried with: a GPU's decoder takes none that are much smaller."""
+
+
+def decode_pictures(
+    mp4: bytes, seconds: Sequence[float], side_px: int, place: float, *, upscale: bool, device: str
+) -> npt.NDArray[np.uint8]:
+    """What ``frames.decode_frames`` and ``frames.as_pictures`` give together: (T, C, H, W), RGB. Colours and scaling are torchcodec's
+    and torch's, on the device: values differ from PyAV's a little.
+
+    Raises MediaError as they do, and DataError where it is the machine that cannot decode.
+    """
+    wanted = shown_seconds(mp4, seconds)
+    try:
+        found = _frames_at(mp4, wanted, device)
+    except (RuntimeError, ValueError, IndexError) as error:
+        check_device(device)
+        raise MediaError("damaged", f"it cannot be decoded: {error}") from error
+    late_T = np.abs(found.pts_seconds.cpu().numpy() - np.asarray(wanted)) > EARLY_SECONDS
+    if late_T.any():
+        raise missing_frames(int(late_T.sum()), len(wanted))
+    frames_TCHW = found.data
+    height, width = frames_TCHW.shape[-2:]
+    short = min(height, width)
+    if short < side_px and not upscale:
+        raise MediaError("too_small", f"its picture is {width}x{height}, smaller than {side_px} px")
+    if short != side_px:
+        size = (round(height * side_px / short), round(width * side_px / short))
+        scaled = functional.interpolate(frames_TCHW.float(), size, mode="bilinear", antialias=True)
+        frames_TCHW = scaled.round().clamp(0, 255).to(torch.uint8)
+    height, width = frames_TCHW.shape[-2:]
+    top, left = round(place * (height - side_px)), round(place * (width - side_px))
+    cut: npt.NDArray[np.uint8] = frames_TCHW[:, :, top : top + side_px, left : left + side_px].cpu().numpy()
+    return cut
+
+
+def check_device(device: str) -> None:
+    """Raises DataError, naming the setting, where torchcodec cannot be loaded, or cannot decode a good file on this device."""
+    try:
+        _frames_at(_good_mp4(), [0.0], device)
+    except ImportError as error:
+        raise DataError(
+            "reader.decoder: 'torchcodec' is not installed: pip install torchcodec, or use 'pyav'"
+        ) from error
+    except (RuntimeError, ValueError, OSError) as error:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first = said.removesuffix(" Likely causes:").rstrip(".")
+        raise DataError(
+            f"reader.decoder, reader.decoder_device: torchcodec cannot decode on {device!r} here: {first} (it needs FFmpeg's "
+            f"shared libraries; on a GPU, {torch.cuda.device_count()} of which are seen, NVIDIA's decoder and a wheel built for it). Put "
+            "that right, or use the decoder 'pyav'"
+        ) from error
+
+
+def _frames_at(mp4: bytes, seconds: Sequence[float], device: str) -> Any:
+    """torchcodec's FrameBatch. Its import raises RuntimeError where FFmpeg's libraries are missing."""
+    from torchcodec.decoders import VideoDecoder  # noqa: PLC0415 (may not be installed)
+
+    decoder = VideoDecoder(mp4, device=device, seek_mode="exact")
+    return decoder.get_frames_played_at([second + EARLY_SECONDS for second in seconds])
+
+
+@functools.cache
+def _good_mp4() -> bytes:
+    """A picture of one colour."""
+    file = io.BytesIO()
+    with av.open(file, mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = TRIAL_PX
+        stream.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((TRIAL_PX, TRIAL_PX, 3), 90, np.uint8), format="rgb24")
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return file.getvalue()

@@ -1,0 +1,227 @@
+"""What is learned in a step of the video stage: blocks and encoder from the discriminators and the guide, and the discriminators.
+
+total = L_Dv + L_DI + λ_enc L_enc ("Sound-Guided Semantic Video Generation", section 3.3), with the non-saturating logistic
+loss, lazy R1, and for the video discriminator pairs of a clip and a sound (Reed et al., arXiv:1605.05396, section 4.2):
+a real clip with the sound of another class is no match.
+
+Shape suffixes: B clips, T frames (one for each segment of sound), M mel bands, C H W of pictures, L layers that take a style
+each, D numbers of a style or of the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.adversarial.ada import augment
+from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, r1_penalty
+from trainer.engine.phases import Phase, Terms
+from trainer.invert.guide import Guide, clip_loss
+from trainer.invert.settings import InvertSettings
+from trainer.model.discriminator import Discriminator
+from trainer.model.sound_video import SoundVideoModel
+from trainer.model.video_discriminator import VideoDiscriminator
+from trainer.video.settings import VideoSettings
+
+GENERATOR = "generator"
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """Some clips of a batch, on the device: what the losses take."""
+
+    reals_BTCHW: Tensor
+    """Real frames, -1..1."""
+    segments_BTMS: Tensor
+    """Mels of the segments of sound that drive the walk; some are spliced of two clips' sounds."""
+    sounds_BTD: Tensor
+    """F_a of the clip that each segment is of."""
+    texts_BTD: Tensor
+    """F_t of it; zeros where nothing is known."""
+    own_BD: Tensor
+    """F_a of the real clip's own sound."""
+    other_BD: Tensor
+    """F_a of another clip's sound."""
+    differs_B: Tensor
+    """bool: whether that other clip shares no label with this one."""
+
+    def split(self, size: int | None) -> Iterator[Clips]:
+        """Micro-batches of at most ``size`` clips; None: one of all."""
+        count = len(self.reals_BTCHW)
+        for start in range(0, count, size or max(1, count)):
+            rows = slice(start, start + (size or count))
+            yield Clips(*(getattr(self, one.name)[rows] for one in fields(self)))
+
+
+@dataclass
+class Contest:
+    """What generates, what judges, and the losses between them."""
+
+    settings: VideoSettings
+    invert: InvertSettings
+    model: SoundVideoModel
+    guide: Guide | None
+    """None: without the CLIP losses."""
+    image: Discriminator | None
+    """None: without this discriminator."""
+    video: VideoDiscriminator | None
+    """None: without this discriminator."""
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    """The precision that the networks compute in."""
+    fakes: tuple[Clips, Tensor] | None = None
+    """What was generated last, and for which clips."""
+
+    def walked(self, clips: Clips) -> Tensor:
+        """(B, T, L, D): the styles of every frame, of new latents and noise."""
+        model, device = self.model, clips.reals_BTCHW.device
+        batch, steps = clips.segments_BTMS.shape[:2]
+        base = model.base_styles(torch.randn(batch, model.generator.z_dim).to(device))
+        noise = torch.randn(batch, steps, model.num_noise).to(device)
+        with self.autocast():
+            return model.walk(clips.segments_BTMS, base, noise).float()
+
+    def drawn(self, styles_BTLD: Tensor) -> Tensor:
+        """(B, T, C, H, W)."""
+        pictures = self.model.draw(styles_BTLD.flatten(0, 1))
+        return pictures.view(*styles_BTLD.shape[:2], *pictures.shape[1:])
+
+    def shown(self, clips_BTCHW: Tensor) -> Tensor:
+        """What a discriminator sees of clips: augmented, all frames of a clip alike."""
+        settings = self.settings
+        return clips_BTCHW if settings.augment is None else augment(clips_BTCHW, settings.augment_p, settings.augment)
+
+    def judge_image(self, clips_BTCHW: Tensor) -> Tensor:
+        """Logits of a few random frames, the same ones of all clips. Few may be left out, so that groups of pictures are whole."""
+        assert self.image is not None
+        chosen = torch.randperm(clips_BTCHW.shape[1])[: self.settings.judged_frames]
+        frames = clips_BTCHW[:, chosen].flatten(0, 1)
+        group = self.image.b4.group_size
+        if group and len(frames) > group:
+            frames = frames[: len(frames) - len(frames) % group]
+        logits: Tensor = self.image(frames)
+        return logits
+
+    def judge_video(self, clips_BTCHW: Tensor, sounds_BD: Tensor) -> Tensor:
+        """Logits of clips that are said to have these sounds."""
+        assert self.video is not None
+        with self.autocast():
+            logits: Tensor = self.video(clips_BTCHW, sounds_BD if self.video.sound_width else None)
+        return logits.float()
+
+    def generate(self, clips: Clips) -> Terms:
+        """L_DI + L_Dv + λ_enc L_enc of generated clips."""
+        settings = self.settings
+        self.fakes = None
+        styles_BTLD = self.walked(clips)
+        pictures = self.drawn(styles_BTLD)
+        zero = pictures.new_zeros(())
+        image = generator_loss(self.judge_image(self.shown(pictures))) if self.image is not None else zero
+        video = zero
+        if self.video is not None:
+            heard_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
+            video = generator_loss(self.judge_video(self.shown(pictures), heard_BD))
+        guided = self._guided(styles_BTLD, pictures, clips) if self.guide is not None else zero
+        loss = settings.image_weight * image + settings.video_weight * video + settings.guide_weight * guided
+        measures = {"image_loss": image, "video_loss": video, "guide_loss": guided, "loss": loss}
+        return Terms(loss, {name: float(value.detach()) for name, value in measures.items()})
+
+    def _guided(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> Tensor:
+        assert self.guide is not None
+        invert = self.invert
+        seen = self.guide.pictures(pictures_BTCHW.flatten(0, 1))
+        return (
+            invert.sound_weight * clip_loss(seen, clips.sounds_BTD.flatten(0, 1)).mean()
+            + invert.text_weight * clip_loss(seen, clips.texts_BTD.flatten(0, 1)).mean()
+            + invert.style_weight * (styles_BTLD - self.model.w_avg).square().mean()
+        )
+
+    @torch.no_grad()
+    def generated(self, clips: Clips) -> Tensor:
+        """(B, T, C, H, W), without gradient: the same for all phases after the generator's own, as long as no other clips come between."""
+        if self.fakes is None or self.fakes[0] is not clips:
+            self.fakes = (clips, self.drawn(self.walked(clips)))
+        return self.fakes[1]
+
+    def discriminate_images(self, clips: Clips) -> Terms:
+        """Frames of generated clips against real ones."""
+        fake = self.judge_image(self.shown(self.generated(clips)))
+        real = self.judge_image(self.shown(clips.reals_BTCHW))
+        loss = discriminator_loss(real, fake)
+        return Terms(
+            loss,
+            {"image_discriminator_loss": float(loss.detach()), "image_real_score": float(real.detach().mean())},
+        )
+
+    def discriminate_videos(self, clips: Clips) -> Terms:
+        """Generated clips, and real ones with a sound of another class, against real ones with their own."""
+        heard_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
+        fake = self.judge_video(self.shown(self.generated(clips)), heard_BD)
+        shown = self.shown(clips.reals_BTCHW)
+        real = self.judge_video(shown, clips.own_BD)
+        loss = discriminator_loss(real, fake)
+        measures = {"video_discriminator_loss": float(loss.detach()), "video_real_score": float(real.detach().mean())}
+        if self.video is not None and self.video.sound_width and self.settings.mismatch_weight:
+            apart = functional.softplus(self.judge_video(shown, clips.other_BD))[:, 0] * clips.differs_B
+            loss = loss + self.settings.mismatch_weight * apart.mean()
+        return Terms(loss, measures)
+
+    def r1_images(self, clips: Clips) -> Terms:
+        """gamma / 2 · R1 of the image discriminator, at real frames after augmentation."""
+        shown = self.shown(clips.reals_BTCHW).detach().requires_grad_()
+        return self._r1(self.judge_image(shown), shown, "image_r1")
+
+    def r1_videos(self, clips: Clips) -> Terms:
+        """gamma / 2 · R1 of the video discriminator, at real clips after augmentation."""
+        shown = self.shown(clips.reals_BTCHW).detach().requires_grad_()
+        return self._r1(self.judge_video(shown, clips.own_BD), shown, "video_r1")
+
+    def _r1(self, logits: Tensor, shown: Tensor, name: str) -> Terms:
+        penalty = r1_penalty(logits, shown)
+        return Terms(penalty * (self.settings.r1_gamma / 2), {name: float(penalty.detach())})
+
+
+def make_phases(contest: Contest) -> Sequence[Phase[Clips]]:
+    """In the order in which a step runs them."""
+    settings, model = contest.settings, contest.model
+    learning: list[tuple[nn.Module, float]] = [(model.blocks, settings.block_learning_rate)]
+    if settings.inversion_learning_rate is not None:
+        learning.append((model.inversion, settings.inversion_learning_rate))
+    if settings.generator_learning_rate is not None:
+        learning.append((model.generator.synthesis, settings.generator_learning_rate))
+    optimizer = torch.optim.AdamW(
+        [{"params": list(network.parameters()), "lr": rate} for network, rate in learning],
+        betas=(0.5, 0.99),
+        weight_decay=0.0,
+    )
+    phases: list[Phase[Clips]] = [
+        Phase(
+            GENERATOR,
+            optimizer,
+            1,
+            contest.generate,
+            ("image_loss", "video_loss", "guide_loss", "loss"),
+            max_gradient_norm=settings.max_gradient_norm,
+        )
+    ]
+    judges: list[tuple[str, nn.Module | None, Any, Any, tuple[str, ...], str]] = [
+        ("image_discriminator", contest.image, contest.discriminate_images, contest.r1_images,
+         ("image_discriminator_loss", "image_real_score"), "image_r1"),
+        ("video_discriminator", contest.video, contest.discriminate_videos, contest.r1_videos,
+         ("video_discriminator_loss", "video_real_score"), "video_r1"),
+    ]  # fmt: skip
+    for name, network, loss, penalty, measures, penalty_name in judges:
+        if network is None:
+            continue
+        every = settings.r1_every if settings.r1_gamma else None
+        rate, betas = lazy_adam_settings(settings.discriminator_learning_rate, (0.0, 0.99), every)
+        of_judge = torch.optim.Adam(network.parameters(), lr=rate, betas=betas, eps=1e-8)
+        phases.append(Phase(name, of_judge, 1, loss, measures))
+        if every is not None:
+            phases.append(Phase(penalty_name, of_judge, every, penalty, (penalty_name,), is_main=False))
+    return phases

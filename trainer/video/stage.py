@@ -1,0 +1,220 @@
+"""The video stage: recurrent blocks learn to walk through W+ with the sound, against discriminators of frames and of clips.
+
+Shape suffixes: B samples, T frames (one for each segment of sound), C H W of pictures, D width of the space.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError
+from trainer.engine.ema import average_weight, move_average
+from trainer.engine.learner import BEST, LAST, damaged, run_stage
+from trainer.engine.loop import Ended
+from trainer.engine.ranks import gather_numbers
+from trainer.engine.run import Run, changes
+from trainer.engine.stats import Display
+from trainer.invert.guide import cutouts
+from trainer.invert.settings import clip_reader, generator_file, model_config
+from trainer.invert.shared import SoundVideoStage
+from trainer.invert.stage import NAME as INVERT
+from trainer.model.discriminator import Discriminator
+from trainer.model.generator import build_discriminator
+from trainer.model.generator_file import GeneratorFile
+from trainer.model.sound_video import SoundVideoModel
+from trainer.model.sound_video_file import load_model
+from trainer.model.video_discriminator import VideoDiscriminator
+from trainer.streaming.batches import Batch
+from trainer.video.phases import Clips, Contest, make_phases
+from trainer.video.settings import VideoSettings
+from trainer.video.validation import BEST_BY, VideoValidation
+
+if TYPE_CHECKING:
+    from trainer.recipe import FitRecipe
+
+logger = logging.getLogger(__name__)
+
+NAME = "video"
+HEADLINE = (
+    "num_clips", "agreement_right", "agreement_wrong", "right_minus_wrong", "right_minus_wrong_low", "right_minus_wrong_high",
+    "class_accuracy", "class_chance",
+)  # fmt: skip
+
+
+class Video(SoundVideoStage):
+    """The stage: the model, its average, both discriminators, and their optimizers."""
+
+    name = NAME
+    headline: Sequence[str] = HEADLINE
+
+    def __init__(self, recipe: FitRecipe, run: Run, model: SoundVideoModel, held: GeneratorFile) -> None:
+        """``held``: the file of the generator, and of the discriminator beside it."""
+        super().__init__(recipe, run, model, held.config)
+        self.settings = settings = recipe.video
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        """What generates: the average of the model over training."""
+        self.contest = Contest(
+            settings,
+            recipe.invert,
+            self.model,
+            self.guide if settings.guide_weight else None,
+            make_image_discriminator(settings, held).to(self.device) if settings.image_weight else None,
+            self._video_discriminator().to(self.device) if settings.video_weight else None,
+            run.fabric.autocast,
+        )
+        self.phases = [
+            *make_phases(self.contest),
+            *self.guide.lesson_phase(self._shown, recipe.student.refresh_pictures if settings.guide_weight else 0),
+        ]
+        self.told: dict[str, float] = {}
+        """The latest value of every measure: some phases are not run in every step."""
+        self.validation = VideoValidation(recipe, run, self.guide.encoder_ids)
+
+    def _video_discriminator(self) -> VideoDiscriminator:
+        settings = self.settings
+        return VideoDiscriminator(
+            self.model.config.num_frames,
+            settings.discriminator_px,
+            settings.discriminator_widths,
+            sound_width=self.guide.partner.width if settings.hears else 0,
+        )
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        found: dict[str, nn.Module] = {"model": self.model, "average": self.average, **self.guide.networks()}
+        judges = {"image_discriminator": self.contest.image, "video_discriminator": self.contest.video}
+        return found | {name: network for name, network in judges.items() if network is not None}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        own = {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}
+        return {**own, **self.guide.optimizers()}
+
+    def numbers(self) -> dict[str, Any]:
+        return {**super().numbers(), "told": dict(self.told)}
+
+    def put(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], path: Path) -> None:
+        super().put(tensors, numbers, path)
+        try:
+            self.told = dict(numbers["told"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, error) from error
+
+    def generates(self) -> SoundVideoModel:
+        return self.average
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+    # one step
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Runs the phases whose turn it is; the measures, or none where no rank has a sample.
+
+        Raises FitError for a loss or gradient that is not finite; all is then as before the step.
+        """
+        self.draw_alike()
+        total = int(gather_numbers([len(batch)], self.device).sum())
+        if not total:
+            return {}
+        parts = [
+            (part, len(part.reals_BTCHW) / total) for part in self._clips(batch).split(self.settings.micro_batch_size)
+        ]
+        self.model.inversion.train()
+        networks = [network for name, network in self.networks().items() if name != "average"]
+        try:
+            self.told |= self.learn(self.phases, parts, networks, batch)
+        finally:
+            self.contest.fakes = None
+            self.model.inversion.eval()
+        settings = self.settings
+        self.share_statistics()
+        weight = average_weight(total, settings.ema_half_life, self.samples_seen, settings.ema_ramp_up)
+        move_average(self.average, self.model, weight)
+        self.num_steps += 1
+        self.samples_seen += total
+        return self.told
+
+    def _clips(self, batch: Batch) -> Clips:
+        """The batch on the device, with the sounds of some clips spliced."""
+        own_BD = self.guide.sounds(batch)
+        texts_BD = self.guide.texts(batch, *self.identity())
+        segments = self.model.segments_of(self.heard_mels(batch))
+        batch_size, steps = segments.shape[:2]
+        order = torch.arange(batch_size).roll(-1)
+        change_B = torch.randint(1, steps, (batch_size,))
+        change_B = torch.where(torch.rand(batch_size) < self.settings.spliced_share, change_B, steps)
+        changed_BT = (torch.arange(steps) >= change_B[:, None]).to(self.device)
+        differs = [not set(batch.labels[one]) & set(batch.labels[int(other)]) for one, other in enumerate(order)]
+
+        def spliced(rows: Tensor) -> Tensor:
+            repeated = rows[:, None].expand(-1, steps, -1)
+            return torch.where(changed_BT[:, :, None], repeated[order], repeated)
+
+        return Clips(
+            reals_BTCHW=self.reals(batch),
+            segments_BTMS=torch.where(changed_BT[:, :, None, None], segments[order], segments),
+            sounds_BTD=spliced(own_BD),
+            texts_BTD=spliced(texts_BD),
+            own_BD=own_BD,
+            other_BD=own_BD[order],
+            differs_B=torch.tensor(differs, dtype=torch.bool, device=self.device),
+        )
+
+    @torch.no_grad()
+    def _shown(self, clips: Clips) -> Tensor:
+        """(N, 3, H, W): a generated and a real frame of each clip, a random square of them all: what the student goes on learning on."""
+        drawn = self.contest.generated(clips).clamp(-1, 1)
+        chosen = int(torch.randint(drawn.shape[1], ()))
+        pictures = torch.cat([drawn[:, chosen], clips.reals_BTCHW[:, chosen]])
+        return cutouts(pictures, 1, self.recipe.invert.guide.smallest_cutout)[0]
+
+    # validation
+
+    def validate(self) -> dict[str, float]:
+        """Writes samples, and measures on clips that it does not learn from whether the sound matters. Empty where there are none."""
+        measures = self.validation.measure(self.average, self.samples_seen)
+        self.keep_if_best(measures.get(BEST_BY))
+        return measures
+
+
+def make_image_discriminator(settings: VideoSettings, held: GeneratorFile) -> Discriminator:
+    """The one beside the generator where the settings say so and there is one, else a new one for pictures of its size."""
+    if settings.image_discriminator_from_prior and held.discriminator_config is not None:
+        return held.discriminator().train()
+    return build_discriminator(held.config)
+
+
+def start_model(recipe: FitRecipe, run: Run) -> tuple[SoundVideoModel, GeneratorFile]:
+    """The model as the stage begins: what invert left, and recurrent blocks that have learned nothing; and the generator's file.
+
+    Raises CheckpointError where invert has left nothing, or a model of other settings.
+    """
+    path = next((run.folder / INVERT / name for name in (BEST, LAST) if (run.folder / INVERT / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{run.folder / INVERT / BEST} is not there: run the stage invert before this one")
+    inverted, header = load_model(path)
+    wanted = model_config(recipe)
+    blocks = {"blocks", "hidden_width", "noise_width"}
+    if differing := changes(header.model.model_dump(exclude=blocks), wanted.model_dump(exclude=blocks)):
+        raise CheckpointError(
+            f"{path} is of another model ({'; '.join(differing)}): set back what was changed, or run the stage invert anew "
+            f"in another folder"
+        )
+    torch.manual_seed(run.settings.seed)
+    model = SoundVideoModel(wanted, inverted.generator)
+    model.inversion.load_state_dict(inverted.inversion.state_dict())
+    return model, generator_file(recipe, run.folder)
+
+
+def fit_video(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+    """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
+    model, held = start_model(recipe, run)
+    settings = recipe.video
+    source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution)
+    return run_stage(lambda: Video(recipe, run, model, held), source, settings, run, display)

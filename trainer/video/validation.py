@@ -1,0 +1,106 @@
+"""What the video stage shows and measures of its model: strips of frames, short videos, and whether the sound matters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.encoders.pair import EncoderPair, load_pair
+from pipeline.errors import DataError
+from trainer.engine.ranks import num_ranks
+from trainer.engine.run import Run
+from trainer.invert.settings import clip_reader
+from trainer.model.sample import grid, write_png
+from trainer.model.sound_video import SoundVideoModel
+from trainer.proof.sound_proof import SOUND_HZ, EvaluateSettings, HeldOutClip, held_out_clips, prove
+from trainer.rendering.sound_file import sound_of_array
+from trainer.rendering.sound_to_video import GenerateSettings, generate
+from trainer.rendering.video_writer import write_video
+
+if TYPE_CHECKING:
+    from trainer.recipe import FitRecipe
+
+logger = logging.getLogger(__name__)
+
+STAGE = "video"
+BEST_BY = "right_minus_wrong"
+"""The measure that decides which model is kept as the best."""
+SHOWN_FPS = 10.0
+"""Frames a second of the short videos of a validation."""
+STRIP_FRAMES = 8
+
+
+class VideoValidation:
+    """Clips that the stage does not learn from, and the encoders that judge. Rank 0 alone measures; the others wait for it."""
+
+    def __init__(self, recipe: FitRecipe, run: Run, guide_ids: tuple[str, str]) -> None:
+        self._recipe, self._settings, self._run, self._guide_ids = recipe, recipe.video, run, guide_ids
+        self._clips: list[HeldOutClip] | None = None
+        self._judge: EncoderPair | None = None
+
+    def measure(self, model: SoundVideoModel, samples_seen: int) -> dict[str, float]:
+        """Writes ``samples/SEEN.png`` and ``samples/SEEN-KEY.mp4``, and measures. Empty where there is nothing to compare."""
+        measures: dict[str, float] = {}
+        if self._run.fabric.is_global_zero:
+            clips = self._held_out(model.generator.resolution)
+            if clips:
+                self._show(model, clips[:: max(1, len(clips) // self._settings.num_shown)], samples_seen)
+                measures = self._prove(model, clips)
+        return _told_to_all(measures)
+
+    def _held_out(self, side_px: int) -> list[HeldOutClip]:
+        if self._clips is None:
+            self._clips = []
+            if self._run.mixes("validation"):
+                # read by one rank, whatever the number of ranks: every one of them has all the clips otherwise
+                size = min(self._settings.batch_size, self._settings.validation_samples)
+                reader = clip_reader(self._recipe, self._run, "validation", size, side_px, whole=True)
+                try:
+                    self._clips = held_out_clips(reader, self._settings.validation_samples)
+                finally:
+                    reader.close()
+        return self._clips
+
+    def _prove(self, model: SoundVideoModel, clips: Sequence[HeldOutClip]) -> dict[str, float]:
+        if self._judge is None:
+            self._judge = load_pair(self._settings.judge, field="video.judge")
+            own = {self._judge.picture.encoder_id, self._judge.sound.encoder_id}
+            if own & set(self._guide_ids):
+                logger.warning(
+                    "video.judge shares %s with the guide: what it measures is partly what was trained for",
+                    ", ".join(sorted(own & set(self._guide_ids))),
+                )
+        settings = EvaluateSettings(seed=self._run.settings.seed)
+        try:
+            return prove(model, clips, self._judge, settings, self._run.classes)
+        except DataError as error:
+            logger.warning("whether the sound matters is not measured: %s", error)
+            return {}
+
+    def _show(self, model: SoundVideoModel, clips: Sequence[HeldOutClip], samples_seen: int) -> None:
+        folder = self._run.stage_folder(STAGE) / "samples"
+        folder.mkdir(exist_ok=True)
+        strips = []
+        chosen = GenerateSettings(fps=SHOWN_FPS, seed=self._run.settings.seed)
+        for clip in clips[: self._settings.num_shown]:
+            frames = list(generate(model, clip.sound_N, SOUND_HZ, chosen))
+            sound = sound_of_array(clip.sound_N, SOUND_HZ, clip.key)
+            write_video(folder / f"{samples_seen:010d}-{clip.key}.mp4", frames, SHOWN_FPS, sound)
+            places = np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)
+            strips += [frames[place] for place in places]
+        joined = grid(torch.from_numpy(np.stack(strips)), STRIP_FRAMES)
+        write_png(folder / f"{samples_seen:010d}.png", joined)
+        self._run.stats.picture(STAGE, "samples", samples_seen, joined)
+
+
+def _told_to_all(measures: dict[str, float]) -> dict[str, float]:
+    """What rank 0 measured, on every rank. Every rank must call it."""
+    if num_ranks() == 1:
+        return measures
+    told: list[dict[str, float]] = [measures]
+    torch.distributed.broadcast_object_list(told, src=0)
+    return told[0]
