@@ -27,7 +27,7 @@ from flows.runners import is_remote, run_in_window, task_runner
 from pipeline.build.build import Build, BuildPlan, BuildSummary
 from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.errors import NothingKeptError, RecipeError, UserError
-from pipeline.fetch.errors import masked_values
+from pipeline.runtime.masking import masked_values
 
 logger = logging.getLogger(__name__)
 

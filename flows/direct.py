@@ -28,8 +28,8 @@ from flows.server import ServerLostError, all_sent, check_prefect, is_unsent, te
 from pipeline.build.build import Build, BuildSummary
 from pipeline.build.recipe import BuildRecipe
 from pipeline.errors import HearscapeError, UserError
-from pipeline.fetch.errors import masked_values
 from pipeline.runtime.interrupts import INTERRUPTED, told
+from pipeline.runtime.masking import masked_values
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit code of a command that was ended by SIGTERM, as a shell would give it."""

@@ -6,24 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import RecipeError
-from trainer.align.settings import check_align
 from trainer.align.stage import NAME as ALIGN
-from trainer.align.stage import fit_align
+from trainer.align.stage import check_align, fit_align
 from trainer.engine.loop import Ended
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
-from trainer.invert.settings import check_invert, check_student, generator_px
+from trainer.invert.checks import check_invert, check_student
+from trainer.invert.shared import generator_px
 from trainer.invert.stage import NAME as INVERT
 from trainer.invert.stage import fit_invert
 from trainer.invert.student_stage import NAME as STUDENT
 from trainer.invert.student_stage import fit_student
-from trainer.prior.settings import check_prior, generator_config
+from trainer.prior.networks import check_prior, generator_config
 from trainer.prior.stage import NAME as PRIOR
 from trainer.prior.stage import fit_prior
 from trainer.recipe import FitRecipe
-from trainer.video.settings import check_video
 from trainer.video.stage import NAME as VIDEO
-from trainer.video.stage import fit_video
+from trainer.video.stage import check_video, fit_video
 
 
 @dataclass(frozen=True, slots=True)

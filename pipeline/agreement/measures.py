@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pipeline.encoders.vectors import unit_vectors
 from pipeline.schema import AgreementMeasures
 from pipeline.settings import Settings
 from pipeline.sources.class_names import plain
 
-SMALLEST_LENGTH = 1e-12
 NATURE_CLASSES = (
     "fire",
     "forest",
@@ -93,9 +93,9 @@ def agreement(
         )
     if not (np.isfinite(picture_frames_TD).all() and np.isfinite(sound_D).all()):
         raise ValueError(f"embeddings of {encoder_id} hold NaN or infinity")
-    frames = _unit(picture_frames_TD)
-    sound = _unit(sound_D)
-    picture = _unit(frames.mean(axis=0))
+    frames = unit_vectors(picture_frames_TD)
+    sound = unit_vectors(sound_D)
+    picture = unit_vectors(frames.mean(axis=0))
     each = np.clip(_products(frames, sound), -1.0, 1.0)
     whole = np.clip(_products(picture, sound), -1.0, 1.0)
     margin, shown, heard = (None, None, None) if prompts is None else class_measures(picture, sound, prompts, labels)
@@ -111,7 +111,7 @@ def class_measures(
     shown class, the one nearest to the picture. The margin is cos(sound, own class) - max over all others of cos(sound, class).
     None: a vector without direction is near to nothing, and with no other class there is no margin.
     """
-    rows = _unit(prompts.rows)
+    rows = unit_vectors(prompts.rows)
     of_picture, of_sound = _products(rows, picture_D), _products(rows, sound_D)
     shown = int(of_picture.argmax()) if picture_D.any() else None
     heard = int(of_sound.argmax()) if sound_D.any() else None
@@ -126,21 +126,9 @@ def class_measures(
     return margin, None if shown is None else names[shown], None if heard is None else names[heard]
 
 
-def mean_embedding(frames_TD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(D,) float32 of length 1: the direction of the mean of frame embeddings; zeros when they cancel out."""
-    return _unit(_unit(frames_TD).mean(axis=0)).astype(np.float32)
-
-
 def _products(rows: NDArray[np.floating], vector_D: NDArray[np.floating]) -> NDArray[np.float64]:
     """The product of each row (..., D) with the vector. Unlike ``@`` it adds in one order, whatever the processor and its cores."""
     return np.asarray(np.einsum("...d,d->...", rows, vector_D, optimize=False))
-
-
-def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
-    exact = vectors.astype(np.float64)
-    lengths = np.linalg.norm(exact, axis=-1, keepdims=True)
-    unit: NDArray[np.float64] = np.where(lengths > SMALLEST_LENGTH, exact / np.maximum(lengths, SMALLEST_LENGTH), 0.0)
-    return unit
 
 
 if __name__ == "__main__":

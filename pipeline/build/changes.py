@@ -11,11 +11,11 @@ from typing import TypeVar
 from pipeline.dataset.records import DoneRecords
 from pipeline.errors import ClipError
 from pipeline.fetch.download import LOCAL, ask, fetch_key
-from pipeline.fetch.errors import mask_secrets
 from pipeline.fetch.passthrough import key_of_link, use_local
 from pipeline.fetch.settings import DownloadSettings
 from pipeline.fetch.store import Store
 from pipeline.fetch.validators import differ
+from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.stop import Stop
 from pipeline.schema import Source
 from pipeline.sources.links import scheme_of

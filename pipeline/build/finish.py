@@ -28,13 +28,13 @@ from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, wri
 from pipeline.dataset.withdrawn import JOURNAL_NAME, read_withdrawn, withdrawn_record
 from pipeline.errors import DamagedStateError, ManifestError, NothingKeptError
 from pipeline.events import Listener, Stage, StageEvent
-from pipeline.fetch.errors import mask_secrets, masked_values
 from pipeline.judge.thresholds import AgreementRule
 from pipeline.measure.video import measure_versions
 from pipeline.media.cut import CutClip, CutSettings
 from pipeline.media.ffmpeg import versions
 from pipeline.runtime.damage import read_json_whole, tell_of
 from pipeline.runtime.installed import installed_version
+from pipeline.runtime.masking import mask_secrets, masked_values
 from pipeline.runtime.storage import Folder
 from pipeline.schema import Source, State, Verdict, stable_hash
 from pipeline.sources.lists import SourceList

@@ -25,11 +25,10 @@ from pipeline.dataset.records import LOOKED_AT, WAITED, ClipRecord, SourceRecord
 from pipeline.errors import ClipError, MediaError, PreviewError, TransientDownloadError
 from pipeline.events import Listener, SourceEvent, Stage, StageEvent
 from pipeline.fetch.download import LOCAL, fetch, fetch_key, fetched_before
-from pipeline.fetch.errors import mask_secrets
 from pipeline.fetch.failures import FetchFailures, failure_of
 from pipeline.fetch.hosts import HostGate
 from pipeline.fetch.passthrough import CHANGING, key_of_link, use_local
-from pipeline.fetch.store import Store, sha256_of
+from pipeline.fetch.store import Store
 from pipeline.judge.rules import Judge, judge_file
 from pipeline.measure.preview_files import DAMAGED, GONE, SUFFIXES, PreviewFiles, Sums
 from pipeline.measure.video import MeasuredClip, MeasuredVideo, measure_key, measure_video
@@ -37,6 +36,8 @@ from pipeline.media.cut import CutClip, cut_clip, cut_key
 from pipeline.media.facts import FACTS_VERSION, MediaFacts
 from pipeline.media.ffmpeg import probe
 from pipeline.runtime.damage import read_json_whole, read_whole, tell_of
+from pipeline.runtime.hashing import sha256_of
+from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.stop import Stop
 from pipeline.runtime.storage import Folder
 from pipeline.runtime.waiting import counting, held

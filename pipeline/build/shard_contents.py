@@ -14,9 +14,9 @@ from pipeline.build.one_source import cut_folder
 from pipeline.dataset.records import ClipRecord, SourceRecord
 from pipeline.dataset.shards import SampleContent, ShardPlan
 from pipeline.errors import DamagedStateError
-from pipeline.fetch.errors import mask_secrets
 from pipeline.media.cut import SOUND_NAME
 from pipeline.runtime.damage import UNREADABLE, described
+from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.storage import Folder
 from pipeline.schema import flat
 

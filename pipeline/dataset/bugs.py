@@ -40,7 +40,7 @@ def bug_failure(stage: str, error: Exception) -> Failure:
 def code_version() -> str:
     """Changes with any line of the package's code."""
     digest = hashlib.sha256()
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.dataset.funnel import BAD_ROW
 from pipeline.dataset.records import ClipRecord, SourceRecord
-from pipeline.errors import ManifestError, UserError
-from pipeline.fetch.errors import mask_secrets
+from pipeline.errors import ManifestError
 from pipeline.runtime.bounded import reading_failures
+from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.storage import Folder
 from pipeline.schema import Failure, State, flat
 from pipeline.sources.lists import RowProblem, SourceList
@@ -126,38 +124,3 @@ def entry_of(line: bytes) -> dict[str, Any] | None:
 
 def _says(part: Any, *names: str) -> bool:
     return isinstance(part, dict) and all(isinstance(part.get(name), str) for name in names)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``show FOLDER URL_OR_ID``: 0 when it is in the ledger, 1 when not, 2 when there is no ledger that can be read."""
-    from pipeline.dataset.story import stories  # noqa: PLC0415
-    from pipeline.runtime.remote_folder import read_folder  # noqa: PLC0415
-
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ledger", description="What became of the sources of a build."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("show", help="tell the whole story of a link")
-    command.add_argument("dataset", help="folder or URL of a built dataset")
-    command.add_argument("wanted", metavar="URL_OR_ID", help="a source's link or id, or the key of a clip")
-    command.add_argument("--json", action="store_true", help="everything that is known, with all measures, as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        found = stories(read_folder(options.dataset), options.wanted)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    if not found:
-        shown = mask_secrets(options.wanted)
-        print(f"{shown}: no source of {options.dataset} has this link or id. Rows with the same link are one source, under the id "  # noqa: T201
-              "of the first", file=sys.stderr)  # fmt: skip
-        return 1
-    for number, story in enumerate(found):
-        told = [json.dumps(story.to_json())] if options.json else [*([""] if number else []), *story.lines()]
-        for line in told:
-            print(line.encode("utf-8", "backslashreplace").decode() if line.isprintable() else ascii(line))  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

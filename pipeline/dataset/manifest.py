@@ -10,14 +10,13 @@ import functools
 import json
 import os
 import posixpath
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import ManifestError, ShardError, UserError
+from pipeline.errors import ManifestError, ShardError
 from pipeline.judge.thresholds import AgreementRule, Calibration
 from pipeline.runtime.bounded import read_bounded, reading_failures
 from pipeline.settings import Record
@@ -315,21 +314,3 @@ def _fetched(path: str, retries: Retries | None) -> bytes:
         if isinstance(error.__cause__, FileNotFoundError):
             raise ManifestError(f"{path} {_NOT_BUILT}") from error
         raise ManifestError(f"{path}: {error}") from error
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """``verify FOLDER``: 0 when every file is as the manifest says, 1 when not, 2 when that cannot be found out.
-
-    ``withdraw FOLDER --source ID...``: 0 when it was done, 2 when it cannot be.
-    """
-    from pipeline.dataset.verify import main as verify_main  # noqa: PLC0415
-
-    try:
-        return verify_main(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,7 @@ from pipeline.dataset.bugs import BUG
 from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, read_lines
 from pipeline.dataset.tables import SAMPLES_NAME, read_table
 from pipeline.errors import ManifestError
-from pipeline.fetch.errors import mask_secrets
+from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.storage import Folder
 from pipeline.schema import State
 from pipeline.sources.links import canonical_url

@@ -5,16 +5,12 @@ What is in a sample's media is decoded only where that is asked for (``deep``).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from pipeline.dataset.manifest import FILE_NAME, FileRecord, Manifest, ShardRecord, dataset_root, read_manifest
 from pipeline.dataset.shards import FOLDER
@@ -34,8 +30,6 @@ from pipeline.schema import State
 
 if TYPE_CHECKING:
     from pipeline.dataset.deep_check import DeepCheck
-
-MAX_PRINTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,46 +162,3 @@ def _check_table(folder: Folder, shard_of: dict[str, str]) -> list[str]:
 def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
     for batch in read_table(folder, SAMPLES_NAME, ["key", "state", "shard"]):
         yield from batch.to_pylist()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns its exit code, and raises UserError."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.manifest", description="Look into built datasets.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("verify", help="compare every file of a dataset with its manifest")
-    command.add_argument("dataset", help="folder or URL of a built dataset, or its manifest.json")
-    command.add_argument("--deep", action="store_true", help="decode every picture and sound as well")
-    command = commands.add_parser("withdraw", help="take sources out of a dataset, and out of later builds")
-    command.add_argument("dataset", help="folder or URL of a built dataset, or its manifest.json")
-    command.add_argument("--source", nargs="+", action="extend", required=True, metavar="ID", help="ids of the sources")
-    options = parser.parse_args(arguments)
-    if options.command == "withdraw":
-        from pipeline.build.withdraw import summary_lines, withdraw  # noqa: PLC0415 - verifying needs none of it
-
-        print("\n".join(summary_lines(withdraw(options.dataset, options.source))))  # noqa: T201
-        return 0
-    manifest = read_manifest(options.dataset)
-    total = sum(shard.num_bytes for shard in manifest.shards) + sum(file.num_bytes for file in manifest.files)
-    console = Console(highlight=False, soft_wrap=True)
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task("verify", total=total)
-        found = verify(
-            options.dataset,
-            checked=lambda path, problems: console.print(f"{'DIFFERS' if problems else 'ok':<8}{path}", markup=False),
-            progressed=lambda num_bytes: progress.advance(task, num_bytes),
-            deep=options.deep,
-        )
-    for difference in found[:MAX_PRINTED]:
-        console.print(str(difference), markup=False)
-    if found:
-        more = f", {len(found) - MAX_PRINTED} more not shown" if len(found) > MAX_PRINTED else ""
-        console.print(f"{len(found)} difference{'s' * (len(found) > 1)}{more}", markup=False)
-        return 1
-    num_samples = manifest.clips.states.get(State.KEPT, 0)
-    console.print(
-        f"{options.dataset}: all is as the manifest says{', and decodes' if options.deep else ''}"
-        f" ({len(manifest.shards)} shards, {num_samples} samples in {len(manifest.renditions)} renditions)",
-        markup=False,
-    )
-    return 0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, model_validator
 
-from pipeline.agreement.measures import mean_embedding
+from pipeline.encoders.vectors import mean_embedding
 from pipeline.encoders.weights import file_sha256, is_url, resolve_weights
 from pipeline.errors import EncoderError
 from pipeline.schema import stable_hash

@@ -22,8 +22,8 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.errors import EncoderError
-from pipeline.fetch.errors import mask_secrets
 from pipeline.runtime.bounded import copy_bounded, reading_failures
+from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.remote import Retries, retried
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from pipeline.errors import ClipError, DownloadError, HearscapeError, TransientD
 from pipeline.fetch.addresses import Reach, named_places, resolved_places
 from pipeline.fetch.checking_proxy import CheckingProxy
 from pipeline.fetch.cookies import check_cookies, cookie_params, tell_of_skipped_line
-from pipeline.fetch.errors import explain, is_ours, mask_secrets
+from pipeline.fetch.errors import explain, is_ours
 from pipeline.fetch.failures import FetchFailures
 from pipeline.fetch.hosts import HostGate
 from pipeline.fetch.passthrough import ask_remote, copy_remote, use_local
@@ -36,6 +36,7 @@ from pipeline.fetch.transfer import Limits, Pool, Watch, run_watched, watched_re
 from pipeline.fetch.validators import Validators, of_headers
 from pipeline.media import ffmpeg as media
 from pipeline.runtime.awake import awake_seconds
+from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.stop import Stop
 from pipeline.runtime.waiting import held
 from pipeline.schema import Fetched, Source, stable_hash

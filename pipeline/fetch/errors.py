@@ -9,13 +9,13 @@ import email.utils
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import DownloadError, TransientDownloadError
-from pipeline.fetch.store import DISK_FULL_ERRNOS
+from pipeline.runtime.masking import mask_secrets
+from pipeline.runtime.storage import DISK_FULL_ERRNOS
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PREFIX = re.compile(
@@ -27,13 +27,6 @@ _ADVICE = re.compile(
     r"|You might want to use a VPN|If you believe this is an error|\(caused by ).*",
     re.DOTALL | re.IGNORECASE,
 )
-_USERINFO = re.compile(r"(?<=://)[^/\s?#]*@")
-_PARAMETER = re.compile(
-    r"""([?&;](?:[^=&\s?]*(?:sig|token|key|auth|pass|secret|session|credential|policy|hmac|jwt|cookie|expire)[^=&\s?]*
-    |st|code|hash|pot)=)[^&\s\#"'<>)]+""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_HEADER = re.compile(r"\b((?:set-)?cookie|(?:proxy-)?authorization)(['\"]?\s*:\s*)[^\n]+", re.IGNORECASE)
 
 _ADVICE_COOKIES = "; set download.cookies_file or download.cookies_browser"
 _SAYINGS: tuple[tuple[str, bool, str, str], ...] = (
@@ -70,22 +63,6 @@ _SAYINGS: tuple[tuple[str, bool, str, str], ...] = (
     ),
 )
 _TRANSIENT_STATUS = {408, 425, 429}
-
-
-def mask_secrets(text: str) -> str:
-    """The text with passwords in URLs, signature-like query parameters, cookies and authorizations as ``***``."""
-    text = _USERINFO.sub("***@", text)
-    text = _PARAMETER.sub(r"\1***", text)
-    return _HEADER.sub(r"\1\2***", text)
-
-
-def masked_values(values: Any) -> Any:
-    """Plain data (of mappings, lists, texts) with the secrets of every text masked."""
-    if isinstance(values, str):
-        return mask_secrets(values)
-    if isinstance(values, Mapping):
-        return {name: masked_values(value) for name, value in values.items()}
-    return [masked_values(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def clean(text: str) -> str:
@@ -221,8 +198,8 @@ def _from_kind(kinds: set[str], text: str, name: str) -> DownloadError:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by this package itself: then it is a bug, not a source that cannot be fetched."""
+    """Whether an error was raised by the package ``pipeline`` itself: then it is a bug, not a source that cannot be fetched."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is None or Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    return trace is None or Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])

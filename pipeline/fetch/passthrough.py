@@ -15,12 +15,14 @@ import fsspec
 
 from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.fetch.addresses import Network, Reach, named_places
-from pipeline.fetch.errors import mask_secrets
 from pipeline.fetch.provenance import plain
 from pipeline.fetch.sniff import suffix_of
-from pipeline.fetch.store import DISK_FULL_ERRNOS, Store, sha256_of
+from pipeline.fetch.store import Store
 from pipeline.fetch.transfer import Watch
 from pipeline.fetch.validators import Validators, of_details
+from pipeline.runtime.hashing import sha256_of
+from pipeline.runtime.masking import mask_secrets
+from pipeline.runtime.storage import DISK_FULL_ERRNOS
 from pipeline.runtime.waiting import held
 from pipeline.schema import Fetched, stable_hash
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.fetch.errors import mask_secrets
+from pipeline.runtime.masking import mask_secrets
 
 MAX_TEXT = 500
 

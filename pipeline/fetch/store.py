@@ -12,7 +12,6 @@ Everything appears by rename, so a process may be killed at any time.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -34,7 +33,6 @@ from pipeline.schema import Fetched
 LOG = logging.getLogger(__name__)
 
 RECORD_VERSION = 1
-DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +48,6 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     validators: Mapping[str, str] = field(default_factory=dict)
     """Of a plain file on a server: see :mod:`pipeline.fetch.validators`."""
-
-
-def sha256_of(path: Path | str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Store:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pipeline.errors import SourceListError, UserError
 from pipeline.importers.audioset import EXCLUDE, NATURE, Choice, Ontology, read_ontology, segments
+from pipeline.importers.classes import choose_classes
 from pipeline.importers.landscape import landscape_rows
 from pipeline.sources.cells import parse_time
-from pipeline.sources.class_names import choose_classes
 from pipeline.sources.delimited import SPREADSHEET_ERROR, Record
 from pipeline.sources.links import YOUTUBE_ID, youtube_url
 from pipeline.sources.lists import MAX_PROBLEMS_SHOWN, Gathering, SourceList, write_sources

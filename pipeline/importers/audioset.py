@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import SourceListError
-from pipeline.sources.class_names import choose_classes
+from pipeline.importers.classes import choose_classes
 from pipeline.sources.rows import Row, read_records
 
 NATURE = (

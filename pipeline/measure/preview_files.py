@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import PreviewError
-from pipeline.fetch.store import sha256_of
+from pipeline.runtime.hashing import sha256_of
 from pipeline.runtime.storage import Folder
 
 LOG = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import soundfile
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import MediaError
-from pipeline.fetch.store import sha256_of
 from pipeline.media import tone_map
 from pipeline.media.facts import MediaFacts, VideoFacts
 from pipeline.media.ffmpeg import INPUT_OPTIONS, as_input, count_frames, run_ffmpeg, run_straightener, versions
+from pipeline.runtime.hashing import sha256_of
 from pipeline.runtime.stop import Stop
 from pipeline.schema import Bars, Span, stable_hash
 from pipeline.settings import Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -55,3 +56,8 @@ class HashingReader:
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+def sha256_of(path: Path | str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

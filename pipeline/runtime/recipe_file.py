@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from pipeline.errors import RecipeError
-from pipeline.fetch.errors import mask_secrets
+from pipeline.runtime.masking import mask_secrets
 from pipeline.settings import Settings
 
 Recipe = TypeVar("Recipe", bound=Settings)

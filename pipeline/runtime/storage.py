@@ -23,6 +23,8 @@ import fsspec
 
 from pipeline.errors import OutputError
 
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _MAKING_FOLDERS = threading.Lock()
 """Held while folders are made, so that nobody builds on one whose own name is not on the disk yet."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SourceListError
-from pipeline.fetch.errors import mask_secrets
+from pipeline.runtime.masking import mask_secrets
 from pipeline.schema import Source, from_flat, stable_hash
 from pipeline.sources.cells import Cells, default_id
 from pipeline.sources.links import canonical_url, scheme_of

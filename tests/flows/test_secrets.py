@@ -16,8 +16,8 @@ from rich.console import Console
 from flows.dataset_flow import build_dataset
 from flows.direct import run_now
 from pipeline.build.recipe import load_recipe
-from pipeline.dataset.ledger import main as ledger_main
 from pipeline.errors import RecipeError
+from pipeline.ledger import main as ledger_main
 from tests.faulty_server import Answer, FaultyServer
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.agreement.measures import AgreementSettings, ClassPrompts, agreement, class_measures, mean_embedding
+from pipeline.agreement.measures import AgreementSettings, ClassPrompts, agreement, class_measures
+from pipeline.encoders.vectors import mean_embedding
 from pipeline.schema import AgreementMeasures
 
 

@@ -16,12 +16,12 @@ import pytest
 from pipeline.build import one_source as source_run
 from pipeline.build.build import Build, BuildSummary
 from pipeline.build.recipe import BuildRecipe
-from pipeline.dataset.ledger import main as ledger_main
 from pipeline.dataset.manifest import read_manifest
 from pipeline.encoders.mel import check_sound
 from pipeline.errors import OutputError
 from pipeline.events import Event, SourceEvent, ignore
 from pipeline.fetch.errors import is_ours
+from pipeline.ledger import main as ledger_main
 from pipeline.measure.video import MeasuredVideo, measure_video
 from pipeline.report.facts import gather
 from pipeline.report.tables import Tables

@@ -12,11 +12,11 @@ import webdataset
 
 from pipeline.build.build import Build, BuildSummary
 from pipeline.build.recipe import BuildRecipe, load_recipe
-from pipeline.dataset.manifest import main as manifest_main
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.verify import verify
 from pipeline.errors import NothingKeptError, OutputError, RecipeError, SourceListError, UserError
 from pipeline.events import Event, SourceEvent, StageEvent
+from pipeline.manifest import main as manifest_main
 from pipeline.runtime.installed import installed_version
 from pipeline.synthetic.serve import serve_folder
 from pipeline.synthetic.video import write_video

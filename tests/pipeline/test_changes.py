@@ -16,8 +16,8 @@ from pipeline.build.recipe import BuildRecipe
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.verify import verify
 from pipeline.events import Event, SourceEvent, StageEvent, ignore
-from pipeline.fetch.store import sha256_of
 from pipeline.fetch.validators import differ, of_details, of_headers
+from pipeline.runtime.hashing import sha256_of
 from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for
 from tests.faulty_server import Answer, Fault, FaultyServer

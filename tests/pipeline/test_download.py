@@ -27,12 +27,14 @@ from pipeline.errors import DownloadError, TransientDownloadError, UserError
 from pipeline.fetch import download
 from pipeline.fetch.cookies import warn_once
 from pipeline.fetch.download import check_requirements, fetch, fetch_key
-from pipeline.fetch.errors import clean, explain, mask_secrets
+from pipeline.fetch.errors import clean, explain
 from pipeline.fetch.hosts import HostGate, host_of
 from pipeline.fetch.provenance import provenance_of
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.fetch.store import Store, sha256_of
+from pipeline.fetch.store import Store
 from pipeline.media.ffmpeg import ffmpeg_path
+from pipeline.runtime.hashing import sha256_of
+from pipeline.runtime.masking import mask_secrets
 from pipeline.schema import Fetched, Source
 from pipeline.sources.links import known_schemes
 from tests.faulty_server import Answer, Fault, FaultyServer

@@ -18,9 +18,9 @@ from pipeline.importers.__main__ import (
     main,
 )
 from pipeline.importers.audioset import EXCLUDE, NATURE, Ontology, read_ontology, split_of
+from pipeline.importers.classes import choose_classes
 from pipeline.importers.landscape import times_in_link
 from pipeline.schema import Source
-from pipeline.sources.class_names import choose_classes
 from pipeline.sources.lists import read_sources
 
 WATCH = "https://www.youtube.com/watch?v="

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.build.build import Build
 from pipeline.build.recipe import load_recipe
-from pipeline.dataset.ledger import main
 from pipeline.events import ignore
+from pipeline.ledger import main
 from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots

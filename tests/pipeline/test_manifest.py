@@ -26,7 +26,6 @@ from pipeline.dataset.manifest import (
     dataset_root,
     find_manifests,
     join,
-    main,
     read_manifest,
     write_manifest,
 )
@@ -34,6 +33,7 @@ from pipeline.dataset.shards import Sample, SampleContent, ShardSettings, member
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
 from pipeline.dataset.verify import verify
 from pipeline.errors import ManifestError
+from pipeline.manifest import main
 from pipeline.runtime.storage import Folder
 from pipeline.schema import Reason, State
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.manifest import main, read_manifest, write_manifest
+from pipeline.dataset.manifest import read_manifest, write_manifest
 from pipeline.dataset.shards import SampleContent
 from pipeline.dataset.tables import SAMPLES_NAME
 from pipeline.dataset.verify import verify
+from pipeline.manifest import main
 from pipeline.runtime.storage import Folder
 from tests.datasets import Clip, build_dataset, content_of, cut_clips, key_of
 from tests.pipeline.test_manifest import INDEX, TAR, build

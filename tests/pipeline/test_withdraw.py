@@ -14,12 +14,13 @@ import pytest
 from pipeline.build.build import Build
 from pipeline.build.recipe import load_recipe
 from pipeline.build.withdraw import withdraw
-from pipeline.dataset.manifest import main, read_manifest
+from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.shards import read_index
 from pipeline.dataset.tables import EMBEDDINGS_NAME, read_table
 from pipeline.dataset.verify import verify
 from pipeline.errors import ManifestError, NothingKeptError
 from pipeline.events import ignore
+from pipeline.manifest import main
 from pipeline.runtime.storage import Folder
 from pipeline.schema import source_of_key
 from tests.faults.kill import RECIPE, names_of, write_videos

@@ -13,8 +13,9 @@ from pipeline.errors import CheckpointError, EncoderError, RecipeError
 from tests import paired
 from tests.trainer.guided import PACKAGED, prepared, save_random_align
 from trainer.align.frozen_encoders import OpenClipPartner
-from trainer.invert.guide import Guide, check_guide, clip_loss, cutouts
-from trainer.invert.settings import clip_reader
+from trainer.invert.checks import check_guide
+from trainer.invert.guide import Guide, clip_loss, cutouts
+from trainer.invert.shared import clip_reader
 from trainer.invert.student import Student, StudentConfig, save_student
 
 pytestmark = pytest.mark.filterwarnings(

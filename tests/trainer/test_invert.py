@@ -20,7 +20,7 @@ from tests.trainer.sounding import GENERATOR
 from trainer.align.frozen_encoders import OpenClipPartner
 from trainer.engine.checkpoint import load_state
 from trainer.invert.guide import ALIGN_CHECKPOINT
-from trainer.invert.settings import clip_reader, generator_file, model_config
+from trainer.invert.shared import clip_reader, generator_file, model_config
 from trainer.invert.stage import Invert, start_hearing
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import load_model

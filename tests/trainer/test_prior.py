@@ -24,9 +24,9 @@ from trainer.engine.run import Run, make_fabric
 from trainer.engine.stats import Stats
 from trainer.fit import main
 from trainer.model.load import load_discriminator, load_generator, save_generator
-from trainer.model.sample import grid, pictures
+from trainer.model.pictures import grid, pictures
+from trainer.prior.networks import generator_config
 from trainer.prior.phases import make_networks
-from trainer.prior.settings import generator_config
 from trainer.prior.source import make_source
 from trainer.prior.stage import Prior
 from trainer.recipe import FitRecipe, find_datasets

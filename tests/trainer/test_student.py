@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, FitError
 from tests.trainer.guided import PACKAGED, SIDE_PX, copied, differing, fit, lines, prepared
 from trainer.engine.checkpoint import load_state
-from trainer.invert.settings import clip_reader, generator_file
+from trainer.invert.shared import clip_reader, generator_file
 from trainer.invert.student import (
     METADATA_KEY,
     Student,

@@ -21,7 +21,7 @@ from trainer.align.frozen_encoders import OpenClipPartner
 from trainer.engine.checkpoint import load_state
 from trainer.engine.phases import learn
 from trainer.invert.guide import clip_loss
-from trainer.invert.settings import clip_reader, generator_file, model_config
+from trainer.invert.shared import clip_reader, generator_file, model_config
 from trainer.model.load import load_discriminator
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import SoundVideoHeader, load_model, save_model

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.encoders.sound import SoundNetwork
-from pipeline.errors import RecipeError
 from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
-from trainer.align.frozen_encoders import PartnerSettings, check_partner
+from trainer.align.frozen_encoders import PartnerSettings
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    pass
 
 
 class AlignSettings(Settings):
@@ -74,15 +72,3 @@ class AlignSettings(Settings):
         if not (self.picture_weight or self.text_weight or self.augmented_weight):
             raise ValueError("picture_weight, text_weight and augmented_weight are all 0: nothing would be learned")
         return self
-
-
-def check_align(recipe: FitRecipe) -> None:
-    """Raises UserError for what shows before any weights are loaded."""
-    settings = recipe.align
-    check_partner(settings.partner, "align.partner")
-    if settings.partner.is_packaged and settings.use_captions and settings.text_weight:
-        raise RecipeError(
-            f"align.use_captions: {settings.partner.picture_model} knows classes, not captions; set it to false, so that every "
-            f"text is one of align.prompts"
-        )
-    SoundNetwork(width=8, backbone=settings.backbone)

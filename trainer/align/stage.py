@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
-from pipeline.errors import FitError
+from pipeline.errors import FitError, RecipeError
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.align.augment import augmented_mels
 from trainer.align.contrastive import clamp_log_scale, initial_log_scale
-from trainer.align.frozen_encoders import Partner, load_partner
+from trainer.align.frozen_encoders import Partner, check_partner, load_partner
 from trainer.align.gradient_cache import backward_through
 from trainer.align.loss import Targets, align_loss
 from trainer.align.prompts import TextEmbeddings, sample_text
@@ -273,3 +273,15 @@ def _not_finite(samples_seen: int, terms: Mapping[str, float], gradient: float, 
     told = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     keys = ", ".join(batch.keys[:3]) or "other ranks"
     return f"align: the loss is not finite after {samples_seen} samples ({told}, gradient {gradient:.4g}) in the batch of {keys}"
+
+
+def check_align(recipe: FitRecipe) -> None:
+    """Raises UserError for what shows before any weights are loaded."""
+    settings = recipe.align
+    check_partner(settings.partner, "align.partner")
+    if settings.partner.is_packaged and settings.use_captions and settings.text_weight:
+        raise RecipeError(
+            f"align.use_captions: {settings.partner.picture_model} knows classes, not captions; set it to false, so that every "
+            f"text is one of align.prompts"
+        )
+    SoundNetwork(width=8, backbone=settings.backbone)

@@ -6,26 +6,24 @@ Shape suffixes: B samples, N pictures, K cutouts of each, C = 3 colours, H W row
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.encoders.device import Running
 from pipeline.encoders.mel import MelConfig
-from pipeline.encoders.pair import EncoderPairSettings, Sha256, load_pair
+from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.sound import SoundEncoder, load_sound, read_align_config
-from pipeline.encoders.weights import file_sha256, is_url, resolve_weights
-from pipeline.errors import EncoderError, RecipeError
-from pipeline.settings import Settings
-from trainer.align.frozen_encoders import OpenClipPartner, Partner, check_partner, load_partner
+from pipeline.encoders.weights import file_sha256, resolve_weights
+from pipeline.errors import EncoderError
+from trainer.align.frozen_encoders import OpenClipPartner, Partner, load_partner
 from trainer.align.prompts import TextEmbeddings, sample_text
 from trainer.engine.phases import Part, Phase, Terms
 from trainer.engine.run import Run
+from trainer.invert.settings import GuideSettings
 from trainer.invert.student import Schooling, load_student
 from trainer.streaming.batches import Batch
 
@@ -34,29 +32,6 @@ if TYPE_CHECKING:
 
 ALIGN_CHECKPOINT = "align/best.safetensors"
 STUDENT_CHECKPOINT = "student/last.safetensors"
-
-
-class GuideSettings(Settings):
-    """Which sound encoder guides, and how generated pictures are looked at. The picture encoder is ``align.partner``."""
-
-    sound_kind: Literal["align", "soundclip", "wav2clip", "small"] = "align"
-    """The sound encoder F_a: one of the align stage, SoundCLIP's or Wav2CLIP's as published, or the packaged one."""
-    sound_weights: str | None = None
-    """Its weights: a path, or a URL with its SHA-256. None: what this run's align stage left; for small, those in the package."""
-    sound_sha256: Sha256 | None = None
-    """SHA-256 of that file. None: not checked; a URL needs one."""
-    num_cutouts: int = Field(32, ge=1, le=1024)
-    """Random squares of each generated picture that the picture encoder sees. The paper's authors take 32."""
-    smallest_cutout: float = Field(0.5, gt=0, le=1)
-    """Side of the smallest square, as a share of the picture's."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.sound_kind in ("soundclip", "wav2clip") and self.sound_weights is None:
-            raise ValueError(f"sound_kind {self.sound_kind} needs sound_weights: a path, or a URL with its SHA-256")
-        if self.sound_weights is not None and is_url(self.sound_weights) and self.sound_sha256 is None:
-            raise ValueError("sound_weights is a URL: give sound_sha256, so that the weights cannot change unseen")
-        return self
 
 
 class Looking(Protocol):
@@ -199,21 +174,3 @@ def _sound_encoder(settings: GuideSettings, partner: Partner, run: Run, field: s
                 f"name the same picture encoder in both"
             )
     return load_sound(settings.sound_kind, path, file_sha256(path), running)
-
-
-def needs_student(recipe: FitRecipe) -> bool:
-    """Whether the picture encoder takes no gradients, so that a student of it has to guide."""
-    return recipe.align.partner.is_packaged
-
-
-def check_guide(settings: GuideSettings, recipe: FitRecipe, field: str) -> None:
-    """Raises UserError for what shows before any weights are loaded."""
-    check_partner(recipe.align.partner, "align.partner")
-    named = settings.sound_weights
-    if named is not None and not is_url(named) and not Path(named).expanduser().is_file():
-        raise EncoderError(f"{field}.sound_weights: {named} is no file")
-    if settings.sound_kind == "small" and not recipe.align.partner.is_packaged:
-        raise RecipeError(
-            f"{field}.sound_kind: small belongs to the packaged picture encoder, and align.partner is "
-            f"{recipe.align.partner.picture_model}; take align, soundclip or wav2clip"
-        )

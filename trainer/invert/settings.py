@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.encoders.pair import Sha256
-from pipeline.encoders.weights import cached_path, is_url, resolve_weights
-from pipeline.errors import CheckpointError, EncoderError, RecipeError
+from pipeline.encoders.weights import is_url
 from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
-from trainer.engine.learner import BEST, LAST, rank_reader
-from trainer.engine.run import Run
-from trainer.invert.guide import GuideSettings, check_guide
-from trainer.model.generator_file import GeneratorFile
-from trainer.model.load import read_generator_file
-from trainer.model.sound_video import SoundVideoConfig
-from trainer.prior.settings import generator_config
-from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    pass
 
-PRIOR = "prior"
+
+class GuideSettings(Settings):
+    """Which sound encoder guides, and how generated pictures are looked at. The picture encoder is ``align.partner``."""
+
+    sound_kind: Literal["align", "soundclip", "wav2clip", "small"] = "align"
+    """The sound encoder F_a: one of the align stage, SoundCLIP's or Wav2CLIP's as published, or the packaged one."""
+    sound_weights: str | None = None
+    """Its weights: a path, or a URL with its SHA-256. None: what this run's align stage left; for small, those in the package."""
+    sound_sha256: Sha256 | None = None
+    """SHA-256 of that file. None: not checked; a URL needs one."""
+    num_cutouts: int = Field(32, ge=1, le=1024)
+    """Random squares of each generated picture that the picture encoder sees. The paper's authors take 32."""
+    smallest_cutout: float = Field(0.5, gt=0, le=1)
+    """Side of the smallest square, as a share of the picture's."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.sound_kind in ("soundclip", "wav2clip") and self.sound_weights is None:
+            raise ValueError(f"sound_kind {self.sound_kind} needs sound_weights: a path, or a URL with its SHA-256")
+        if self.sound_weights is not None and is_url(self.sound_weights) and self.sound_sha256 is None:
+            raise ValueError("sound_weights is a URL: give sound_sha256, so that the weights cannot change unseen")
+        return self
 
 
 class StudentSettings(Settings):
@@ -94,82 +105,3 @@ class InvertSettings(Settings):
     """Of AdamW, after the warm-up; it falls along a cosine to 0."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Longer gradients are shortened to this."""
-
-
-def generator_file(recipe: FitRecipe, folder: Path) -> GeneratorFile:
-    """The generator that the run stands on. Raises CheckpointError where there is none, GeneratorError or EncoderError."""
-    named = recipe.invert.generator
-    if named is not None:
-        return read_generator_file(resolve_weights(named, recipe.invert.generator_sha256, field="invert.generator"))
-    for name in (BEST, LAST):
-        if (folder / PRIOR / name).is_file():
-            return read_generator_file(folder / PRIOR / name)
-    raise CheckpointError(
-        f"{folder / PRIOR / BEST} is not there: run the stage prior first, or name a generator with invert.generator"
-    )
-
-
-def generator_px(recipe: FitRecipe) -> int | None:
-    """Side of the generator's pictures, which is that of the frames it is fitted to. None: its URL was not fetched yet.
-
-    Raises RecipeError, GeneratorError or EncoderError.
-    """
-    named, sha256 = recipe.invert.generator, recipe.invert.generator_sha256
-    if named is not None and is_url(named):
-        if sha256 is None or not cached_path(named, sha256).is_file():
-            return None
-    elif named is None and not any((recipe.folder / PRIOR / name).is_file() for name in (BEST, LAST)):
-        return generator_config(recipe.prior).resolution  # what the stage prior is going to train
-    return generator_file(recipe, recipe.folder).config.resolution
-
-
-def model_config(recipe: FitRecipe) -> SoundVideoConfig:
-    """Of the model that the stages invert and video train."""
-    return SoundVideoConfig(
-        backbone=recipe.invert.backbone,
-        num_frames=recipe.reader.num_frames,
-        window_seconds=recipe.reader.window_seconds,
-        hidden_width=recipe.video.hidden_width,
-        noise_width=recipe.video.noise_width,
-        blocks=recipe.video.blocks,
-        truncation=recipe.invert.truncation,
-    )
-
-
-def clip_reader(
-    recipe: FitRecipe,
-    run: Run,
-    split: str,
-    batch_size: int,
-    side_px: int,
-    *,
-    sound: bool = True,
-    mel: bool = False,
-    whole: bool = False,
-) -> Reader:
-    """This rank's clips of a split, with frames of the generator's size; ``whole``: all ranks' clips. Raises DataError.
-
-    Mels are left out unless they are wanted: in training the augmented sounds have their own.
-    """
-    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "sound": sound, "mel": mel}
-    return rank_reader(run.mixes(split), recipe.reader.model_copy(update=wanted), run, split, whole=whole)
-
-
-def check_student(recipe: FitRecipe) -> None:
-    """Raises UserError for what shows before any work."""
-    check_invert(recipe)
-
-
-def check_invert(recipe: FitRecipe) -> None:
-    """Raises UserError for what shows before any work."""
-    settings = recipe.invert
-    check_guide(settings.guide, recipe, "invert.guide")
-    if recipe.reader.num_frames < 2:
-        raise RecipeError("reader.num_frames: a clip of one frame is no video; take 2 or more, the paper's are 5")
-    named = settings.generator
-    if named is None:
-        return
-    if is_url(named) and settings.generator_sha256 is None:
-        raise RecipeError("invert.generator is a URL: give invert.generator_sha256, so that it cannot change unseen")
-    if not is_url(named) and not Path(named).expanduser().is_file():
-        raise EncoderError(f"invert.generator: {named} is no file")

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.weights import cached_path, is_url, resolve_weights
+from pipeline.errors import CheckpointError
 from pipeline.settings import Settings
 from trainer.align.augment import augmented_mels
-from trainer.engine.learner import BEST, LAST, Learner
+from trainer.engine.learner import BEST, LAST, Learner, rank_reader
 from trainer.engine.ranks import average_over_ranks
 from trainer.engine.run import Run
 from trainer.invert.guide import Guide
 from trainer.model.generator import GeneratorConfig
-from trainer.model.sound_video import SoundVideoModel
+from trainer.model.generator_file import GeneratorFile
+from trainer.model.load import read_generator_file
+from trainer.model.sound_video import SoundVideoConfig, SoundVideoModel
 from trainer.model.sound_video_file import SoundVideoHeader, save_model
+from trainer.prior.networks import generator_config
 from trainer.streaming.batches import Batch
+from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
     from trainer.recipe import FitRecipe
+
+PRIOR = "prior"
 
 
 class SoundVideoStage(Learner):
@@ -86,3 +95,62 @@ class SoundVideoStage(Learner):
         """Running statistics of what learned become one on all ranks. Every rank must call it."""
         learned: Mapping[str, nn.Module] = {"inversion": self.model.inversion, **self.guide.networks()}
         average_over_ranks([one for each in learned.values() for one in each.buffers() if one.is_floating_point()])
+
+
+def generator_file(recipe: FitRecipe, folder: Path) -> GeneratorFile:
+    """The generator that the run stands on. Raises CheckpointError where there is none, GeneratorError or EncoderError."""
+    named = recipe.invert.generator
+    if named is not None:
+        return read_generator_file(resolve_weights(named, recipe.invert.generator_sha256, field="invert.generator"))
+    for name in (BEST, LAST):
+        if (folder / PRIOR / name).is_file():
+            return read_generator_file(folder / PRIOR / name)
+    raise CheckpointError(
+        f"{folder / PRIOR / BEST} is not there: run the stage prior first, or name a generator with invert.generator"
+    )
+
+
+def generator_px(recipe: FitRecipe) -> int | None:
+    """Side of the generator's pictures, which is that of the frames it is fitted to. None: its URL was not fetched yet.
+
+    Raises RecipeError, GeneratorError or EncoderError.
+    """
+    named, sha256 = recipe.invert.generator, recipe.invert.generator_sha256
+    if named is not None and is_url(named):
+        if sha256 is None or not cached_path(named, sha256).is_file():
+            return None
+    elif named is None and not any((recipe.folder / PRIOR / name).is_file() for name in (BEST, LAST)):
+        return generator_config(recipe.prior).resolution  # what the stage prior is going to train
+    return generator_file(recipe, recipe.folder).config.resolution
+
+
+def model_config(recipe: FitRecipe) -> SoundVideoConfig:
+    """Of the model that the stages invert and video train."""
+    return SoundVideoConfig(
+        backbone=recipe.invert.backbone,
+        num_frames=recipe.reader.num_frames,
+        window_seconds=recipe.reader.window_seconds,
+        hidden_width=recipe.video.hidden_width,
+        noise_width=recipe.video.noise_width,
+        blocks=recipe.video.blocks,
+        truncation=recipe.invert.truncation,
+    )
+
+
+def clip_reader(
+    recipe: FitRecipe,
+    run: Run,
+    split: str,
+    batch_size: int,
+    side_px: int,
+    *,
+    sound: bool = True,
+    mel: bool = False,
+    whole: bool = False,
+) -> Reader:
+    """This rank's clips of a split, with frames of the generator's size; ``whole``: all ranks' clips. Raises DataError.
+
+    Mels are left out unless they are wanted: in training the augmented sounds have their own.
+    """
+    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "sound": sound, "mel": mel}
+    return rank_reader(run.mixes(split), recipe.reader.model_copy(update=wanted), run, split, whole=whole)

@@ -28,10 +28,9 @@ from trainer.engine.ranks import gather_items, gather_numbers, gather_rows
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
 from trainer.invert.guide import ALIGN_CHECKPOINT, Guide, clip_loss, cutouts
-from trainer.invert.settings import clip_reader, generator_file, model_config
-from trainer.invert.shared import SoundVideoStage
+from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
 from trainer.model.generator import GeneratorConfig
-from trainer.model.sample import grid, to_bytes, write_png
+from trainer.model.pictures import grid, to_bytes, write_png
 from trainer.model.sound_video import SoundVideoModel
 from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader

@@ -26,7 +26,7 @@ from pipeline.encoders.weights import load_into
 from pipeline.errors import CheckpointError, EncoderError
 from pipeline.settings import Settings
 from trainer.engine.phases import Terms
-from trainer.model.sample import to_bytes
+from trainer.model.pictures import to_bytes
 
 METADATA_KEY = "hearscape_student"
 

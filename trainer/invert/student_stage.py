@@ -21,8 +21,9 @@ from trainer.engine.phases import Phase, Terms
 from trainer.engine.ranks import average_over_ranks, gather_numbers, gather_rows
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
-from trainer.invert.guide import cutouts, needs_student
-from trainer.invert.settings import clip_reader, generator_file
+from trainer.invert.checks import needs_student
+from trainer.invert.guide import cutouts
+from trainer.invert.shared import clip_reader, generator_file
 from trainer.invert.student import Student, StudentConfig, save_student, taught
 from trainer.model.generator import Generator
 from trainer.streaming.batches import Batch

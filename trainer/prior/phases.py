@@ -23,7 +23,8 @@ from trainer.model.filters import blur
 from trainer.model.generator import Generator, build_generator, widths_of
 from trainer.model.generator_file import DiscriminatorConfig, build_discriminator_of
 from trainer.model.load import read_generator_file
-from trainer.prior.settings import GROUP_SIZE, PriorSettings, generator_config
+from trainer.prior.networks import generator_config
+from trainer.prior.settings import GROUP_SIZE, PriorSettings
 
 GENERATOR_MEASURES = ("generator_loss",)
 PATH_MEASURES = ("path_penalty", "path_length")

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.engine.ranks import gather_rows, num_ranks
 from trainer.engine.run import Run
 from trainer.model.generator import Generator
-from trainer.model.sample import grid, pictures, write_png
+from trainer.model.pictures import grid, pictures, write_png
 from trainer.prior.fidelity import Fidelity
 from trainer.prior.pictures import PictureFolder
 from trainer.streaming.reader import Reader

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from pipeline.errors import DataError
 from trainer.engine.ranks import num_ranks
 from trainer.engine.run import Run
+from trainer.prior.networks import generator_config
 from trainer.prior.pictures import PictureFolder
-from trainer.prior.settings import GROUP_SIZE, generator_config
+from trainer.prior.settings import GROUP_SIZE
 from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ from trainer.engine.run import Run
 from trainer.engine.stats import Display
 from trainer.model.load import save_generator
 from trainer.prior.fidelity import Fidelity
+from trainer.prior.networks import clips_per_group, generator_config
 from trainer.prior.phases import Adversaries, make_networks, make_phases
 from trainer.prior.samples import fake_features, real_features, write_samples
-from trainer.prior.settings import GROUP_SIZE, clips_per_group, generator_config
+from trainer.prior.settings import GROUP_SIZE
 from trainer.prior.source import make_source
 from trainer.streaming.batches import Batch
 

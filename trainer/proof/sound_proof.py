@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.agreement.measures import mean_embedding
 from pipeline.encoders.mel import resampled
 from pipeline.encoders.pair import EncoderPair
+from pipeline.encoders.vectors import mean_embedding
 from pipeline.errors import DataError, EncoderError
 from pipeline.schema import stable_hash, unit_interval
 from pipeline.settings import Settings

@@ -27,7 +27,7 @@ from torch.nn import functional
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.model.generator import latents
-from trainer.model.sample import to_bytes
+from trainer.model.pictures import to_bytes
 from trainer.model.sound_video import SoundVideoModel
 from trainer.rendering.sound_file import Samples, Sound, sound_of_array
 

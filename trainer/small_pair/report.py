@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agreement.calibration import calibration_of
-from pipeline.agreement.measures import mean_embedding
 from pipeline.agreement.pairs import draw_scores
 from pipeline.agreement.roc import auc
 from pipeline.encoders.small.towers import SmallPictureEncoder, SmallSoundEncoder
+from pipeline.encoders.vectors import mean_embedding
 from pipeline.errors import CalibrationError
 from pipeline.judge.thresholds import Calibration
 from trainer.small_pair.fit import class_of

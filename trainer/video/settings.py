@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.encoders.pair import EncoderPairSettings
-from pipeline.encoders.pair import check_settings as check_pair
 from pipeline.settings import Settings
 from trainer.adversarial.ada import AdaSettings
-from trainer.invert.settings import check_invert
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    pass
 
 
 class VideoSettings(Settings):
@@ -92,9 +90,3 @@ class VideoSettings(Settings):
     def discriminator_px(self) -> int:
         """Side of the clips that the video discriminator sees, in pixels."""
         return 4 << (len(self.discriminator_widths) - 1)
-
-
-def check_video(recipe: FitRecipe) -> None:
-    """Raises UserError for what shows before any work."""
-    check_invert(recipe)
-    check_pair(recipe.video.judge, "video.judge")

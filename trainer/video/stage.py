@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.pair import check_settings as check_pair
 from pipeline.errors import CheckpointError
 from trainer.engine.ema import average_weight, move_average
 from trainer.engine.learner import BEST, LAST, damaged, run_stage
@@ -21,9 +22,9 @@ from trainer.engine.loop import Ended
 from trainer.engine.ranks import gather_numbers
 from trainer.engine.run import Run, changes
 from trainer.engine.stats import Display
+from trainer.invert.checks import check_invert
 from trainer.invert.guide import cutouts
-from trainer.invert.settings import clip_reader, generator_file, model_config
-from trainer.invert.shared import SoundVideoStage
+from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
 from trainer.invert.stage import NAME as INVERT
 from trainer.model.discriminator import Discriminator
 from trainer.model.generator import build_discriminator
@@ -218,3 +219,9 @@ def fit_video(recipe: FitRecipe, run: Run, display: Display) -> Ended:
     settings = recipe.video
     source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution)
     return run_stage(lambda: Video(recipe, run, model, held), source, settings, run, display)
+
+
+def check_video(recipe: FitRecipe) -> None:
+    """Raises UserError for what shows before any work."""
+    check_invert(recipe)
+    check_pair(recipe.video.judge, "video.judge")

@@ -13,8 +13,8 @@ from pipeline.encoders.pair import EncoderPair, load_pair
 from pipeline.errors import DataError
 from trainer.engine.ranks import num_ranks
 from trainer.engine.run import Run
-from trainer.invert.settings import clip_reader
-from trainer.model.sample import grid, write_png
+from trainer.invert.shared import clip_reader
+from trainer.model.pictures import grid, write_png
 from trainer.model.sound_video import SoundVideoModel
 from trainer.proof.sound_proof import SOUND_HZ, EvaluateSettings, HeldOutClip, held_out_clips, prove
 from trainer.rendering.sound_file import sound_of_array

@@ -39,7 +39,7 @@ from pipeline.settings import Settings
 Floats = NDArray[np.float32]
 
 MODEL_NAME = "hearscape-small"
-FOLDER = Path(__file__).parent / "small"
+FOLDER = Path(__file__).parent
 PACKAGED = {"picture": FOLDER / "picture.safetensors", "sound": FOLDER / "sound.safetensors"}
 CALIBRATION = FOLDER / "calibration.json"
 

@@ -29,7 +29,7 @@ from pipeline.runtime.numba_cache import provide_numba_cache
 Floats = NDArray[np.float32]
 Side = Literal["picture", "sound"]
 
-FOLDER = Path(__file__).parent / "small"
+FOLDER = Path(__file__).parent
 TRUNKS = {"picture": FOLDER / "picture_trunk.safetensors", "sound": FOLDER / "sound_trunk.safetensors"}
 
 PICTURE_SIDE_PX = 128

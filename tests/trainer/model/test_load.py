@@ -30,8 +30,9 @@ from trainer.model.formats.torch_files import plain_number, storage_in_pickle, t
 from trainer.model.generator import Generator, GeneratorConfig, estimate_w_avg, latents, widths_of
 from trainer.model.generator_file import DiscriminatorConfig
 from trainer.model.load import load_discriminator, load_generator, read_generator_file, save_generator
-from trainer.model.sample import grid, pictures, seeds_of
+from trainer.model.pictures import grid, pictures
 from trainer.model.sample import main as sample_main
+from trainer.model.sample import seeds_of
 
 KINDS = sorted(TINY)
 

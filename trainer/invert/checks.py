@@ -1,0 +1,52 @@
+"""What must hold of a recipe before the stages that invert sounds begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.encoders.weights import is_url
+from pipeline.errors import EncoderError, RecipeError
+from trainer.align.frozen_encoders import check_partner
+from trainer.invert.settings import GuideSettings
+
+if TYPE_CHECKING:
+    from trainer.recipe import FitRecipe
+
+
+def needs_student(recipe: FitRecipe) -> bool:
+    """Whether the picture encoder takes no gradients, so that a student of it has to guide."""
+    return recipe.align.partner.is_packaged
+
+
+def check_guide(settings: GuideSettings, recipe: FitRecipe, field: str) -> None:
+    """Raises UserError for what shows before any weights are loaded."""
+    check_partner(recipe.align.partner, "align.partner")
+    named = settings.sound_weights
+    if named is not None and not is_url(named) and not Path(named).expanduser().is_file():
+        raise EncoderError(f"{field}.sound_weights: {named} is no file")
+    if settings.sound_kind == "small" and not recipe.align.partner.is_packaged:
+        raise RecipeError(
+            f"{field}.sound_kind: small belongs to the packaged picture encoder, and align.partner is "
+            f"{recipe.align.partner.picture_model}; take align, soundclip or wav2clip"
+        )
+
+
+def check_student(recipe: FitRecipe) -> None:
+    """Raises UserError for what shows before any work."""
+    check_invert(recipe)
+
+
+def check_invert(recipe: FitRecipe) -> None:
+    """Raises UserError for what shows before any work."""
+    settings = recipe.invert
+    check_guide(settings.guide, recipe, "invert.guide")
+    if recipe.reader.num_frames < 2:
+        raise RecipeError("reader.num_frames: a clip of one frame is no video; take 2 or more, the paper's are 5")
+    named = settings.generator
+    if named is None:
+        return
+    if is_url(named) and settings.generator_sha256 is None:
+        raise RecipeError("invert.generator is a URL: give invert.generator_sha256, so that it cannot change unseen")
+    if not is_url(named) and not Path(named).expanduser().is_file():
+        raise EncoderError(f"invert.generator: {named} is no file")

@@ -1,0 +1,74 @@
+"""The networks that a recipe asks for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.encoders.weights import resolve_weights
+from pipeline.errors import RecipeError
+from trainer.model.discriminator import BASE
+from trainer.model.generator import GeneratorConfig
+from trainer.model.load import read_generator_file
+from trainer.prior.fidelity import check_fidelity
+from trainer.prior.settings import GROUP_SIZE, PriorSettings
+
+if TYPE_CHECKING:
+    from trainer.recipe import FitRecipe
+
+DEFAULT_GENERATOR = GeneratorConfig(
+    kind="stylegan2", resolution=256, mapping_layers=2, channel_base=16384, num_half=4, conv_clamp=256
+)
+"""StyleGAN2-ADA's own settings for 256 pixels."""
+
+
+def clips_per_group(num_frames: int) -> int:
+    """The fewest clips of so many frames whose pictures can be cut into whole groups."""
+    return GROUP_SIZE // math.gcd(GROUP_SIZE, num_frames)
+
+
+def generator_config(settings: PriorSettings) -> GeneratorConfig:
+    """Of the network that is trained. Raises GeneratorError, EncoderError or RecipeError where ``init`` does not serve."""
+    if settings.init is None:
+        config = settings.generator or DEFAULT_GENERATOR
+    else:
+        held = read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
+        config = held.config
+        if settings.generator is not None and not _same_network(settings.generator, config):
+            raise RecipeError(
+                f"prior.generator: is not the network that prior.init ({settings.init}) holds: {config.model_dump_json()}; "
+                f"leave it out"
+            )
+        if settings.frozen_blocks and held.discriminator_config is None:
+            raise RecipeError(
+                f"prior.frozen_blocks: {settings.init} holds no discriminator, and a random one has to learn; leave it out"
+            )
+    if config.c_dim or config.num_colours != 3:
+        raise RecipeError(
+            f"prior: a generator with {config.c_dim} classes and {config.num_colours} colours cannot be trained here; "
+            f"take one without classes and with 3 colours"
+        )
+    if config.resolution < 16:
+        raise RecipeError(f"prior.generator.resolution: {config.resolution} pixels are too few; frames have 16 or more")
+    num_blocks = int(math.log2(config.resolution // BASE))
+    if settings.frozen_blocks > num_blocks:
+        raise RecipeError(
+            f"prior.frozen_blocks: {settings.frozen_blocks}; a discriminator of {config.resolution} pixels has {num_blocks}"
+        )
+    return config
+
+
+def _same_network(one: GeneratorConfig, other: GeneratorConfig) -> bool:
+    """Whether the weights of one fit the other: how precisely they compute may differ."""
+    free = {"num_half", "conv_clamp", "w_avg_beta", "magnitude_beta"}
+    return one.model_dump(exclude=free) == other.model_dump(exclude=free)
+
+
+def check_prior(recipe: FitRecipe) -> None:
+    """Raises UserError for what shows before any work."""
+    settings = recipe.prior
+    generator_config(settings)
+    check_fidelity(settings.fidelity)
+    if settings.pictures is not None and not Path(settings.pictures).expanduser().is_dir():
+        raise RecipeError(f"prior.pictures: {settings.pictures} is not a folder")
