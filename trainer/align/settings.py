@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
 from trainer.align.frozen_encoders import PartnerSettings
+from trainer.streaming.reader import ReaderSettings
 
 if TYPE_CHECKING:
     pass
@@ -72,3 +73,13 @@ class AlignSettings(Settings):
         if not (self.picture_weight or self.text_weight or self.augmented_weight):
             raise ValueError("picture_weight, text_weight and augmented_weight are all 0: nothing would be learned")
         return self
+
+
+class AlignRecipe(Protocol):
+    """What the stage asks of a recipe."""
+
+    @property
+    def reader(self) -> ReaderSettings: ...
+
+    @property
+    def align(self) -> AlignSettings: ...

@@ -37,7 +37,7 @@ from trainer.engine.stats import Display
 from trainer.streaming.reader import Batch, Reader, ReaderSettings
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.align.settings import AlignRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ class Align(Learner):
             self.log_scale.copy_(tensors["log_scale"])
 
 
-def fit_align(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+def fit_align(recipe: AlignRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
     source = rank_reader(run.mixes("train"), recipe.reader, run, "train")
     return run_stage(lambda: Align(recipe.align, recipe.reader, run), source, recipe.align, run, display)
@@ -275,7 +275,7 @@ def _not_finite(samples_seen: int, terms: Mapping[str, float], gradient: float, 
     return f"align: the loss is not finite after {samples_seen} samples ({told}, gradient {gradient:.4g}) in the batch of {keys}"
 
 
-def check_align(recipe: FitRecipe) -> None:
+def check_align(recipe: AlignRecipe) -> None:
     """Raises UserError for what shows before any weights are loaded."""
     settings = recipe.align
     check_partner(settings.partner, "align.partner")

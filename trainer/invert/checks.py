@@ -11,15 +11,15 @@ from trainer.align.frozen_encoders import check_partner
 from trainer.invert.settings import GuideSettings
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.invert.settings import InvertRecipe
 
 
-def needs_student(recipe: FitRecipe) -> bool:
+def needs_student(recipe: InvertRecipe) -> bool:
     """Whether the picture encoder takes no gradients, so that a student of it has to guide."""
     return recipe.align.partner.is_packaged
 
 
-def check_guide(settings: GuideSettings, recipe: FitRecipe, field: str) -> None:
+def check_guide(settings: GuideSettings, recipe: InvertRecipe, field: str) -> None:
     """Raises UserError for what shows before any weights are loaded."""
     check_partner(recipe.align.partner, "align.partner")
     named = settings.sound_weights
@@ -32,12 +32,12 @@ def check_guide(settings: GuideSettings, recipe: FitRecipe, field: str) -> None:
         )
 
 
-def check_student(recipe: FitRecipe) -> None:
+def check_student(recipe: InvertRecipe) -> None:
     """Raises UserError for what shows before any work."""
     check_invert(recipe)
 
 
-def check_invert(recipe: FitRecipe) -> None:
+def check_invert(recipe: InvertRecipe) -> None:
     """Raises UserError for what shows before any work."""
     settings = recipe.invert
     check_guide(settings.guide, recipe, "invert.guide")

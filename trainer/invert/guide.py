@@ -28,7 +28,7 @@ from trainer.invert.student import Schooling, load_student
 from trainer.streaming.batches import Batch
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.invert.settings import InvertRecipe
 
 ALIGN_CHECKPOINT = "align/best.safetensors"
 STUDENT_CHECKPOINT = "student/last.safetensors"
@@ -61,7 +61,7 @@ def cutouts(pictures_NCHW: Tensor, number: int, smallest: float) -> list[Tensor]
 class Guide:
     """Frozen F_a, F_v and F_t. Making one loads their weights."""
 
-    def __init__(self, settings: GuideSettings, recipe: FitRecipe, run: Run, field: str) -> None:
+    def __init__(self, settings: GuideSettings, recipe: InvertRecipe, run: Run, field: str) -> None:
         """Raises EncoderError or CheckpointError where an encoder is not there, or two do not share a space."""
         self.settings, self.device = settings, run.fabric.device
         precision = run.settings.precision

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +11,8 @@ from pipeline.encoders.pair import Sha256
 from pipeline.encoders.weights import is_url
 from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
+from trainer.align.settings import AlignRecipe
+from trainer.prior.settings import PriorSettings
 
 if TYPE_CHECKING:
     pass
@@ -105,3 +108,35 @@ class InvertSettings(Settings):
     """Of AdamW, after the warm-up; it falls along a cosine to 0."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Longer gradients are shortened to this."""
+
+
+class WalkSettings(Protocol):
+    """What of the walk's settings the shape of the model depends on."""
+
+    @property
+    def hidden_width(self) -> int: ...
+
+    @property
+    def noise_width(self) -> int: ...
+
+    @property
+    def blocks(self) -> Literal["three", "one"]: ...
+
+
+class InvertRecipe(AlignRecipe, Protocol):
+    """What the stages that turn sounds into styles ask of a recipe."""
+
+    @property
+    def student(self) -> StudentSettings: ...
+
+    @property
+    def invert(self) -> InvertSettings: ...
+
+    @property
+    def video(self) -> WalkSettings: ...
+
+    @property
+    def prior(self) -> PriorSettings: ...
+
+    @property
+    def folder(self) -> Path: ...

@@ -27,7 +27,7 @@ from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.invert.settings import InvertRecipe
 
 PRIOR = "prior"
 
@@ -35,7 +35,9 @@ PRIOR = "prior"
 class SoundVideoStage(Learner):
     """A stage that trains a model of sound and video, or a part of it, under the guide of ``invert.guide``."""
 
-    def __init__(self, recipe: FitRecipe, run: Run, model: SoundVideoModel, generator_config: GeneratorConfig) -> None:
+    def __init__(
+        self, recipe: InvertRecipe, run: Run, model: SoundVideoModel, generator_config: GeneratorConfig
+    ) -> None:
         """Loads the guide's encoders. Raises EncoderError or CheckpointError where one is not there."""
         super().__init__(run)
         self.recipe, self.generator_config = recipe, generator_config
@@ -97,7 +99,7 @@ class SoundVideoStage(Learner):
         average_over_ranks([one for each in learned.values() for one in each.buffers() if one.is_floating_point()])
 
 
-def generator_file(recipe: FitRecipe, folder: Path) -> GeneratorFile:
+def generator_file(recipe: InvertRecipe, folder: Path) -> GeneratorFile:
     """The generator that the run stands on. Raises CheckpointError where there is none, GeneratorError or EncoderError."""
     named = recipe.invert.generator
     if named is not None:
@@ -110,7 +112,7 @@ def generator_file(recipe: FitRecipe, folder: Path) -> GeneratorFile:
     )
 
 
-def generator_px(recipe: FitRecipe) -> int | None:
+def generator_px(recipe: InvertRecipe) -> int | None:
     """Side of the generator's pictures, which is that of the frames it is fitted to. None: its URL was not fetched yet.
 
     Raises RecipeError, GeneratorError or EncoderError.
@@ -124,7 +126,7 @@ def generator_px(recipe: FitRecipe) -> int | None:
     return generator_file(recipe, recipe.folder).config.resolution
 
 
-def model_config(recipe: FitRecipe) -> SoundVideoConfig:
+def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
     """Of the model that the stages invert and video train."""
     return SoundVideoConfig(
         backbone=recipe.invert.backbone,
@@ -138,7 +140,7 @@ def model_config(recipe: FitRecipe) -> SoundVideoConfig:
 
 
 def clip_reader(
-    recipe: FitRecipe,
+    recipe: InvertRecipe,
     run: Run,
     split: str,
     batch_size: int,

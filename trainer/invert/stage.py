@@ -36,7 +36,7 @@ from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.invert.settings import InvertRecipe
 
 NAME = "invert"
 MEASURES = ("sound_loss", "text_loss", "style_loss", "loss")
@@ -68,7 +68,9 @@ class Invert(SoundVideoStage):
 
     name = NAME
 
-    def __init__(self, recipe: FitRecipe, run: Run, model: SoundVideoModel, generator_config: GeneratorConfig) -> None:
+    def __init__(
+        self, recipe: InvertRecipe, run: Run, model: SoundVideoModel, generator_config: GeneratorConfig
+    ) -> None:
         super().__init__(recipe, run, model, generator_config)
         self.settings = settings = recipe.invert
         self.optimizer = adamw(list(model.inversion.parameters()), settings.learning_rate, 0.01)
@@ -227,7 +229,7 @@ def _own_and_wrong(seen_ND: Tensor, heard_ND: Tensor, labels: list[tuple[str, ..
     return float(cosines_NN.diagonal().mean()), float(wrong.mean()) if len(wrong) else None
 
 
-def fit_invert(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+def fit_invert(recipe: InvertRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
     held = generator_file(recipe, run.folder)
     torch.manual_seed(run.settings.seed)

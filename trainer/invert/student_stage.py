@@ -30,7 +30,7 @@ from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.invert.settings import InvertRecipe
 
 NAME = "student"
 MEASURES = ("cosine",)
@@ -43,7 +43,7 @@ class StudentStage(Learner):
 
     name = NAME
 
-    def __init__(self, recipe: FitRecipe, run: Run, generator: Generator) -> None:
+    def __init__(self, recipe: InvertRecipe, run: Run, generator: Generator) -> None:
         super().__init__(run)
         settings = recipe.student
         self.recipe, self.settings, self.generator = recipe, settings, generator.to(self.device).eval()
@@ -161,7 +161,7 @@ class StudentStage(Learner):
         return cosines_N
 
 
-def fit_student(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+def fit_student(recipe: InvertRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, and leaves ``last.safetensors``. Done at once where the picture encoder has gradients of its own."""
     if not needs_student(recipe):
         return "done"

@@ -15,7 +15,7 @@ from trainer.prior.fidelity import check_fidelity
 from trainer.prior.settings import GROUP_SIZE, PriorSettings
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.prior.settings import PriorRecipe
 
 DEFAULT_GENERATOR = GeneratorConfig(
     kind="stylegan2", resolution=256, mapping_layers=2, channel_base=16384, num_half=4, conv_clamp=256
@@ -65,7 +65,7 @@ def _same_network(one: GeneratorConfig, other: GeneratorConfig) -> bool:
     return one.model_dump(exclude=free) == other.model_dump(exclude=free)
 
 
-def check_prior(recipe: FitRecipe) -> None:
+def check_prior(recipe: PriorRecipe) -> None:
     """Raises UserError for what shows before any work."""
     settings = recipe.prior
     generator_config(settings)

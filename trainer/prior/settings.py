@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from pipeline.settings import Settings
 from trainer.adversarial.ada import AdaSettings
 from trainer.model.generator import GeneratorConfig
 from trainer.prior.fidelity import FidelitySettings
+from trainer.streaming.reader import ReaderSettings
 
 if TYPE_CHECKING:
     pass
@@ -112,3 +113,13 @@ class PriorSettings(Settings):
     def blur_at(self, samples_seen: int) -> float:
         """Half width of the blur, in pixels, once so many real pictures were seen; the fade is StyleGAN3's (arXiv:2106.12423)."""
         return self.blur_px * max(0.0, 1 - samples_seen / self.blur_samples)
+
+
+class PriorRecipe(Protocol):
+    """What the stage asks of a recipe."""
+
+    @property
+    def reader(self) -> ReaderSettings: ...
+
+    @property
+    def prior(self) -> PriorSettings: ...

@@ -14,10 +14,10 @@ from trainer.prior.settings import GROUP_SIZE
 from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.prior.settings import PriorRecipe
 
 
-def make_source(recipe: FitRecipe, run: Run, *, shuffle: bool) -> Reader | PictureFolder:
+def make_source(recipe: PriorRecipe, run: Run, *, shuffle: bool) -> Reader | PictureFolder:
     """This rank's batches of real pictures of the network's size. Raises DataError."""
     settings = recipe.prior
     side_px = generator_config(settings).resolution

@@ -32,7 +32,7 @@ from trainer.prior.source import make_source
 from trainer.streaming.batches import Batch
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.prior.settings import PriorRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Prior(Learner):
 
     name = NAME
 
-    def __init__(self, recipe: FitRecipe, run: Run) -> None:
+    def __init__(self, recipe: PriorRecipe, run: Run) -> None:
         settings = recipe.prior
         super().__init__(run)
         self.recipe, self.settings = recipe, settings
@@ -210,7 +210,7 @@ class Prior(Learner):
         """Nothing is left open."""
 
 
-def fit_prior(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+def fit_prior(recipe: PriorRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
     source = make_source(recipe, run, shuffle=True)
     return run_stage(lambda: Prior(recipe, run), source, recipe.prior, run, display)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.settings import Settings
 from trainer.adversarial.ada import AdaSettings
+from trainer.invert.settings import InvertRecipe
 
 if TYPE_CHECKING:
     pass
@@ -90,3 +91,10 @@ class VideoSettings(Settings):
     def discriminator_px(self) -> int:
         """Side of the clips that the video discriminator sees, in pixels."""
         return 4 << (len(self.discriminator_widths) - 1)
+
+
+class VideoRecipe(InvertRecipe, Protocol):
+    """What the stage asks of a recipe."""
+
+    @property
+    def video(self) -> VideoSettings: ...

@@ -38,7 +38,7 @@ from trainer.video.settings import VideoSettings
 from trainer.video.validation import BEST_BY, VideoValidation
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.video.settings import VideoRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Video(SoundVideoStage):
     name = NAME
     headline: Sequence[str] = HEADLINE
 
-    def __init__(self, recipe: FitRecipe, run: Run, model: SoundVideoModel, held: GeneratorFile) -> None:
+    def __init__(self, recipe: VideoRecipe, run: Run, model: SoundVideoModel, held: GeneratorFile) -> None:
         """``held``: the file of the generator, and of the discriminator beside it."""
         super().__init__(recipe, run, model, held.config)
         self.settings = settings = recipe.video
@@ -191,7 +191,7 @@ def make_image_discriminator(settings: VideoSettings, held: GeneratorFile) -> Di
     return build_discriminator(held.config)
 
 
-def start_model(recipe: FitRecipe, run: Run) -> tuple[SoundVideoModel, GeneratorFile]:
+def start_model(recipe: VideoRecipe, run: Run) -> tuple[SoundVideoModel, GeneratorFile]:
     """The model as the stage begins: what invert left, and recurrent blocks that have learned nothing; and the generator's file.
 
     Raises CheckpointError where invert has left nothing, or a model of other settings.
@@ -213,7 +213,7 @@ def start_model(recipe: FitRecipe, run: Run) -> tuple[SoundVideoModel, Generator
     return model, generator_file(recipe, run.folder)
 
 
-def fit_video(recipe: FitRecipe, run: Run, display: Display) -> Ended:
+def fit_video(recipe: VideoRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
     model, held = start_model(recipe, run)
     settings = recipe.video
@@ -221,7 +221,7 @@ def fit_video(recipe: FitRecipe, run: Run, display: Display) -> Ended:
     return run_stage(lambda: Video(recipe, run, model, held), source, settings, run, display)
 
 
-def check_video(recipe: FitRecipe) -> None:
+def check_video(recipe: VideoRecipe) -> None:
     """Raises UserError for what shows before any work."""
     check_invert(recipe)
     check_pair(recipe.video.judge, "video.judge")

@@ -22,7 +22,7 @@ from trainer.rendering.sound_to_video import GenerateSettings, generate
 from trainer.rendering.video_writer import write_video
 
 if TYPE_CHECKING:
-    from trainer.recipe import FitRecipe
+    from trainer.video.settings import VideoRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ STRIP_FRAMES = 8
 class VideoValidation:
     """Clips that the stage does not learn from, and the encoders that judge. Rank 0 alone measures; the others wait for it."""
 
-    def __init__(self, recipe: FitRecipe, run: Run, guide_ids: tuple[str, str]) -> None:
+    def __init__(self, recipe: VideoRecipe, run: Run, guide_ids: tuple[str, str]) -> None:
         self._recipe, self._settings, self._run, self._guide_ids = recipe, recipe.video, run, guide_ids
         self._clips: list[HeldOutClip] | None = None
         self._judge: EncoderPair | None = None
