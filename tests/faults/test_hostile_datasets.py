@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import ledger, manifest
 from pipeline.agreement import __main__ as calibration_command
-from pipeline.dataset import ledger, manifest
 from pipeline.report.__main__ import main as report_main
 from pipeline.report.serve import open_report
 from pipeline.runtime.storage import Folder

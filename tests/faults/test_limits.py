@@ -29,7 +29,7 @@ from pipeline.runtime.storage import Folder
 from pipeline.schema import Source
 from pipeline.sources.lists import read_sources
 from tests.faulty_server import Answer, Fault, FaultyServer
-from tests.pipeline.test_manifest import TAR, build
+from tests.pipeline.dataset.test_manifest import TAR, build
 from trainer.streaming.shards import places_in
 
 LIMIT = 1 << 20

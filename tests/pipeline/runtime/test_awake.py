@@ -50,7 +50,7 @@ def test_neither_a_cut_nor_a_download_ends_because_the_build_was_stopped(
         link = server.serve("/a.mp4", Answer(body=body, body_seconds=2.0))
         with subprocess.Popen(
             [sys.executable, str(tmp_path / "build.py"), str(tmp_path), link],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "no_proxy": "127.0.0.1"},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "no_proxy": "127.0.0.1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -20,7 +20,7 @@ from pipeline.dataset.verify import verify
 from pipeline.manifest import main
 from pipeline.runtime.storage import Folder
 from tests.datasets import Clip, build_dataset, content_of, cut_clips, key_of
-from tests.pipeline.test_manifest import INDEX, TAR, build
+from tests.pipeline.dataset.test_manifest import INDEX, TAR, build
 
 NOBODY = 65534
 

@@ -247,7 +247,7 @@ time.sleep(60)
 
 def start(script: str, root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, str(root)]
-    project = Path(__file__).parents[2]
+    project = Path(__file__).parents[3]
     return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -21,7 +21,7 @@ def test_onnxruntime_tells_nobody_and_leaves_nothing(tmp_path: Path) -> None:
     homes = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")}
     said = subprocess.run(
         [sys.executable, "-c", CODE],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**kept, **homes},
         capture_output=True,
         text=True,

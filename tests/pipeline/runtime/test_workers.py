@@ -143,7 +143,7 @@ SLEEPER = """
 import sys, time
 from pathlib import Path
 from pipeline.runtime.workers import Workers
-from tests.pipeline.test_workers import note_and_sleep
+from tests.pipeline.runtime.test_workers import note_and_sleep
 
 if __name__ == "__main__":
     workers = Workers(1)
@@ -159,7 +159,7 @@ def test_time_in_which_the_build_is_stopped_is_not_counted(tmp_path: Path) -> No
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "sleeper.py"), str(tmp_path / "pid")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -204,7 +204,7 @@ BUILD = """
 import sys, time
 from pathlib import Path
 from pipeline.runtime.workers import Workers
-from tests.pipeline.test_workers import note_and_sleep
+from tests.pipeline.runtime.test_workers import note_and_sleep
 
 if __name__ == "__main__":
     Workers(1).run(note_and_sleep, 300.0, sys.argv[1])
@@ -223,7 +223,7 @@ def test_processes_end_with_a_build_that_is_killed(tmp_path: Path, suspended: bo
     (tmp_path / "build.py").write_text(BUILD)
     build = subprocess.Popen(
         [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "pid")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     with build:
         assert wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"), 300.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 USER = f"hearscape-{os.getuid()}"
 BEGIN = (
     "import os, sys\n"

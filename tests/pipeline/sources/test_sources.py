@@ -29,7 +29,7 @@ from pipeline.sources.lists import (
     write_sources,
 )
 
-LISTS = Path(__file__).parents[2] / "manifests" / "sources"
+LISTS = Path(__file__).parents[3] / "manifests" / "sources"
 
 
 def written(folder: Path, text: str | bytes, name: str = "list.csv") -> Path:

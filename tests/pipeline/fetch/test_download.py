@@ -517,7 +517,7 @@ with Store(sys.argv[2]) as store:
 """
     url = server.serve("/a.mp4", Answer(body=video))
     command = [sys.executable, "-c", script, url, str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
     assert done.stdout == "TransientDownloadError disk_full the download could not be written: File too large\n"
     assert server.hits() == 2
 

@@ -11,7 +11,7 @@ from pipeline.errors import RecipeError
 from pipeline.judge.thresholds import AgreementRule
 from pipeline.settings import Settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = [*(ROOT / "manifests" / "recipes").glob("*.toml"), *(ROOT / "benchmarks").glob("*.toml")]
 RECIPES = sorted(path for path in FILES if not path.name.startswith("fit-"))  # those are the trainer's
 MINIMAL = 'name = "small"\noutput = "out"\nsources = ["a.csv"]\n'

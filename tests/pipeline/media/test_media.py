@@ -153,7 +153,7 @@ def ffmpeg_that_writes(path: Path) -> list[int]:
 @pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
 def test_ffmpeg_ends_with_a_build_that_is_killed(tmp_path: Path) -> None:
     target = tmp_path / "endless.avi"
-    build = subprocess.Popen([sys.executable, "-c", ENDLESS, str(target)], cwd=Path(__file__).parents[2])
+    build = subprocess.Popen([sys.executable, "-c", ENDLESS, str(target)], cwd=Path(__file__).parents[3])
     with build:
         deadline = time.monotonic() + 60
         while not (target.exists() and target.stat().st_size) and time.monotonic() < deadline:
