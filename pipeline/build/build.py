@@ -150,21 +150,12 @@ class Build:
         self.output.check_writable()
         self._check_space()
         self._lock.take(clear_tmp=not recipe.execution.scratch)
-        self._check_temporary()
+        socket_folder()  # clears what killed processes left there, also where this one needs none
         PreviewFiles.clear_marks(self.state)
         if self._store_root().is_dir():
             Store(
                 self._store_root()
             ).close()  # clears what a killed build left there, also where nothing is to be fetched any more
-
-    @staticmethod
-    def _check_temporary() -> None:
-        try:
-            socket_folder()  # clears what killed processes left there, also where this one needs none
-        except OSError as error:
-            raise OutputError(
-                f"no folder for temporary files can be used ({error}): set TMPDIR to one that can be written"
-            ) from error
 
     def plan(self, *, look_only: bool = False) -> BuildPlan:
         """The batches that are still to do: sources without a final record under this recipe that were not withdrawn, those that are

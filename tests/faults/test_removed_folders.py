@@ -82,5 +82,8 @@ def test_without_any_folder_for_temporary_files_the_build_says_what_to_set(
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
     _folder_below.cache_clear()
-    with pytest.raises(OutputError, match=r"no folder for temporary files can be used .*: set TMPDIR to one"):
+    with pytest.raises(
+        OutputError,
+        match=r"^TMPDIR: No usable temporary directory found in .*: set TMPDIR to a folder that can be written",
+    ):
         run(recipe(tmp_path, clean))

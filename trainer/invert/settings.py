@@ -140,3 +140,6 @@ class InvertRecipe(AlignRecipe, Protocol):
 
     @property
     def folder(self) -> Path: ...
+
+    @property
+    def stages(self) -> tuple[str, ...] | None: ...
