@@ -84,6 +84,6 @@ def test_without_any_folder_for_temporary_files_the_build_says_what_to_set(
     _folder_below.cache_clear()
     with pytest.raises(
         OutputError,
-        match=r"^TMPDIR: No usable temporary directory found in .*: set TMPDIR to a folder that can be written",
+        match=r"^TMPDIR: No usable temporary directory .*: set TMPDIR to a folder that can be written",
     ):
         run(recipe(tmp_path, clean))
