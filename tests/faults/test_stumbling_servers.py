@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import ledger
 from pipeline.agreement import __main__ as calibration_command
-from pipeline.dataset import ledger
 from pipeline.encoders.weights import file_sha256, resolve_weights
 from pipeline.errors import EncoderError, ManifestError
 from pipeline.report.__main__ import main as report_main
