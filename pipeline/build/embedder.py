@@ -28,7 +28,7 @@ from pipeline.encoders.pair import (
 from pipeline.errors import ClipError, EncoderError, WorkerError
 from pipeline.measure.previews import read_frames, read_sounds
 from pipeline.measure.sound import SAMPLE_RATE_HZ
-from pipeline.runtime.damage import read_json_whole, read_whole
+from pipeline.runtime.damage import NAMED, check_name, read_json_whole, read_whole
 from pipeline.runtime.stop import Stop
 from pipeline.runtime.storage import Folder
 from pipeline.runtime.waiting import add_waited, held
@@ -230,13 +230,15 @@ def embedded_name(key: str) -> str:
 
 
 def read_embeddings(
-    content: bytes, num_clips: int | None = None
+    content: bytes, num_clips: int | None = None, name: str | None = None
 ) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """For N clips: frames' embeddings (T, D) each, pictures (N, D), sounds (N, D).
 
-    Raises one of ``UNREADABLE`` where they are damaged, or not of ``num_clips``.
+    Raises one of ``UNREADABLE`` where they are damaged, not of ``num_clips``, or kept under another name than ``name``.
     """
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        if name is not None and NAMED in arrays:  # not in those of an older version
+            check_name(str(arrays[NAMED]), name)
         frames = np.split(arrays["frames"].astype(np.float32), arrays["ends"][:-1])
         pictures, sounds = arrays["picture"].astype(np.float32), arrays["sound"].astype(np.float32)
     if not len(frames) == len(pictures) == len(sounds) == (len(sounds) if num_clips is None else num_clips):
@@ -286,6 +288,15 @@ def _packed(frames: Rows, num_frames: Sequence[int], picture: Rows, sound: Rows)
         sound=sound.astype(np.float16),
     )
     return content.getvalue()
+
+
+def with_name(content: bytes, name: str) -> bytes:
+    """The same embeddings, which say under which name they are kept."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        named = {**arrays, NAMED: np.array(name)}
+    packed = io.BytesIO()
+    np.savez(packed, **named)
+    return packed.getvalue()
 
 
 def _joined(contents: Sequence[bytes]) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from pipeline.agreement.measures import agreement
-from pipeline.build.embedder import Embedder, embedded_name, read_embeddings
+from pipeline.build.embedder import Embedder, embedded_name, read_embeddings, with_name
 from pipeline.build.recipe import BuildRecipe
 from pipeline.build.timeouts import TIMED_OUT, Timeouts
 from pipeline.dataset.bugs import bug_failure, is_bug
@@ -35,7 +35,7 @@ from pipeline.measure.video import MeasuredClip, MeasuredVideo, measure_key, mea
 from pipeline.media.cut import CutClip, cut_clip, cut_key
 from pipeline.media.facts import FACTS_VERSION, MediaFacts
 from pipeline.media.ffmpeg import probe
-from pipeline.runtime.damage import read_json_whole, read_whole, tell_of
+from pipeline.runtime.damage import read_named, read_whole, tell_of, write_named
 from pipeline.runtime.hashing import sha256_of
 from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.stop import Stop
@@ -373,7 +373,7 @@ def _remembered(
     def parse(values: Any) -> R | Failure:
         return from_flat(Failure, values["failed"]) if "failed" in values else kind.from_json(values)
 
-    kept = read_json_whole(state, name, parse)
+    kept = read_named(state, name, parse)
     if isinstance(kept, Failure):
         if not run.tools.recipe.execution.try_failed_again:
             run.stage = kept.stage
@@ -388,9 +388,9 @@ def _remembered(
         run.tools.stop.check()  # what fails while all is being ended says nothing of the source
         failure = failure_of(run.stage, error)
         if not failure.transient and run.stage != "fetch" and failure.code != TIMED_OUT:  # those keep their own
-            state.write_json(name, {"failed": flat(failure)})
+            write_named(state, name, {"failed": flat(failure)})
         raise
-    state.write_json(name, made.to_json())
+    write_named(state, name, made.to_json())
     return made, False
 
 
@@ -438,12 +438,12 @@ def _agreements(
         return None, [None] * len(video.clips)
     embedded_key = stable_hash(key, embedder.encoder_id, length=32)
     name = embedded_name(embedded_key)
-    kept = read_whole(state, name, lambda content: read_embeddings(content, len(video.clips)))
+    kept = read_whole(state, name, lambda content: read_embeddings(content, len(video.clips), name))
     if kept is not None:
         with run.timed("embed", video.decoded_seconds, reused=True):
             pass
     else:
-        content = _embed(run, name, key, measured, section)
+        content = with_name(_embed(run, name, key, measured, section), name)
         state.write_bytes(name, content)
         kept = read_embeddings(content, len(video.clips))
     prompts = embedder.prompts(run.tools.recipe.agreement, state)
@@ -487,7 +487,7 @@ def _decoded_again(
             "decode the source once more (and execution.keep_previews=true or a larger previews_budget_bytes to keep them)",
         )
     again = _measure(run, key, measured.video.facts, section)
-    run.tools.state.write_json(_measured_name(key), again.to_json())
+    write_named(run.tools.state, _measured_name(key), again.to_json())
     return again
 
 

@@ -61,7 +61,7 @@ def embeddings_of(record: SourceRecord, state: Folder) -> Iterator[tuple[str, Ve
     if record.embedded_key is not None:
         name = embedded_name(record.embedded_key)
         try:
-            _, pictures, sounds = read_embeddings(state.read_bytes(name), len(record.clips))
+            _, pictures, sounds = read_embeddings(state.read_bytes(name), len(record.clips), name)
         except UNREADABLE as error:
             raise DamagedStateError(
                 [record.source.source_id], {name: f"cannot be read ({described(error)})"}

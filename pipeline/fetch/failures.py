@@ -6,7 +6,7 @@ import functools
 
 from pipeline.errors import ClipError, DownloadError, TransientError
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.runtime.damage import read_json_whole
+from pipeline.runtime.damage import read_named, write_named
 from pipeline.runtime.installed import installed_version
 from pipeline.runtime.storage import Folder
 from pipeline.schema import Failure, flat, from_flat, stable_hash
@@ -37,7 +37,7 @@ class FetchFailures:
         name = _name(key, settings)
         if self._try_again:
             return
-        failed = read_json_whole(self._state, name, lambda values: from_flat(Failure, values["failed"]))
+        failed = read_named(self._state, name, lambda values: from_flat(Failure, values["failed"]))
         if failed is not None:
             raise DownloadError(failed.code, failed.message)
 
@@ -45,7 +45,7 @@ class FetchFailures:
         """Keeps the error, unless a later try may fare better."""
         failure = failure_of("fetch", error)
         if not failure.transient:
-            self._state.write_json(_name(key, settings), {"failed": flat(failure)})
+            write_named(self._state, _name(key, settings), {"failed": flat(failure)})
 
     def forget(self, key: str, settings: DownloadSettings) -> None:
         """The fetch went well."""

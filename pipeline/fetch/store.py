@@ -118,7 +118,12 @@ class Store:
         """What an earlier fetch gave, whether or not the file is still there."""
         try:
             values = json.loads(self._record_path(key).read_bytes())
-            return Record(**values["record"]) if values["version"] == RECORD_VERSION else None
+            if values["version"] != RECORD_VERSION:
+                return None
+            record = Record(**values["record"])
+            if record.key != key:
+                raise ValueError(f"it is that of {record.key}, put into the place of another")
+            return record
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pipeline.runtime.storage import Folder
@@ -22,6 +22,8 @@ OF_THE_FILE = frozenset(
     {errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENODATA, getattr(errno, "EUCLEAN", errno.EIO)}
 )
 """Errors that say something of one file. Others (too many open files, a network that is gone) would meet the next one, too."""
+NAMED = "kept_as"
+"""In a file of the state: its own name there."""
 MAX_TOLD = 20
 """Files that are named in the log, one a line, where many are damaged at once."""
 
@@ -50,6 +52,29 @@ def read_whole(folder: Folder, name: str, parse: Callable[[bytes], T]) -> T | No
 def read_json_whole(folder: Folder, name: str, parse: Callable[[Any], T]) -> T | None:
     """The same for JSON: ``parse`` is given its values."""
     return read_whole(folder, name, lambda content: parse(as_json(content)))
+
+
+def write_named(folder: Folder, name: str, values: Mapping[str, Any]) -> None:
+    """Writes JSON that says where it belongs: put into another's place, it is not taken for what should lie there."""
+    folder.write_json(name, {**values, NAMED: name})
+
+
+def read_named(folder: Folder, name: str, parse: Callable[[Any], T]) -> T | None:
+    """What :func:`write_named` wrote, as :func:`read_json_whole`; what belongs elsewhere is damaged. Files of older versions do not
+    say where they belong."""
+
+    def parse_named(values: Any) -> T:
+        kept = dict(values)
+        check_name(kept.pop(NAMED, name), name)
+        return parse(kept)
+
+    return read_json_whole(folder, name, parse_named)
+
+
+def check_name(found: str, wanted: str) -> None:
+    """Raises ValueError where a file says that it is another one."""
+    if found != wanted:
+        raise ValueError(f"it is {found}, put into the place of another")
 
 
 def as_json(content: bytes) -> Any:
