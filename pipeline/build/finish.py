@@ -78,6 +78,7 @@ class _Kept:
     sound_hash: str
     duration_ms: int
     quality: tuple[float, ...]
+    cut_key: str
 
 
 @dataclass(slots=True)
@@ -220,6 +221,7 @@ class Finish:
                             clip.agreement.agreement if clip.agreement else 0.0,
                             clip.picture.sharpness,
                         ),
+                        clip.cut_key or "",
                     )
 
     def _final(self, record: SourceRecord) -> SourceRecord:
@@ -402,7 +404,8 @@ def _by_id(source: Source) -> str:
 
 def _fingerprint(clip: _Kept) -> Fingerprint:
     return Fingerprint(
-        clip.key, clip.source.source_id, clip.picture_hash, clip.sound_hash, clip.duration_ms, clip.quality
+        *(clip.key, clip.source.source_id, clip.picture_hash, clip.sound_hash),
+        *(clip.duration_ms, clip.quality, clip.cut_key),
     )
 
 

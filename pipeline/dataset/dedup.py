@@ -66,6 +66,8 @@ class Fingerprint:
     duration_ms: int
     quality: tuple[float, ...] = ()
     """Of two duplicates the one with the larger tuple stays; then the smaller key. Of equal length for all clips."""
+    stretch: str = ""
+    """Names the stretch of the file that the clip is. Equal ones are one clip, whatever there is to hear and see. Empty: unknown."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class _Clips:
     durations_ms: NDArray[np.int64]
     ranks: NDArray[np.int64]
     """0 for the clip that stays before all others."""
+    stretches: list[str]
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,10 @@ def find_duplicates(fingerprints: Iterable[Fingerprint], settings: DedupSettings
     if not (settings.reject_duplicates or settings.relate_by_picture or settings.relate_by_sound):
         return Duplicates()
     clips = _read(fingerprints)
-    rejected: dict[int, Verdict] = {}
-    related = [np.zeros(0, np.uint64)]
-    rows, cap = np.arange(len(clips.keys)), settings.max_neighbours
+    rejected, copies = _reject_copies(clips) if settings.reject_duplicates else ({}, np.zeros(0, np.uint64))
+    related = [copies]
+    rows = np.setdiff1d(np.arange(len(clips.keys)), np.fromiter(rejected, np.int64))
+    cap = settings.max_neighbours
     while True:
         tally = Tally()
         edges = _find_edges(clips, rows, settings, tally)
@@ -132,6 +136,7 @@ def find_duplicates(fingerprints: Iterable[Fingerprint], settings: DedupSettings
 def _read(fingerprints: Iterable[Fingerprint]) -> _Clips:
     keys: list[str] = []
     qualities: list[tuple[float, ...]] = []
+    stretches: list[str] = []
     durations, source_numbers, num_frames, num_words = [], [], [], []
     numbers: dict[str, int] = {}
     picture, sound = bytearray(), bytearray()
@@ -143,6 +148,7 @@ def _read(fingerprints: Iterable[Fingerprint]) -> _Clips:
         num_words.append(len(words))
         keys.append(clip.key)
         qualities.append(clip.quality)
+        stretches.append(clip.stretch)
         durations.append(clip.duration_ms)
         source_numbers.append(numbers.setdefault(clip.source_id, len(numbers)))
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
@@ -161,7 +167,8 @@ def _read(fingerprints: Iterable[Fingerprint]) -> _Clips:
         offsets=np.concatenate([[0], np.cumsum(num_words)]).astype(np.int64),
         sources=np.array(source_numbers, np.int32),
     )
-    return _Clips(sorted_keys, library.take(order), np.array(durations, np.int64)[order], ranks)
+    stretches = [stretches[row] for row in order]
+    return _Clips(sorted_keys, library.take(order), np.array(durations, np.int64)[order], ranks, stretches)
 
 
 def _rectangular(flat: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -255,6 +262,20 @@ def _reject(clips: _Clips, edges: _Edges, settings: DedupSettings) -> dict[int, 
                     f" (up to {settings.sound_share:.1%})",
                 )
     return verdicts
+
+
+def _reject_copies(clips: _Clips) -> tuple[dict[int, Verdict], NDArray[np.uint64]]:
+    """Of clips that are the same stretch of the same file the best stays: for these no sound is too short, too steady or too quiet
+    to tell. Returns the verdicts, and the pairs of the rejected and the staying."""
+    best: dict[str, int] = {}
+    for row in np.argsort(clips.ranks).tolist():
+        best.setdefault(clips.stretches[row], row)
+    pairs = [(best[name], row) for row, name in enumerate(clips.stretches) if name and best[name] != row]
+    verdicts = {
+        row: Verdict(Reason.DUPLICATE, f"like {clips.keys[first]}: the same stretch of the same file")
+        for first, row in pairs
+    }
+    return verdicts, pack(*np.array(pairs, np.int64).reshape(-1, 2).T)
 
 
 def _groups(keys: list[str], pairs: NDArray[np.uint64]) -> tuple[tuple[str, ...], ...]:

@@ -250,3 +250,18 @@ def test_off_means_off_and_a_key_comes_once():
     with pytest.raises(ValueError, match="clip a_00000000_00010000 comes twice"):
         find_duplicates([copies[0], copies[0]], DedupSettings())
     assert find_duplicates([], DedupSettings()) == Duplicates()
+
+
+@pytest.mark.parametrize("seconds", [10.0, 1.5], ids=["silent", "short"])
+def test_one_stretch_of_one_file_under_two_ids_is_one_clip_even_if_nothing_can_be_heard(seconds: float):
+    def listed(name: str, stretch: str) -> Fingerprint:
+        return Fingerprint(f"{name}_00000000_00010000", name, PICTURES["beach"], sound, 10_000, (720.0,), stretch)
+
+    sound = sound_hash(np.zeros(round(seconds * RATE), np.float32), RATE)
+    found = find_duplicates([listed("b", "one"), listed("a", "one"), listed("c", "other")], DedupSettings())
+    assert list(found.verdicts) == ["b_00000000_00010000"]
+    assert found.verdicts["b_00000000_00010000"].detail == "like a_00000000_00010000: the same stretch of the same file"
+    assert any({"a_00000000_00010000", "b_00000000_00010000"} <= set(group) for group in found.groups)
+    assert (
+        find_duplicates([listed("b", "one"), listed("a", "one")], DedupSettings(reject_duplicates=False)).verdicts == {}
+    )
