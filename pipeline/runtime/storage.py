@@ -175,7 +175,11 @@ class Folder:
                 yield path[len(self._root) + 1 :], int(details["size"]), _seconds_of(details)
 
     def changed_seconds(self, name: str) -> float:
-        """Time of a file's last change, seconds since 1970, as far as it is known."""
+        """Time of a file's last change, seconds since 1970, as far as it is known. On this machine a file that was moved, or put in
+        the place of another, was changed, whatever time it carries."""
+        if self.local_path is not None:
+            status = (self.local_path / name).stat()
+            return max(status.st_mtime, status.st_ctime)
         return _seconds_of(self._fs.info(self._at(name)))
 
     def touch(self, name: str) -> None:

@@ -274,3 +274,17 @@ def test_what_no_build_wrote_stays_and_is_named(tmp_path: Path, caplog: pytest.L
         f"{tmp_path}: left where they are, as no build wrote them: shards/256/.train-000001.tar.part, " in caplog.text
     )
     assert "shards/256/train-000008.index.json and 4 more" in caplog.text
+
+
+def test_a_shard_of_equal_size_in_the_place_of_another_is_written_again(tmp_path: Path):
+    folder = Folder(tmp_path)
+    plans = [ShardPlan("train", index, (sample(index),)) for index in range(2)]
+    written = [write_shard(plan, "480", folder, content) for plan in plans]
+    first, second = (tmp_path / record.path for record in written)
+    assert first.stat().st_size == second.stat().st_size
+    aside = tmp_path / "aside"
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+    assert [existing_shard(plan, "480", folder) for plan in plans] == [None, None]
+    assert [write_shard(plan, "480", folder, content) for plan in plans] == written
