@@ -25,7 +25,7 @@ from pipeline.dataset.records import ClipRecord, DoneRecords, SourceRecord
 from pipeline.dataset.shards import Sample, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
 from pipeline.dataset.split import SplitItem, assign_splits
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
-from pipeline.dataset.withdrawn import JOURNAL_NAME, read_withdrawn, withdrawn_record
+from pipeline.dataset.withdrawn import JOURNAL_NAME, read_withdrawn, same_files_note, withdrawn_record
 from pipeline.errors import DamagedStateError, ManifestError, NothingKeptError
 from pipeline.events import Listener, Stage, StageEvent
 from pipeline.judge.thresholds import AgreementRule
@@ -110,6 +110,7 @@ class Finish:
         self.encoder_id, self.workers, self._scratch = encoder_id, workers, scratch
         known = records.index(listed.sources)
         self._withdrawn = read_withdrawn(output)
+        self._same_files: list[str] = []  # ids of those that are the same file as a withdrawn one
         gone = frozenset(self._withdrawn.sources)
         listed_by_id = sorted(listed.sources, key=_by_id)
         self._gone = [source for source in listed_by_id if source.source_id in gone]
@@ -193,9 +194,8 @@ class Finish:
             if not self.recipe.execution.keep_cuts:
                 self.state.remove("cuts")
         listed = tuple(str(shard.path) for shard in shards)
-        return BuildSummary(
-            self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, self._agreed.notes
-        )
+        notes = (*self._agreed.notes, *([same_files_note(self._same_files)] if self._same_files else []))
+        return BuildSummary(self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, notes)
 
     def _all(self, only: Collection[str] | None = None) -> Iterator[SourceRecord]:
         """The records of all sources, or of those whose ids are in ``only``, by id."""
@@ -302,6 +302,8 @@ class Finish:
     def _rows(self, funnel: Funnel) -> Iterator[ClipRow]:
         for record in map(self._final, self._all()):
             funnel.add_source(record)
+            if record.content_sha256 in self._withdrawn.contents:
+                self._same_files.append(record.source.source_id)
             for clip in record.clips:
                 key = record.key_of(clip)
                 funnel.add_clip(clip, record.source.labels, self._decisions.split_of.get(key))

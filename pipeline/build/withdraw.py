@@ -31,7 +31,14 @@ from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, ledger_line, line
 from pipeline.dataset.manifest import FileRecord, Manifest, ShardRecord, dataset_root, read_manifest, write_manifest
 from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, read_index, remove_other_shards, write_shard
 from pipeline.dataset.tables import SAMPLES_NAME, drop_sources, read_table
-from pipeline.dataset.withdrawn import JOURNAL_NAME, Gap, read_withdrawn, withdrawn_record, write_withdrawn
+from pipeline.dataset.withdrawn import (
+    JOURNAL_NAME,
+    Gap,
+    read_withdrawn,
+    same_files_note,
+    withdrawn_record,
+    write_withdrawn,
+)
 from pipeline.errors import ManifestError, NothingKeptError, UserError
 from pipeline.runtime.damage import read_json_whole
 from pipeline.runtime.output_lock import STATE_NAME, OutputLock
@@ -53,6 +60,8 @@ class Withdrawal:
     """Paths of the shards that were written anew."""
     removed: tuple[str, ...]
     """Paths of the shards that held nothing else."""
+    same_files: tuple[str, ...] = ()
+    """Ids of sources that are still listed, though they are the same file as one that was withdrawn."""
 
 
 def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
@@ -66,13 +75,15 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
     with OutputLock(output):
         manifest = read_manifest(location)
         before = read_withdrawn(output)
-        _check_ids(output, set(source_ids) - set(before.sources))
+        content_of = _contents(output)
+        _check_ids(output, content_of, set(source_ids) - set(before.sources))
         _check_files(output, manifest)
         wanted = {*before.sources, *source_ids}
         looked = _look(output, manifest.shards, wanted)
         if not looked.untouched and not any(_staying(members, wanted) for members in looked.affected.values()):
             raise NothingKeptError(f"{output}: no sample would be left. Delete the dataset instead")
-        withdrawn = before.with_more(source_ids, _gaps(manifest.shards, looked.affected, wanted))
+        theirs = [sha256 for source_id in source_ids if (sha256 := content_of.get(source_id))]
+        withdrawn = before.with_more(source_ids, _gaps(manifest.shards, looked.affected, wanted), theirs)
         write_withdrawn(withdrawn, output)
         output.write_json(JOURNAL_NAME, looked.content_ids)
         shards, rewritten = _rewrite_shards(output, manifest.shards, looked, wanted)
@@ -82,12 +93,23 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
         _remake_report(output)
         remove_kept_files(output, wanted)
         output.remove(JOURNAL_NAME)
-    return Withdrawal(len(withdrawn.sources), len(withdrawn.gaps), tuple(rewritten), tuple(sorted(removed)))
+    same_files = _listed_of(output, withdrawn.contents)
+    return Withdrawal(len(withdrawn.sources), len(withdrawn.gaps), tuple(rewritten), tuple(sorted(removed)), same_files)
 
 
-def _check_ids(output: Folder, source_ids: Collection[str]) -> None:
-    known = {entry["source_id"] for entry in _lines(output, LEDGER_NAME)}
-    if unknown := sorted(set(source_ids) - known):
+def _contents(output: Folder) -> dict[str, str]:
+    """For each source of the ledger the SHA-256 of its file; empty where there is none."""
+    return {entry["source_id"]: str(entry.get("content_sha256") or "") for entry in _lines(output, LEDGER_NAME)}
+
+
+def _listed_of(output: Folder, contents: Collection[str]) -> tuple[str, ...]:
+    """The ids of sources that are one of these files and were not withdrawn."""
+    wanted = frozenset(contents)
+    return tuple(sorted(source_id for source_id, sha256 in _contents(output).items() if sha256 in wanted))
+
+
+def _check_ids(output: Folder, known: Collection[str], source_ids: Collection[str]) -> None:
+    if unknown := sorted(set(source_ids) - set(known)):
         raise ManifestError(
             f"{output} has no source of the id {', '.join(map(repr, unknown))}: nothing was withdrawn. "
             f"`python -m pipeline.ledger show {output} LINK` tells the id of a link"
@@ -332,4 +354,5 @@ def summary_lines(done: Withdrawal) -> list[str]:
     return [
         f"withdrawn until now: {done.num_sources} source(s) with {done.num_samples} sample(s)",
         f"shards written anew: {where}; removed: {len(done.removed)}",
+        *([same_files_note(done.same_files)] if done.same_files else []),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -19,6 +19,7 @@ from pipeline.settings import Record
 NAME = "withdrawn.json"
 JOURNAL_NAME = "state/withdrawing.json"
 """There while sources are being withdrawn: what the indexes said that are being written anew."""
+MAX_NAMED = 10
 DETAIL = "withdrawn from the built dataset; no later build takes it up again"
 
 
@@ -39,17 +40,21 @@ class Withdrawn(Record):
     """Ids, sorted."""
     gaps: tuple[Gap, ...] = Field(default=(), strict=False)
     """By key."""
+    contents: tuple[str, ...] = Field(default=(), strict=False)
+    """SHA-256 of the files that these sources were, as far as it is known, sorted: to know them under another id."""
 
     @property
     def samples(self) -> list[Sample]:
         """The gaps, for :func:`plan_shards`."""
         return [Sample(gap.key, gap.split, gap.num_bytes, "") for gap in self.gaps]
 
-    def with_more(self, sources: Iterable[str], gaps: Iterable[Gap]) -> Withdrawn:
+    def with_more(self, sources: Iterable[str], gaps: Iterable[Gap], contents: Iterable[str] = ()) -> Withdrawn:
         """Of a clip that is known already, what is known of it stays."""
         known = {gap.key: gap for gap in (*gaps, *self.gaps)}
         return Withdrawn(
-            sources=tuple(sorted({*self.sources, *sources})), gaps=tuple(known[key] for key in sorted(known))
+            sources=tuple(sorted({*self.sources, *sources})),
+            gaps=tuple(known[key] for key in sorted(known)),
+            contents=tuple(sorted({*self.contents, *contents})),
         )
 
 
@@ -71,6 +76,15 @@ def read_withdrawn(output: Folder) -> Withdrawn:
 
 def write_withdrawn(withdrawn: Withdrawn, output: Folder) -> None:
     output.write_bytes(NAME, canonical_json(withdrawn.model_dump(mode="json"), indent=1))
+
+
+def same_files_note(source_ids: Sequence[str]) -> str:
+    """For people. ``source_ids``: of sources that are the same file as a withdrawn one."""
+    more = f" and {len(source_ids) - MAX_NAMED} more" if len(source_ids) > MAX_NAMED else ""
+    return (
+        f"{len(source_ids)} listed source(s) are the same file as one that was withdrawn, under another id or in another "
+        f"section: {', '.join(source_ids[:MAX_NAMED])}{more}. Withdraw them as well, if they are meant, too"
+    )
 
 
 def withdrawn_record(source: Source) -> SourceRecord:
