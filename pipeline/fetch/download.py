@@ -32,7 +32,7 @@ from pipeline.fetch.retries import with_retries
 from pipeline.fetch.settings import WEB, DownloadSettings
 from pipeline.fetch.sniff import suffix_of
 from pipeline.fetch.store import Store
-from pipeline.fetch.transfer import Limits, Pool, Watch, run_watched, watched_reader
+from pipeline.fetch.transfer import Limits, Pool, Watch, check_is_whole, run_watched, watched_reader
 from pipeline.fetch.validators import Validators, of_headers
 from pipeline.media import ffmpeg as media
 from pipeline.runtime.awake import awake_seconds
@@ -479,6 +479,7 @@ class _Session:
         with watch.waiting(), self.reach.held():
             response = self._asked(lambda: self._urlopen(request))
             watch.opened(response)
+        check_is_whole(request, response)
         self.content_type, self.validators = response.headers.get("Content-Type"), of_headers(response.headers)
         read = response.read
         response.read = watched_reader(lambda amount: self._asked(lambda: read(amount)), watch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ C = TypeVar("C", bound=Closable)
 
 GRACE_SECONDS = 1.0
 """How long a stopped transfer may take to notice."""
+PARTIAL = 206
+_PART = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)")
 MAX_TEXT_BYTES = 64 << 20
 """A page that is read whole into memory may be this large."""
 
@@ -162,6 +165,19 @@ class Watch:
         for response in self._responses:
             with contextlib.suppress(OSError, ValueError):
                 response.close()
+
+
+def check_is_whole(request: Any, response: Any) -> None:
+    """``request``: a link, or one of yt-dlp's. Raises TransientDownloadError where all was asked for and the server says itself that
+    it gives a part."""
+    match = _PART.match(response.headers.get("Content-Range") or "")
+    if response.status != PARTIAL or match is None or (not isinstance(request, str) and "Range" in request.headers):
+        return
+    first, last, size = match.groups()
+    if int(first) > 0 or (size != "*" and int(last) + 1 < int(size)):
+        raise TransientDownloadError(
+            "truncated", f"the server sent a part only, bytes {first} to {last} of {size}, where it was asked for all"
+        )
 
 
 def too_large(num_bytes: float, limit: int) -> DownloadError:
