@@ -37,6 +37,8 @@ class Folder:
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url)
+        if "::" in self.url and "://" not in self.url:  # taken apart at it, files would lie elsewhere
+            raise OutputError(f"{self.url}: no folder can be used whose path holds '::'; choose another name")
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError, OSError) as error:

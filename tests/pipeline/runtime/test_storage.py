@@ -1,0 +1,16 @@
+"""Folders by path or URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import OutputError
+from pipeline.runtime.storage import Folder
+
+
+def test_a_path_that_would_be_taken_apart_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no folder can be used whose path holds '::'"):
+        Folder(tmp_path / "a::b")
+    assert list(tmp_path.iterdir()) == []
