@@ -28,6 +28,7 @@ from pipeline.fetch.download import LOCAL, fetch, fetch_key, fetched_before
 from pipeline.fetch.failures import FetchFailures, failure_of
 from pipeline.fetch.hosts import HostGate
 from pipeline.fetch.passthrough import CHANGING, key_of_link, use_local
+from pipeline.fetch.provenance import asked_by
 from pipeline.fetch.store import Store
 from pipeline.judge.rules import Judge, judge_file
 from pipeline.measure.preview_files import DAMAGED, GONE, SUFFIXES, PreviewFiles, Sums
@@ -196,7 +197,7 @@ def _run(run: _Run) -> SourceRecord:
         State.REJECTED,
         content_sha256=fetched.content_sha256,
         offset_ms=fetched.offset_ms,
-        provenance=fetched.provenance,
+        provenance=asked_by(fetched.provenance, source.url),
         timings=run.timings,
     )
     facts = _facts(run, fetched.content_sha256)

@@ -32,6 +32,13 @@ def provenance_of(url: str, info: Mapping[str, Any], content_type: str | None) -
     return {name: plain(value) for name, value in found.items() if value not in (None, "", {})}
 
 
+def asked_by(provenance: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """The provenance of a file that may have been fetched for another source, whose link is spelt otherwise, as it is of this one."""
+    earlier, own = provenance.get("fetched_url"), plain(mask_secrets(url))
+    names = [name for name in ("fetched_url", "webpage_url") if earlier is not None and provenance.get(name) == earlier]
+    return {**provenance, **dict.fromkeys(names, own)}
+
+
 def plain(value: Any) -> Any:
     """As plain JSON, no string longer than 500 characters, none with halves of surrogate pairs."""
     if isinstance(value, Mapping):
