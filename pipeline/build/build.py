@@ -20,8 +20,9 @@ from pipeline.agreement.rule import rule_before_build, rule_line
 from pipeline.build.changes import Changes, Looker
 from pipeline.build.embedder import Embedder
 from pipeline.build.finish import BuildSummary, Finish
-from pipeline.build.one_source import Tools, run_source
+from pipeline.build.one_source import run_source
 from pipeline.build.recipe import BuildRecipe
+from pipeline.build.source_run import Tools
 from pipeline.dataset.bugs import BUG, MetBugs, bug_note
 from pipeline.dataset.records import DoneRecords, Ending, Entry, SourceRecord, source_hash
 from pipeline.dataset.withdrawn import read_withdrawn

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.build.embedder import embedded_name, read_embeddings
-from pipeline.build.one_source import cut_folder
+from pipeline.build.source_cuts import cut_folder
 from pipeline.dataset.records import ClipRecord, SourceRecord
 from pipeline.dataset.shards import SampleContent, ShardPlan
 from pipeline.errors import DamagedStateError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.build import one_source as source_run
+from pipeline.build import source_results
 from pipeline.build.build import Build, BuildSummary
 from pipeline.build.recipe import BuildRecipe
 from pipeline.dataset.manifest import read_manifest
@@ -98,7 +98,7 @@ def test_a_bug_stops_the_run_soon_and_what_was_finished_stays(
     """Though a source that nobody waits for is at work."""
     silent = server.serve("/silent.mp4", Answer(fault=Fault.STALL_BEFORE_HEADERS))
     recipe = with_a_link(recipe_for(videos, tmp_path, [*PATIENT, "execution.workers=1"]), silent)
-    monkeypatch.setattr(source_run, "measure_video", measure_badly)
+    monkeypatch.setattr(source_results, "measure_video", measure_badly)
     events: list[Event] = []
     started = time.monotonic()
     with pytest.raises(IndexError, match="list index out of range") as caught:
@@ -108,7 +108,7 @@ def test_a_bug_stops_the_run_soon_and_what_was_finished_stays(
     assert 'set execution.bugs="record"' in caught.value.__notes__[1]
     assert "in measure_badly" in str(caught.value.__cause__)
     finished = {event.source_id for event in events if isinstance(event, SourceEvent)}
-    monkeypatch.setattr(source_run, "measure_video", measure_video)
+    monkeypatch.setattr(source_results, "measure_video", measure_video)
     assert left(recipe) == {"first", "s00000", "s00001", "s00002"} - finished
     server.serve("/silent.mp4", Answer(status=404))
     run(recipe)
@@ -124,7 +124,7 @@ def test_a_long_run_may_go_on_and_the_next_version_tries_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = recipe_for(videos, tmp_path, ['execution.bugs="record"'])
-    monkeypatch.setattr(source_run, "measure_video", measure_badly)
+    monkeypatch.setattr(source_results, "measure_video", measure_badly)
     events: list[Event] = []
     summary = run(recipe, events.append)
     assert ends(tmp_path / "hostile") == {"s00000": "kept", "s00001": "bug", "s00002": "kept"}
@@ -142,7 +142,7 @@ def test_a_long_run_may_go_on_and_the_next_version_tries_again(
     assert left(again) == {"s00001"}
     monkeypatch.setattr("pipeline.dataset.bugs.code_version", lambda: "another")
     assert left(recipe) == {"s00001"}
-    monkeypatch.setattr(source_run, "measure_video", measure_video)
+    monkeypatch.setattr(source_results, "measure_video", measure_video)
     assert "BUG" not in str(run(recipe).notes)
     assert set(ends(tmp_path / "hostile").values()) == {"kept"}
 

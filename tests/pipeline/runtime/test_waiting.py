@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import one_source as source_run
+from pipeline.build import source_results
 from pipeline.build.build import Build
 from pipeline.build.recipe import BuildRecipe
 from pipeline.build.timeouts import Timeouts
@@ -102,13 +102,13 @@ def test_a_suspended_process_costs_its_source_and_the_build_goes_on(
     videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_for(videos, tmp_path, ["measure.timeout_seconds=20.0", "measure.timeout_max_seconds=20.0"])
-    monkeypatch.setattr(source_run, "measure_video", measure_or_stand_still)
+    monkeypatch.setattr(source_results, "measure_video", measure_or_stand_still)
     run_build(recipe)
     entries = map(json.loads, (tmp_path / "hostile" / "ledger.jsonl").read_text().splitlines())
     ends = {entry["source_id"]: (entry["failure"] or {}).get("code") or entry["state"] for entry in entries}
     assert ends == {"s00000": "kept", "s00001": "timed_out", "s00002": "kept", "s00003": "kept"}
     assert list((tmp_path / "hostile" / "state" / "tmp").iterdir()) == []
-    monkeypatch.setattr(source_run, "measure_video", measure_video)
+    monkeypatch.setattr(source_results, "measure_video", measure_video)
     run_build(recipe)
     assert '"failed"' not in (tmp_path / "hostile" / "ledger.jsonl").read_text()
 
@@ -117,13 +117,13 @@ def test_the_third_time_out_under_one_limit_is_final(
     videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_for(videos[:1], tmp_path)
-    as_it_is = source_run.measure_video
-    monkeypatch.setattr(source_run, "measure_video", take_too_long)
+    as_it_is = source_results.measure_video
+    monkeypatch.setattr(source_results, "measure_video", take_too_long)
     assert [failure(recipe) for _ in range(3)] == [("timed_out", True)] * 2 + [("timed_out", False)]
     build = Build(recipe)
     assert build.plan().batches == ()
     build.close()
-    monkeypatch.setattr(source_run, "measure_video", as_it_is)
+    monkeypatch.setattr(source_results, "measure_video", as_it_is)
     assert failure(recipe_for(videos[:1], tmp_path, ["measure.timeout_seconds=120.0"])) == ("kept", False)
     assert failure(recipe_for(videos[:1], tmp_path, ["execution.try_failed_again=true"])) == ("kept", False)
 

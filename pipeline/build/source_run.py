@@ -1,0 +1,105 @@
+"""One source on its way through a build, and what all sources of a process share."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.build.embedder import Embedder
+from pipeline.build.recipe import BuildRecipe
+from pipeline.build.timeouts import Timeouts
+from pipeline.dataset.records import WAITED
+from pipeline.errors import ClipError
+from pipeline.events import Listener, Stage, StageEvent
+from pipeline.fetch.hosts import HostGate
+from pipeline.fetch.store import Store
+from pipeline.judge.rules import Judge
+from pipeline.measure.preview_files import PreviewFiles
+from pipeline.runtime.stop import Stop
+from pipeline.runtime.storage import Folder
+from pipeline.runtime.waiting import counting
+from pipeline.runtime.workers import Workers
+from pipeline.schema import Fetched, Source
+
+LEAST_WAIT_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the sources of one process share."""
+
+    recipe: BuildRecipe
+    judge: Judge
+    state: Folder
+    store: Store
+    hosts: HostGate
+    workers: Workers
+    embedder: Embedder | None
+    previews: PreviewFiles
+    scratch: Path
+    stop: Stop
+
+
+@dataclass(slots=True)
+class SourceRun:
+    """One source on its way."""
+
+    tools: Tools
+    source: Source
+    listener: Listener
+    fetched: Fetched | None = None
+    expected_sha256: str | None = None
+    """What is in the file, as an earlier run or this one found."""
+    looked_at: str = ""
+    """What lay at a path of this machine before it was used."""
+    timings: dict[str, float] = field(default_factory=dict)
+    stage: str = "fetch"
+
+    @property
+    def timeouts(self) -> Timeouts:
+        return Timeouts(self.tools.state, try_again=self.tools.recipe.execution.try_failed_again)
+
+    @contextlib.contextmanager
+    def timed(self, stage: Stage, media_seconds: float = 0.0, *, reused: bool = False) -> Iterator[None]:
+        """Around the work of a stage. What it waits for others is counted apart, and work that fails as well."""
+        self.stage = stage
+        started = time.monotonic()
+        worked_seconds = 0.0
+        with counting() as waited:
+            try:
+                yield
+            finally:
+                worked_seconds = max(time.monotonic() - started - waited.seconds, 0.0)
+                if not reused:
+                    self._add(stage, worked_seconds)
+                    self._add(WAITED, waited.seconds)
+        self.listener(StageEvent(stage, self.source.source_id, worked_seconds, media_seconds, reused))
+
+    def _add(self, name: str, seconds: float) -> None:
+        if name != WAITED or seconds >= LEAST_WAIT_SECONDS:
+            self.timings[name] = round(self.timings.get(name, 0.0) + seconds, 3)
+
+
+class ContentChangedError(Exception):
+    """The file is another one now, since it was fetched again or replaced: what is stored of the old one does not hold."""
+
+
+@contextlib.contextmanager
+def scratch_folder(run: SourceRun) -> Iterator[Path]:
+    """A folder for files in the making. Raises FileNotFoundError where it is gone: what failed then did not fail by itself."""
+    folder = Path(tempfile.mkdtemp(dir=run.tools.scratch))
+    try:
+        yield folder
+    except ClipError as error:
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
