@@ -182,3 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

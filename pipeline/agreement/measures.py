@@ -129,11 +129,3 @@ def class_measures(
 def _products(rows: NDArray[np.floating], vector_D: NDArray[np.floating]) -> NDArray[np.float64]:
     """The product of each row (..., D) with the vector. Unlike ``@`` it adds in one order, whatever the processor and its cores."""
     return np.asarray(np.einsum("...d,d->...", rows, vector_D, optimize=False))
-
-
-if __name__ == "__main__":
-    import sys
-
-    from pipeline.agreement.__main__ import main
-
-    sys.exit(main())

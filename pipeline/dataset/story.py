@@ -118,11 +118,6 @@ def _lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
 def _rows(output: Folder, source_ids: Sequence[str]) -> Iterable[dict[str, Any]]:
     if not output.exists(SAMPLES_NAME):
         return
-    try:
-        for batch in read_table(output):
-            is_wanted = pc.is_in(batch["source_id"], value_set=pa.array(source_ids, pa.string()))
-            yield from batch.filter(is_wanted).to_pylist()
-    except (pa.ArrowException, KeyError) as error:
-        raise ManifestError(
-            f"{output}/{SAMPLES_NAME} is damaged ({error}): run the build again, which writes it anew"
-        ) from error
+    for batch in read_table(output):
+        is_wanted = pc.is_in(batch["source_id"], value_set=pa.array(source_ids, pa.string()))
+        yield from batch.filter(is_wanted).to_pylist()

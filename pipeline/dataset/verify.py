@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from pipeline.dataset.manifest import FILE_NAME, FileRecord, Manifest, ShardRecord, dataset_root, read_manifest
 from pipeline.dataset.shards import FOLDER
 from pipeline.dataset.tables import SAMPLES_NAME, read_table
@@ -24,6 +22,7 @@ from pipeline.dataset.verify_shard import (
     compare_bytes,
     unreadable,
 )
+from pipeline.errors import ManifestError
 from pipeline.runtime.bounded import reading_failures
 from pipeline.runtime.storage import Folder
 from pipeline.schema import State
@@ -147,11 +146,7 @@ def _check_table(folder: Folder, shard_of: dict[str, str]) -> list[str]:
             if shard != row["shard"] and len(problems) < MAX_IN_ONE_FILE:
                 where = f"is in {shard}" if shard else "is in no shard"
                 problems.append(f"kept clip {row['key']} {where}, not in {row['shard']}")
-    except (
-        pa.ArrowException,
-        KeyError,
-        *reading_failures(),
-    ) as error:  # with the right sum: it was damaged before that was taken
+    except (ManifestError, *reading_failures()) as error:  # with the right sum: it was damaged before that was taken
         return [f"is no table of clips: {error}"]
     problems += [
         f"sample {key} of {shard} is no kept clip" for key, shard in sorted(shard_of.items())[:MAX_IN_ONE_FILE]

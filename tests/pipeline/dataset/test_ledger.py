@@ -121,4 +121,4 @@ def test_what_is_not_there_is_said(
     shutil.copytree(told[0], output, ignore=shutil.ignore_patterns("state", "shards"))
     os.truncate(output / "samples.parquet", 1000)
     assert main(["show", str(output), "good"]) == 2
-    assert f"error: {output}/samples.parquet is damaged" in capsys.readouterr().err
+    assert f"error: {output}/samples.parquet cannot be read" in capsys.readouterr().err
