@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,5 +9,6 @@ import pytest
 LACKS = "this machine lacks "
 """How the reason of such a skip begins."""
 
-proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason=f"{LACKS}/proc")
-two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason=f"{LACKS}a second core")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason=f"{LACKS}/proc, where Linux lists processes"
+)

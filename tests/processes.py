@@ -6,10 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc, where Linux lists processes")
-
 
 class Process(NamedTuple):
     name: str

@@ -15,7 +15,7 @@ from prefect.settings import get_current_settings
 
 from pipeline.dataset.verify import verify
 from tests.faulty_server import Answer, Fault, FaultyServer
-from tests.processes import needs_proc
+from tests.needs import needs_proc
 
 PROJECT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ from pipeline.encoders.weights import (
     resolve_weights,
 )
 from pipeline.errors import EncoderError
-from tests.processes import needs_proc
+from tests.needs import needs_proc
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

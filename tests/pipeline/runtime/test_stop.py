@@ -26,7 +26,8 @@ from pipeline.runtime.stop import Stop
 from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
-from tests.processes import all_processes, needs_proc, read_process
+from tests.needs import needs_proc
+from tests.processes import all_processes, read_process
 
 SOON_SECONDS = 60.0  # a busy machine; what is waited for here would otherwise take an hour or for ever
 RECIPE = """

@@ -23,7 +23,8 @@ from pipeline.dataset.shards import SampleContent
 from pipeline.errors import DataError, ManifestError
 from pipeline.synthetic.video import write_video
 from tests.datasets import Clip, as_flac, build_dataset, content_of, frames_in_rows, index_of, key_of, sound_of
-from tests.processes import children, needs_proc, read_process
+from tests.needs import needs_proc
+from tests.processes import children, read_process
 from trainer.streaming.reader import Bad, DatasetMix, Reader, ReaderSettings
 
 SETTINGS = ReaderSettings(
