@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from pipeline.build.kept_files import remove_kept_files
 from pipeline.build.one_source import summed_up
 from pipeline.build.own_threshold import Agreed, agree
 from pipeline.build.recipe import BuildRecipe
@@ -190,12 +191,18 @@ class Finish:
             path = write_manifest(self._manifest(funnel, shards, files), self.output)
             remove_other_shards(self.output, shards, earlier)
             self.state.remove(PACKING_NAME)
-            self.output.remove(JOURNAL_NAME)
+            self._end_withdrawal()
             if not self.recipe.execution.keep_cuts:
                 self.state.remove("cuts")
         listed = tuple(str(shard.path) for shard in shards)
         notes = (*self._agreed.notes, *([same_files_note(self._same_files)] if self._same_files else []))
         return BuildSummary(self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, notes)
+
+    def _end_withdrawal(self) -> None:
+        """What a withdrawal that was killed had still to do."""
+        if self.output.exists(JOURNAL_NAME):
+            remove_kept_files(self.output, self._withdrawn.sources)
+            self.output.remove(JOURNAL_NAME)
 
     def _all(self, only: Collection[str] | None = None) -> Iterator[SourceRecord]:
         """The records of all sources, or of those whose ids are in ``only``, by id."""

@@ -84,8 +84,8 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
             raise NothingKeptError(f"{output}: no sample would be left. Delete the dataset instead")
         theirs = [sha256 for source_id in source_ids if (sha256 := content_of.get(source_id))]
         withdrawn = before.with_more(source_ids, _gaps(manifest.shards, looked.affected, wanted), theirs)
+        output.write_json(JOURNAL_NAME, looked.content_ids)  # first: a build that finds it ends what was begun
         write_withdrawn(withdrawn, output)
-        output.write_json(JOURNAL_NAME, looked.content_ids)
         shards, rewritten = _rewrite_shards(output, manifest.shards, looked, wanted)
         _write_rest(output, manifest, shards, wanted)
         removed = looked.affected.keys() - set(rewritten)

@@ -61,3 +61,21 @@ def test_a_copy_that_stays_is_named_when_a_source_is_withdrawn(videos: Path):
     assert done.same_files == ("copy",)
     assert ": copy. Withdraw" in summary_lines(done)[-1]
     assert withdraw(str(videos / "killed"), ["copy"]).same_files == ()
+
+
+@pytest.mark.parametrize("step", ["_rewrite_shards", "remove_kept_files"])
+def test_a_build_after_a_killed_withdrawal_removes_what_was_kept_of_the_source(
+    videos: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    build(videos, ["a", "b"])
+    cuts = videos / "killed" / "state" / "cuts"
+    assert len(list(cuts.glob("*/*"))) == 2
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"pipeline.build.withdraw.{step}", killed)
+        withdraw(str(videos / "killed"), ["a"])
+    build(videos, ["a", "b"])
+    assert len(list(cuts.glob("*/*"))) == 1
+    assert not (videos / "killed" / "state" / "withdrawing.json").exists()
