@@ -23,6 +23,7 @@ from pipeline.dataset.ledger import LEDGER_NAME, write_ledger
 from pipeline.dataset.manifest import FileRecord, Manifest, ShardRecord, canonical_json, read_manifest, write_manifest
 from pipeline.dataset.manifest import Rendition as ManifestRendition
 from pipeline.dataset.records import ClipRecord, DoneRecords, SourceRecord
+from pipeline.dataset.repeats import Stretch, repeat_notes
 from pipeline.dataset.shards import Sample, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
 from pipeline.dataset.split import SplitItem, assign_splits
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
@@ -80,6 +81,7 @@ class _Kept:
     duration_ms: int
     quality: tuple[float, ...]
     cut_key: str
+    stretch: Stretch
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ class Finish:
         self.encoder_id, self.workers, self._scratch = encoder_id, workers, scratch
         known = records.index(listed.sources)
         self._withdrawn = read_withdrawn(output)
+        self._repeats: list[str] = []
         self._same_files: list[str] = []  # ids of those that are the same file as a withdrawn one
         gone = frozenset(self._withdrawn.sources)
         listed_by_id = sorted(listed.sources, key=_by_id)
@@ -167,6 +170,7 @@ class Finish:
             staying = [clip for clip in kept if clip.key not in found.verdicts]
             self._decisions.verdicts.update(balance((_balance_item(clip) for clip in staying), self.recipe.balance))
             staying = [clip for clip in staying if clip.key not in self._decisions.verdicts]
+            self._repeats = repeat_notes([clip.stretch for clip in staying], self.recipe.dedup)
             splits = assign_splits((_split_item(clip) for clip in kept), found.groups, self.recipe.split)
             self._decisions.split_of = {clip.key: splits.of[clip.key] for clip in staying}
             for conflict in splits.conflicts:
@@ -195,7 +199,11 @@ class Finish:
             if not self.recipe.execution.keep_cuts:
                 self.state.remove("cuts")
         listed = tuple(str(shard.path) for shard in shards)
-        notes = (*self._agreed.notes, *([same_files_note(self._same_files)] if self._same_files else []))
+        notes = (
+            *self._agreed.notes,
+            *self._repeats,
+            *([same_files_note(self._same_files)] if self._same_files else []),
+        )
         return BuildSummary(self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, notes)
 
     def _end_withdrawal(self) -> None:
@@ -229,6 +237,7 @@ class Finish:
                             clip.picture.sharpness,
                         ),
                         clip.cut_key or "",
+                        _stretch(record, clip),
                     )
 
     def _final(self, record: SourceRecord) -> SourceRecord:
@@ -416,6 +425,11 @@ def _fingerprint(clip: _Kept) -> Fingerprint:
         *(clip.key, clip.source.source_id, clip.picture_hash, clip.sound_hash),
         *(clip.duration_ms, clip.quality, clip.cut_key),
     )
+
+
+def _stretch(record: SourceRecord, clip: ClipRecord) -> Stretch:
+    start_ms, end_ms = clip.span.start_ms - record.offset_ms, clip.span.end_ms - record.offset_ms
+    return Stretch(str(record.content_sha256), start_ms, end_ms, record.source.source_id)
 
 
 def _balance_item(clip: _Kept) -> BalanceItem:
