@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 from pipeline.errors import DamagedStateError
 from pipeline.media.cut import CutClip
 from pipeline.media.facts import MediaFacts
-from pipeline.runtime.damage import OF_THE_FILE, UNREADABLE, as_json, described, read_json_whole
+from pipeline.runtime.damage import (
+    NAMED,
+    OF_THE_FILE,
+    UNREADABLE,
+    as_json,
+    check_name,
+    described,
+    read_named,
+    write_named,
+)
 from pipeline.runtime.storage import Folder
 from pipeline.schema import (
     AgreementMeasures,
@@ -207,7 +216,7 @@ class DoneRecords:
         self._folder, self._name = folder, name
 
     def put(self, record: SourceRecord) -> None:
-        self._folder.write_json(f"{self._name}/open/{record.source.source_id}.json", record.to_json())
+        write_named(self._folder, f"{self._name}/open/{record.source.source_id}.json", record.to_json())
 
     def close_batch(self, batch_id: str, source_ids: Iterable[str]) -> None:
         """Gathers the open records of a batch in one file."""
@@ -243,7 +252,7 @@ class DoneRecords:
         lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
         for source_id, name in wanted.items():
             try:
-                record = SourceRecord.from_json(as_json(lines_of(name)[source_id]))
+                record = _record_of(source_id, as_json(lines_of(name)[source_id]))
             except UNREADABLE as error:
                 problem = f"cannot be read ({described(error)})"
                 raise DamagedStateError([source_id], {f"{self._name}/{name}": problem}) from error
@@ -268,7 +277,9 @@ class DoneRecords:
         return [name for name in self._folder.names(self._name) if name.endswith(".jsonl") and name[0] != "."]
 
     def _open_record(self, source_id: str) -> SourceRecord | None:
-        return read_json_whole(self._folder, f"{self._name}/open/{source_id}.json", SourceRecord.from_json)
+        return read_named(
+            self._folder, f"{self._name}/open/{source_id}.json", lambda values: _record_of(source_id, values)
+        )
 
     def _sources_of(self, name: str) -> Mapping[str, tuple[str, int]]:
         """For each source of a batch its hash and ending: by the first line alone, where the file is as long as that says."""
@@ -285,8 +296,8 @@ class DoneRecords:
         try:
             header = as_json(first)
             sources = header["sources"]
-            if header.get("version", 1) != VERSION:
-                LOG.info("%s/%s is of another version: its sources are looked at again", self._folder, path)
+            if not self._is_ours(header):
+                LOG.info("%s/%s is of another version or recipe: its sources are looked at again", self._folder, path)
                 return {}
             if header["num_bytes"] != num_bytes:
                 raise ValueError(f"{num_bytes} bytes of records, not {header['num_bytes']}")
@@ -314,8 +325,15 @@ class DoneRecords:
             return records
         for line in content.splitlines():
             with contextlib.suppress(*UNREADABLE):  # the first line is no record either
-                records.append(SourceRecord.from_json(as_json(line)))
+                values = as_json(line)
+                if "sources" in values and not self._is_ours(values):
+                    return []
+                records.append(SourceRecord.from_json(values))
         return records
+
+    def _is_ours(self, header: Mapping[str, Any]) -> bool:
+        """By the first line of a batch. Before it was written there, none said under which recipe it is kept."""
+        return bool(header.get("version", 1) == VERSION and header.get(NAMED, self._name) == self._name)
 
     def _write_batch(self, name: str, records: Sequence[SourceRecord]) -> None:
         if not records:
@@ -323,7 +341,7 @@ class DoneRecords:
             return
         lines = b"".join(_json(record.to_json()) + b"\n" for record in records)
         entries = {record.source.source_id: _entry(record) for record in records}
-        header = {"version": VERSION, "num_bytes": len(lines), "sources": entries}
+        header = {"version": VERSION, NAMED: self._name, "num_bytes": len(lines), "sources": entries}
         self._folder.write_bytes(f"{self._name}/{name}", _json(header) + b"\n" + lines)
 
     def contents(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
@@ -350,6 +368,12 @@ class DoneRecords:
 
 def _json(values: Any) -> bytes:
     return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _record_of(source_id: str, values: Mapping[str, Any]) -> SourceRecord:
+    record = SourceRecord.from_json({name: value for name, value in values.items() if name != NAMED})
+    check_name(record.source.source_id, source_id)
+    return record
 
 
 def _entry(record: SourceRecord) -> tuple[str, Ending]:

@@ -141,3 +141,43 @@ def test_forgotten_sources_have_no_record_anywhere(tmp_path: Path) -> None:
     records.forget({"s02", "s05"})
     assert sorted(records.index()) == ["s00", "s01", "s03"]
     assert sorted(path.name for path in (tmp_path / "done").rglob("*.json*")) == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_record_in_the_place_of_anothers_is_not_taken_for_it(tmp_path: Path) -> None:
+    records = DoneRecords(Folder(tmp_path), "done")
+    records.put(rejected(1))
+    records.put(rejected(2))
+    first, second = (tmp_path / "done" / "open" / f"s{number:02d}.json" for number in (1, 2))
+    content = first.read_bytes()
+    second.replace(first)
+    second.write_bytes(content)
+    assert records.index() == {}
+    records.put(rejected(1))
+    assert list(records.index()) == ["s01"]
+    (tmp_path / "done" / "open" / "copy.json").write_bytes(first.read_bytes())
+    assert records.index()["s01"].name == "open/s01.json"
+
+
+def test_records_of_another_recipe_are_passed_over_also_where_damage_is_repaired(tmp_path: Path) -> None:
+    records = DoneRecords(Folder(tmp_path), "done/recipe")
+    for number in (1, 2):
+        records.put(rejected(number))
+    records.close_batch("batch", ["s01"])
+    (tmp_path / "done" / "recipe").rename(tmp_path / "done" / "other")
+    moved = DoneRecords(Folder(tmp_path), "done/other")
+    assert moved.index() == {}
+    moved.repair()
+    assert moved.index() == {}
+    (tmp_path / "done" / "other").rename(tmp_path / "done" / "recipe")
+    assert sorted(records.index()) == ["s01", "s02"]
+
+
+def test_records_of_another_version_stay_passed_over_where_damage_is_repaired(tmp_path: Path) -> None:
+    records = DoneRecords(Folder(tmp_path), "done")
+    records.put(rejected(1))
+    records.close_batch("batch", ["s01"])
+    path = tmp_path / "done" / "batch.jsonl"
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([json.dumps({**json.loads(header), "version": 1}).encode() + b"\n", *lines]))
+    records.repair()
+    assert records.index() == {}
