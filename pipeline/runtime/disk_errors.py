@@ -18,6 +18,11 @@ def disk_error(error: OSError, folders: Mapping[str, Path | None]) -> OutputErro
 
     None: it is neither, and so a bug.
     """
+    if error.errno == errno.EFBIG:
+        return OutputError(
+            f"a file grew larger than one may be on {_place(error, folders)}: raise the limit (ulimit -f), or lower "
+            f"shards.max_bytes where the disk cannot hold larger files, {AGAIN}"
+        )
     if error.errno in DISK_FULL_ERRNOS:
         return OutputError(
             f"no space left on the disk of {_place(error, folders)}: free some and run the same command again"

@@ -1,0 +1,31 @@
+"""What is said of a limit that is none of the disk's."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+WRITE = """
+import sys
+from pathlib import Path
+from pipeline.runtime.disk_errors import disk_error
+try:
+    with open(sys.argv[1], "wb") as file:
+        file.write(bytes(20_000))
+except OSError as error:
+    print(disk_error(error, {"output": Path(sys.argv[1]).parent}))
+"""
+
+
+def test_a_limit_of_file_size_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, str(tmp_path / "file")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("a file grew larger than one may be on ")
+    assert "ulimit -f" in done.stdout
