@@ -129,7 +129,7 @@ from tests import paired
 from trainer.recipe import FitRecipe, find_datasets
 from trainer.engine.ranks import gather_items, leave
 from trainer.invert.stage import Invert
-from trainer.invert.settings import clip_reader, generator_file, model_config
+from trainer.invert.shared import clip_reader, generator_file, model_config
 from trainer.model.generator import weights_sha256
 from trainer.model.sound_video import SoundVideoModel
 from trainer.engine.run import Run, make_fabric

@@ -12,10 +12,12 @@ from trainer.engine.run import RunSettings, make_fabric
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
+    """What another package has set in this process (TransNetV2's does) is put back."""
+    num_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
     yield
     torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(was_deterministic)
 
 
 @pytest.mark.usefixtures("as_before")
