@@ -112,14 +112,14 @@ def generator_file(recipe: FitRecipe, folder: Path) -> GeneratorFile:
 def generator_px(recipe: FitRecipe) -> int | None:
     """Side of the generator's pictures, which is that of the frames it is fitted to. None: its URL was not fetched yet.
 
-    Raises RecipeError, GeneratorError or EncoderError.
+    Raises CheckpointError, RecipeError, GeneratorError or EncoderError.
     """
     named, sha256 = recipe.invert.generator, recipe.invert.generator_sha256
-    if named is not None and is_url(named):
-        if sha256 is None or not cached_path(named, sha256).is_file():
-            return None
-    elif named is None and not any((recipe.folder / PRIOR / name).is_file() for name in (BEST, LAST)):
-        return generator_config(recipe.prior).resolution  # what the stage prior is going to train
+    if named is not None and is_url(named) and (sha256 is None or not cached_path(named, sha256).is_file()):
+        return None
+    is_trained_here = named is None and (recipe.stages is None or PRIOR in recipe.stages)
+    if is_trained_here and not any((recipe.folder / PRIOR / name).is_file() for name in (BEST, LAST)):
+        return generator_config(recipe.prior).resolution
     return generator_file(recipe, recipe.folder).config.resolution
 
 
