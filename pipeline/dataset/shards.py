@@ -208,7 +208,8 @@ def read_index(folder: Folder, path: str) -> dict[str, Any] | None:
 
 def _is_untouched(folder: Folder, record: ShardRecord) -> bool:
     """Whether nobody wrote to the tar since its index was written, by their times; where they leave a doubt, by its sum."""
-    if folder.changed_seconds(record.path) <= folder.changed_seconds(record.index_path):
+    # not at the same time either: a file system's clock may tick in hundredths of a second
+    if folder.changed_seconds(record.path) < folder.changed_seconds(record.index_path):
         return True
     with folder.open(record.path) as tar:
         reader = HashingReader(tar)
