@@ -142,14 +142,17 @@ def test_a_record_that_cannot_be_read_is_told_for_what_may_be_left(
     assert verify(str(dataset)) == []
 
 
-@pytest.mark.parametrize("name", ["samples.parquet", "ledger.jsonl"])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("samples.parquet", " cannot be read (Parquet"), ("ledger.jsonl", ":3 is damaged: run the build again")],
+)
 def test_a_damaged_table_is_named_and_the_build_finishes_what_was_begun(
-    dataset: Path, built: Path, name: str, capsys: pytest.CaptureFixture[str]
+    dataset: Path, built: Path, name: str, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.truncate(dataset / name, (dataset / name).stat().st_size // 2)
     assert main(["withdraw", str(dataset), "--source", "d"]) == 2
     (message,) = capsys.readouterr().err.splitlines()
-    assert message.startswith(f"error: {dataset}/{name}")
+    assert message.startswith(f"error: {dataset}/{name}{problem}")
     assert "again" in message  # what to do: build
     build(dataset.parent, built / "videos")
     assert main(["withdraw", str(dataset), "--source", "d"]) == 0
