@@ -70,9 +70,11 @@ class Workers:
         self.slots = threading.BoundedSemaphore(self.num_workers)
         self._stop = stop or Stop()
         self._lock = threading.Lock()
+        self._pids_lock = threading.Lock()
         self._memories: dict[int, Memory] = {}
         self._numbers = itertools.count()
-        self._pid_of: dict[int, int] = {}
+        self._pid_of: dict[int, int | None] = {}
+        """Of each job that somebody waits for: the process that has taken it on, or None."""
         self._temporary = temporary
         self._context = _context()
         pids, self._tell_pid = self._context.Pipe(duplex=False)
@@ -112,7 +114,8 @@ class Workers:
         self, work: Callable[..., T], timeout_seconds: float, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> T:
         number = next(self._numbers)
-        pool, future = self._schedule(number, work, args, kwargs)
+        with self._pids_lock:
+            self._pid_of[number] = None
 
         def is_over(step_seconds: float) -> bool:
             if _is_done(future, step_seconds):
@@ -123,21 +126,25 @@ class Workers:
             return False
 
         try:
+            pool, future = self._schedule(number, work, args, kwargs)
             with self._stop.calling(future.cancel):  # the pool itself would leave us waiting for the result
                 if wait_awake(is_over, timeout_seconds):
                     return cast("T", future.result())
                 self._end(number, future)
         finally:
-            self._pid_of.pop(number, None)
+            with self._pids_lock:
+                del self._pid_of[number]
         raise WorkerError("timed_out", f"took longer than {timeout_seconds:.0f} s and was ended")
 
     def _end(self, number: int, future: Future[object]) -> None:
         """Ends the process that works on this, and waits until it is gone. It may be suspended, or deaf to all but SIGKILL."""
-        pid = self._pid_of.get(number)
+        with self._pids_lock:
+            pid = self._pid_of[number]
+            busy = set(self._pid_of.values())
         if pid is None:  # none took the work on
             future.cancel()
             ours = {child.pid for child in multiprocessing.active_children() if child.pid in self._memories}
-            for idle in ours - set(self._pid_of.values()):
+            for idle in ours - busy:
                 if idle is not None and is_suspended(idle):
                     _kill(idle)
             return
@@ -180,8 +187,10 @@ class Workers:
                 pid, number = pids.recv()
                 if number is None:
                     self._memories[pid] = watch_memory(pid, self.memory_bytes)
-                else:
-                    self._pid_of[number] = pid
+                    continue
+                with self._pids_lock:
+                    if number in self._pid_of:  # a short job may have ended before this word of its beginning is read
+                        self._pid_of[number] = pid
 
 
 def _is_done(future: Future[object], seconds: float) -> bool:

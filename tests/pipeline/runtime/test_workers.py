@@ -8,7 +8,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -125,6 +127,42 @@ def test_a_process_that_is_suspended_or_deaf_is_ended_by_its_time_out(tmp_path: 
         with pytest.raises(WorkerError, match="took longer than 3 s"):
             opened.run(double, 3.0, 4)
         assert opened.run(double, 60.0, 4) == 8
+    finally:
+        opened.close()
+
+
+class SlowPipe:
+    """A pipe whose messages are read later than they came."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def recv(self) -> object:
+        message = self._pipe.recv()
+        time.sleep(0.3)
+        return message
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+
+
+class SlowlyToldWorkers(Workers):
+    def _listen(self, pids: Connection) -> None:
+        super()._listen(SlowPipe(pids))
+
+
+@pytest.mark.skipif(not IS_SUPPORTED, reason="needs Linux")
+def test_a_process_whose_short_job_was_told_of_after_its_end_counts_as_idle() -> None:
+    opened = SlowlyToldWorkers(1)
+    try:
+        idle = opened.run(work_in_processes_of_its_own, 60.0)
+        os.kill(idle, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match="took longer than 3 s"):
+            opened.run(double, 3.0, 4)
+        assert opened.run(double, 20.0, 4) == 8
     finally:
         opened.close()
 
