@@ -49,7 +49,7 @@ WITH = " with "
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class EmbeddedFile:
     """A file, with the embeddings (N, D) of its clips that pass the rules before agreement. Files of one ``place`` show the same."""
 
     name: str
@@ -121,7 +121,7 @@ def _promise(share: float, low: float, high: float) -> str:
     return f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _calibration(location: str | None, encoder_id: str, groups: dict[str, list[Heard]]) -> Calibration:
+def _calibration(location: str | None, encoder_id: str, groups: dict[str, list[EmbeddedFile]]) -> Calibration:
     if location is None and packaged_calibration() is not None:
         location = str(packaged_calibration())
     if location is not None:
@@ -133,7 +133,7 @@ def _calibration(location: str | None, encoder_id: str, groups: dict[str, list[H
     return _calibrated([*groups["natural"], *groups["kept"]], encoder_id)
 
 
-def _calibrated(files: Sequence[Heard], encoder_id: str) -> Calibration:
+def _calibrated(files: Sequence[EmbeddedFile], encoder_id: str) -> Calibration:
     owners = [heard for heard in files for _ in heard.pictures]
     return calibrate(
         np.concatenate([heard.pictures for heard in files]),
@@ -145,7 +145,7 @@ def _calibrated(files: Sequence[Heard], encoder_id: str) -> Calibration:
 
 
 def _unseen_places(
-    files: Sequence[Heard], encoder_id: str, rate: float
+    files: Sequence[EmbeddedFile], encoder_id: str, rate: float
 ) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
     """Of each file, whether its clips pass with their own sounds, and with those of other classes, at the threshold of other places."""
     limits = {
@@ -157,11 +157,11 @@ def _unseen_places(
     return own, swapped
 
 
-def _groups(folder: Path, only: set[str] | None, pair: EncoderPair, work: Path) -> dict[str, list[Heard]]:
+def _groups(folder: Path, only: set[str] | None, pair: EncoderPair, work: Path) -> dict[str, list[EmbeddedFile]]:
     def usable(*paths: str) -> bool:
         return only is None or only.issuperset(paths)
 
-    groups: dict[str, list[Heard]] = {"natural": [], "1": [], "0": [], "kept": [], "wrong_sound": []}
+    groups: dict[str, list[EmbeddedFile]] = {"natural": [], "1": [], "0": [], "kept": [], "wrong_sound": []}
     with (folder / "index.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
     places = {row["path"]: f"{row.get('repo') or row['path']} {row['class']}" for row in listed}
@@ -190,7 +190,7 @@ def _joined(video: Path, sound: Path, out: Path) -> Path:
     return out
 
 
-def _heard(path: Path, label: str, place: str, pair: EncoderPair, work: Path) -> Iterator[Heard]:
+def _heard(path: Path, label: str, place: str, pair: EncoderPair, work: Path) -> Iterator[EmbeddedFile]:
     frames_path, sound_path = work / "frames.npz", work / "sound.flac"
     try:
         facts = probe(path)
@@ -215,10 +215,10 @@ def _heard(path: Path, label: str, place: str, pair: EncoderPair, work: Path) ->
     spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in clips]
     with frames_path.open("rb") as frames, sound_path.open("rb") as sound:
         found = pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
-    yield Heard(path.name, label, place, found.picture, found.sound)
+    yield EmbeddedFile(path.name, label, place, found.picture, found.sound)
 
 
-def _rows(groups: dict[str, list[Heard]]) -> Iterator[tuple[str, list[Rows], bool]]:
+def _rows(groups: dict[str, list[EmbeddedFile]]) -> Iterator[tuple[str, list[Rows], bool]]:
     """Title, scores by file, and whether the pairs are true ones."""
     yield "natural clips, their own sound", [heard.agreements for heard in groups["natural"]], True
     yield "natural clips, swapped across classes", _swapped(groups["natural"]), False
@@ -229,7 +229,7 @@ def _rows(groups: dict[str, list[Heard]]) -> Iterator[tuple[str, list[Rows], boo
     yield "samples, wrong sound", [heard.agreements for heard in groups["wrong_sound"]], False
 
 
-def _swapped(files: Sequence[Heard]) -> list[Rows]:
+def _swapped(files: Sequence[EmbeddedFile]) -> list[Rows]:
     """Scores of each file's pictures with the sounds of the files of other classes."""
     if not files:
         return []
@@ -244,7 +244,7 @@ def _swapped(files: Sequence[Heard]) -> list[Rows]:
     return [drawn.mismatched[of_picture == number].astype(np.float32) for number in range(len(files))]
 
 
-def _print_each(groups: dict[str, list[Heard]], threshold: float) -> None:
+def _print_each(groups: dict[str, list[EmbeddedFile]], threshold: float) -> None:
     """Every clip that ended on the wrong side."""
     for title, fits in (("natural", True), ("1", True), ("kept", True), ("0", False), ("wrong_sound", False)):
         for heard in groups[title]:

@@ -150,7 +150,7 @@ def _inline(value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredFile:
     """A source whose clips are known."""
 
     path: Path
@@ -166,7 +166,7 @@ def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace)
     totals, limits, walls = [], [], []
     seconds = 0.0
     for repeat in range(options.repeats):
-        sources: list[Measured] = []
+        sources: list[MeasuredFile] = []
         stages.setdefault("measure", []).append(cost_of(lambda: sources.extend(_measured(files, recipe, work))))  # noqa: B023
         stages.setdefault("cut", []).append(cost_of(lambda: _cut(sources, recipe, work)))  # noqa: B023
         limits.append(cost_of(lambda: _limit(sources, recipe, work)))  # noqa: B023
@@ -206,7 +206,7 @@ def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace)
 
 
 def _report_apart(
-    files: Sequence[Path], sources: Sequence[Measured], seconds: float, work: Path, options: argparse.Namespace
+    files: Sequence[Path], sources: Sequence[MeasuredFile], seconds: float, work: Path, options: argparse.Namespace
 ) -> None:
     """Download and embedding, which are no part of the comparison."""
     store, hosts = Store(work / "store"), DownloadSettings().host_gate()
@@ -244,7 +244,7 @@ def _random_pair(model: str, work: Path) -> EncoderPair:
     return load_pair(EncoderPairSettings(picture_model=model, sound_kind="align", **weights))
 
 
-def _embed(sources: Sequence[Measured], pair: EncoderPair, work: Path) -> None:
+def _embed(sources: Sequence[MeasuredFile], pair: EncoderPair, work: Path) -> None:
     for source in sources:
         spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in source.video.clips]
         previews = work / f"{source.path.name}.npz", work / f"{source.path.name}.flac"
@@ -278,7 +278,7 @@ def _last_line(text: str | None) -> str:
     return ((text or "").strip().splitlines() or ["it says nothing"])[-1]
 
 
-def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Measured]:
+def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[MeasuredFile]:
     """The sources that a build would measure to their end."""
     found = []
     for path in files:
@@ -294,11 +294,11 @@ def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Me
             continue  # the build has a word for it, and goes on
         size = (facts.video.width, facts.video.height) if facts.video else (0, 0)
         verdicts = [judge_clip(clip.picture, clip.sound, None, size, recipe.judge) for clip in video.clips]
-        found.append(Measured(path, facts, video, tuple(i for i, verdict in enumerate(verdicts) if verdict.kept)))
+        found.append(MeasuredFile(path, facts, video, tuple(i for i, verdict in enumerate(verdicts) if verdict.kept)))
     return found
 
 
-def _cut(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None:
+def _cut(sources: Sequence[MeasuredFile], recipe: BuildRecipe, work: Path) -> None:
     folder = work / "cut"
     folder.mkdir(exist_ok=True)
     for source in sources:
@@ -308,7 +308,7 @@ def _cut(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None:
             cut_clip(source.path, source.facts, clip.span, clip.picture.bars, recipe.cut, folder, num_frames=frames)
 
 
-def _limit(sources: Sequence[Measured], recipe: BuildRecipe, work: Path) -> None:
+def _limit(sources: Sequence[MeasuredFile], recipe: BuildRecipe, work: Path) -> None:
     """One ffmpeg per source: one decode, the kept clips as outputs, the same sizes and encoder settings."""
     folder = work / "limit"
     folder.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.build import RECIPE, Measured, _cut, _files, _measured, _recipe, _rendered
+from benchmarks.build import RECIPE, MeasuredFile, _cut, _files, _measured, _recipe, _rendered
 from benchmarks.processes import Cost, cost_of
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
 from pipeline.measure.previews import read_frames, read_sounds
@@ -107,7 +107,7 @@ def _random_weights(work: Path) -> dict[str, Any]:
 
 def _report(files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:
     recipe = _recipe(files, work / "unused", options)
-    sources: list[Measured] = []
+    sources: list[MeasuredFile] = []
     stages: dict[str, list[Cost]] = {"bare decode": [], "measure": [], "cut": []}
     ways = _ways(work)
     embedded: dict[str, list[Cost]] = {way.name: [] for way in ways}
@@ -150,14 +150,14 @@ def _report(files: Sequence[Path], work: Path, options: argparse.Namespace) -> N
         )
 
 
-def _decode(sources: Sequence[Measured]) -> None:
+def _decode(sources: Sequence[MeasuredFile]) -> None:
     """Every picture and all sound, as the build decodes them, and nothing done with them."""
     for source in sources:
         for _ in Decoding(source.path, sample_rate_hz=SAMPLE_RATE_HZ):
             pass
 
 
-def _jobs(sources: Sequence[Measured], work: Path, num_clips: int) -> list[dict[str, Any]]:
+def _jobs(sources: Sequence[MeasuredFile], work: Path, num_clips: int) -> list[dict[str, Any]]:
     """Clips of all sources in turn."""
     jobs = [
         (index, {

@@ -59,7 +59,7 @@ class Case:
     """Folder of NVIDIA's source."""
 
 
-def config_of(case: Case) -> GeneratorConfig:
+def case_config(case: Case) -> GeneratorConfig:
     """The published widths, at most ``channel_max``; R has twice as many, as published."""
     base = 32768 if case.resolution > 256 else 16384
     if case.network == "stylegan2":
@@ -79,7 +79,7 @@ def config_of(case: Case) -> GeneratorConfig:
 
 def network_of(case: Case) -> nn.Module:
     """The synthesis network of a case, on its device."""
-    config = config_of(case)
+    config = case_config(case)
     if case.official:
         return _official(case, config).to(case.device)
     generator = build_generator(
@@ -211,7 +211,7 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
             )
 
 
-def line_of(case: Case, found: dict[str, float] | None, problem: str = "") -> str:
+def table_row(case: Case, found: dict[str, float] | None, problem: str = "") -> str:
     """One row of the table."""
     form = [
         case.form,
@@ -257,7 +257,7 @@ def main() -> int:
     for case in cases_of(options):
         found, problem = in_own_process(case, options.repeats, options.case_seconds)
         failed += found is None
-        print(line_of(case, found, problem), flush=True)
+        print(table_row(case, found, problem), flush=True)
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**asdict(case), **(found or {"problem": problem})}) + "\n")

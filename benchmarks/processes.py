@@ -60,7 +60,7 @@ class Peak:
         waiter = threading.Thread(target=self._process.wait)
         waiter.start()
         while waiter.is_alive():
-            sizes = [pss_mb(pid) for pid in below(self._process.pid)]
+            sizes = [pss_mb(pid) for pid in process_tree(self._process.pid)]
             self.together_mb = max(self.together_mb, sum(sizes))
             self.largest_mb = max(self.largest_mb, *sizes, 0.0)
             self.first_mb = max(self.first_mb, sizes[0])
@@ -69,7 +69,7 @@ class Peak:
             raise SystemExit(f"the build ended with {self._process.returncode}")
 
 
-def below(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """``pid`` first, then every process below it."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():

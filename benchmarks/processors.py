@@ -47,7 +47,7 @@ class Built:
     lines: list[str]
 
 
-def build(folder: Path, environment: dict[str, str], cores: Iterable[int]) -> Built:
+def build_demo(folder: Path, environment: dict[str, str], cores: Iterable[int]) -> Built:
     """The demo's dataset, from sources that are rendered anew. Exits where the build fails."""
     sources = f'["{folder}-sources/sources.csv"]'
     command = [sys.executable, "-m", "flows.demo", "--set", f'output="{folder}"', "--set", f"sources={sources}"]
@@ -69,7 +69,7 @@ def found_at(folder: Path) -> Built:
     return Built(folder, [])
 
 
-def differences(first: Built, other: Built) -> list[str]:
+def dataset_differences(first: Built, other: Built) -> list[str]:
     """What differs, a line each."""
     found = [f"printed {one!r}, not {two!r}" for one, two in zip(other.lines, first.lines, strict=False) if one != two]
     one, two = (pq.read_table(built.folder / "samples.parquet").to_pydict() for built in (first, other))
@@ -120,15 +120,15 @@ def main() -> None:
     parser.add_argument("--compare", nargs=2, type=Path, metavar="FOLDER", help="two datasets of the demo's recipe")
     options = parser.parse_args()
     if options.compare:
-        print("\n".join(differences(*map(found_at, options.compare))))
+        print("\n".join(dataset_differences(*map(found_at, options.compare))))
         return
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="hearscape-processors-") as name:
-        first = build(Path(name) / "demo" / "demo", {}, cores)
+        first = build_demo(Path(name) / "demo" / "demo", {}, cores)
         for number, setting in enumerate(options.only):
             allowed = cores[:1] if setting == "one core" else cores
-            other = build(Path(name) / str(number) / "demo", SETTINGS[setting], allowed)
-            print(f"{setting}\n" + "\n".join(f"  {line}" for line in differences(first, other)), flush=True)
+            other = build_demo(Path(name) / str(number) / "demo", SETTINGS[setting], allowed)
+            print(f"{setting}\n" + "\n".join(f"  {line}" for line in dataset_differences(first, other)), flush=True)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def batches(num_clips: int) -> Iterator[pa.Table]:
         yield pa.table({name: found.get(name, empty) for name in schema.names}, schema=schema)
 
 
-def write_embeddings(path: Path, keys: list[str]) -> None:
+def write_random_embeddings(path: Path, keys: list[str]) -> None:
     """Narrow ones, in the make of the build's."""
     vectors = pa.list_(pa.float16(), EMBEDDING_WIDTH)
     schema = pa.schema([("key", pa.string()), ("encoder_id", pa.string()), ("picture", vectors), ("sound", vectors)])
@@ -170,7 +170,7 @@ def make_dataset(folder: Folder, num_clips: int) -> None:
                     reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
                 else:
                     kept_of_split[row["split"]] = kept_of_split.get(row["split"], 0) + 1
-    write_embeddings(
+    write_random_embeddings(
         folder.local_path / EMBEDDINGS_NAME,
         pq.read_table(folder.local_path / SAMPLES_NAME, columns=["key"])["key"].to_pylist(),
     )

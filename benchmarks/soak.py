@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.processes import process_tree
 from pipeline.build.build import Build
 from pipeline.build.recipe import load_recipe
 from pipeline.events import Event, SourceEvent
@@ -49,7 +50,7 @@ execution = {{ workers = 1, downloads = 1, batch_size = 100000 }}
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ResourceUse:
     """What a process and all below it hold."""
 
     memory_mb: float
@@ -59,23 +60,10 @@ class Held:
     temporary_files: int
 
 
-def family(pid: int) -> list[int]:
-    """The process and all below it."""
-    found = [pid]
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in tasks.read_text().split()]
-        except OSError:  # the thread has ended meanwhile
-            continue
-        for child in children:
-            found += family(child)
-    return found
-
-
-def held(temporary: Sequence[Path]) -> Held:
+def resource_use(temporary: Sequence[Path]) -> ResourceUse:
     """Now, by this process and all below it."""
     memory_kb = open_files = num_processes = 0
-    for pid in family(os.getpid()):
+    for pid in process_tree(os.getpid()):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             open_files += len(list(Path(f"/proc/{pid}/fd").iterdir()))
@@ -84,10 +72,10 @@ def held(temporary: Sequence[Path]) -> Held:
         memory_kb += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         num_processes += 1
     num_files = sum(1 for folder in temporary for path in folder.rglob("*") if path.is_file())
-    return Held(memory_kb / 1024, open_files, num_processes, num_files)
+    return ResourceUse(memory_kb / 1024, open_files, num_processes, num_files)
 
 
-def write_sources(folder: Path, num_sources: int) -> None:
+def write_test_sources(folder: Path, num_sources: int) -> None:
     """One video with another number in each: equal footage, other files. Writes their list, too."""
     (folder / "videos").mkdir()
     rng = np.random.default_rng(0)
@@ -109,16 +97,16 @@ def _frames(rng: np.random.Generator) -> Iterator[npt.NDArray[np.uint8]]:
         yield noisy.clip(0, 255).astype(np.uint8)
 
 
-def build(folder: Path) -> list[Held]:
+def build_and_watch(folder: Path) -> list[ResourceUse]:
     """What was held at the end of each source."""
     (folder / "soak.toml").write_text(RECIPE.format(folder=folder))
     running = Build(load_recipe(folder / "soak.toml"))
-    samples: list[Held] = []
+    samples: list[ResourceUse] = []
     temporary = [folder / "tmp", folder / "soak" / "state" / "tmp", folder / "soak" / "state" / "downloads" / "tmp"]
 
     def heard(event: Event) -> None:
         if isinstance(event, SourceEvent):
-            samples.append(held(temporary))
+            samples.append(resource_use(temporary))
 
     try:
         running.check()
@@ -130,20 +118,20 @@ def build(folder: Path) -> list[Held]:
     return samples
 
 
-def read(folder: Path, epochs: int) -> list[list[Held]]:
+def read(folder: Path, epochs: int) -> list[list[ResourceUse]]:
     """What was held at each batch of each epoch."""
     settings = ReaderSettings(batch_size=16, num_workers=2, num_frames=2, picture_px=48, window_seconds=1.0)
     reader = Reader([DatasetMix(location=str(folder / "soak"))], settings, split="train", seed=0)
     try:
-        samples: list[list[Held]] = []
+        samples: list[list[ResourceUse]] = []
         for _ in range(epochs):
-            samples.append([held([folder / "tmp"]) for _ in reader])
+            samples.append([resource_use([folder / "tmp"]) for _ in reader])
     finally:
         reader.close()
     return samples
 
 
-def middle(samples: Sequence[Held]) -> list[float]:
+def middle(samples: Sequence[ResourceUse]) -> list[float]:
     """The median of each number."""
     return [statistics.median(values) for values in zip(*map(astuple, samples), strict=True)]
 
@@ -154,7 +142,7 @@ def is_flat(first: Sequence[float], last: Sequence[float]) -> bool:
     return is_memory_flat and files[1] <= files[0] + MORE_FILES and all(after <= before for before, after in counts)
 
 
-def show(name: str, samples: Sequence[Held]) -> list[float]:
+def show(name: str, samples: Sequence[ResourceUse]) -> list[float]:
     medians = middle(samples)
     print(f"{name:<22}" + "".join(f"{value:>17.1f}" for value in medians), flush=True)
     return medians
@@ -162,10 +150,10 @@ def show(name: str, samples: Sequence[Held]) -> list[float]:
 
 def soak(folder: Path, num_sources: int, epochs: int) -> int:
     """Builds and reads in ``folder``, and prints; 0: all is flat."""
-    write_sources(folder, num_sources)
-    print(" " * 22 + "".join(f"{field.name:>17}" for field in fields(Held)))
+    write_test_sources(folder, num_sources)
+    print(" " * 22 + "".join(f"{field.name:>17}" for field in fields(ResourceUse)))
     started = time.monotonic()
-    samples = build(folder)
+    samples = build_and_watch(folder)
     part = min(100, len(samples) // 3)
     first, last = show(f"sources 1 to {part}", samples[:part]), show(f"the last {part}", samples[-part:])
     is_build_flat = is_flat(first, last)

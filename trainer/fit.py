@@ -20,7 +20,7 @@ from pipeline.runtime.interrupts import INTERRUPTED, interruptible
 from pipeline.runtime.process_folder import system_folder
 
 if TYPE_CHECKING:
-    from trainer.engine.run import Dataset, Run
+    from trainer.engine.run import FitDataset, Run
     from trainer.recipe import FitRecipe
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -60,7 +60,7 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
         system_folder()
         recipe = _recipe(options)
         if options.dry_run:
-            print(plan_text(recipe))  # noqa: T201
+            print(fit_plan_text(recipe))  # noqa: T201
             return 0
         number = run_stages(recipe)
     except UserError as error:
@@ -89,7 +89,7 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     return recipe
 
 
-def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
+def _checked(recipe: FitRecipe) -> tuple[list[str], list[FitDataset]]:
     """The stages and datasets of a recipe. Raises UserError for all that can be refused before any work."""
     from pipeline.errors import RecipeError  # noqa: PLC0415
     from trainer.engine.overlap import check_disjoint  # noqa: PLC0415
@@ -98,7 +98,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
     from trainer.stages import STAGES, chosen_stages  # noqa: PLC0415
 
     names = chosen_stages(recipe.stages)
-    datasets: list[Dataset] = []
+    datasets: list[FitDataset] = []
     if any(STAGES[name].reads_shards(recipe) for name in names):
         if recipe.shards is None:
             raise RecipeError(
@@ -114,7 +114,7 @@ def _checked(recipe: FitRecipe) -> tuple[list[str], list[Dataset]]:
     return names, datasets
 
 
-def plan_text(recipe: FitRecipe) -> str:
+def fit_plan_text(recipe: FitRecipe) -> str:
     """The resolved recipe as JSON, the datasets, and what is there of each stage. Writes nothing."""
     from trainer.engine.checkpoint import read_values  # noqa: PLC0415
 

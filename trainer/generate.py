@@ -96,33 +96,33 @@ def _run(options: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class VideoJob:
     """A sound, and the video that is made of it."""
 
     sound: Path
     video: Path
 
 
-def _jobs(sounds: Sequence[Path], out: Path) -> list[Job]:
+def _jobs(sounds: Sequence[Path], out: Path) -> list[VideoJob]:
     """Raises OutputError where ``out`` does not fit the sounds."""
     if out.suffix.lower() in OTHER_VIDEOS:
         raise OutputError(f"--out {out}: videos are written as mp4; name it {out.with_suffix(SUFFIX)}")
     if out.suffix.lower() == SUFFIX and not out.is_dir():
         if len(sounds) > 1:
             raise OutputError(f"--out {out} is one file, and there are {len(sounds)} sounds; name a folder")
-        return [Job(sounds[0], out)]
-    jobs: dict[Path, Job] = {}
+        return [VideoJob(sounds[0], out)]
+    jobs: dict[Path, VideoJob] = {}
     for sound in sounds:
         video = out / f"{sound.stem}{SUFFIX}"
         if video in jobs:
             raise OutputError(
                 f"--sound: {jobs[video].sound} and {sound} would both become {video}; make them in two runs, to two folders"
             )
-        jobs[video] = Job(sound, video)
+        jobs[video] = VideoJob(sound, video)
     return list(jobs.values())
 
 
-def _check_outputs(jobs: Sequence[Job], sheet: Path | None, *, overwrite: bool) -> None:
+def _check_outputs(jobs: Sequence[VideoJob], sheet: Path | None, *, overwrite: bool) -> None:
     """Raises OutputError for what cannot be written or is there already; makes the folders."""
     outputs = [job.video for job in jobs] + ([] if sheet is None else [sheet])
     if sheet is not None and sheet.suffix.lower() != ".png":
@@ -173,12 +173,12 @@ def _model(options: argparse.Namespace, settings: GenerateSettings) -> tuple[Sou
     return model.to(device), settings
 
 
-def _make(job: Job, model: SoundVideoModel, settings: GenerateSettings) -> SheetRow:
+def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> SheetRow:
     """Writes a video; the row that shows it. Raises MediaError for a sound that cannot be used."""
     from trainer.rendering.contact_sheet import SheetRow, shown_frames, tile  # noqa: PLC0415
     from trainer.rendering.sound_file import open_sound  # noqa: PLC0415
     from trainer.rendering.sound_to_video import frames_of, hear, num_frames_of, styles_of  # noqa: PLC0415
-    from trainer.rendering.video_writer import write_video  # noqa: PLC0415
+    from trainer.rendering.video_writer import write_mp4  # noqa: PLC0415
 
     sound = open_sound(job.sound)
     heard = hear(model, sound, settings.seconds)
@@ -196,7 +196,7 @@ def _make(job: Job, model: SoundVideoModel, settings: GenerateSettings) -> Sheet
             yield frame
 
     with _counted(noted(drawn), num_frames, job.video.name) as frames:
-        write_video(job.video, frames, settings.fps, sound, crf=settings.crf)
+        write_mp4(job.video, frames, settings.fps, sound, crf=settings.crf)
     side = settings.resolution or model.generator.resolution
     print(  # noqa: T201
         f"{job.video}: {seconds:.1f} s, {num_frames} frames of {side} x {side} at {settings.fps:g} a second, seed {settings.seed}"

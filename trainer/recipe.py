@@ -13,7 +13,7 @@ from pipeline.errors import ManifestError, RecipeError
 from pipeline.runtime.remote import Retries
 from pipeline.settings import Settings
 from trainer.align.settings import AlignSettings
-from trainer.engine.run import Dataset, RunSettings
+from trainer.engine.run import FitDataset, RunSettings
 from trainer.invert.settings import InvertSettings, StudentSettings
 from trainer.prior.settings import PriorSettings
 from trainer.streaming.reader import DatasetMix, ReaderSettings
@@ -53,7 +53,7 @@ class FitRecipe(Settings):
         return Path(self.run.out).expanduser() if self.run.out is not None else Path("runs") / self.run.name
 
 
-def find_datasets(shards: str, weights: Mapping[str, float], retries: Retries | None = None) -> list[Dataset]:
+def find_datasets(shards: str, weights: Mapping[str, float], retries: Retries | None = None) -> list[FitDataset]:
     """Every dataset below a folder or URL that has samples to train on, by location.
 
     Raises ManifestError when there is none or one cannot be read, RecipeError for weights of what is not there.
@@ -81,7 +81,7 @@ def find_datasets(shards: str, weights: Mapping[str, float], retries: Retries | 
         if weight and not manifest.clips.splits.get("train"):
             logger.warning("%s has no samples to train on: its splits are %s", location, dict(manifest.clips.splits))
         elif weight:
-            datasets.append(Dataset(DatasetMix(location=location, weight=weight), manifest))
+            datasets.append(FitDataset(DatasetMix(location=location, weight=weight), manifest))
     if not datasets:
         raise ManifestError(
             f"{shards}: none of its datasets ({', '.join(sorted(names))}) has samples to train on and a weight above 0"

@@ -30,7 +30,7 @@ from trainer.rendering.sound_to_video import (
     styles_of,
     walk_noise,
 )
-from trainer.rendering.video_writer import write_video
+from trainer.rendering.video_writer import write_mp4
 
 RATE_HZ = 44_100
 
@@ -197,7 +197,7 @@ def test_many_channels_become_two_without_being_too_loud() -> None:
 
 def test_the_sound_of_a_video_and_of_an_odd_rate(tmp_path: Path) -> None:
     frames = [np.full((16, 16, 3), 90, np.uint8)] * 10
-    write_video(tmp_path / "a.mp4", frames, 10, sound_of_array(tone(1000, 1.0, 37_000), 37_000))
+    write_mp4(tmp_path / "a.mp4", frames, 10, sound_of_array(tone(1000, 1.0, 37_000), 37_000))
     sound = open_sound(tmp_path / "a.mp4")
     assert (sound.rate_hz, sound.num_channels) == (48_000, 1)
     samples = np.concatenate(list(sound.blocks()))[:, 0]
@@ -233,7 +233,7 @@ def test_files_that_are_no_sound_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("no sound at all")
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n")
-    write_video(tmp_path / "mute.mp4", [np.zeros((16, 16, 3), np.uint8)], 1)
+    write_mp4(tmp_path / "mute.mp4", [np.zeros((16, 16, 3), np.uint8)], 1)
     for name, words in {
         "none.wav": "no such file", "empty.wav": "the file is empty", "text.wav": "no sound that can be read",
         "list.m3u8": "no sound that can be read", "mute.mp4": "no sound track",
@@ -251,7 +251,7 @@ def test_a_video_holds_its_frames_and_its_sound(tmp_path: Path) -> None:
     frames = [np.tile(np.array(colour, np.uint8), (32, 48, 1)) for colour in colours for _ in range(10)]
     stereo = np.stack([tone(500, 3.0), tone(2000, 3.0)], axis=1)
     path = tmp_path / "video.mp4"
-    assert write_video(path, iter(frames), 10, sound_of_array(stereo, RATE_HZ)) == 30
+    assert write_mp4(path, iter(frames), 10, sound_of_array(stereo, RATE_HZ)) == 30
     seen, heard, rate_hz = decoded(path)
     assert seen.shape == (30, 32, 48, 3)
     for number, colour in enumerate(colours):
@@ -261,7 +261,7 @@ def test_a_video_holds_its_frames_and_its_sound(tmp_path: Path) -> None:
     assert [round(pitch_hz(middle[:, side], rate_hz)) for side in (0, 1)] == [500, 2000]
     content = path.read_bytes()
     assert content.find(b"moov") < content.find(b"mdat"), "a player would have to load all of it first"
-    write_video(path, iter(frames), 10, sound_of_array(stereo, RATE_HZ))
+    write_mp4(path, iter(frames), 10, sound_of_array(stereo, RATE_HZ))
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
@@ -269,7 +269,7 @@ def test_a_video_holds_its_frames_and_its_sound(tmp_path: Path) -> None:
 def test_the_sound_is_as_long_as_the_picture(tmp_path: Path) -> None:
     frames = [np.zeros((16, 16, 3), np.uint8)] * 20
     for seconds in (0.5, 8.0):
-        write_video(tmp_path / "a.mp4", frames, 10, sound_of_array(tone(700, seconds), RATE_HZ))
+        write_mp4(tmp_path / "a.mp4", frames, 10, sound_of_array(tone(700, seconds), RATE_HZ))
         with av.open(str(tmp_path / "a.mp4")) as container:
             track = container.streams.audio[0]
             assert track.duration is not None and track.time_base is not None
@@ -294,7 +294,7 @@ def test_pictures_and_sound_are_written_as_they_come(tmp_path: Path) -> None:
 
     with pytest.raises(MediaError, match="sample rate is 10"):
         sound_of_array(np.zeros(10, np.float32), 10)
-    write_video(tmp_path / "a.mp4", frames(), 12.5, Sound("made", 8000, 1, blocks))
+    write_mp4(tmp_path / "a.mp4", frames(), 12.5, Sound("made", 8000, 1, blocks))
     assert sum(read) == 480_000 + 1000 * (480_000 % 1000 > 0)
 
 
@@ -307,16 +307,16 @@ def test_nothing_is_left_where_a_video_cannot_be_made(tmp_path: Path) -> None:
         raise MediaError("damaged", "the picture is gone")
 
     with pytest.raises(MediaError, match="the picture is gone"):
-        write_video(there, broken(), 10)
+        write_mp4(there, broken(), 10)
     for wrong, words in (
         ([], "there are none"),
         ([np.zeros((15, 16, 3), np.uint8)], "even sides"),
         ([np.zeros((16, 16, 3), np.uint8), np.zeros((16, 18, 3), np.uint8)], "frame 1 is"),
     ):
         with pytest.raises(ValueError, match=words):
-            write_video(there, wrong, 10)
+            write_mp4(there, wrong, 10)
     with pytest.raises(OutputError, match="cannot be written"):
-        write_video(tmp_path / "none" / "a.mp4", [np.zeros((16, 16, 3), np.uint8)], 10)
+        write_mp4(tmp_path / "none" / "a.mp4", [np.zeros((16, 16, 3), np.uint8)], 10)
     assert there.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [there]
 

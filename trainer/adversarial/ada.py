@@ -74,8 +74,8 @@ def augment(pictures: Tensor, p: float, settings: AdaSettings) -> Tensor:
     batch, side = len(clips_BTCHW), clips_BTCHW.shape[-1]
     geometry_B33 = draw_geometry(batch, p, settings, side)
     colours_B44 = draw_colours(batch, p, settings)
-    changed = resampled(clips_BTCHW, geometry_B33)
-    changed = recoloured(changed, colours_B44)
+    changed = apply_geometry(clips_BTCHW, geometry_B33)
+    changed = apply_colours(changed, colours_B44)
     changed = _noisy(changed, p * settings.noise)
     changed = _cut_out(changed, p * settings.cutout)
     return changed.view(pictures.shape)
@@ -134,7 +134,7 @@ def draw_colours(batch: int, p: float, settings: AdaSettings) -> Tensor:
     return matrix
 
 
-def resampled(clips_BTCHW: Tensor, matrix_B33: Tensor) -> Tensor:
+def apply_geometry(clips_BTCHW: Tensor, matrix_B33: Tensor) -> Tensor:
     """The clips as ``draw_geometry`` says; those that do not move come back exactly as they were."""
     moves_B = (matrix_B33 != torch.eye(3)).flatten(1).any(1)
     if not bool(moves_B.any()):
@@ -148,7 +148,7 @@ def resampled(clips_BTCHW: Tensor, matrix_B33: Tensor) -> Tensor:
     return torch.where(kept, moved.view(clips_BTCHW.shape), clips_BTCHW)
 
 
-def recoloured(clips_BTCHW: Tensor, matrix_B44: Tensor) -> Tensor:
+def apply_colours(clips_BTCHW: Tensor, matrix_B44: Tensor) -> Tensor:
     """The clips with every pixel (r, g, b, 1) multiplied; those with the identity come back exactly as they were."""
     changes_B = (matrix_B44 != torch.eye(4)).flatten(1).any(1)
     if not bool(changes_B.any()):

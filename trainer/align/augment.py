@@ -53,7 +53,7 @@ class AugmentSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class AugmentChoices:
     """What chance decided for one sample. Places and widths are shares of what is there, 0..1."""
 
     crop: tuple[float, float]
@@ -66,7 +66,7 @@ class Draw:
     """Width as a share of the frames, place among the possible ones."""
 
 
-def draw(settings: AugmentSettings, *identity: object) -> Draw:
+def draw(settings: AugmentSettings, *identity: object) -> AugmentChoices:
     """The same for the same ``identity``: seed, samples seen, dataset, key."""
     rng = np.random.default_rng(int(stable_hash("augment", *identity), 16))
 
@@ -75,10 +75,12 @@ def draw(settings: AugmentSettings, *identity: object) -> Draw:
 
     crop = (float(rng.uniform(settings.min_crop, 1)), float(rng.random()))
     is_mixed, level = float(rng.random()) < settings.mix_probability, float(rng.uniform(*settings.mix_below_db))
-    return Draw(crop, level if is_mixed else None, masks(settings.max_mel_mask), masks(settings.max_time_mask))
+    return AugmentChoices(
+        crop, level if is_mixed else None, masks(settings.max_mel_mask), masks(settings.max_time_mask)
+    )
 
 
-def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], draws: Sequence[Draw]) -> Tensor:
+def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], draws: Sequence[AugmentChoices]) -> Tensor:
     """Crops and mixes, (B, N); ``num_real_B`` are the samples that are sound, the rest of a row is padding."""
     changed_BN = torch.zeros_like(sounds_BN)
     for index, (one, num_real) in enumerate(zip(draws, num_real_B, strict=True)):
@@ -97,7 +99,7 @@ def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], draws: Sequen
     return changed_BN
 
 
-def mask_mels(mels_BMT: Tensor, draws: Sequence[Draw]) -> None:
+def mask_mels(mels_BMT: Tensor, draws: Sequence[AugmentChoices]) -> None:
     """Puts the drawn bands and stretches to 0, in place."""
     for mel_MT, one in zip(mels_BMT, draws, strict=True):
         for width, place in one.mel_masks:

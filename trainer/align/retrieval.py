@@ -73,7 +73,7 @@ def area_under_roc(matched: NDArray[np.floating], wrong: NDArray[np.floating]) -
     return float(((below + up_to) / 2).mean() / len(ordered))
 
 
-def evaluate(
+def retrieval_measures(
     sounds_ND: Tensor,
     pictures_ND: Tensor,
     prompts: Mapping[str, Tensor],

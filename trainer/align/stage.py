@@ -26,7 +26,7 @@ from trainer.align.frozen_encoders import Partner, check_partner, load_partner
 from trainer.align.gradient_cache import backward_through
 from trainer.align.loss import Targets, align_loss
 from trainer.align.prompts import TextEmbeddings, sample_text
-from trainer.align.retrieval import evaluate
+from trainer.align.retrieval import retrieval_measures
 from trainer.align.settings import AlignSettings
 from trainer.engine.learner import BEST, LAST, Learner, damaged, rank_reader, run_stage
 from trainer.engine.loop import Ended
@@ -219,7 +219,7 @@ class Align(Learner):
             described += gather_items(list(zip(sources, batch.labels, strict=True)))
             if len(described) >= most:
                 break
-        return evaluate(
+        return retrieval_measures(
             torch.cat(sounds)[:most],
             torch.cat(pictures)[:most],
             self.prompts,

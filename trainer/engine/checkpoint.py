@@ -68,7 +68,7 @@ def read_values(path: Path, stage: str) -> dict[str, Any]:
     return values
 
 
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def tensors_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose names begin with ``prefix.``, without it."""
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
@@ -89,7 +89,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     """The inverse of :func:`optimizer_tensors`. Raises CheckpointError when the parameters are others."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     memories: dict[int, dict[str, Tensor]] = {}
-    for full_name, tensor in below(tensors, prefix).items():
+    for full_name, tensor in tensors_below(tensors, prefix).items():
         number, _, name = full_name.partition(".")
         is_ours = number.isdecimal() and int(number) < len(parameters)
         if not is_ours or (tensor.ndim and tensor.shape != parameters[int(number)].shape):

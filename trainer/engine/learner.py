@@ -13,8 +13,8 @@ from pipeline.encoders.weights import load_into
 from pipeline.errors import CheckpointError, FitError
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
-from trainer.engine.checkpoint import below, load_optimizer, load_state, optimizer_tensors, save_state
-from trainer.engine.loop import Ended, Source, Stage, fit
+from trainer.engine.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state, tensors_below
+from trainer.engine.loop import BatchSource, Ended, Stage, fit
 from trainer.engine.phases import Part, Phase, learn
 from trainer.engine.ranks import num_ranks
 from trainer.engine.run import Run, changes, ranks_agree
@@ -109,7 +109,7 @@ class Learner:
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, error) from error
         for prefix, network in self.networks().items():
-            load_into(network, below(tensors, prefix), path)
+            load_into(network, tensors_below(tensors, prefix), path)
         for prefix, optimizer in self.optimizers().items():
             load_optimizer(optimizer, tensors, prefix, path)
 
@@ -177,7 +177,7 @@ class Resumable(Stage, Protocol):
     def close(self) -> None: ...
 
 
-class ClosingSource(Source, Protocol):
+class ResumableSource(BatchSource, Protocol):
     """Batches that are taken up in mid-epoch, and end."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -186,7 +186,7 @@ class ClosingSource(Source, Protocol):
 
 
 def run_stage(
-    make: Callable[[], Resumable], source: ClosingSource, settings: StageSettings, run: Run, display: Display
+    make: Callable[[], Resumable], source: ResumableSource, settings: StageSettings, run: Run, display: Display
 ) -> Ended:
     """Makes the stage, takes up its checkpoint if there is one, and runs it; closes stage and source in the end."""
     stage: Resumable | None = None

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from pipeline.errors import DataError, FitError
 from trainer.engine.run import Run
 from trainer.engine.stats import Display, Tick, peak_memory_bytes
-from trainer.streaming.reader import Bad, Batch
+from trainer.streaming.reader import Batch, ReadFailure
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class Stage(Protocol):
         """Writes what is needed to go on from here, and what others may use, by rename."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Batches of this rank, epoch after epoch: ``trainer.streaming.reader.Reader``, or what behaves as it does."""
 
     @property
-    def bad(self) -> Sequence[tuple[Bad, int]]: ...
+    def bad(self) -> Sequence[tuple[ReadFailure, int]]: ...
 
     def __len__(self) -> int: ...
 
@@ -60,7 +60,7 @@ class Source(Protocol):
 
 def fit(
     stage: Stage,
-    reader: Source,
+    reader: BatchSource,
     run: Run,
     display: Display,
     *,
@@ -74,7 +74,7 @@ def fit(
     """
     first = stage.samples_seen
     pause = run.settings.pause_after_samples
-    clock = _Clock(stage, reader, run, display, num_samples)
+    clock = _TickCounter(stage, reader, run, display, num_samples)
     batches = _endless(reader)
     ended: Ended | None = None if stage.samples_seen < num_samples else "done"
     while ended is None:
@@ -113,7 +113,7 @@ def _passed(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-def _endless(reader: Source) -> Iterator[Batch]:
+def _endless(reader: BatchSource) -> Iterator[Batch]:
     while True:
         num_batches = 0
         for batch in reader:
@@ -133,10 +133,10 @@ def _validate(stage: Stage, run: Run, display: Display) -> None:
     display.say(f"{stage.name}: validation after {stage.samples_seen:,} samples: {told}")
 
 
-class _Clock:
+class _TickCounter:
     """Counts what happens between two ticks, and tells it when ``run.tick_seconds`` are over."""
 
-    def __init__(self, stage: Stage, reader: Source, run: Run, display: Display, num_samples: int) -> None:
+    def __init__(self, stage: Stage, reader: BatchSource, run: Run, display: Display, num_samples: int) -> None:
         self._stage, self._reader, self._run, self._display = stage, reader, run, display
         self._num_samples = num_samples
         self._began = self._last = time.monotonic()
@@ -146,7 +146,7 @@ class _Clock:
         self._sums: dict[str, float] = defaultdict(float)
         self._num_steps = 0
 
-    def waiting(self) -> _Clock:
+    def waiting(self) -> _TickCounter:
         return self
 
     def __enter__(self) -> None:

@@ -11,22 +11,22 @@ from pipeline.errors import DataError, ManifestError, OutputError
 from pipeline.runtime.bounded import reading_failures
 from pipeline.runtime.remote_folder import read_folder
 from pipeline.schema import State
-from trainer.engine.run import Dataset
+from trainer.engine.run import FitDataset
 
 logger = logging.getLogger(__name__)
 
 NUM_NAMED = 3
 
 
-def check_disjoint(datasets: Sequence[Dataset]) -> None:
+def check_disjoint(datasets: Sequence[FitDataset]) -> None:
     """Raises DataError where a video that one dataset trains on is held out in another: the same file, whatever its source is called.
 
     A dataset whose table of samples is not there, or cannot be read, is warned of.
     """
     if len(datasets) < 2:
         return
-    learned: dict[str, Dataset] = {}
-    held_out: dict[str, Dataset] = {}
+    learned: dict[str, FitDataset] = {}
+    held_out: dict[str, FitDataset] = {}
     urls: dict[str, str] = {}
     for dataset in datasets:
         for sha256, url, split in _videos(dataset):
@@ -42,7 +42,7 @@ def check_disjoint(datasets: Sequence[Dataset]) -> None:
         )
 
 
-def _videos(dataset: Dataset) -> set[tuple[str, str, str]]:
+def _videos(dataset: FitDataset) -> set[tuple[str, str, str]]:
     """SHA-256, URL and split of the videos whose clips were kept."""
     found = set()
     failures: tuple[type[Exception], ...] = (ManifestError, OutputError, *reading_failures())

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.dataset.manifest import Manifest, ShardRecord, dataset_root
 from pipeline.errors import DataError, ShardError
 from pipeline.runtime.remote import Remote, Retries
-from trainer.engine.run import Dataset
+from trainer.engine.run import FitDataset
 from trainer.streaming.shards import chosen_rendition, local_folder
 
 LOG = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ MAX_SHOWN = 5
 
 
 def check_present(
-    datasets: Iterable[Dataset], sides_px: Sequence[int | None], *, upscale: bool, retries: Retries
+    datasets: Iterable[FitDataset], sides_px: Sequence[int | None], *, upscale: bool, retries: Retries
 ) -> None:
     """Raises DataError, naming files, where tars or indexes are missing or of another size.
 

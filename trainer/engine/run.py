@@ -53,7 +53,7 @@ class RunSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class FitDataset:
     """A dataset that the run streams from."""
 
     mix: DatasetMix
@@ -66,7 +66,7 @@ class Run:
 
     folder: Path
     settings: RunSettings
-    datasets: Sequence[Dataset]
+    datasets: Sequence[FitDataset]
     fabric: Fabric
     stats: Stats
     signalled: list[int] = field(default_factory=list)

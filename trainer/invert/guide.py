@@ -24,7 +24,7 @@ from trainer.align.prompts import TextEmbeddings, sample_text
 from trainer.engine.phases import Part, Phase, Terms
 from trainer.engine.run import Run
 from trainer.invert.settings import GuideSettings
-from trainer.invert.student import Schooling, load_student
+from trainer.invert.student import LearningStudent, load_student
 from trainer.streaming.batches import Batch
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ ALIGN_CHECKPOINT = "align/best.safetensors"
 STUDENT_CHECKPOINT = "student/last.safetensors"
 
 
-class Looking(Protocol):
+class DifferentiableEncoder(Protocol):
     """A picture encoder that gradients pass through."""
 
     width: int
@@ -75,14 +75,14 @@ class Guide:
         self._texts = TextEmbeddings(self.partner, self.device)
         self._prompts, self._use_captions = recipe.align.prompts, recipe.align.use_captions
         self._texts.classes(run.classes, self._prompts)  # one without a word for a class is refused before any step
-        self.schooling: Schooling | None = None
+        self.schooling: LearningStudent | None = None
         """The student that stands in for the picture encoder. None: that has gradients of its own."""
         if isinstance(self.partner, OpenClipPartner):
-            self.looking: Looking = self.partner
+            self.looking: DifferentiableEncoder = self.partner
         else:
             student = load_student(run.folder / STUDENT_CHECKPOINT, self.partner.encoder_id)
             rate = recipe.student.refresh_learning_rate
-            self.looking = self.schooling = Schooling(student, self.partner, rate, self.device)
+            self.looking = self.schooling = LearningStudent(student, self.partner, rate, self.device)
 
     @property
     def encoder_ids(self) -> tuple[str, str]:

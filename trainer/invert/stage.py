@@ -30,7 +30,7 @@ from trainer.engine.stats import Display
 from trainer.invert.guide import ALIGN_CHECKPOINT, Guide, clip_loss, cutouts
 from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
 from trainer.model.generator import GeneratorConfig
-from trainer.model.pictures import grid, to_bytes, write_png
+from trainer.model.pictures import grid, to_uint8, write_png
 from trainer.model.sound_video import SoundVideoModel
 from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader
@@ -45,7 +45,7 @@ NUM_SHOWN = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class GuidedClips:
     """Some clips of a batch, on the device: what the losses take."""
 
     reals_BTCHW: Tensor
@@ -56,11 +56,11 @@ class Heard:
     texts_BD: Tensor
     """F_t of their captions or classes."""
 
-    def split(self, size: int | None) -> Iterator[Heard]:
+    def split(self, size: int | None) -> Iterator[GuidedClips]:
         """Micro-batches of at most ``size`` clips; None: one of all."""
         for start in range(0, len(self.mels_BMT), size or max(1, len(self.mels_BMT))):
             rows = slice(start, start + (size or len(self.mels_BMT)))
-            yield Heard(*(getattr(self, one.name)[rows] for one in fields(self)))
+            yield GuidedClips(*(getattr(self, one.name)[rows] for one in fields(self)))
 
 
 class Invert(SoundVideoStage):
@@ -120,11 +120,11 @@ class Invert(SoundVideoStage):
         self.samples_seen += total
         return {**measures, "learning_rate": rate}
 
-    def _heard(self, batch: Batch) -> Heard:
+    def _heard(self, batch: Batch) -> GuidedClips:
         sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
-        return Heard(self.reals(batch), self.heard_mels(batch), sounds_BD, texts_BD)
+        return GuidedClips(self.reals(batch), self.heard_mels(batch), sounds_BD, texts_BD)
 
-    def _styles(self, part: Heard) -> Tensor:
+    def _styles(self, part: GuidedClips) -> Tensor:
         model = self.model
         mels = part.mels_BMT if self._segment is None else model.segments_of(part.mels_BMT)[:, self._segment]
         latents = torch.randn(len(mels), model.generator.z_dim).to(self.device)
@@ -132,12 +132,12 @@ class Invert(SoundVideoStage):
             return model.invert(mels, model.base_styles(latents)).float()
 
     @torch.no_grad()
-    def _shown(self, part: Heard) -> Tensor:
+    def _shown(self, part: GuidedClips) -> Tensor:
         """(N, 3, H, W): a generated picture and a real frame of each clip, a random square of them all."""
         pictures = torch.cat([self.model.draw(self._styles(part)).clamp(-1, 1), part.reals_BTCHW[:, 0]])
         return cutouts(pictures, 1, self.settings.guide.smallest_cutout)[0]
 
-    def _loss(self, part: Heard) -> Terms:
+    def _loss(self, part: GuidedClips) -> Terms:
         settings, model = self.settings, self.model
         styles_BLD = self._styles(part)
         parts = guided_losses(model, self.guide, styles_BLD, part.sounds_BD, part.texts_BD)
@@ -176,7 +176,7 @@ class Invert(SoundVideoStage):
                 break
         own, wrong = _own_and_wrong(torch.cat(seen), torch.cat(heard), described)
         if self.run.fabric.is_global_zero and described:
-            pictures = grid(to_bytes(torch.cat(shown)[:NUM_SHOWN]))
+            pictures = grid(to_uint8(torch.cat(shown)[:NUM_SHOWN]))
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
             write_png(folder / f"{self.samples_seen:010d}.png", pictures)

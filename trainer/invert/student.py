@@ -26,7 +26,7 @@ from pipeline.encoders.weights import load_into
 from pipeline.errors import CheckpointError, EncoderError
 from pipeline.settings import Settings
 from trainer.engine.phases import Terms
-from trainer.model.pictures import to_bytes
+from trainer.model.pictures import to_uint8
 
 METADATA_KEY = "hearscape_student"
 
@@ -72,11 +72,11 @@ class Teacher(Protocol):
 
 def taught(teacher: Teacher, pictures_NCHW: Tensor) -> Tensor:
     """(N, D): what the teacher says of each picture, -1..1."""
-    as_bytes = to_bytes(pictures_NCHW).permute(0, 3, 1, 2).cpu()
+    as_bytes = to_uint8(pictures_NCHW).permute(0, 3, 1, 2).cpu()
     return teacher.embed_frames(as_bytes[:, None]).to(pictures_NCHW.device)
 
 
-class Schooling:
+class LearningStudent:
     """A student that guides, and goes on learning on what is generated: nobody can learn to draw what only the student believes in."""
 
     def __init__(self, student: Student, teacher: Teacher, learning_rate: float, device: torch.device) -> None:

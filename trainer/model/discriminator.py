@@ -60,7 +60,7 @@ class Conv(nn.Module):
         return activate(x + self.bias.to(x.dtype)[:, None, None], GAIN * gain, clamp)
 
 
-class Block(nn.Module):
+class DiscriminatorBlock(nn.Module):
     """Residual block, two convolutions, that halves the sides. ``num_colours`` not 0: the first one, from pictures."""
 
     def __init__(self, num_in: int, num_out: int, num_colours: int, *, clamp: float | None) -> None:
@@ -145,7 +145,7 @@ class Discriminator(nn.Module):
         self.channels_last = channels_last
         for index in range(len(widths) - 1, 0, -1):
             colours = num_colours if BASE << index == resolution else 0
-            block = Block(widths[index], widths[index - 1], colours, clamp=clamp)
+            block = DiscriminatorBlock(widths[index], widths[index - 1], colours, clamp=clamp)
             setattr(self, f"b{BASE << index}", block)
         mapped = (mapping_width or widths[0]) if c_dim else 1
         if c_dim:

@@ -89,7 +89,7 @@ class GeneratorFile:
                 empty = build_generator(self.config)
         except ValueError as error:
             raise GeneratorError(f"{self.origin} has settings that design no network: {error}") from error
-        check_fit(empty, self.tensors, self.origin, optional=(W_AVG,))  # before memory is taken for it
+        check_tensors_fit(empty, self.tensors, self.origin, optional=(W_AVG,))  # before memory is taken for it
         network = build_generator(
             self.config, grouped=grouped, channels_last=channels_last, fir=fir, recompute=recompute
         )
@@ -104,7 +104,7 @@ class GeneratorFile:
             raise GeneratorError(f"{self.origin} holds no discriminator")
         with torch.device("meta"):
             empty = build_discriminator_of(self.discriminator_config)
-        check_fit(empty, self.discriminator_tensors, self.origin)
+        check_tensors_fit(empty, self.discriminator_tensors, self.origin)
         network = build_discriminator_of(self.discriminator_config, channels_last=channels_last)
         fill(network, self.discriminator_tensors, self.origin)
         return network.eval()
@@ -126,7 +126,9 @@ def build_discriminator_of(config: DiscriminatorConfig, *, channels_last: bool =
     )
 
 
-def check_fit(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, optional: Iterable[str] = ()) -> None:
+def check_tensors_fit(
+    network: nn.Module, tensors: Mapping[str, Tensor], origin: str, optional: Iterable[str] = ()
+) -> None:
     """Raises GeneratorError, with the first mismatches, unless every tensor is there, of its shape, and no other."""
     wanted = network.state_dict()
     problems = [f"{name} is missing" for name in wanted if name not in tensors and name not in optional]
@@ -149,7 +151,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, optiona
 
     Raises GeneratorError for tensors that do not fit, are not finite, or for another filter.
     """
-    check_fit(network, tensors, origin, optional)
+    check_tensors_fit(network, tensors, origin, optional)
     wanted = network.state_dict()
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS or not bool(tensor.isfinite().all()):

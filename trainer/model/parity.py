@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 """Largest difference, relative to the largest number of the recorded output."""
 
 
-def config_of(arguments: dict[str, Any], tensors: dict[str, Tensor], origin: str) -> GeneratorConfig:
+def official_config(arguments: dict[str, Any], tensors: dict[str, Tensor], origin: str) -> GeneratorConfig:
     """Our config of official constructor arguments."""
     is_third = "synthesis.input.weight" in tensors
     names = {
@@ -45,7 +45,7 @@ def config_of(arguments: dict[str, Any], tensors: dict[str, Tensor], origin: str
 
 
 @torch.no_grad()
-def differences(path: Path, *, grouped: bool = False, fir: FirForm = "convolution") -> dict[str, float]:
+def output_differences(path: Path, *, grouped: bool = False, fir: FirForm = "convolution") -> dict[str, float]:
     """Output -> largest difference, relative to the largest recorded number. Raises GeneratorError."""
     try:
         with safe_open(path, framework="pt") as opened:
@@ -55,7 +55,7 @@ def differences(path: Path, *, grouped: bool = False, fir: FirForm = "convolutio
         raise GeneratorError(f"{path} is no recorded network: {type(error).__name__} {error}") from error
     origin = str(path)
     state = {name.removeprefix("state/"): one for name, one in held.items() if name.startswith("state/")}
-    config = config_of(arguments, state, origin)
+    config = official_config(arguments, state, origin)
     generator = build_generator(config, grouped=grouped, fir=fir).eval()
     fill(generator, state, origin)
     found = {
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise GeneratorError(f"{options.folder} holds no .safetensors files")
         for path in paths:
             for grouped, fir in ((False, "convolution"), (True, "convolution"), (False, "matrix")):
-                found = differences(path, grouped=grouped, fir="matrix" if fir == "matrix" else "convolution")
+                found = output_differences(path, grouped=grouped, fir="matrix" if fir == "matrix" else "convolution")
                 worst = max(worst, *found.values())
                 form = f"{'grouped' if grouped else 'scaled'}, {fir}"
                 numbers = "  ".join(f"{name} {value:.1e}" for name, value in found.items())

@@ -35,11 +35,11 @@ def pictures(
         c_BC = None
         if generator.c_dim and label is not None:
             c_BC = torch.eye(generator.c_dim, device=device)[[label] * len(z_BZ)]
-        rows.append(to_bytes(generator(z_BZ, c_BC, truncation_psi=truncation)).cpu())
+        rows.append(to_uint8(generator(z_BZ, c_BC, truncation_psi=truncation)).cpu())
     return torch.cat(rows)
 
 
-def to_bytes(pictures_BCHW: Tensor) -> Tensor:
+def to_uint8(pictures_BCHW: Tensor) -> Tensor:
     """(B, C, H, W) about -1..1 -> (B, H, W, C) uint8."""
     return (pictures_BCHW.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 

@@ -81,7 +81,7 @@ class ToPicture(nn.Module):
         return (x if self.clamp is None else x.clamp(-self.clamp, self.clamp)).float()
 
 
-class Block(nn.Module):
+class SynthesisBlock(nn.Module):
     """One resolution: two convolutions (the first block has one, after its constant) and its share of the picture."""
 
     filter: Tensor
@@ -150,7 +150,7 @@ class StyleGan2Synthesis(nn.Module):
         self.half_from = max(2 * resolution >> num_half, 8)
         self.half_dtype: torch.dtype | None = None
         for num_in, num_out, side in zip((0, *widths), widths, sides, strict=False):
-            block = Block(num_in, num_out, w_dim, side, num_colours, clamp=clamp, grouped=grouped)
+            block = SynthesisBlock(num_in, num_out, w_dim, side, num_colours, clamp=clamp, grouped=grouped)
             setattr(self, f"b{side}", block)
 
     def forward(self, ws: Tensor, *, noise_mode: NoiseMode = "const", update_emas: bool = False) -> Tensor:

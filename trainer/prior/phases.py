@@ -134,7 +134,7 @@ def make_networks(settings: PriorSettings) -> tuple[Generator, Discriminator, Di
     return held.generator(), held.discriminator(), held.discriminator_config
 
 
-def make_phases(adversaries: Adversaries) -> Sequence[Phase[Tensor]]:
+def prior_phases(adversaries: Adversaries) -> Sequence[Phase[Tensor]]:
     """In the order in which a step runs them. Phases of one network share its optimizer."""
     settings = adversaries.settings
     path_every = settings.path_every if settings.path_weight else None

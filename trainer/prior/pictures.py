@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.schema import stable_hash, unit_interval
-from trainer.streaming.batches import Bad, Batch
+from trainer.streaming.batches import Batch, ReadFailure
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class PictureFolder:
         self.seed, self.rank, self.num_ranks, self.shuffle = seed, rank, num_ranks, shuffle
         self.epoch = self.batch = 0
         """Of the next batch."""
-        self._bad: dict[Bad, int] = {}
+        self._bad: dict[ReadFailure, int] = {}
         self._planned: tuple[int, Sequence[str]] | None = None
         if batch_size % num_ranks:
             raise DataError(f"batch_size {batch_size} cannot be shared equally by {num_ranks} ranks")
@@ -83,7 +83,7 @@ class PictureFolder:
         return math.floor(whole) if self.shuffle else math.ceil(whole)
 
     @property
-    def bad(self) -> tuple[tuple[Bad, int], ...]:
+    def bad(self) -> tuple[tuple[ReadFailure, int], ...]:
         """What this rank could not read so far, with how often a picture was left out for it."""
         return tuple(self._bad.items())
 
@@ -92,7 +92,7 @@ class PictureFolder:
             self.epoch, self.batch = self.epoch + 1, 0
         num_bad = 0
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pictures") as pool:
-            waiting: list[list[Future[NDArray[np.uint8] | Bad]]] = []
+            waiting: list[list[Future[NDArray[np.uint8] | ReadFailure]]] = []
             slices = iter(list(self._slices()))
             epoch = self.epoch
             try:
@@ -102,10 +102,12 @@ class PictureFolder:
                     if not waiting:
                         return
                     read = [future.result() for future in waiting.pop(0)]
-                    num_bad += self._count([one for one in read if isinstance(one, Bad)], num_bad)
+                    num_bad += self._count([one for one in read if isinstance(one, ReadFailure)], num_bad)
                     names = self._names_of(epoch, self.batch)
                     self.batch += 1
-                    good = [(name, one) for name, one in zip(names, read, strict=True) if not isinstance(one, Bad)]
+                    good = [
+                        (name, one) for name, one in zip(names, read, strict=True) if not isinstance(one, ReadFailure)
+                    ]
                     yield self._batch(good)
             finally:
                 for future in (one for futures in waiting for one in futures):
@@ -146,7 +148,7 @@ class PictureFolder:
             self._planned = (epoch, order)
         return self._planned[1]
 
-    def _read(self, name: str, epoch: int) -> NDArray[np.uint8] | Bad:
+    def _read(self, name: str, epoch: int) -> NDArray[np.uint8] | ReadFailure:
         """(3, side, side) RGB: the short side scaled by area, the long one cut, anywhere when shuffling, else in the middle."""
         path = self.folder / name
         try:
@@ -171,10 +173,10 @@ class PictureFolder:
         square = picture[top : top + self.side_px, left : left + self.side_px, ::-1]
         return np.ascontiguousarray(square.transpose(2, 0, 1)).astype(np.uint8, copy=False)
 
-    def _unreadable(self, name: str, reason: str) -> Bad:
-        return Bad(self.folder.name, str(self.folder), name, "picture", reason)
+    def _unreadable(self, name: str, reason: str) -> ReadFailure:
+        return ReadFailure(self.folder.name, str(self.folder), name, "picture", reason)
 
-    def _count(self, bad: Sequence[Bad], num_before: int) -> int:
+    def _count(self, bad: Sequence[ReadFailure], num_before: int) -> int:
         """How many there are. Raises DataError where they are too many in this epoch."""
         for one in bad:
             if one not in self._bad:

@@ -23,10 +23,10 @@ from trainer.engine.ranks import average_over_ranks, gather_numbers
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
 from trainer.model.load import save_generator
+from trainer.prior.drawn_pictures import fake_features, real_features, write_grid
 from trainer.prior.fidelity import Fidelity
 from trainer.prior.networks import clips_per_group, generator_config
-from trainer.prior.phases import Adversaries, make_networks, make_phases
-from trainer.prior.samples import fake_features, real_features, write_samples
+from trainer.prior.phases import Adversaries, make_networks, prior_phases
 from trainer.prior.settings import GROUP_SIZE
 from trainer.prior.source import make_source
 from trainer.streaming.batches import Batch
@@ -65,7 +65,7 @@ class Prior(Learner):
             torch.zeros((), device=self.device),
             settings.ada_fixed_p or 0.0,
         )
-        self.phases = make_phases(self.adversaries)
+        self.phases = prior_phases(self.adversaries)
         self.sign_sum, self.sign_count = 0.0, 0.0
         """Of the discriminator's outputs for real pictures, since augmentation was adapted last."""
         self.told: dict[str, float] = {}
@@ -149,7 +149,7 @@ class Prior(Learner):
         """Writes a grid of samples, and measures how far generated pictures are from real ones."""
         settings = self.settings
         if self.run.fabric.is_global_zero:
-            write_samples(self.average, settings.grid_seeds, settings.grid_truncation, self.samples_seen, self.run)
+            write_grid(self.average, settings.grid_seeds, settings.grid_truncation, self.samples_seen, self.run)
         if self.fidelity is None:
             return {}
         if self._real_NF is None:

@@ -27,7 +27,7 @@ from torch.nn import functional
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.model.generator import latents
-from trainer.model.pictures import to_bytes
+from trainer.model.pictures import to_uint8
 from trainer.model.sound_video import SoundVideoModel
 from trainer.rendering.sound_file import Samples, Sound, sound_of_array
 
@@ -63,7 +63,7 @@ class GenerateSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class SoundFeatures:
     """What the model made of a sound."""
 
     features_SF: Tensor
@@ -75,7 +75,7 @@ class Heard:
 
 
 @torch.no_grad()
-def hear(model: SoundVideoModel, sound: Sound, seconds: float | None = None) -> Heard:
+def hear(model: SoundVideoModel, sound: Sound, seconds: float | None = None) -> SoundFeatures:
     """Goes through a sound, or its first ``seconds``, once. A last segment less than half of which is sound is left out.
 
     Raises MediaError for a sound that cannot be heard, naming it.
@@ -98,7 +98,7 @@ def hear(model: SoundVideoModel, sound: Sound, seconds: float | None = None) -> 
     mel_MT = torch.cat(mels).permute(1, 0, 2).flatten(1)[:, :num_columns].float()
     if num_columns > MOST_COLUMNS:
         mel_MT = functional.adaptive_avg_pool2d(mel_MT[None], (len(mel_MT), MOST_COLUMNS))[0]
-    return Heard(torch.cat(features)[:num_segments], mel_MT.numpy(), heard)
+    return SoundFeatures(torch.cat(features)[:num_segments], mel_MT.numpy(), heard)
 
 
 def _chunks(blocks: Iterator[Samples], size: int) -> Iterator[Samples]:
@@ -161,7 +161,7 @@ def interpolate_styles(styles_SLD: Tensor, times: Sequence[float], at: Sequence[
     return torch.from_numpy(curve(inside)).to(styles_SLD.dtype)
 
 
-def num_frames_of(heard: Heard, settings: GenerateSettings) -> int:
+def num_frames_of(heard: SoundFeatures, settings: GenerateSettings) -> int:
     """Frames of the video: the last one may go on after the sound's end, by less than a frame."""
     seconds = heard.seconds if settings.seconds is None else settings.seconds
     return max(1, math.ceil(round(seconds * settings.fps, 6)))
@@ -184,7 +184,7 @@ def draw_pictures(model: SoundVideoModel, styles_BLD: Tensor, resolution: int | 
     pictures_BCHW = model.draw(styles_BLD.to(model.w_avg.device)).float()
     if resolution is not None and resolution != pictures_BCHW.shape[3]:
         pictures_BCHW = functional.interpolate(pictures_BCHW, (resolution, resolution), mode="bicubic", antialias=True)
-    drawn_BHWC: NDArray[np.uint8] = to_bytes(pictures_BCHW.expand(-1, 3, -1, -1)).cpu().numpy()
+    drawn_BHWC: NDArray[np.uint8] = to_uint8(pictures_BCHW.expand(-1, 3, -1, -1)).cpu().numpy()
     return drawn_BHWC
 
 

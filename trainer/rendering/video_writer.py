@@ -27,7 +27,7 @@ MOST_PER_SECOND = 1001
 """Frame rates are fractions with at most this below the line, as 30000/1001 is."""
 
 
-def write_video(
+def write_mp4(
     path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, sound: Sound | None = None, *, crf: int = 18
 ) -> int:
     """Encode RGB frames (H, W, 3) uint8, of even sides, and a sound to the mp4 ``path``. Returns the number of frames.

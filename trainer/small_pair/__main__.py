@@ -34,13 +34,13 @@ from trainer.small_pair.fit import (
 from trainer.small_pair.material import (
     RATE_HZ,
     SHORTEST_SECONDS,
-    Clip,
     Item,
+    LabelledSpan,
     painted_clips,
-    read_clips,
     read_material,
     read_photo,
     read_sound,
+    read_video_clips,
 )
 from trainer.small_pair.report import Towers
 
@@ -70,9 +70,11 @@ def tables(
     """The pictures and the sounds of these files, and painted ones. No row mixes sounds of two folds, nor one that
     is held out with one that is not."""
     rng = np.random.default_rng(seed)
-    recordings = [Clip(item.label, item.source, sound=read_sound(item.path)) for item in items if item.kind == "sound"]
-    photos = [Clip(item.label, item.source, (read_photo(item.path),)) for item in items if item.kind == "photo"]
-    videos = [clip for item in items if item.kind == "landscape" for clip in read_clips(item)]
+    recordings = [
+        LabelledSpan(item.label, item.source, sound=read_sound(item.path)) for item in items if item.kind == "sound"
+    ]
+    photos = [LabelledSpan(item.label, item.source, (read_photo(item.path),)) for item in items if item.kind == "photo"]
+    videos = [clip for item in items if item.kind == "landscape" for clip in read_video_clips(item)]
     held_out = {item.source for item in items if item.held_out}
     make = SoundRows(recordings, {source: fold + NUM_FOLDS * (source in held_out) for source, fold in folds.items()})
     pictures = [picture_rows(clip, settings.num_changed_pictures, rng) for clip in (*photos, *videos)]

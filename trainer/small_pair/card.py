@@ -15,7 +15,7 @@ from pipeline.judge.thresholds import Calibration
 from trainer.small_pair import report
 from trainer.small_pair.fit import CLASSES, SOUND_CLASSES, class_of
 from trainer.small_pair.material import Item, Material, painted_clips
-from trainer.small_pair.report import Heard, Share, Towers, TowersOf
+from trainer.small_pair.report import EmbeddedClips, Share, Towers, TowersOf
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class _Card:
             self._rates(calibration, both, wrong)
         return calibration
 
-    def _pairs(self, name: str, heard: Heard) -> Calibration | None:
+    def _pairs(self, name: str, heard: EmbeddedClips) -> Calibration | None:
         found = report.calibrated(heard, self.encoder_id)
         if found is None:
             self.lines.append(f"- {name}: too few sources")
@@ -157,7 +157,7 @@ class _Card:
         )
         return found
 
-    def _rates(self, calibration: Calibration, true: Heard, wrong: Heard) -> None:
+    def _rates(self, calibration: Calibration, true: EmbeddedClips, wrong: EmbeddedClips) -> None:
         self.lines += ["", "At thresholds for a wanted share of false accepts:", ""]
         for rate in FALSE_ACCEPT_RATES:
             if rate < calibration.points[0].false_accept_rate - 1e-9:
@@ -217,7 +217,7 @@ class _Card:
         ]
 
 
-def _one_of_each(heard: Heard) -> Heard:
+def _one_of_each(heard: EmbeddedClips) -> EmbeddedClips:
     """The middle clip of each source."""
     places = [
         (own := [i for i, name in enumerate(heard.sources) if name == source])[len(own) // 2]

@@ -21,7 +21,7 @@ from pipeline.encoders.small.towers import CLIP_AT, known_scores
 from pipeline.encoders.small.trunks import RATE_HZ, magnitude_mel, picture_features, sound_features
 from pipeline.settings import Settings
 from trainer.small_pair.augment import changed_mel, changed_picture
-from trainer.small_pair.material import CLIP_SECONDS, Clip
+from trainer.small_pair.material import CLIP_SECONDS, LabelledSpan
 from trainer.small_pair.material import RATE_HZ as MATERIAL_RATE_HZ
 
 Floats = NDArray[np.float32]
@@ -137,7 +137,7 @@ def table_of(rows: Iterable[Rows]) -> Table:
     )
 
 
-def picture_rows(clip: Clip, num_changed: int, rng: np.random.Generator, weight: float = 1.0) -> Rows:
+def picture_rows(clip: LabelledSpan, num_changed: int, rng: np.random.Generator, weight: float = 1.0) -> Rows:
     """The frames as they are, and changed ones of frames chosen at random."""
     changed = [changed_picture(clip.frames[rng.integers(len(clip.frames))], rng) for _ in range(num_changed)]
     features = [picture_features(frame) for frame in (*clip.frames, *changed)]
@@ -170,12 +170,18 @@ class SoundRows:
     MIXED_SHARE = 0.3
     BEHIND_SHARE = 0.25
 
-    def __init__(self, mixable: Sequence[Clip] = (), folds: Mapping[str, int] | None = None) -> None:
+    def __init__(self, mixable: Sequence[LabelledSpan] = (), folds: Mapping[str, int] | None = None) -> None:
         self._folds = folds or {}
         self._powers = [(clip.label, clip.source, _power(mel_of(clip.sound))) for clip in mixable]
 
     def __call__(
-        self, clip: Clip, num_changed: int, rng: np.random.Generator, weight: float = 1.0, *, painted: bool = False
+        self,
+        clip: LabelledSpan,
+        num_changed: int,
+        rng: np.random.Generator,
+        weight: float = 1.0,
+        *,
+        painted: bool = False,
     ) -> Rows:
         length = round(CLIP_SECONDS * MATERIAL_RATE_HZ)
         starts = range(0, max(1, len(clip.sound) - length + 1), length)

@@ -78,7 +78,7 @@ class Material:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class LabelledSpan:
     """Pictures and sound of one span, as a build sees and hears them. Either may be empty."""
 
     label: str
@@ -187,7 +187,7 @@ def read_sound(path: Path) -> NDArray[np.float32]:
     return resampled(samples.mean(axis=1), rate, RATE_HZ)
 
 
-def read_clips(item: Item) -> list[Clip]:
+def read_video_clips(item: Item) -> list[LabelledSpan]:
     """A video as clips of 10 s: a frame a second, and the sound of the same span. A short video is one clip."""
     try:
         frames, sound = _decoded(item.path)
@@ -200,7 +200,7 @@ def read_clips(item: Item) -> list[Clip]:
     for index in range(count):
         first, last = round(index * CLIP_SECONDS), round((index + 1) * CLIP_SECONDS)
         heard = sound[first * RATE_HZ : last * RATE_HZ]
-        clips.append(Clip(item.label, item.source, tuple(frames[first:last]), heard))
+        clips.append(LabelledSpan(item.label, item.source, tuple(frames[first:last]), heard))
     return clips
 
 
@@ -223,7 +223,7 @@ def _decoded(path: Path) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
     return frames, sound.astype(np.float32)
 
 
-def painted_clips(seeds: Sequence[int], seconds: float = 10.0, num_frames: int = 8) -> Iterator[Clip]:
+def painted_clips(seeds: Sequence[int], seconds: float = 10.0, num_frames: int = 8) -> Iterator[LabelledSpan]:
     """The project's own painted scenes with their sounds, for every class and seed, in different sizes."""
     for seed in seeds:
         for kind in NATURE_KINDS:
@@ -231,4 +231,4 @@ def painted_clips(seeds: Sequence[int], seconds: float = 10.0, num_frames: int =
             width = (640, 480, 640, 360)[seed % 4]
             frames = scene_frames(kind, seed, times, width=width, height=360, seconds=seconds)
             sound = nature_sound(kind, seed, seconds, RATE_HZ).mean(axis=1)
-            yield Clip(kind, f"painted-{kind}-{seed}", tuple(map(_as_kept, frames)), sound)
+            yield LabelledSpan(kind, f"painted-{kind}-{seed}", tuple(map(_as_kept, frames)), sound)

@@ -22,12 +22,12 @@ from trainer.small_pair.fit import class_of
 from trainer.small_pair.material import (
     RATE_HZ,
     SHORTEST_SECONDS,
-    Clip,
     Item,
+    LabelledSpan,
     Material,
-    read_clips,
     read_photo,
     read_sound,
+    read_video_clips,
 )
 
 Floats = NDArray[np.float32]
@@ -37,7 +37,7 @@ NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class EmbeddedClips:
     """Clips with pictures and sound, embedded."""
 
     picture_ND: Floats
@@ -81,8 +81,8 @@ TowersOf = Callable[[str], Towers]
 """The pair that never learned from a source."""
 
 
-def embed_clips(towers_of: TowersOf, clips: Sequence[Clip]) -> Heard:
-    return Heard(
+def embed_clips(towers_of: TowersOf, clips: Sequence[LabelledSpan]) -> EmbeddedClips:
+    return EmbeddedClips(
         np.stack([towers_of(clip.source).see(clip.frames) for clip in clips]),
         np.stack([towers_of(clip.source).hear(clip.sound) for clip in clips]),
         tuple(clip.source for clip in clips),
@@ -90,29 +90,29 @@ def embed_clips(towers_of: TowersOf, clips: Sequence[Clip]) -> Heard:
     )
 
 
-def natural_clips(items: Sequence[Item]) -> list[Clip]:
+def natural_clips(items: Sequence[Item]) -> list[LabelledSpan]:
     """The clips of videos whose sound is of what is seen."""
     videos = (item for item in items if item.kind == "landscape" and item.natural)
-    return [clip for item in videos for clip in read_clips(item) if len(clip.sound) >= SHORTEST_SECONDS * RATE_HZ]
+    return [clip for item in videos for clip in read_video_clips(item) if len(clip.sound) >= SHORTEST_SECONDS * RATE_HZ]
 
 
-def embed_pairs(towers_of: TowersOf, material: Material, *, match: bool) -> Heard | None:
+def embed_pairs(towers_of: TowersOf, material: Material, *, match: bool) -> EmbeddedClips | None:
     """The pairs of pairs.csv that match, or those that do not. None: there are none."""
     pairs = [pair for pair in material.pairs if pair.match == match]
     if not pairs:
         return None
     sounds = [towers_of(pair.sound.source).hear(read_sound(pair.sound.path)[: 10 * RATE_HZ]) for pair in pairs]
-    return Heard(
-        np.stack([towers_of(pair.video.source).see(read_clips(pair.video)[0].frames) for pair in pairs]),
+    return EmbeddedClips(
+        np.stack([towers_of(pair.video.source).see(read_video_clips(pair.video)[0].frames) for pair in pairs]),
         np.stack(sounds),
         tuple(pair.video.source for pair in pairs),
         tuple(tuple({pair.video.label, pair.sound.label}) for pair in pairs),
     )
 
 
-def together(*parts: Heard | None) -> Heard:
+def together(*parts: EmbeddedClips | None) -> EmbeddedClips:
     there = [part for part in parts if part is not None]
-    return Heard(
+    return EmbeddedClips(
         np.concatenate([part.picture_ND for part in there]),
         np.concatenate([part.sound_ND for part in there]),
         tuple(source for part in there for source in part.sources),
@@ -120,7 +120,7 @@ def together(*parts: Heard | None) -> Heard:
     )
 
 
-def calibrated(heard: Heard, encoder_id: str) -> Calibration | None:
+def calibrated(heard: EmbeddedClips, encoder_id: str) -> Calibration | None:
     """ROC of own sounds against those of other sources and classes, intervals over sources. None: too few of them."""
     drawn = draw_scores(heard.picture_ND, heard.sound_ND, heard.sources, heard.labels)
     try:

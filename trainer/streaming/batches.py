@@ -21,8 +21,8 @@ from pipeline.errors import ShardError
 from pipeline.runtime.remote import Retries
 from trainer.streaming.cache import ShardCache
 from trainer.streaming.order import Ref
-from trainer.streaming.sample import Decoded, Draw, SampleDecoder, SampleError, SampleSettings
-from trainer.streaming.shards import Dataset, ShardReader
+from trainer.streaming.sample import Decoded, RandomChoices, SampleDecoder, SampleError, SampleSettings
+from trainer.streaming.shards import ShardReader, SplitShards
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class ReadFailure:
     """Something that could not be read, and was left out."""
 
     dataset: str
@@ -69,20 +69,20 @@ class Bad:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReadResult:
     """What a worker made of its task."""
 
     batch: Batch
-    bad: tuple[Bad, ...]
+    bad: tuple[ReadFailure, ...]
     """One for each sample that is not in the batch."""
 
 
-class Work(torch.utils.data.Dataset[Outcome]):
+class Work(torch.utils.data.Dataset[ReadResult]):
     """Makes batches of tasks, in whichever process it is."""
 
     def __init__(
         self,
-        datasets: Sequence[Dataset],
+        datasets: Sequence[SplitShards],
         settings: SampleSettings,
         retries: Retries,
         cache: ShardCache | None,
@@ -98,26 +98,26 @@ class Work(torch.utils.data.Dataset[Outcome]):
     def close(self) -> None:
         self._shards.close()
 
-    def __getitem__(self, task: tuple[Ref, ...]) -> Outcome:
+    def __getitem__(self, task: tuple[Ref, ...]) -> ReadResult:
         with one_thread():
             return self._outcome(task)
 
-    def _outcome(self, task: Sequence[Ref]) -> Outcome:
+    def _outcome(self, task: Sequence[Ref]) -> ReadResult:
         samples: list[tuple[str, Decoded]] = []
-        bad: list[Bad] = []
+        bad: list[ReadFailure] = []
         for ref in task:
             name, where = self._names[ref.dataset], self._shards.where(ref.dataset, ref.shard)
             key = None
             try:
                 place, data = self._shards.read(ref.dataset, ref.shard, ref.index)
                 key = place.key
-                draw = Draw(self._seed, ref.round, key, self._shuffle)
+                draw = RandomChoices(self._seed, ref.round, key, self._shuffle)
                 samples.append((name, self._decoder.decode(place, data, draw)))
             except ShardError as error:
-                bad.append(Bad(name, where, None, "index" if error.code == "index" else None, str(error)))
+                bad.append(ReadFailure(name, where, None, "index" if error.code == "index" else None, str(error)))
             except SampleError as error:
-                bad.append(Bad(name, where, key, error.code, str(error)))
-        return Outcome(self._batched(samples), tuple(bad))
+                bad.append(ReadFailure(name, where, key, error.code, str(error)))
+        return ReadResult(self._batched(samples), tuple(bad))
 
     def _batched(self, samples: Sequence[tuple[str, Decoded]]) -> Batch:
         count, chosen, decoder = len(samples), self._settings, self._decoder
@@ -143,7 +143,7 @@ class Work(torch.utils.data.Dataset[Outcome]):
         )
 
 
-def end_with_parent(worker: int) -> None:
+def watch_parent(worker: int) -> None:
     """Begins in each worker. A process that was killed cannot end its workers, and torch's own watch looks at who forked them: here
     a server process, which stays as long as they do.
     """

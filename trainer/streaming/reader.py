@@ -24,17 +24,17 @@ from pipeline.errors import DataError
 from pipeline.runtime.remote import Retries
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
-from trainer.streaming.batches import Bad, Batch, Outcome, Work, end_with_parent
+from trainer.streaming.batches import Batch, ReadFailure, ReadResult, Work, watch_parent
 from trainer.streaming.cache import ShardCache
 from trainer.streaming.order import EpochOrder, Order, Ref
 from trainer.streaming.sample import SampleSettings
-from trainer.streaming.shards import Dataset, open_dataset
+from trainer.streaming.shards import SplitShards, open_dataset
 
 LOG = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 
-__all__ = ["Bad", "Batch", "DatasetMix", "Reader", "ReaderSettings"]
+__all__ = ["Batch", "DatasetMix", "ReadFailure", "Reader", "ReaderSettings"]
 
 
 class ReaderSettings(SampleSettings):
@@ -109,7 +109,7 @@ class Reader:
         """Batches of that epoch which were handed out."""
         self.num_bad = 0
         """Samples of this epoch that this rank could not read."""
-        self._bad: dict[Bad, int] = {}
+        self._bad: dict[ReadFailure, int] = {}
         self.datasets = tuple(
             open_dataset(mix.location, split, settings.picture_px, upscale=settings.upscale, retries=settings.retries)
             for mix in datasets
@@ -142,8 +142,8 @@ class Reader:
         self._work = Work(
             self.datasets, settings, settings.retries, _cache(self.datasets, settings), seed=seed, shuffle=shuffle
         )
-        self._loader: DataLoader[Outcome] | None = None
-        self._outcomes: Iterator[Outcome] | None = None
+        self._loader: DataLoader[ReadResult] | None = None
+        self._outcomes: Iterator[ReadResult] | None = None
         """What the workers have ready and at work, from where the reader stands on. None: nothing."""
         self._walks = 0
 
@@ -161,7 +161,7 @@ class Reader:
         return min(self._order.num_samples, len(self) * self.settings.batch_size)
 
     @property
-    def bad(self) -> tuple[tuple[Bad, int], ...]:
+    def bad(self) -> tuple[tuple[ReadFailure, int], ...]:
         """Everything that this rank could not read so far, in all epochs, with how often a sample was left out for it."""
         return tuple(self._bad.items())
 
@@ -229,7 +229,7 @@ class Reader:
             self._planned = (epoch, self._order.epoch(epoch))
         return self._planned[1]
 
-    def _started(self) -> DataLoader[Outcome]:
+    def _started(self) -> DataLoader[ReadResult]:
         if self._loader is None:
             number = self.settings.num_workers
             if number and self.settings.start_workers == "forkserver":
@@ -240,7 +240,7 @@ class Reader:
                 sampler=self._tasks,
                 num_workers=number,
                 collate_fn=_as_it_is,
-                worker_init_fn=end_with_parent if number else None,
+                worker_init_fn=watch_parent if number else None,
                 multiprocessing_context=self.settings.start_workers if number else None,
                 prefetch_factor=self.settings.prefetch_batches if number else None,
                 persistent_workers=number > 0,
@@ -248,7 +248,7 @@ class Reader:
             )
         return self._loader
 
-    def _next(self, outcomes: Iterator[Outcome]) -> Outcome:
+    def _next(self, outcomes: Iterator[ReadResult]) -> ReadResult:
         try:
             return next(outcomes)
         except RuntimeError as error:
@@ -260,7 +260,7 @@ class Reader:
                 "prefetch_batches or batch_size, or give /dev/shm more room; the reader's state is kept"
             ) from error
 
-    def _count(self, bad: Sequence[Bad]) -> None:
+    def _count(self, bad: Sequence[ReadFailure]) -> None:
         for one in bad:
             if one not in self._bad:
                 LOG.warning("left out: %s", one)
@@ -316,7 +316,7 @@ def _check(datasets: Sequence[DatasetMix], settings: ReaderSettings, rank: int, 
         check_device(settings.decoder_device)
 
 
-def _cache(datasets: Sequence[Dataset], settings: ReaderSettings) -> ShardCache | None:
+def _cache(datasets: Sequence[SplitShards], settings: ReaderSettings) -> ShardCache | None:
     """The cache, if there is use for it. Raises DataError when it cannot hold what is mixed, and would fetch it again and again."""
     remote = [dataset for dataset in datasets if dataset.local_root is None]
     if settings.cache_dir is None or not remote:

@@ -82,7 +82,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class RandomChoices:
     """The random choices of one sample: a function of the seed, the round and the key; all fixed when not shuffling."""
 
     seed: int
@@ -106,7 +106,7 @@ class SampleDecoder:
         self.num_sound_samples = num_samples if settings.sound else 0
         self.mel_shape = (self._config.num_mels, self._config.num_frames(num_samples))
 
-    def decode(self, place: Place, tar: bytes, draw: Draw) -> Decoded:
+    def decode(self, place: Place, tar: bytes, draw: RandomChoices) -> Decoded:
         """A sample out of its part of the tar. Raises SampleError."""
         members = unpacked(place, tar)
         facts = _facts(members["json"])
@@ -119,7 +119,7 @@ class SampleDecoder:
             frames_TCHW = self._frames(members["mp4"], wanted, draw)
         return Decoded(place.key, *facts, frames_TCHW, sound_N, mel_MT, seconds)
 
-    def _sound(self, data: bytes, draw: Draw) -> tuple[Sound, float, float]:
+    def _sound(self, data: bytes, draw: RandomChoices) -> tuple[Sound, float, float]:
         """Mono sound of the window, followed by silence where the clip is too short; its start and its real length."""
         rate_hz = self._config.sample_rate_hz
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -144,7 +144,7 @@ class SampleDecoder:
         sound_N[: len(mono)] = mono
         return sound_N, start, len(mono) / rate_hz
 
-    def _frames(self, mp4: bytes, seconds: Sequence[float], draw: Draw) -> npt.NDArray[np.uint8]:
+    def _frames(self, mp4: bytes, seconds: Sequence[float], draw: RandomChoices) -> npt.NDArray[np.uint8]:
         chosen = self._settings
         place = draw.number("crop") if chosen.crop == "random" else 0.5
         if chosen.decoder == "torchcodec":

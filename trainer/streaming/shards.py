@@ -35,7 +35,7 @@ FAILED_FOR_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class SplitShards:
     """The part of a built dataset that is read: one split, in one rendition."""
 
     name: str
@@ -63,7 +63,7 @@ def local_folder(root: str) -> Path | None:
     return Path(root.removeprefix("file://")) if root.startswith("file:///") else None
 
 
-def open_dataset(location: str, split: str, picture_px: int, *, upscale: bool, retries: Retries) -> Dataset:
+def open_dataset(location: str, split: str, picture_px: int, *, upscale: bool, retries: Retries) -> SplitShards:
     """The dataset whose manifest lies at a path or URL. Raises ManifestError, or DataError when it has nothing to read."""
     manifest = read_manifest(location, retries)
     rendition = chosen_rendition(manifest, picture_px, upscale=upscale)
@@ -72,7 +72,7 @@ def open_dataset(location: str, split: str, picture_px: int, *, upscale: bool, r
         there = ", ".join(manifest.splits) or "none"
         raise DataError(f"{location}: it has no sample of split {split!r}; the splits there are: {there}")
     everything = sorted((s.path, s.sha256) for s in manifest.shards if s.split == split)
-    return Dataset(manifest.name, dataset_root(location), rendition.name, shards, stable_hash(split, everything))
+    return SplitShards(manifest.name, dataset_root(location), rendition.name, shards, stable_hash(split, everything))
 
 
 def chosen_rendition(manifest: Manifest, picture_px: int, *, upscale: bool) -> Rendition:
@@ -132,7 +132,7 @@ def _whole_blocks(num_bytes: int) -> int:
 class ShardReader:
     """Reads samples' bytes. Opens files and connections when they are first needed, in the process that needs them."""
 
-    def __init__(self, datasets: Sequence[Dataset], retries: Retries, cache: ShardCache | None) -> None:
+    def __init__(self, datasets: Sequence[SplitShards], retries: Retries, cache: ShardCache | None) -> None:
         self._datasets, self._retries, self._cache = datasets, retries, cache
         self._remotes: dict[str, Remote] = {}
         self._places: OrderedDict[str, list[Place]] = OrderedDict()
@@ -172,7 +172,7 @@ class ShardReader:
             self._failed[where] = (time.monotonic(), failure)
             raise
 
-    def _placed(self, dataset: Dataset, record: ShardRecord) -> list[Place]:
+    def _placed(self, dataset: SplitShards, record: ShardRecord) -> list[Place]:
         where = join(dataset.root, record.index_path)
         places = self._places.get(where)
         if places is None:
@@ -190,7 +190,7 @@ class ShardReader:
             self._places.popitem(last=False)
         return places
 
-    def _bytes(self, dataset: Dataset, record: ShardRecord, place: Place) -> bytes:
+    def _bytes(self, dataset: SplitShards, record: ShardRecord, place: Place) -> bytes:
         if dataset.local_root is not None:
             return self._pread(dataset.local_root / record.path, place)
         remote = self._remote(dataset)
@@ -201,7 +201,7 @@ class ShardReader:
                     return _ranged(copy.fileno(), place)
         return remote.read(record.path, place.start, place.end)
 
-    def _remote(self, dataset: Dataset) -> Remote:
+    def _remote(self, dataset: SplitShards) -> Remote:
         if dataset.root not in self._remotes:
             self._remotes[dataset.root] = Remote(dataset.root, self._retries)
         return self._remotes[dataset.root]

@@ -186,7 +186,7 @@ class Contest:
         return Terms(penalty * (self.settings.r1_gamma / 2), {name: float(penalty.detach())})
 
 
-def make_phases(contest: Contest) -> Sequence[Phase[Clips]]:
+def video_phases(contest: Contest) -> Sequence[Phase[Clips]]:
     """In the order in which a step runs them."""
     settings, model = contest.settings, contest.model
     learning: list[tuple[nn.Module, float]] = [(model.blocks, settings.block_learning_rate)]

@@ -33,7 +33,7 @@ from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import load_model
 from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.streaming.batches import Batch
-from trainer.video.phases import Clips, Contest, make_phases
+from trainer.video.phases import Clips, Contest, video_phases
 from trainer.video.settings import VideoSettings
 from trainer.video.validation import BEST_BY, VideoValidation
 
@@ -71,7 +71,7 @@ class Video(SoundVideoStage):
             run.fabric.autocast,
         )
         self.phases = [
-            *make_phases(self.contest),
+            *video_phases(self.contest),
             *self.guide.lesson_phase(self._shown, recipe.student.refresh_pictures if settings.guide_weight else 0),
         ]
         self.told: dict[str, float] = {}

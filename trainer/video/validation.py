@@ -19,7 +19,7 @@ from trainer.model.sound_video import SoundVideoModel
 from trainer.proof.sound_proof import SOUND_HZ, EvaluateSettings, HeldOutClip, held_out_clips, prove
 from trainer.rendering.sound_file import sound_of_array
 from trainer.rendering.sound_to_video import GenerateSettings, generate
-from trainer.rendering.video_writer import write_video
+from trainer.rendering.video_writer import write_mp4
 
 if TYPE_CHECKING:
     from trainer.video.settings import VideoRecipe
@@ -89,7 +89,7 @@ class VideoValidation:
         for clip in clips[: self._settings.num_shown]:
             frames = list(generate(model, clip.sound_N, SOUND_HZ, chosen))
             sound = sound_of_array(clip.sound_N, SOUND_HZ, clip.key)
-            write_video(folder / f"{samples_seen:010d}-{clip.key}.mp4", frames, SHOWN_FPS, sound)
+            write_mp4(folder / f"{samples_seen:010d}-{clip.key}.mp4", frames, SHOWN_FPS, sound)
             places = np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)
             strips += [frames[place] for place in places]
         joined = grid(torch.from_numpy(np.stack(strips)), STRIP_FRAMES)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.adversarial.ada import AdaSettings, augment, draw_colours, draw_geometry, next_p, recoloured, resampled
+from trainer.adversarial.ada import (
+    AdaSettings,
+    apply_colours,
+    apply_geometry,
+    augment,
+    draw_colours,
+    draw_geometry,
+    next_p,
+)
 
 NAMES = list(AdaSettings.model_fields)
 COLOURS = ("brightness", "contrast", "luma_flip", "hue", "saturation")
@@ -100,14 +108,14 @@ def test_neither_turn_happens_as_often_as_p_says() -> None:
 def test_a_scale_enlarges_around_the_middle() -> None:
     # to twice the size: the new picture shows the middle half of the old one
     ramp = torch.linspace(-1 + 1 / SIDE, 1 - 1 / SIDE, SIDE).expand(1, 1, 3, SIDE, SIDE)
-    found = resampled(ramp, torch.diag(torch.tensor([0.5, 0.5, 1.0]))[None])
+    found = apply_geometry(ramp, torch.diag(torch.tensor([0.5, 0.5, 1.0]))[None])
     assert torch.allclose(found, ramp / 2, atol=1e-6)
 
 
 def colour_after(name: str, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
     given = torch.tensor([0.6, -0.2, 0.1]).view(1, 1, 3, 1, 1).expand(64, 1, 3, 2, 2)
     drawn = draw_colours(64, 1.0, only(name)) if matrix is None else matrix
-    return given[0, 0, :, 0, 0], recoloured(given, drawn)[:, 0, :, 0, 0]
+    return given[0, 0, :, 0, 0], apply_colours(given, drawn)[:, 0, :, 0, 0]
 
 
 def saturation(colour: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from pipeline.errors import FitError
 from pipeline.runtime.recipe_file import read_recipe
 from tests import paired
 from trainer.align.frozen_encoders import OpenClipPartner, PartnerSettings, load_partner
-from trainer.align.retrieval import evaluate
+from trainer.align.retrieval import retrieval_measures
 from trainer.align.stage import Align
 from trainer.engine.run import Run, make_fabric
 from trainer.engine.stats import Stats
@@ -187,7 +187,9 @@ device = "cpu"
     assert sounds.numpy() == pytest.approx(embedded.sound, abs=1e-4)
     assert stage.partner.embed_frames(batch.frames_BTCHW).numpy() == pytest.approx(embedded.picture, abs=0.02)
     sources, labels = batch.source_ids, batch.labels
-    found = evaluate(torch.from_numpy(embedded.sound), torch.from_numpy(embedded.picture), {}, sources, labels)
+    found = retrieval_measures(
+        torch.from_numpy(embedded.sound), torch.from_numpy(embedded.picture), {}, sources, labels
+    )
     assert found["auc"] == pytest.approx(checks[-1]["auc"], abs=0.02)
 
     events = list((out / "tensorboard" / "align").glob("events.*"))

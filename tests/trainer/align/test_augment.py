@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from trainer.align.augment import AugmentSettings, Draw, augmented_sounds, draw, mask_mels
+from trainer.align.augment import AugmentChoices, AugmentSettings, augmented_sounds, draw, mask_mels
 
-PLAIN = Draw(crop=(1.0, 0.0), below_db=None, mel_masks=(), time_masks=())
+PLAIN = AugmentChoices(crop=(1.0, 0.0), below_db=None, mel_masks=(), time_masks=())
 
 
 def test_a_draw_depends_on_its_identity_alone_and_keeps_to_the_settings() -> None:
@@ -29,7 +29,9 @@ def test_a_draw_depends_on_its_identity_alone_and_keeps_to_the_settings() -> Non
 
 def test_a_crop_goes_to_the_start_and_leaves_silence() -> None:
     sounds = torch.arange(1.0, 21.0).repeat(1, 1)
-    cropped = augmented_sounds(sounds, [10], [Draw((0.5, 1.0), None, (), ())])  # the last half of ten samples of sound
+    cropped = augmented_sounds(
+        sounds, [10], [AugmentChoices((0.5, 1.0), None, (), ())]
+    )  # the last half of ten samples of sound
     assert cropped.tolist() == [[6.0, 7.0, 8.0, 9.0, 10.0, *[0.0] * 15]]
     assert sounds[0, 0] == 1.0
 
@@ -39,26 +41,28 @@ def test_neighbours_are_mixed_so_many_decibels_below() -> None:
     sounds[0] = 0.5
     sounds[1, ::2] = 8.0
     sounds[2] = 0.1
-    mixed = augmented_sounds(sounds, [1000, 1000, 1000], [Draw((1.0, 0.0), 20.0, (), ()), PLAIN, PLAIN])
+    mixed = augmented_sounds(sounds, [1000, 1000, 1000], [AugmentChoices((1.0, 0.0), 20.0, (), ()), PLAIN, PLAIN])
     added = mixed[0] - sounds[0]
     assert float(added.square().mean().sqrt()) == pytest.approx(0.05, rel=1e-4)  # 20 dB below an RMS of 0.5
     assert bool((added[1::2] == 0).all())
     assert torch.equal(mixed[1:], sounds[1:])
-    alone = augmented_sounds(sounds, [1000] * 3, [PLAIN, PLAIN, Draw((1.0, 0.0), 6.0, (), ())])
+    alone = augmented_sounds(sounds, [1000] * 3, [PLAIN, PLAIN, AugmentChoices((1.0, 0.0), 6.0, (), ())])
     assert torch.equal(alone[2], sounds[2])  # the last of an odd batch has no neighbour
 
 
 def test_a_silent_neighbour_adds_nothing() -> None:
     sounds = torch.zeros(2, 100)
     sounds[0] = 0.5
-    mixed = augmented_sounds(sounds, [100, 100], [Draw((1.0, 0.0), 6.0, (), ()), Draw((1.0, 0.0), 6.0, (), ())])
+    mixed = augmented_sounds(
+        sounds, [100, 100], [AugmentChoices((1.0, 0.0), 6.0, (), ()), AugmentChoices((1.0, 0.0), 6.0, (), ())]
+    )
     assert torch.equal(mixed[0], sounds[0])
     assert torch.equal(mixed[1], sounds[1])
 
 
 def test_masks_cover_their_share_from_edge_to_edge() -> None:
     mels = torch.ones(2, 100, 50)
-    first = Draw((1.0, 0.0), None, mel_masks=((0.1, 0.0), (0.15, 0.9999)), time_masks=((0.3, 0.5),))
+    first = AugmentChoices((1.0, 0.0), None, mel_masks=((0.1, 0.0), (0.15, 0.9999)), time_masks=((0.3, 0.5),))
     mask_mels(mels, [first, PLAIN])
     silent_bands = (mels[0] == 0).all(1).nonzero().flatten().tolist()
     assert silent_bands == [*range(10), *range(85, 100)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.align.retrieval import area_under_roc, evaluate, mismatched, recalls, zero_shot_accuracy
+from trainer.align.retrieval import area_under_roc, mismatched, recalls, retrieval_measures, zero_shot_accuracy
 
 
 def test_recall_counts_how_many_are_nearer_than_the_own_one() -> None:
@@ -49,7 +49,7 @@ def test_all_measures_together() -> None:
     sounds = torch.eye(4)
     labels = [("fire",), ("sea",), ("fire",), ("sea",)]
     prompts = {"fire": torch.tensor([1.0, 0, 1, 0]), "sea": torch.tensor([0.0, 1, 0, 1])}
-    found = evaluate(sounds, sounds, prompts, ["a", "b", "c", "d"], labels)
+    found = retrieval_measures(sounds, sounds, prompts, ["a", "b", "c", "d"], labels)
     assert found == {
         "num_samples": 4.0,
         **{f"{side}_recall_at_{k}": 1.0 for side in ("picture", "sound") for k in (1, 5, 10)},
@@ -57,6 +57,6 @@ def test_all_measures_together() -> None:
         "num_classes": 2.0,
         "auc": 1.0,
     }
-    one_class = evaluate(sounds, sounds, {}, ["a", "b", "c", "d"], [("fire",)] * 4)
+    one_class = retrieval_measures(sounds, sounds, {}, ["a", "b", "c", "d"], [("fire",)] * 4)
     assert "auc" not in one_class and "zero_shot_accuracy" not in one_class
-    assert evaluate(torch.zeros(0, 4), torch.zeros(0, 4), prompts, [], []) == {"num_samples": 0.0}
+    assert retrieval_measures(torch.zeros(0, 4), torch.zeros(0, 4), prompts, [], []) == {"num_samples": 0.0}

@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError
-from trainer.engine.checkpoint import below, load_optimizer, load_state, optimizer_tensors, read_values, save_state
+from trainer.engine.checkpoint import (
+    load_optimizer,
+    load_state,
+    optimizer_tensors,
+    read_values,
+    save_state,
+    tensors_below,
+)
 
 VALUES = {"samples_seen": 7, "reader": {"epoch": 1, "batch": 2}}
 
@@ -29,7 +36,7 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     assert values == VALUES == read_values(saved, "align")
     assert torch.equal(tensors["network.a"], torch.arange(6.0).view(2, 3))
     assert float(tensors["scale"]) == 2.5
-    assert list(below(tensors, "network")) == ["a"]
+    assert list(tensors_below(tensors, "network")) == ["a"]
     assert [path.name for path in saved.parent.iterdir()] == ["resume.safetensors"]
 
 

@@ -19,7 +19,7 @@ from trainer.model.generator import (
     weights_sha256,
     widths_of,
 )
-from trainer.model.parity import TOLERANCE, differences, main
+from trainer.model.parity import TOLERANCE, main, output_differences
 from trainer.model.stylegan3 import FilteredConv, StyleGan3Synthesis, bands
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -30,7 +30,7 @@ KINDS = sorted(TINY)
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("fir", ["convolution", "matrix"])
 def test_recorded_networks_give_their_outputs(kind: str, grouped: bool, fir: str) -> None:
-    found = differences(FIXTURES / f"{kind}.safetensors", grouped=grouped, fir=fir)  # type: ignore[arg-type]
+    found = output_differences(FIXTURES / f"{kind}.safetensors", grouped=grouped, fir=fir)  # type: ignore[arg-type]
     assert {"mapping", "truncation", "image", "image from z"} <= set(found)
     assert ("logits" in found) == (kind == "stylegan2")
     assert max(found.values()) < TOLERANCE

@@ -31,7 +31,7 @@ from trainer.small_pair.fit import (
     fit_tower,
     row_weights,
 )
-from trainer.small_pair.material import RATE_HZ, Clip, MaterialError, read_clips, read_material
+from trainer.small_pair.material import RATE_HZ, LabelledSpan, MaterialError, read_material, read_video_clips
 
 COLUMNS = ("path", "kind", "class", "audio_kind", "license", "repo")
 SEEN = ("rain", "ocean", "fire", "wind")
@@ -131,7 +131,7 @@ def test_material_that_cannot_be_used_is_named(tmp_path):
 
 def test_a_video_is_a_clip_of_a_frame_a_second_and_its_sound(folder):
     item = next(item for item in read_material(folder).items if item.path.name == "ocean-1.mp4")
-    (clip,) = read_clips(item)
+    (clip,) = read_video_clips(item)
     assert (len(clip.frames), clip.frames[0].shape, clip.label) == (3, (90, 160, 3), "ocean")
     assert abs(len(clip.sound) - 3 * RATE_HZ) < 0.1 * RATE_HZ
 
@@ -162,7 +162,7 @@ def test_changed_pictures_and_mels_stay_what_they_are():
 
 def test_sounds_of_two_folds_are_never_mixed():
     clips = [
-        Clip("rain", name, sound=nature_sound("rain", place, 3.0, RATE_HZ).mean(axis=1))
+        LabelledSpan("rain", name, sound=nature_sound("rain", place, 3.0, RATE_HZ).mean(axis=1))
         for place, name in enumerate("abc")
     ]
     alone = SoundRows()(clips[0], 6, np.random.default_rng(0)).features
@@ -173,7 +173,7 @@ def test_sounds_of_two_folds_are_never_mixed():
 
 
 def test_recordings_keep_what_is_known_of_them_and_painted_sounds_get_their_class():
-    clip = Clip("fire", "a", sound=nature_sound("fire", 1, 3.0, RATE_HZ).mean(axis=1))
+    clip = LabelledSpan("fire", "a", sound=nature_sound("fire", 1, 3.0, RATE_HZ).mean(axis=1))
     recorded, painted = (SoundRows()(clip, 2, np.random.default_rng(0), painted=each) for each in (False, True))
     assert np.array_equal(recorded.scores, painted.scores)
     for scores, target in zip(recorded.scores, recorded.targets, strict=True):

@@ -25,7 +25,7 @@ from pipeline.synthetic.video import write_video
 from tests.datasets import Clip, as_flac, build_dataset, content_of, frames_in_rows, index_of, key_of, sound_of
 from tests.needs import needs_proc
 from tests.processes import children, read_process
-from trainer.streaming.reader import Bad, DatasetMix, Reader, ReaderSettings
+from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings, ReadFailure
 
 SETTINGS = ReaderSettings(
     picture_px=48, num_frames=2, window_seconds=2.0, batch_size=4, num_workers=0, mel=False, last_batch="keep"
@@ -125,7 +125,7 @@ def test_a_shard_that_is_gone_is_named_once(dataset: Path, num_workers: int):
     one = reader(dataset, SETTINGS.model_copy(update={"num_workers": num_workers}))
     assert read(one) == without(6, 7, 8, 9, 10)
     why = "it cannot be read: No such file or directory"
-    assert one.bad == ((Bad("numbered", str(shard(dataset, 1)), None, None, why), 5),)
+    assert one.bad == ((ReadFailure("numbered", str(shard(dataset, 1)), None, None, why), 5),)
     assert str(one.bad[0][0]) == f"{shard(dataset, 1)}: shard: {why}"
 
 

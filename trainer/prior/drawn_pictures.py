@@ -22,7 +22,7 @@ FIRST_MEASURED_SEED = 1_000_000
 DRAWN_AT_ONCE = 16
 
 
-def write_samples(generator: Generator, num_seeds: int, truncation: float, samples_seen: int, run: Run) -> None:
+def write_grid(generator: Generator, num_seeds: int, truncation: float, samples_seen: int, run: Run) -> None:
     """A grid of the pictures of the seeds 0, 1, ...: ``samples/SEEN.png`` in the stage's folder, and TensorBoard."""
     folder = run.stage_folder(STAGE) / "samples"
     folder.mkdir(exist_ok=True)
