@@ -100,7 +100,20 @@ class MappingNetwork(nn.Module):
         truncation_cutoff: int | None = None,
         update_emas: bool = False,
     ) -> Tensor:
-        """(B, L, D), or (B, D) without ``num_ws``. ``update_emas`` moves w_avg towards the mean of these w."""
+        """(B, L, D), or (B, D) without ``num_ws``. ``update_emas`` moves w_avg towards the mean of these w.
+
+        Always float32, under autocast too: w_avg is a mean of many steps, and truncation needs both in one type.
+        """
+        with torch.autocast(self._device_type, enabled=False):
+            return self._styles(z_BZ, c_BC, truncation_psi, truncation_cutoff, update_emas)
+
+    @property
+    def _device_type(self) -> str:
+        return next(self.parameters()).device.type
+
+    def _styles(
+        self, z_BZ: Tensor | None, c_BC: Tensor | None, psi: float, cutoff: int | None, update_emas: bool
+    ) -> Tensor:
         parts = [unit_rms(z_BZ.float())] if z_BZ is not None and self.z_dim else []
         if self.c_dim:
             if c_BC is None:
@@ -114,8 +127,8 @@ class MappingNetwork(nn.Module):
         if update_emas:
             self.w_avg.copy_(w_BD.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws_BLD = w_BD[:, None].expand(-1, self.num_ws, -1)
-        if truncation_psi != 1:
-            return truncate(ws_BLD, self.w_avg, truncation_psi, truncation_cutoff)
+        if psi != 1:
+            return truncate(ws_BLD, self.w_avg, psi, cutoff)
         return ws_BLD
 
 

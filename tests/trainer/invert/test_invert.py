@@ -313,3 +313,15 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "is of another network (backbone was test_resnet, is test_convnext)" in capsys.readouterr().err
     assert (out / "invert" / "resume.safetensors").read_bytes() == before
     assert json.loads((out / "recipe.json").read_text())["invert"]["num_samples"] in (16, 32)
+
+
+def test_half_precision_learns_and_keeps_its_weights_whole(guided: Path, tmp_path: Path) -> None:
+    stage, reader = stage_of(guided, tmp_path, "run.precision=bf16")
+    assert stage.model.generator.synthesis.half_dtype == torch.bfloat16
+    before = copied(stage.tensors())
+    batch = first_batch(reader)
+    told = [stage.step(batch) for _ in range(2)]
+    assert all(math.isfinite(value) for one in told for value in one.values())
+    after = stage.tensors()
+    assert {one.dtype for one in after.values() if one.is_floating_point()} == {torch.float32}
+    assert not torch.equal(before["inversion.conv.weight"], after["inversion.conv.weight"])

@@ -93,3 +93,15 @@ def test_styles_of_other_shapes_are_refused() -> None:
     for wrong in (_random(2, 5), _random(2, 4, 4), _random(4)):
         with pytest.raises(ValueError, match=r"give W of shape \(batch, 4\) or W\+ of shape \(batch, 3, 4\)"):
             styles_of_layers(wrong, 3, 4)
+
+
+def test_styles_are_whole_under_autocast_and_truncated_as_without() -> None:
+    mapping = MappingNetwork(8, 0, 4, 3, num_layers=2)
+    wanted = mapping(_random(5, 8), truncation_psi=0.7, update_emas=True)
+    average = mapping.w_avg.clone()
+    mapping.w_avg.zero_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mapping(_random(5, 8), truncation_psi=0.7, update_emas=True)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    assert torch.equal(mapping.w_avg, average)
