@@ -271,19 +271,6 @@ def flat(record: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """A window of a scene: the unit that is measured, judged, and becomes a sample."""
-
-    source_id: str
-    scene_index: int
-    span: Span
-
-    @property
-    def key(self) -> str:
-        return clip_key(self.source_id, self.span)
-
-
-@dataclass(frozen=True, slots=True)
 class Fetched:
     """A source's file in the store (or where it lay already), with what is known of its origin."""
 

@@ -78,7 +78,6 @@ class Watch:
         self.network_error: Exception | None = None
         """The last error that the network gave: some libraries keep only its text."""
         self.stopped: HearscapeError | None = None
-        self.abandoned = False
         self._waited: tuple[float, float | None] = (0.0, None)
         """Seconds spent in waits that are over; when the present one began."""
         self._network = _Window()
@@ -245,7 +244,7 @@ def run_watched(work: Callable[[], T], watch: Watch, stop: Stop) -> T:
         raise
     if watch.stopped is not None:
         watch.stop()
-        watch.abandoned = not done.wait(GRACE_SECONDS)
+        done.wait(GRACE_SECONDS)
         raise watch.stopped
     if errors:
         raise errors[0]

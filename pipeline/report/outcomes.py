@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_EXAMPLES = 3
 MAX_NOTHING = 100
 MAX_HOSTS = 20
-BEFORE_DECODE = ("no_video", "no_audio", "portrait", "too_small", "too_short", "too_long")
-"""Reasons that a file's header gives: such a source was never decoded."""
 
 
 @dataclass(slots=True)
@@ -108,9 +106,6 @@ class Outcomes:
                     "message": str(failure.get("message", ""))[:500],
                 }
             )
-
-    def num_before_decode(self) -> int:
-        return sum(count for reason, count in self.reasons.items() if reason in BEFORE_DECODE)
 
     def failure_list(self) -> list[dict[str, Any]]:
         """The commonest first."""

@@ -11,14 +11,13 @@ import csv
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import SourceListError
 from pipeline.runtime.masking import mask_secrets
-from pipeline.schema import Source, from_flat, stable_hash
+from pipeline.schema import Source, stable_hash
 from pipeline.sources.cells import Cells, default_id
 from pipeline.sources.links import canonical_url, scheme_of
 from pipeline.sources.rows import COLUMNS, Row, read_rows
@@ -191,11 +190,6 @@ def _united(first: Source, cells: Cells) -> Source:
         licence=first.licence or cells.licence,
         split=first.split or cells.split,
     )
-
-
-def source_from_record(record: Mapping[str, Any]) -> Source:
-    """The inverse of ``schema.flat`` on a source that has been through JSON, where its labels became a list."""
-    return from_flat(Source, {**record, "labels": tuple(record["labels"])})
 
 
 def write_sources(sources: Sequence[Source], path: str | Path) -> None:

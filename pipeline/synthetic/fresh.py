@@ -77,7 +77,7 @@ class Rain:
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "rain")
-        self._shore = shore = round(height * rng.uniform(0.42, 0.7))
+        shore = round(height * rng.uniform(0.42, 0.7))
         tint = rng.uniform(0.8, 1.1)
         land = column_gradient(shore, width, [(0, (112, 120, 128)), (0.6, (164, 170, 174)), (1, (186, 190, 188))])
         for layer in range(4):

@@ -41,7 +41,6 @@ Floats = NDArray[np.float32]
 MODEL_NAME = "hearscape-small"
 FOLDER = Path(__file__).parent
 PACKAGED = {"picture": FOLDER / "picture.safetensors", "sound": FOLDER / "sound.safetensors"}
-CALIBRATION = FOLDER / "calibration.json"
 
 FEATURES_VERSION = 2
 """Raised with every change of the features: weights belong to one version of them."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceListError
-from pipeline.schema import KEY_PATTERN, Source, flat
+from pipeline.schema import KEY_PATTERN, Source
 from pipeline.sources.cells import key_like, parse_time
 from pipeline.sources.links import canonical_url, youtube_id
 from pipeline.sources.lists import (
@@ -25,7 +25,6 @@ from pipeline.sources.lists import (
     read_source_lists,
     read_sources,
     shown,
-    source_from_record,
     write_sources,
 )
 
@@ -614,13 +613,6 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SourceListError, match="cannot be written"):
         write_sources([], tmp_path / "file" / "a.csv")
-
-
-def test_sources_survive_json_and_can_be_hashed() -> None:
-    sources = read_sources(LISTS / "example.csv").sources
-    again = [source_from_record(json.loads(json.dumps(flat(source)))) for source in sources]
-    assert again == list(sources)
-    assert len({*again, *sources}) == len(sources)
 
 
 def test_a_long_list_is_read_in_time(tmp_path: Path) -> None:
