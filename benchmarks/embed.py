@@ -232,12 +232,12 @@ def _embed_clips(pair: EncoderPair, settings: EncoderPairSettings, jobs: Sequenc
 def _make_plain(pair: EncoderPair, settings: EncoderPairSettings) -> None:
     import torch  # noqa: PLC0415
 
-    from pipeline.encoders.device import Running  # noqa: PLC0415
+    from pipeline.encoders.device import ComputeOptions  # noqa: PLC0415
     from pipeline.encoders.picture import PictureEncoder  # noqa: PLC0415
 
     path = Path(str(settings.picture_weights))
     pair.picture = PictureEncoder(
-        settings.picture_model, str(path), path, "", running=Running(torch.device("cpu"), settings.batch_size)
+        settings.picture_model, str(path), path, "", running=ComputeOptions(torch.device("cpu"), settings.batch_size)
     )
     pair.sound.network.to(memory_format=torch.contiguous_format)  # type: ignore[attr-defined]
 

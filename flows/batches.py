@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from flows.logs import logs_in_run
 from flows.progress import Progress
-from pipeline.build.build import Batch, BatchResult, Build
+from pipeline.build.build import BatchResult, Build, SourceBatch
 from pipeline.build.recipe import BuildRecipe
 from pipeline.errors import TransientError, UserError
 from pipeline.events import Event, Listener, SourceEvent
@@ -35,7 +35,7 @@ class Workplace:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BatchOutcome:
     """``events`` are those that the flow has not heard of yet, because the batch ran in another process."""
 
     result: BatchResult
@@ -77,7 +77,7 @@ def _logging(listener: Listener) -> Listener:
     return listen
 
 
-def _carry_out(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
+def _carry_out(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> BatchOutcome:
     here = HERE.get()
     events: list[Event] = []
     listener: Listener = here.progress if here is not None else events.append
@@ -85,7 +85,7 @@ def _carry_out(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
         listener = _logging(listener)
     if here is not None:
         here.progress.queue(source.source_id for source in batch.sources)
-        return Outcome(here.build.run_batch(batch, listener))
+        return BatchOutcome(here.build.run_batch(batch, listener))
     with logs_in_run(str(flow_run.id)):
         build = _build_elsewhere(recipe.model_dump_json())
         try:
@@ -94,7 +94,7 @@ def _carry_out(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
             if build.is_stopped:  # it carries no batch any more, and this process may be given one of a later run
                 _build_elsewhere.cache_clear()
             raise
-    return Outcome(result, tuple(events))
+    return BatchOutcome(result, tuple(events))
 
 
 @task(
@@ -106,7 +106,7 @@ def _carry_out(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_batch(recipe: BuildRecipe, batch: Batch, log_sources: bool) -> Outcome:
+def run_batch(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> BatchOutcome:
     """Carries every source of the batch to its end; ``log_sources``: with a line in the log for each."""
     # one line, as a cluster is sent this function by value, with all that it names
     return _carry_out(recipe, batch, log_sources)

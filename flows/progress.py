@@ -35,7 +35,7 @@ NEXT_STAGE = {"fetch": "measure", "measure": "embed", "embed": "cut", "cut": "cu
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningSource:
     """A source at work; ``seconds`` since it entered ``stage``."""
 
     source_id: str
@@ -54,7 +54,7 @@ class Snapshot:
     """Sources that ended in this run, by state."""
     clips: Mapping[str, int]
     """Clips of those sources: ``kept``, ``rejected``, ``failed``."""
-    running: tuple[Running, ...]
+    running: tuple[RunningSource, ...]
     step: str
     """The step of the whole dataset that was finished last; empty while sources are at work."""
     elapsed_seconds: float
@@ -169,7 +169,7 @@ class Progress:
             elapsed = now - self._started
             ends_per_second = self._ends.per_second(now)
             num_left = self._num_sources - self._num_ended
-            running = [Running(name, stage, now - since) for name, (stage, since) in self._running.items()]
+            running = [RunningSource(name, stage, now - since) for name, (stage, since) in self._running.items()]
             known = num_left <= 0 or (elapsed >= SETTLE_SECONDS and ends_per_second > 0)
             return Snapshot(
                 num_sources=self._num_sources,

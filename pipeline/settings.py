@@ -14,7 +14,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Record(BaseModel):
+class JsonRecord(BaseModel):
     """A part of the manifest or of a calibration: frozen, and no value is taken for one of another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from pipeline.dataset.manifest import Counts, Manifest, write_manifest
-from pipeline.dataset.manifest import Rendition as BuiltRendition
+from pipeline.dataset.manifest import Counts, Manifest, Rendition, write_manifest
 from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, member_names, write_shard
-from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.ffmpeg import probe
 from pipeline.runtime.storage import Folder
 from pipeline.schema import Bars, Span
@@ -73,7 +72,7 @@ def cut_clips(folder: Path) -> list[Clip]:
     path = folder / "numbered.mp4"
     per_clip = round(CLIP_SECONDS * FPS)
     write_video(path, frames_in_rows(range(NUM_CLIPS * per_clip)), noise(NUM_CLIPS * CLIP_SECONDS), fps=FPS, gop=60)
-    renditions = tuple(Rendition(name=str(px), short_side_px=px) for px in (96, 48))
+    renditions = tuple(RenditionSettings(name=str(px), short_side_px=px) for px in (96, 48))
     settings = CutSettings(renditions=renditions, preset="veryfast", gop_seconds=0.5)
     clips = []
     for index in range(NUM_CLIPS):
@@ -153,7 +152,7 @@ def build_dataset(
         encoder_id="none",
         members=member_names(has_embeddings=True),
         renditions=tuple(
-            BuiltRendition(name=n, short_side_px=int(n), video_codec="h264", sound_codec="aac") for n in ("96", "48")
+            Rendition(name=n, short_side_px=int(n), video_codec="h264", sound_codec="aac") for n in ("96", "48")
         ),
         splits=("train",),
         shards=tuple(records),

@@ -51,11 +51,11 @@ MAX_REPAIRS = 5
 """How often the end of a build begins anew for files that turn out to be damaged."""
 ENCODERS = {"x264": "libx264", "svt_av1": "libsvtav1", "nvenc": "h264_nvenc"}
 
-__all__ = ["Batch", "BatchResult", "Build", "BuildPlan", "BuildSummary"]
+__all__ = ["BatchResult", "Build", "BuildPlan", "BuildSummary", "SourceBatch"]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class SourceBatch:
     """Sources that are carried to their end together, and what was found out for all of them: a batch may run in another process,
     long after, or on another machine."""
 
@@ -77,7 +77,7 @@ class BatchResult:
 class BuildPlan:
     """What is still to do."""
 
-    batches: tuple[Batch, ...]
+    batches: tuple[SourceBatch, ...]
     num_sources: int
     num_finished_sources: int
     num_bad_rows: int
@@ -189,11 +189,11 @@ class Build:
             self._batches(waiting), len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems), asked
         )
 
-    def _batches(self, waiting: Sequence[Source]) -> tuple[Batch, ...]:
+    def _batches(self, waiting: Sequence[Source]) -> tuple[SourceBatch, ...]:
         size = self.recipe.execution.batch_size
         groups = [tuple(waiting[start : start + size]) for start in range(0, len(waiting), size)]
         return tuple(
-            Batch(stable_hash(*(source_hash(source) for source in group)), group, self.rule, self.encoder_id)
+            SourceBatch(stable_hash(*(source_hash(source) for source in group)), group, self.rule, self.encoder_id)
             for group in groups
         )
 
@@ -216,7 +216,7 @@ class Build:
             LOG.warning("%s", note)
         return changes
 
-    def run_batch(self, batch: Batch, listener: Listener) -> BatchResult:
+    def run_batch(self, batch: SourceBatch, listener: Listener) -> BatchResult:
         """Carries every source of the batch to its end, or, after :meth:`close`, only those that had ended before it.
 
         Raises OutputError when the disk is full or a folder of the build is gone, EncoderError where this machine has other weights,
@@ -231,7 +231,7 @@ class Build:
                 records.close_batch(batch.batch_id, [source.source_id for source in batch.sources])
         return BatchResult(batch.batch_id, dict(states))
 
-    def _carry(self, batch: Batch, records: DoneRecords, bugs: MetBugs, listener: Listener) -> Counter[str]:
+    def _carry(self, batch: SourceBatch, records: DoneRecords, bugs: MetBugs, listener: Listener) -> Counter[str]:
         failures: list[Exception] = []
 
         def carry(source: Source) -> SourceRecord | None:
@@ -358,7 +358,7 @@ class Build:
     def _bugs(self, rule: AgreementRule, encoder_id: str | None) -> MetBugs:
         return MetBugs(self.state, self.recipe.per_source_hash(rule, encoder_id))
 
-    def _tools_for(self, batch: Batch) -> Tools:
+    def _tools_for(self, batch: SourceBatch) -> Tools:
         tools = self._open_tools()
         found = tools.embedder.encoder_id if tools.embedder else None
         if found != batch.encoder_id:

@@ -48,7 +48,7 @@ SLOWER = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EmbeddingJob:
     """The clips of one source: its previews, and the spans in seconds of the file."""
 
     frames_path: Path
@@ -59,7 +59,7 @@ class Job:
 class _Waiting:
     """A job, and what became of it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EmbeddingJob) -> None:
         self.job = job
         self.content: bytes | None = None
         self.error: ClipError | None = None
@@ -98,7 +98,7 @@ class Embedder:
         while left:
             part = left[: self._clips_per_job]
             try:
-                contents.append(self._embed_part(Job(frames_path, sound_path, part)))
+                contents.append(self._embed_part(EmbeddingJob(frames_path, sound_path, part)))
             except WorkerError as error:
                 if error.code != TIMED_OUT or len(part) == 1:
                     raise
@@ -111,14 +111,14 @@ class Embedder:
     @property
     def single_clip_seconds(self) -> float:
         """The least time-out, which a single clip of no length has."""
-        return self._timeout_seconds([Job(Path(), Path(), ((0.0, 0.0),))])
+        return self._timeout_seconds([EmbeddingJob(Path(), Path(), ((0.0, 0.0),))])
 
-    def _timeout_seconds(self, jobs: Sequence[Job]) -> float:
+    def _timeout_seconds(self, jobs: Sequence[EmbeddingJob]) -> float:
         spans = [span for job in jobs for span in job.spans]
         of_frames = SECONDS_PER_FRAME * self._settings.frames_per_clip * len(spans)
         return LOAD_SECONDS + of_frames + SECONDS_PER_SOUND_SECOND * sum(end - start for start, end in spans)
 
-    def _embed_part(self, job: Job) -> bytes:
+    def _embed_part(self, job: EmbeddingJob) -> bytes:
         waiting = _Waiting(job)
         with self._queue_lock:
             self._queue.append(waiting)
@@ -252,7 +252,7 @@ def _pair(settings: EncoderPairSettings) -> EncoderPair:
     return load_pair(settings)
 
 
-def _embed(settings: EncoderPairSettings, jobs: Sequence[Job]) -> tuple[list[bytes], int]:
+def _embed(settings: EncoderPairSettings, jobs: Sequence[EmbeddingJob]) -> tuple[list[bytes], int]:
     """The embeddings of every job, and how many clips the pair embeds at once."""
     pair = _pair(settings)
     frames: list[npt.NDArray[np.uint8]] = []

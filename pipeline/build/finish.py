@@ -20,8 +20,15 @@ from pipeline.dataset.balance import BalanceItem, balance
 from pipeline.dataset.dedup import Fingerprint, find_duplicates
 from pipeline.dataset.funnel import Funnel
 from pipeline.dataset.ledger import LEDGER_NAME, write_ledger
-from pipeline.dataset.manifest import FileRecord, Manifest, ShardRecord, canonical_json, read_manifest, write_manifest
-from pipeline.dataset.manifest import Rendition as ManifestRendition
+from pipeline.dataset.manifest import (
+    FileRecord,
+    Manifest,
+    Rendition,
+    ShardRecord,
+    canonical_json,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.dataset.records import ClipRecord, DoneRecords, SourceRecord
 from pipeline.dataset.repeats import Stretch, repeat_notes
 from pipeline.dataset.shards import Sample, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
@@ -444,7 +451,5 @@ def _num_bytes(cut: CutClip) -> int:
     return cut.flac_bytes + max(rendition.num_bytes for rendition in cut.renditions)
 
 
-def _rendition(name: str, short_side_px: int, cut: CutSettings) -> ManifestRendition:
-    return ManifestRendition(
-        name=name, short_side_px=short_side_px, video_codec=VIDEO_CODECS[cut.codec], sound_codec="aac"
-    )
+def _rendition(name: str, short_side_px: int, cut: CutSettings) -> Rendition:
+    return Rendition(name=name, short_side_px=short_side_px, video_codec=VIDEO_CODECS[cut.codec], sound_codec="aac")

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.build.kept_files import remove_kept_files
-from pipeline.dataset.funnel import Tally
+from pipeline.dataset.funnel import OutcomeCounts
 from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, ledger_line, line_of, read_lines
 from pipeline.dataset.manifest import FileRecord, Manifest, ShardRecord, dataset_root, read_manifest, write_manifest
 from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, read_index, remove_other_shards, write_shard
@@ -273,9 +273,9 @@ def _without(output: Folder, file: FileRecord, wanted: Collection[str], scratch:
         ) from error
 
 
-def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[Tally, Tally]:
+def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[OutcomeCounts, OutcomeCounts]:
     """Writes the ledger and the timings anew; returns what is in them: sources and clips."""
-    sources, clips = Tally(), Tally()
+    sources, clips = OutcomeCounts(), OutcomeCounts()
     with output.writing(LEDGER_NAME) as file:
         for entry in _lines(output, LEDGER_NAME):
             if entry["source_id"] in wanted:
@@ -291,7 +291,7 @@ def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[Tally, Tally
     return sources, clips
 
 
-def _count(tally: Tally, entry: Mapping[str, Any]) -> None:
+def _count(tally: OutcomeCounts, entry: Mapping[str, Any]) -> None:
     failure = entry.get("failure")
     tally.count(State(entry["state"]), entry.get("reason"), failure["code"] if failure else None)
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.dataset.neighbours import Library, Tally, pack, picture_candidates, sound_candidates, unpack
+from pipeline.dataset.neighbours import CappedBuckets, ClipHashes, pack, picture_candidates, sound_candidates, unpack
 from pipeline.measure.fingerprint import STEP_SECONDS, parse_picture, parse_sound, picture_distance, sound_distance
 from pipeline.schema import Reason, Verdict
 from pipeline.settings import Settings
@@ -83,7 +83,7 @@ class Duplicates:
 @dataclass(frozen=True)
 class _Clips:
     keys: list[str]
-    library: Library
+    library: ClipHashes
     durations_ms: NDArray[np.int64]
     ranks: NDArray[np.int64]
     """0 for the clip that stays before all others."""
@@ -115,7 +115,7 @@ def find_duplicates(fingerprints: Iterable[Fingerprint], settings: DedupSettings
     rows = np.setdiff1d(np.arange(len(clips.keys)), np.fromiter(rejected, np.int64))
     cap = settings.max_neighbours
     while True:
-        tally = Tally()
+        tally = CappedBuckets()
         edges = _find_edges(clips, rows, settings, tally)
         related.append(pack(edges.a, edges.b))
         if not settings.reject_duplicates:
@@ -161,7 +161,7 @@ def _read(fingerprints: Iterable[Fingerprint]) -> _Clips:
     )  # stable: the smaller key first
     ranks = np.empty(len(keys), np.int64)
     ranks[best_first] = np.arange(len(keys))
-    library = Library(
+    library = ClipHashes(
         frames=_rectangular(np.frombuffer(picture, np.uint64), np.array(num_frames, np.int64)),
         words=np.frombuffer(sound, np.uint16),
         offsets=np.concatenate([[0], np.cumsum(num_words)]).astype(np.int64),
@@ -179,7 +179,7 @@ def _rectangular(flat: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArra
     return rows
 
 
-def _find_edges(clips: _Clips, rows: NDArray[np.int64], settings: DedupSettings, tally: Tally) -> _Edges:
+def _find_edges(clips: _Clips, rows: NDArray[np.int64], settings: DedupSettings, tally: CappedBuckets) -> _Edges:
     """All pairs among ``rows`` that are duplicates or related."""
     library = clips.library if len(rows) == len(clips.keys) else clips.library.take(rows)
     picture_limit = max(settings.picture_share, settings.strong_picture_share)
@@ -205,7 +205,7 @@ def _steps(settings: DedupSettings) -> tuple[int, int]:
 
 
 def _compare(
-    library: Library,
+    library: ClipHashes,
     durations_ms: NDArray[np.int64],
     a: NDArray[np.int64],
     b: NDArray[np.int64],

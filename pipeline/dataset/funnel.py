@@ -13,7 +13,7 @@ BAD_ROW = "bad_row"
 
 
 @dataclass(slots=True)
-class Tally:
+class OutcomeCounts:
     """States of sources or clips, with the reasons of the rejected and the codes of the failed."""
 
     states: Counter[str] = field(default_factory=lambda: Counter({state.value: 0 for state in State}))
@@ -49,8 +49,8 @@ class Funnel:
 
     num_rows: int
     num_merged: int
-    sources: Tally = field(default_factory=Tally)
-    clips: Tally = field(default_factory=Tally)
+    sources: OutcomeCounts = field(default_factory=OutcomeCounts)
+    clips: OutcomeCounts = field(default_factory=OutcomeCounts)
     num_videos: int = 0
     """Sources that were fetched and are media."""
     num_measured: int = 0
@@ -134,13 +134,13 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in _ordered(counts))
 
 
-def _states(tally: Tally) -> str:
+def _states(tally: OutcomeCounts) -> str:
     return ", ".join(
         f"{tally.states[state]} {state}" for state in State if state is not State.PENDING or tally.states[state]
     )
 
 
-def _causes(tally: Tally) -> list[str]:
+def _causes(tally: OutcomeCounts) -> list[str]:
     return [
         f"{'':>16}  {name}: {_listed(counts)}"
         for name, counts in (("rejected", tally.reasons), ("failed", tally.failures))

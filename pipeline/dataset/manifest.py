@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.errors import ManifestError, ShardError
 from pipeline.judge.thresholds import AgreementRule, Calibration
 from pipeline.runtime.bounded import read_bounded, reading_failures
-from pipeline.settings import Record
+from pipeline.settings import JsonRecord
 
 if TYPE_CHECKING:
     from pipeline.runtime.remote import Retries
@@ -39,7 +39,7 @@ Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 Count = Field(ge=0)
 
 
-class Rendition(Record):
+class Rendition(JsonRecord):
     """One family of shards: all clips at one size."""
 
     name: str = Name
@@ -52,7 +52,7 @@ class Rendition(Record):
     """Of the sound in ``<key>.mp4``, such as ``aac``. The lossless one is in ``<key>.flac``."""
 
 
-class ShardRecord(Record):
+class ShardRecord(JsonRecord):
     """One tar."""
 
     path: str = RelativePath
@@ -69,7 +69,7 @@ class ShardRecord(Record):
         return self.path.removesuffix(".tar") + ".index.json"
 
 
-class FileRecord(Record):
+class FileRecord(JsonRecord):
     """One file beside the shards."""
 
     path: str = RelativePath
@@ -79,7 +79,7 @@ class FileRecord(Record):
     sha256: str = Sha256
 
 
-class Counts(Record):
+class Counts(JsonRecord):
     """What became of all sources, or of all clips: each is in one state."""
 
     states: dict[str, int]
@@ -106,7 +106,7 @@ class Counts(Record):
         return self
 
 
-class Manifest(Record):
+class Manifest(JsonRecord):
     """Everything about a built dataset that a reader needs. Holds no time of day: the same build, the same bytes."""
 
     format: Literal["hearscape-dataset"] = FORMAT

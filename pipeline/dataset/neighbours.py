@@ -34,7 +34,7 @@ _PAIR_BLOCK = 1 << 12
 
 
 @dataclass(frozen=True)
-class Library:
+class ClipHashes:
     """The fingerprints of n clips, in the order of their keys."""
 
     frames: NDArray[np.uint64]
@@ -49,14 +49,14 @@ class Library:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def take(self, rows: NDArray[np.int64]) -> Library:
+    def take(self, rows: NDArray[np.int64]) -> ClipHashes:
         """The library of these rows, in their order."""
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         words = np.empty(offsets[-1], np.uint16)
         for row, start, length in zip(rows, offsets[:-1], lengths, strict=True):
             words[start : start + length] = self.words[self.offsets[row] : self.offsets[row] + length]
-        return Library(self.frames[rows], words, offsets, self.sources[rows])
+        return ClipHashes(self.frames[rows], words, offsets, self.sources[rows])
 
     def sounds(self, rows: Array, skip: Array | int = 0) -> NDArray[np.uint16]:
         """The words of these clips from word ``skip`` on, (P, N), filled up with zeros."""
@@ -69,14 +69,14 @@ class Library:
 
 
 @dataclass
-class Tally:
+class CappedBuckets:
     """How often a bucket was too common to compare everything in it."""
 
     capped_buckets: int = 0
     capped_entries: int = 0
 
 
-def picture_candidates(library: Library, max_share: float, cap: int, tally: Tally) -> NDArray[np.uint64]:
+def picture_candidates(library: ClipHashes, max_share: float, cap: int, tally: CappedBuckets) -> NDArray[np.uint64]:
     """Pairs of clips of different sources with a frame in common, as :func:`pack` makes them, sorted.
 
     Equal frames of one source count once here: pairs within a source come from :func:`sound_candidates`.
@@ -101,7 +101,7 @@ def picture_candidates(library: Library, max_share: float, cap: int, tally: Tall
 
 
 def sound_candidates(
-    library: Library, max_share: float, *, max_shift: int, min_words: int, cap: int, tally: Tally
+    library: ClipHashes, max_share: float, *, max_shift: int, min_words: int, cap: int, tally: CappedBuckets
 ) -> NDArray[np.uint64]:
     """Pairs of clips whose sounds are likely within ``max_share`` of each other, as :func:`pack` makes them, sorted."""
     num_passes = -(-len(library.words) // _PASS_ENTRIES)
@@ -161,7 +161,7 @@ class _SoundEntries:
     """The sixteen words from there on, shape (entries, 4)."""
 
     @classmethod
-    def of(cls, library: Library, part: int, num_parts: int) -> _SoundEntries:
+    def of(cls, library: ClipHashes, part: int, num_parts: int) -> _SoundEntries:
         entries = _sorted_entries(library, part, num_parts)
         positions = (entries & np.uint64(0xFFFFFFFF)).astype(np.int64)
         rows = np.searchsorted(library.offsets, positions, side="right") - 1
@@ -181,7 +181,7 @@ class _SoundEntries:
         return near
 
 
-def _sorted_entries(library: Library, part: int, num_parts: int) -> NDArray[np.uint64]:
+def _sorted_entries(library: ClipHashes, part: int, num_parts: int) -> NDArray[np.uint64]:
     """Entries of one part of the buckets: 24 bits bucket, 8 bits that order it, 32 bits position of the word."""
     found = [np.zeros(0, np.uint64)]
     ends = library.offsets[1:]
@@ -205,7 +205,7 @@ def _sorted_entries(library: Library, part: int, num_parts: int) -> NDArray[np.u
     return entries
 
 
-def _pairs(buckets: NDArray[np.uint32], cap: int, tally: Tally) -> Iterator[tuple[Array, Array]]:
+def _pairs(buckets: NDArray[np.uint32], cap: int, tally: CappedBuckets) -> Iterator[tuple[Array, Array]]:
     """Blocks of index pairs ``i < j <= i + cap`` within equal values of the sorted ``buckets``."""
     active = np.arange(len(buckets))
     for distance in range(1, cap + 1):
@@ -224,7 +224,7 @@ def _pairs(buckets: NDArray[np.uint32], cap: int, tally: Tally) -> Iterator[tupl
 
 
 def _alike_where_they_met(
-    library: Library, a: Array, b: Array, shift: Array, *, max_share: float, min_words: int
+    library: ClipHashes, a: Array, b: Array, shift: Array, *, max_share: float, min_words: int
 ) -> NDArray[np.uint64]:
     """The pairs of clips that are alike at the shift that their meeting told, packed."""
     found = [np.zeros(0, np.uint64)]

@@ -14,7 +14,7 @@ from pipeline.dataset.shards import Sample
 from pipeline.errors import ManifestError
 from pipeline.runtime.storage import Folder
 from pipeline.schema import Reason, Source, State
-from pipeline.settings import Record
+from pipeline.settings import JsonRecord
 
 NAME = "withdrawn.json"
 JOURNAL_NAME = "state/withdrawing.json"
@@ -23,7 +23,7 @@ MAX_NAMED = 10
 DETAIL = "withdrawn from the built dataset; no later build takes it up again"
 
 
-class Gap(Record):
+class Gap(JsonRecord):
     """The place that a withdrawn clip had in its shard: the shards are filled as if it were still there."""
 
     key: str
@@ -32,7 +32,7 @@ class Gap(Record):
     """Of its members in the largest rendition."""
 
 
-class Withdrawn(Record):
+class Withdrawn(JsonRecord):
     """All sources that were ever withdrawn from one dataset, and the clips of theirs that had been kept."""
 
     format: Literal["hearscape-withdrawn"] = "hearscape-withdrawn"

@@ -38,7 +38,7 @@ def pick_device(name: str, field: str = "device") -> torch.device:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class ComputeOptions:
     """How an encoder runs its network."""
 
     device: torch.device

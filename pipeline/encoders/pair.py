@@ -20,7 +20,7 @@ from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from pipeline.encoders.device import Running
+    from pipeline.encoders.device import ComputeOptions
     from pipeline.encoders.picture import PictureEncoder
     from pipeline.encoders.small.towers import SmallPictureEncoder
     from pipeline.encoders.sound import SoundEncoder
@@ -328,13 +328,13 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
     files = find_files(settings, cache_dir, field)
     if settings.is_small:
         return _load_small(settings, files, field)
-    from pipeline.encoders.device import Running, pick_device  # noqa: PLC0415
+    from pipeline.encoders.device import ComputeOptions, pick_device  # noqa: PLC0415
     from pipeline.encoders.sound import load_sound  # noqa: PLC0415
 
     device = pick_device(settings.device, f"{field}.device")
     if device.type == "cpu" and settings.precision == "fp16":
         raise EncoderError(f"{field}.precision: fp16 needs a GPU and there is none; use fp32 or bf16")
-    running = Running(device, settings.batch_size, settings.precision, settings.num_threads)
+    running = ComputeOptions(device, settings.batch_size, settings.precision, settings.num_threads)
     with _naming(settings, "sound", f"{field}.sound_weights"):
         sound = load_sound(settings.sound_kind, files.sound_path, files.sound_sha256, running)
     with _naming(settings, "picture", f"{field}.picture_weights"):
@@ -365,7 +365,7 @@ def clips_at_once(settings: EncoderPairSettings) -> int:
 
 
 def _load_picture(
-    settings: EncoderPairSettings, files: PairFiles, running: Running
+    settings: EncoderPairSettings, files: PairFiles, running: ComputeOptions
 ) -> PictureEncoder | SmallPictureEncoder:
     if settings.picture_model == SMALL_MODEL:
         from pipeline.encoders.small.towers import SmallPictureEncoder  # noqa: PLC0415

@@ -18,7 +18,7 @@ from open_clip.model import convert_weights_to_lp
 from PIL import Image
 from safetensors import SafetensorError
 
-from pipeline.encoders.device import Running, one_thread, unit_rows
+from pipeline.encoders.device import ComputeOptions, one_thread, unit_rows
 from pipeline.encoders.onednn import pack_linears
 from pipeline.encoders.weights import NUM_SHOWN, check_finite, is_url, read_state_dict, reason, resolve_weights
 from pipeline.errors import EncoderError
@@ -119,7 +119,7 @@ class PictureEncoder:
     """An open_clip model, frozen. ``encoder_id`` changes with whatever changes its numbers in fp32."""
 
     def __init__(
-        self, name: str, weights: str, path: Path, sha256: str, *, running: Running, gradients: bool = True
+        self, name: str, weights: str, path: Path, sha256: str, *, running: ComputeOptions, gradients: bool = True
     ) -> None:
         """``weights`` is as in the recipe, ``path`` its file. Raises EncoderError when that does not fit.
 

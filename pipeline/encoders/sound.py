@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.encoders.device import Running, one_thread, unit_rows
+from pipeline.encoders.device import ComputeOptions, one_thread, unit_rows
 from pipeline.encoders.mel import LogMel, MelConfig, check_sound, resampled
 from pipeline.encoders.weights import load_into, read_state_dict, reason
 from pipeline.errors import EncoderError
@@ -201,7 +201,7 @@ def for_listening(network: N, device: torch.device) -> N:
 class MelSoundEncoder:
     """SoundCLIP's network or one of the align stage. A sound longer than a window is heard whole: the windows' mean."""
 
-    def __init__(self, network: SoundNetwork, config: AlignConfig, encoder_id: str, running: Running) -> None:
+    def __init__(self, network: SoundNetwork, config: AlignConfig, encoder_id: str, running: ComputeOptions) -> None:
         self.network = for_listening(network, running.device)
         self.front_end = LogMel(config.mel).to(running.device)
         self.config = config
@@ -231,7 +231,7 @@ class MelSoundEncoder:
 class Wav2ClipEncoder:
     """Wav2CLIP's network on whole sounds of any length; one shorter than a spectrogram frame (32 ms) ends in zeros."""
 
-    def __init__(self, network: Wav2ClipNetwork, encoder_id: str, running: Running) -> None:
+    def __init__(self, network: Wav2ClipNetwork, encoder_id: str, running: ComputeOptions) -> None:
         self.network = for_listening(network, running.device)
         self.encoder_id = encoder_id
         self.width = PUBLISHED_WIDTH
@@ -251,7 +251,7 @@ class Wav2ClipEncoder:
             return np.asarray(unit_rows(flat, self.encoder_id).numpy())
 
 
-def load_soundclip(path: Path, sha256: str, running: Running) -> MelSoundEncoder:
+def load_soundclip(path: Path, sha256: str, running: ComputeOptions) -> MelSoundEncoder:
     """SoundCLIP's published ``resnet18`` weights. Raises EncoderError when the file does not fit."""
     network = SoundNetwork()
     load_into(network, read_state_dict(path), path)
@@ -259,7 +259,7 @@ def load_soundclip(path: Path, sha256: str, running: Running) -> MelSoundEncoder
     return MelSoundEncoder(network, config, sound_id("soundclip", sha256), running)
 
 
-def load_align(path: Path, sha256: str, running: Running) -> MelSoundEncoder:
+def load_align(path: Path, sha256: str, running: ComputeOptions) -> MelSoundEncoder:
     """A checkpoint of the align stage. Raises EncoderError when the file does not fit."""
     config = read_align_config(path)
     network = SoundNetwork(config.width, config.backbone)
@@ -267,7 +267,7 @@ def load_align(path: Path, sha256: str, running: Running) -> MelSoundEncoder:
     return MelSoundEncoder(network, config, sound_id("align", sha256), running)
 
 
-def load_wav2clip(path: Path, sha256: str, running: Running) -> Wav2ClipEncoder:
+def load_wav2clip(path: Path, sha256: str, running: ComputeOptions) -> Wav2ClipEncoder:
     """Wav2CLIP's published checkpoint, of which ``audio_encoder.*`` and ``audio_transform.*`` are used.
 
     Raises EncoderError when the file does not fit.
@@ -283,7 +283,7 @@ def load_wav2clip(path: Path, sha256: str, running: Running) -> Wav2ClipEncoder:
     return Wav2ClipEncoder(network, sound_id("wav2clip", sha256), running)
 
 
-def load_sound(kind: str, path: Path, sha256: str, running: Running) -> SoundEncoder:
+def load_sound(kind: str, path: Path, sha256: str, running: ComputeOptions) -> SoundEncoder:
     """The encoder of a kind: soundclip, wav2clip or align. Raises EncoderError when the file does not fit."""
     if kind == "soundclip":
         return load_soundclip(path, sha256, running)

@@ -27,7 +27,7 @@ class CheckingProxy:
     """Runs until it is closed. ``url`` is what ffmpeg finds in ``http_proxy``."""
 
     def __init__(self, reach: Reach, connect_seconds: float) -> None:
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _ProxyServer(("127.0.0.1", 0), _ProxyHandler)
         self._server.reach, self._server.connect_seconds = reach, connect_seconds
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="checking-proxy", daemon=True
@@ -44,7 +44,7 @@ class CheckingProxy:
         self._thread.join()
 
 
-class _Server(socketserver.ThreadingTCPServer):
+class _ProxyServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
     reach: Reach
@@ -54,8 +54,8 @@ class _Server(socketserver.ThreadingTCPServer):
         LOG.debug("a connection through the checking proxy broke: %s", sys.exception())
 
 
-class _Handler(socketserver.BaseRequestHandler):
-    server: _Server
+class _ProxyHandler(socketserver.BaseRequestHandler):
+    server: _ProxyServer
     request: socket.socket
 
     def handle(self) -> None:

@@ -36,7 +36,7 @@ RECORD_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class StoreEntry:
     """What a fetch gave. ``outside`` is the path of a file that is not the store's own and stays where it is."""
 
     key: str
@@ -114,13 +114,13 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def known(self, key: str) -> Record | None:
+    def known(self, key: str) -> StoreEntry | None:
         """What an earlier fetch gave, whether or not the file is still there."""
         try:
             values = json.loads(self._record_path(key).read_bytes())
             if values["version"] != RECORD_VERSION:
                 return None
-            record = Record(**values["record"])
+            record = StoreEntry(**values["record"])
             if record.key != key:
                 raise ValueError(f"it is that of {record.key}, put into the place of another")
             return record
@@ -161,7 +161,7 @@ class Store:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        record = Record(
+        record = StoreEntry(
             key,
             digest,
             path.stat().st_size,
@@ -195,7 +195,7 @@ class Store:
 
     def add_outside(self, key: str, path: Path, sha256: str, provenance: Mapping[str, Any] | None = None) -> Fetched:
         """Remember a file that lies elsewhere. It is used in place and never deleted; pinned only for symmetry."""
-        record = Record(key, sha256, path.stat().st_size, outside=str(path), provenance=dict(provenance or {}))
+        record = StoreEntry(key, sha256, path.stat().st_size, outside=str(path), provenance=dict(provenance or {}))
         self.pin(sha256)
         self._write_record(record)
         return self._fetched(record)
@@ -275,21 +275,21 @@ class Store:
                 status = path.stat()
                 yield status.st_mtime_ns, status.st_size, path
 
-    def _object_path(self, record: Record) -> Path:
+    def _object_path(self, record: StoreEntry) -> Path:
         return self.root / "objects" / record.sha256[:2] / f"{record.sha256}{record.suffix}"
 
     def _record_path(self, key: str) -> Path:
         return self.root / "index" / key[:2] / f"{key}.json"
 
-    def _is_whole(self, record: Record) -> bool:
+    def _is_whole(self, record: StoreEntry) -> bool:
         path = self._object_path(record)
         return path.is_file() and path.stat().st_size == record.num_bytes
 
-    def _fetched(self, record: Record) -> Fetched:
+    def _fetched(self, record: StoreEntry) -> Fetched:
         path = record.outside or str(self._object_path(record))
         return Fetched(path, record.sha256, record.num_bytes, record.offset_ms, record.provenance)
 
-    def _write_record(self, record: Record) -> None:
+    def _write_record(self, record: StoreEntry) -> None:
         path = self._record_path(record.key)
         path.parent.mkdir(exist_ok=True)
         temporary = self._own / f"{uuid.uuid4().hex[:12]}.json"

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceListError, UserError
-from pipeline.importers.audioset import EXCLUDE, NATURE, Choice, Ontology, read_ontology, segments
+from pipeline.importers.audioset import EXCLUDE, NATURE, ClassChoice, Ontology, read_ontology, segments
 from pipeline.importers.classes import choose_classes
 from pipeline.importers.landscape import landscape_rows
 from pipeline.sources.cells import parse_time
-from pipeline.sources.delimited import SPREADSHEET_ERROR, Record
+from pipeline.sources.delimited import SPREADSHEET_ERROR, DelimitedRow
 from pipeline.sources.links import YOUTUBE_ID, youtube_url
 from pipeline.sources.lists import MAX_PROBLEMS_SHOWN, Gathering, SourceList, write_sources
-from pipeline.sources.rows import Row, read_records
+from pipeline.sources.rows import Row, read_delimited_rows
 
 VGGSOUND_CLIP_SECONDS = 10.0
 LANDSCAPE_CLIP_SECONDS = 10.0
@@ -93,11 +93,11 @@ def import_vggsound(
 
     ``classes`` and ``exclude`` are names or globs (None: :data:`VGGSOUND_NATURE`); ``split`` keeps that split alone.
     """
-    known = {record.cells[2].strip() for record in _vggsound_records(path) if len(record.cells) == 4}
+    known = {record.cells[2].strip() for record in _vggsound_rows(path) if len(record.cells) == 4}
     chosen = choose_classes(VGGSOUND_NATURE if classes is None else classes, known, missing_ok=classes is None)
     chosen -= choose_classes(exclude, known)
     taken = _Import()
-    for record in _vggsound_records(path):
+    for record in _vggsound_rows(path):
         problem = record.problem
         if problem is None and len(record.cells) != 4:
             problem = f"{len(record.cells)} cells, not the 4 of VGGSound (YouTube id, start, label, split)"
@@ -112,15 +112,15 @@ def import_vggsound(
     return taken.imported([path])
 
 
-def _vggsound_records(path: str | Path) -> Iterator[Record]:
+def _vggsound_rows(path: str | Path) -> Iterator[DelimitedRow]:
     """The rows, without a header that someone may have added."""
-    for place, record in enumerate(read_records(path)):
+    for place, record in enumerate(read_delimited_rows(path)):
         cells = record.cells
         if place > 0 or len(cells) != 4 or YOUTUBE_ID.fullmatch(cells[0].strip()) or cells[1].strip()[:1].isdigit():
             yield record
 
 
-def _vggsound_row(record: Record, start: str, label: str, split: str) -> Row:
+def _vggsound_row(record: DelimitedRow, start: str, label: str, split: str) -> Row:
     try:
         end = (parse_time(start) or 0) / 1000 + VGGSOUND_CLIP_SECONDS
     except ValueError as error:
@@ -141,7 +141,7 @@ def import_audioset(
     A source gets those of its labels that were chosen. A segment with an ``exclude`` label too is left out (None:
     ``audioset.EXCLUDE``). A file named ``*eval*`` is the split ``test``, one named ``*train*`` is ``train``.
     """
-    choice = Choice.of(ontology, classes, exclude)
+    choice = ClassChoice.of(ontology, classes, exclude)
     taken = _Import()
     for path in paths:
         for segment in segments(path, choice):

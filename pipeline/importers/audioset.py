@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.errors import SourceListError
 from pipeline.importers.classes import choose_classes
-from pipeline.sources.rows import Row, read_records
+from pipeline.sources.rows import Row, read_delimited_rows
 
 NATURE = (
     "Wind",
@@ -85,7 +85,7 @@ def read_ontology(paths: Sequence[str | Path]) -> Ontology:
         if Path(path).suffix.lower() == ".json":
             _read_tree(Path(path), ontology)
             continue
-        for record in read_records(path, "\t" if str(path).lower().endswith(".tsv") else ","):
+        for record in read_delimited_rows(path, "\t" if str(path).lower().endswith(".tsv") else ","):
             cells = [cell.strip() for cell in record.cells]
             place = next((at for at, cell in enumerate(cells) if _CLASS_ID.fullmatch(cell)), None)
             if place is not None:
@@ -108,7 +108,7 @@ def _read_tree(path: Path, ontology: Ontology) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ClassChoice:
     """Which segments are wanted: with one of the ``classes`` and none of the ``excluded``, all by id."""
 
     classes: frozenset[str]
@@ -116,7 +116,7 @@ class Choice:
     names: dict[str, str]
 
     @classmethod
-    def of(cls, ontology: Ontology, classes: Sequence[str] | None, exclude: Sequence[str] | None) -> Choice:
+    def of(cls, ontology: Ontology, classes: Sequence[str] | None, exclude: Sequence[str] | None) -> ClassChoice:
         """Choose by name or glob, with all that is below. None: :data:`NATURE`, and nothing below; :data:`EXCLUDE`."""
         known = frozenset(ontology.names.values())
         if classes is None:
@@ -140,10 +140,10 @@ def split_of(path: str | Path) -> str | None:
     return "test" if "eval" in name else "train" if "train" in name else None
 
 
-def segments(path: str | Path, choice: Choice) -> Iterator[tuple[Row, str] | None]:
+def segments(path: str | Path, choice: ClassChoice) -> Iterator[tuple[Row, str] | None]:
     """The wanted rows of a segments file as ``(row, YouTube id)``; None for each that is not wanted."""
     split = split_of(path)
-    for record in read_records(path):
+    for record in read_delimited_rows(path):
         cells = [cell.strip().strip('"') for cell in record.cells]
         if record.problem is None and cells[0].lower() == "ytid":
             continue

@@ -18,9 +18,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from pipeline.sources.cells import parse_time
-from pipeline.sources.delimited import Record
+from pipeline.sources.delimited import DelimitedRow
 from pipeline.sources.links import YOUTUBE_ID, canonical_url, problem_with_url, youtube_id, youtube_url
-from pipeline.sources.rows import Row, read_records
+from pipeline.sources.rows import Row, read_delimited_rows
 
 _ROLES = {
     "link": "ytid youtubeid videoid id link links url urls youtube youtubelink youtubeurl videolink videourl video",
@@ -39,14 +39,14 @@ _SPAN = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s?)?", re.IGNORECASE
 def landscape_rows(path: str | Path, seconds: float | None) -> Iterator[Row]:
     """The rows of a Landscape list. One that begins at a time and has no end lasts ``seconds`` (None: all the rest)."""
     table = _Table()
-    for record in read_records(path, _delimiter(path), comments=False):
+    for record in read_delimited_rows(path, _delimiter(path), comments=False):
         for found in table.read(record):
             yield found if found.problem else _with_times(found, seconds)
 
 
 def _delimiter(path: str | Path) -> str:
     """The mark between cells: what the first rows hold most of."""
-    text = "".join(record.text for record in islice(read_records(path, comments=False), 20))
+    text = "".join(record.text for record in islice(read_delimited_rows(path, comments=False), 20))
     return max(",\t;", key=text.count)
 
 
@@ -60,7 +60,7 @@ class _Table:
         self._heading: str | None = None
         self._begun = False
 
-    def read(self, record: Record) -> Iterator[Row]:
+    def read(self, record: DelimitedRow) -> Iterator[Row]:
         """The rows that a record holds: several if it has several links, none if it is a header or a heading."""
         cells = [cell.strip() for cell in record.cells]
         if record.problem:
@@ -105,7 +105,7 @@ class _Table:
                 values["class"] = self._column_classes[place]
             yield values
 
-    def _row(self, record: Record, values: Mapping[str, str]) -> Row:
+    def _row(self, record: DelimitedRow, values: Mapping[str, str]) -> Row:
         """A row of a source list: its link a URL, its times as they were found."""
         link = _link_in(values.get("link", "")) or values.get("link", "")
         if YOUTUBE_ID.fullmatch(link):

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import CalibrationError
 from pipeline.schema import stable_hash
-from pipeline.settings import Record
+from pipeline.settings import JsonRecord
 
 FORMAT: Literal["hearscape-calibration"] = "hearscape-calibration"
 
@@ -23,7 +23,7 @@ Cosine = Field(ge=-1.001, le=1.001)
 Count = Field(ge=0)
 
 
-class AgreementRule(Record):
+class AgreementRule(JsonRecord):
     """The agreement that is asked of a clip, resolved: numbers only."""
 
     min_agreement: float | None = None
@@ -52,7 +52,7 @@ class AgreementRule(Record):
         return "" if self.false_accept_rate is None else f"false accepts {100 * self.false_accept_rate:g} %"
 
 
-class ClassPoint(Record):
+class ClassPoint(JsonRecord):
     """One point of a receiver operating characteristic."""
 
     false_accept_rate: float = Share
@@ -76,7 +76,7 @@ class RocPoint(ClassPoint):
     """The share of true pairs that pass this very threshold, with other sources."""
 
 
-class ClassCalibration(Record):
+class ClassCalibration(JsonRecord):
     """One class: its pictures with their own sounds, against its pictures with the sounds of other classes."""
 
     num_clips: int = Count
@@ -85,7 +85,7 @@ class ClassCalibration(Record):
     points: tuple[ClassPoint, ...] = Field(min_length=1, strict=False)
 
 
-class Calibration(Record):
+class Calibration(JsonRecord):
     """What agreement tells true pairs (a clip's picture and its own sound) from wrong ones, for one encoder pair.
 
     True pairs are taken for true: where the clips hold dubbed or unfitting sound, the shares of true pairs come out too low.

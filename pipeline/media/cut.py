@@ -51,7 +51,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
 MAX_H264_QUALITY = 51
 
 
-class Rendition(Settings):
+class RenditionSettings(Settings):
     """One size in which every kept clip is written."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")
@@ -65,9 +65,9 @@ class Rendition(Settings):
 class CutSettings(Settings):
     """How kept clips are encoded."""
 
-    renditions: tuple[Rendition, ...] = (
-        Rendition(name="1080", short_side_px=1080),
-        Rendition(name="256", short_side_px=256),
+    renditions: tuple[RenditionSettings, ...] = (
+        RenditionSettings(name="1080", short_side_px=1080),
+        RenditionSettings(name="256", short_side_px=256),
     )
     """The sizes, all written from one decode."""
     codec: Literal["x264", "svt_av1", "nvenc"] = "x264"
@@ -162,7 +162,7 @@ def cut_key(content_sha256: str, span: Span, bars: Bars, settings: CutSettings) 
     )
 
 
-def picture_size(video: VideoFacts, bars: Bars, rendition: Rendition) -> tuple[int, int]:
+def picture_size(video: VideoFacts, bars: Bars, rendition: RenditionSettings) -> tuple[int, int]:
     """(width, height) of a rendition: even numbers, the shape of what is left between the bars."""
     width, height = video.width - bars.left - bars.right, video.height - bars.top - bars.bottom
     wanted = rendition.short_side_px

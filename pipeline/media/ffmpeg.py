@@ -28,7 +28,7 @@ from pipeline.errors import MediaError, WorkerError
 from pipeline.media.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.media.parts import part_shifts
 from pipeline.media.tone_map import HLG, PQ
-from pipeline.media.tracks import Choice, picture_track, sound_track
+from pipeline.media.tracks import ChosenTrack, picture_track, sound_track
 from pipeline.runtime.awake import wait_awake
 from pipeline.runtime.memory import limited_memory
 from pipeline.runtime.stop import Stop
@@ -171,7 +171,7 @@ def _rotation(container: av.container.InputContainer, stream: av.VideoStream) ->
     raise MediaError("no_frames", "the video track holds no picture that can be decoded")
 
 
-def _video_facts(track: Choice[av.VideoStream], rotation: int) -> VideoFacts:
+def _video_facts(track: ChosenTrack[av.VideoStream], rotation: int) -> VideoFacts:
     stream = track.stream
     context = stream.codec_context
     width, height = context.width, context.height
@@ -205,7 +205,7 @@ def _video_facts(track: Choice[av.VideoStream], rotation: int) -> VideoFacts:
     )
 
 
-def _sound_facts(track: Choice[av.AudioStream]) -> SoundFacts:
+def _sound_facts(track: ChosenTrack[av.AudioStream]) -> SoundFacts:
     stream = track.stream
     return SoundFacts(
         codec=stream.codec_context.codec.canonical_name,

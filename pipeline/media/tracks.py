@@ -29,7 +29,7 @@ Rank = tuple[bool, bool, bool, tuple[int, ...], float, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(Generic[Stream]):
+class ChosenTrack(Generic[Stream]):
     """A track, and how many there were. ``decided_by`` is the rule that put it before the next; None: there was one."""
 
     stream: Stream
@@ -37,7 +37,7 @@ class Choice(Generic[Stream]):
     decided_by: str | None
 
 
-def picture_track(container: av.container.InputContainer) -> Choice[av.VideoStream] | None:
+def picture_track(container: av.container.InputContainer) -> ChosenTrack[av.VideoStream] | None:
     """The track of moving pictures that is the file's. None: there is none that could be decoded."""
     return _chosen(
         [s for s in container.streams.video if not s.disposition & COVERS and s.codec_context is not None],
@@ -45,7 +45,7 @@ def picture_track(container: av.container.InputContainer) -> Choice[av.VideoStre
     )
 
 
-def sound_track(container: av.container.InputContainer) -> Choice[av.AudioStream] | None:
+def sound_track(container: av.container.InputContainer) -> ChosenTrack[av.AudioStream] | None:
     """The track of sound that is the file's. None: there is none that could be decoded."""
     return _chosen(
         [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate],
@@ -53,7 +53,7 @@ def sound_track(container: av.container.InputContainer) -> Choice[av.AudioStream
     )
 
 
-def _chosen(streams: Sequence[Stream], size: Callable[[Stream], tuple[int, ...]]) -> Choice[Stream] | None:
+def _chosen(streams: Sequence[Stream], size: Callable[[Stream], tuple[int, ...]]) -> ChosenTrack[Stream] | None:
     if not streams:
         return None
     longest = max(_seconds(stream) or 0.0 for stream in streams)
@@ -71,11 +71,11 @@ def _chosen(streams: Sequence[Stream], size: Callable[[Stream], tuple[int, ...]]
 
     first, *others = sorted(streams, key=rank, reverse=True)
     if not others:
-        return Choice(first, 1, None)
+        return ChosenTrack(first, 1, None)
     decided_by = next(
         name for name, ours, next_one in zip(RULES, rank(first), rank(others[0]), strict=True) if ours != next_one
     )
-    return Choice(first, len(streams), decided_by)
+    return ChosenTrack(first, len(streams), decided_by)
 
 
 def _is_short(stream: Any, seconds: float | None, longest: float) -> bool:

@@ -48,7 +48,7 @@ MAX_PORT = 65535
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Library:
+class ServedDataset:
     """The clips of a dataset, for the server: found, looked at, listened to."""
 
     def __init__(self, location: str) -> None:
@@ -127,7 +127,7 @@ def _is_of(folder: Folder) -> bool:
         return False
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ReportHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
     server: ReportServer
@@ -248,10 +248,10 @@ class ReportServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, library: Library, host: str, port: int) -> None:
+    def __init__(self, library: ServedDataset, host: str, port: int) -> None:
         self.library = library
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
+        super().__init__((host, port), _ReportHandler)
         self.host = host
         self.is_closing = False
 
@@ -280,7 +280,7 @@ def open_report(location: str, host: str = "127.0.0.1", port: int = 0) -> Iterat
     """
     if not 0 <= port <= MAX_PORT:
         raise OutputError(f"port {port} is none: choose one from 1 to {MAX_PORT} with --port, or 0 for a free one")
-    library = Library(location)
+    library = ServedDataset(location)
     try:
         try:
             server = ReportServer(library, host, port)

@@ -22,7 +22,7 @@ _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(slots=True)
-class Record:
+class DelimitedRow:
     """One row of a delimited file, before its cells have names."""
 
     line: int
@@ -122,7 +122,9 @@ def _begins_a_row(lines: Lines, index: int, delimiter: str, num_cells: int | Non
     return isinstance(cells, list) and len(cells) > 1 and _is_row(cells, num_cells) and "://" in "".join(cells)
 
 
-def records(lines: Lines, delimiter: str, num_cells: int | None, *, comments: bool = True) -> Iterator[Record]:
+def delimited_rows(
+    lines: Lines, delimiter: str, num_cells: int | None, *, comments: bool = True
+) -> Iterator[DelimitedRow]:
     """The rows from here on. A row with a broken quote ends where the next good one begins.
 
     ``num_cells`` is how many cells a good row has (None: any), and serves to find that place only. With ``comments``,
@@ -144,8 +146,8 @@ def records(lines: Lines, delimiter: str, num_cells: int | None, *, comments: bo
                     cells, num_lines = "a quote is never closed", shorter
         text = lines.take(num_lines)
         if problem := problem_with_text(text):
-            yield Record(line, text, [], problem)
+            yield DelimitedRow(line, text, [], problem)
         elif isinstance(cells, str):
-            yield Record(line, text, [], cells)
+            yield DelimitedRow(line, text, [], cells)
         elif any(map(str.strip, cells)):
-            yield Record(line, text, cells)
+            yield DelimitedRow(line, text, cells)

@@ -25,7 +25,14 @@ import pyarrow.parquet
 
 from pipeline.errors import SourceListError
 from pipeline.runtime.bounded import copy_bounded
-from pipeline.sources.delimited import MAX_ROW_CHARS, Lines, Record, problem_with_length, problem_with_text, records
+from pipeline.sources.delimited import (
+    MAX_ROW_CHARS,
+    DelimitedRow,
+    Lines,
+    delimited_rows,
+    problem_with_length,
+    problem_with_text,
+)
 from pipeline.sources.links import known_schemes, scheme_of
 
 COLUMNS = ("id", "url", "path", "start", "end", "labels", "caption", "licence", "split")
@@ -120,17 +127,17 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def read_records(path: str | Path, delimiter: str = ",", *, comments: bool = True) -> Iterator[Record]:
+def read_delimited_rows(path: str | Path, delimiter: str = ",", *, comments: bool = True) -> Iterator[DelimitedRow]:
     """The rows of a delimited file of any shape, without names; not blank ones nor, with ``comments``, ``#`` lines."""
     with _opened(path) as stream:
         lines = Lines(stream)
         try:
-            yield from records(lines, delimiter, None, comments=comments)
+            yield from delimited_rows(lines, delimiter, None, comments=comments)
         finally:
             lines.close()
 
 
-def _header(path: str | Path, record: Record | None, delimiter: str) -> list[str | None]:
+def _header(path: str | Path, record: DelimitedRow | None, delimiter: str) -> list[str | None]:
     """The columns by position; None for a nameless column at the end."""
     if record is None:
         raise SourceListError(f"{path}: is empty: the first line must name the columns")
@@ -166,9 +173,9 @@ def _delimited_rows(path: str | Path, delimiter: str) -> Iterator[Row]:
     with _opened(path) as stream:
         lines = Lines(stream)
         try:
-            columns = _header(path, next(records(lines, delimiter, None), None), delimiter)
+            columns = _header(path, next(delimited_rows(lines, delimiter, None), None), delimiter)
             named = [column for column in columns if column is not None]
-            for record in records(lines, delimiter, len(columns)):
+            for record in delimited_rows(lines, delimiter, len(columns)):
                 cells, problem = record.cells, record.problem
                 if not problem and len(cells) != len(columns) and any(map(str.strip, cells[len(columns) :])):
                     problem = (
@@ -226,7 +233,7 @@ def _row_of_mapping(line: int, text: str, found: Mapping[str, Any]) -> Row:
 def _parquet_rows(path: str | Path) -> Iterator[Row]:
     with _opened(path) as stream:
         table = pyarrow.parquet.ParquetFile(stream)
-        columns = _header(path, Record(0, "", list(table.schema_arrow.names)), ",")
+        columns = _header(path, DelimitedRow(0, "", list(table.schema_arrow.names)), ",")
         groups = (table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups))
         if (largest := max(groups, default=0)) > MAX_GROUP_BYTES:
             raise SourceListError(

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _TYPES = {".mp4": "video/mp4", ".m4a": "audio/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska"}
 
 
-class _Handler(SimpleHTTPRequestHandler):
+class _FileHandler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
 
@@ -68,7 +68,7 @@ class _Handler(SimpleHTTPRequestHandler):
             self.close_connection = True
 
 
-class _Server(ThreadingHTTPServer):
+class _FileServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -77,7 +77,7 @@ class _Server(ThreadingHTTPServer):
 
 def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     """A server of ``folder`` on 127.0.0.1 that is not running yet; port 0 takes a free one."""
-    return _Server(("127.0.0.1", port), functools.partial(_Handler, directory=os.fspath(folder)))
+    return _FileServer(("127.0.0.1", port), functools.partial(_FileHandler, directory=os.fspath(folder)))
 
 
 def base_url(server: ThreadingHTTPServer) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import ClipError, MediaError
 from pipeline.media import ffmpeg as media
-from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.decoding import Decoding
 from pipeline.media.facts import MediaFacts
 from pipeline.schema import Bars, Span
@@ -19,7 +19,7 @@ from tests.faults.pointers import pointers
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots
 
-CUT = CutSettings(renditions=(Rendition(name="96", short_side_px=96),), preset="ultrafast")
+CUT = CutSettings(renditions=(RenditionSettings(name="96", short_side_px=96),), preset="ultrafast")
 
 
 @pytest.fixture(scope="module")

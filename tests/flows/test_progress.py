@@ -6,7 +6,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from flows.progress import Panel, Progress, Running, duration, line, shown
+from flows.progress import Panel, Progress, RunningSource, duration, line, shown
 from pipeline.events import SourceEvent, StageEvent
 from pipeline.schema import State
 
@@ -106,9 +106,9 @@ def test_a_source_is_in_the_stage_after_the_one_it_finished() -> None:
     clock.now += 7
     progress(StageEvent("embed", "c", 1.0))
     assert progress.snapshot().running == (
-        Running("a", "measure", 7),
-        Running("b", "embed", 7),
-        Running("c", "cut", 0),
+        RunningSource("a", "measure", 7),
+        RunningSource("b", "embed", 7),
+        RunningSource("c", "cut", 0),
     )
     end(progress, "b")
     assert [source.source_id for source in progress.snapshot().running] == ["a", "c"]
@@ -117,7 +117,7 @@ def test_a_source_is_in_the_stage_after_the_one_it_finished() -> None:
 def test_without_encoders_the_cut_follows_the_measures() -> None:
     progress, _ = begun(1, embeds=False)
     progress(StageEvent("measure", "a", 1.0))
-    assert progress.snapshot().running == (Running("a", "cut", 0),)
+    assert progress.snapshot().running == (RunningSource("a", "cut", 0),)
 
 
 def test_steps_of_the_whole_dataset_are_told() -> None:

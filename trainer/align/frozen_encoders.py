@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.encoders.device import Running, unit_rows
+from pipeline.encoders.device import ComputeOptions, unit_rows
 from pipeline.encoders.pair import SMALL_MODEL, EncoderPairSettings, Sha256, check_settings, load_pair
 from pipeline.encoders.picture import PictureEncoder, check_model, check_weights, find_weights
 from pipeline.encoders.weights import file_sha256, is_url
@@ -150,7 +150,7 @@ class ClipwisePartner:
         return self.encoder.embed_texts(texts)
 
 
-def running_autocast(running: Running) -> torch.autocast:
+def running_autocast(running: ComputeOptions) -> torch.autocast:
     """The precision of an encoder, for code that runs its network itself."""
     return torch.autocast(running.device.type, dtype=torch.bfloat16, enabled=running.precision == "bf16")
 
@@ -172,5 +172,5 @@ def load_partner(
         return ClipwisePartner(load_pair(EncoderPairSettings(), field=field).picture, device)
     model, weights = settings.picture_model, settings.picture_weights or OPENAI
     path = find_weights(model, weights, settings.picture_sha256, field=f"{field}.picture_weights")
-    running = Running(device, settings.batch_size, precision)
+    running = ComputeOptions(device, settings.batch_size, precision)
     return OpenClipPartner(PictureEncoder(model, weights, path, file_sha256(path), running=running))

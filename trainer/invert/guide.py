@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.encoders.device import Running
+from pipeline.encoders.device import ComputeOptions
 from pipeline.encoders.mel import MelConfig
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.sound import SoundEncoder, load_sound, read_align_config
@@ -158,7 +158,7 @@ def clip_loss(seen_KND: Tensor, wanted_ND: Tensor) -> Tensor:
 def _sound_encoder(settings: GuideSettings, partner: Partner, run: Run, field: str) -> SoundEncoder:
     if settings.sound_kind == "small":
         return load_pair(EncoderPairSettings(), field=field).sound
-    running = Running(run.fabric.device, batch_size=64)
+    running = ComputeOptions(run.fabric.device, batch_size=64)
     named = f"{field}.sound_weights"
     if settings.sound_weights is None:
         path = run.folder / ALIGN_CHECKPOINT

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from pipeline.agreement.__main__ import calibrate_dataset
 from pipeline.agreement.calibration import Calibration, read_calibration
-from pipeline.build.build import Batch, Build, BuildSummary
+from pipeline.build.build import Build, BuildSummary, SourceBatch
 from pipeline.build.recipe import load_recipe
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.verify import verify
@@ -292,7 +292,7 @@ def test_a_machine_with_other_weights_does_not_mix_them_in(folder: Path) -> None
         build.check()
         source = build._sources().sources[0]
         with pytest.raises(EncoderError, match=r"the encoders are ViT-S-32-alt\+align-.* and another-pair where"):
-            build.run_batch(Batch("b", (source,), AgreementRule(), "another-pair"), lambda event: None)
+            build.run_batch(SourceBatch("b", (source,), AgreementRule(), "another-pair"), lambda event: None)
     finally:
         build.close()
 

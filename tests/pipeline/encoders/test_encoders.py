@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from pipeline.encoders import pair as pairs
-from pipeline.encoders.device import Running, pick_device
+from pipeline.encoders.device import ComputeOptions, pick_device
 from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.encoders.onednn import PackedSelfAttention
 from pipeline.encoders.pair import EncoderPairSettings, check_settings, find_files, load_pair
@@ -39,7 +39,7 @@ from pipeline.encoders.sound import (
 from pipeline.errors import EncoderError, MediaError
 
 RATE = 44_100
-ON_CPU = Running(torch.device("cpu"))
+ON_CPU = ComputeOptions(torch.device("cpu"))
 TINY = "tiny-for-tests"
 TINY_CONFIG = {
     "embed_dim": 512,
@@ -389,7 +389,9 @@ def test_texts_are_embedded_as_open_clip_does(tiny, picture):
 
 
 def test_more_frames_than_a_batch(tiny, picture):
-    small = PictureEncoder(TINY, str(tiny), tiny, sha256(tiny), running=Running(torch.device("cpu"), batch_size=2))
+    small = PictureEncoder(
+        TINY, str(tiny), tiny, sha256(tiny), running=ComputeOptions(torch.device("cpu"), batch_size=2)
+    )
     assert np.abs(small.embed_pictures(frames(5)) - picture.embed_pictures(frames(5))).max() < 1e-6
     assert small.encoder_id == picture.encoder_id
 
@@ -475,7 +477,9 @@ def test_gradients_pass_through_a_picture_encoder_unless_they_are_given_up(pictu
 
 
 def test_low_precision_weights_give_what_autocast_gives(tiny, picture):
-    low = PictureEncoder(TINY, str(tiny), tiny, sha256(tiny), running=Running(torch.device("cpu"), precision="bf16"))
+    low = PictureEncoder(
+        TINY, str(tiny), tiny, sha256(tiny), running=ComputeOptions(torch.device("cpu"), precision="bf16")
+    )
     assert low.model.visual.conv1.weight.dtype == torch.bfloat16
     batch = torch.stack([picture.preprocess(Image.fromarray(one)) for one in frames(3)])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

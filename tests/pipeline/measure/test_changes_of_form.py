@@ -12,13 +12,13 @@ import soxr
 from pipeline.measure.clips import ClipSettings
 from pipeline.measure.scenes import SceneSettings
 from pipeline.measure.video import MeasureSettings, measure_video
-from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.decoding import Decoding, Picture
 from pipeline.media.ffmpeg import apart, ffmpeg_path, probe
 from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
-SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")
+SETTINGS = CutSettings(renditions=(RenditionSettings(name="full", short_side_px=192),), preset="veryfast")
 SOUND = noise(8.0, seed=7)
 
 

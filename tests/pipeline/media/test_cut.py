@@ -11,7 +11,7 @@ import soundfile
 import soxr
 
 from pipeline.errors import MediaError, WorkerError
-from pipeline.media.cut import CutClip, CutSettings, Rendition, cut_clip, picture_size
+from pipeline.media.cut import CutClip, CutSettings, RenditionSettings, cut_clip, picture_size
 from pipeline.media.decoding import Decoding, Picture
 from pipeline.media.facts import VideoFacts
 from pipeline.media.ffmpeg import has_encoder, probe
@@ -21,7 +21,8 @@ from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
 FRAME_MS = 1000 / FPS
 SETTINGS = CutSettings(
-    renditions=(Rendition(name="full", short_side_px=192), Rendition(name="half", short_side_px=96)), preset="veryfast"
+    renditions=(RenditionSettings(name="full", short_side_px=192), RenditionSettings(name="half", short_side_px=96)),
+    preset="veryfast",
 )
 SOUND = noise(12.0, seed=7)
 UNEVEN = [index * 0.04 + (0.013 if index % 3 == 1 else 0.0) + (0.5 if index > 140 else 0.0) for index in range(280)]
@@ -107,7 +108,7 @@ def test_the_same_cut_is_the_same_bytes(tmp_path: Path, codec: str) -> None:
 def test_nvenc_takes_the_options_that_it_is_given(tmp_path: Path) -> None:
     """Where there is none, ffmpeg reads all of them before it looks for one."""
     path = footage(tmp_path, "even.mp4")
-    one = (Rendition(name="half", short_side_px=96),)
+    one = (RenditionSettings(name="half", short_side_px=96),)
     settings = CutSettings(renditions=one, codec="nvenc", preset="p4", gop_seconds=0.4)
     refused = r"Error setting option|Error applying encoder options|Unrecognized option"
     wrong = settings.model_copy(update={"preset": "ultrafast"})
@@ -197,7 +198,7 @@ def test_sizes_keep_the_shape_and_are_even(
     size: tuple[int, int], bars: Bars, wanted: int, upscale: bool, expected: tuple[int, int]
 ) -> None:
     video = VideoFacts("h264", *size, 25.0, 9.0, 0, 1.0, "yuv420p", is_hdr=False, interlaced=False)
-    assert picture_size(video, bars, Rendition(name="r", short_side_px=wanted, upscale=upscale)) == expected
+    assert picture_size(video, bars, RenditionSettings(name="r", short_side_px=wanted, upscale=upscale)) == expected
 
 
 def test_hdr_is_brought_to_the_range_of_a_screen(tmp_path: Path) -> None:

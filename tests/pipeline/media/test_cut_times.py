@@ -10,14 +10,14 @@ import soundfile
 import soxr
 
 from pipeline.errors import MediaError
-from pipeline.media.cut import CutClip, CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutClip, CutSettings, RenditionSettings, cut_clip
 from pipeline.media.decoding import Decoding, Picture
 from pipeline.media.ffmpeg import ffmpeg_path, probe
 from pipeline.schema import Bars, Span
 from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
-SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")
+SETTINGS = CutSettings(renditions=(RenditionSettings(name="full", short_side_px=192),), preset="veryfast")
 SOUND = noise(6.0, seed=7)
 CONTAINERS = ["mp4", "mov", "mkv", "ts", "flv"]
 

@@ -13,14 +13,14 @@ from pipeline.errors import MediaError
 from pipeline.measure.clips import ClipSettings
 from pipeline.measure.scenes import SceneSettings
 from pipeline.measure.video import MeasuredVideo, MeasureSettings, measure_video
-from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.decoding import Decoding, Picture, SoundBlock
 from pipeline.media.ffmpeg import probe
 from pipeline.schema import Bars, Span
 from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
-SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")
+SETTINGS = CutSettings(renditions=(RenditionSettings(name="full", short_side_px=192),), preset="veryfast")
 SOUND = noise(9.0, seed=7)
 MPEG = {"video_codec": "mpeg2video", "audio_codec": "mp2", "preset": None}
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.decoding import Decoding, Picture
 from pipeline.media.ffmpeg import probe
 from pipeline.media.tone_map import PQ, light_of
@@ -14,7 +14,7 @@ from pipeline.schema import Bars, Span
 from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise
 
-SETTINGS = CutSettings(renditions=(Rendition(name="full", short_side_px=96),), preset="veryfast", quality=4)
+SETTINGS = CutSettings(renditions=(RenditionSettings(name="full", short_side_px=96),), preset="veryfast", quality=4)
 CD_M2 = np.array([1.0, 5.0, 26.0, 50.0, 100.0, 203.0, 400.0, 1000.0])
 PATCH_PX = 40
 TAGS = {

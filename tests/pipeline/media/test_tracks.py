@@ -10,7 +10,7 @@ import soundfile
 from pipeline.measure.clips import ClipSettings
 from pipeline.measure.scenes import SceneSettings
 from pipeline.measure.video import MeasureSettings, measure_video
-from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.decoding import Decoding, Picture, SoundBlock
 from pipeline.media.facts import MediaFacts
 from pipeline.media.ffmpeg import ffmpeg_path, probe
@@ -18,7 +18,7 @@ from pipeline.schema import Bars, Span
 from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, number_in, numbered_frames, tone
 
-ONE = CutSettings(renditions=(Rendition(name="full", short_side_px=192),), preset="veryfast")
+ONE = CutSettings(renditions=(RenditionSettings(name="full", short_side_px=192),), preset="veryfast")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.build.recipe import load_recipe
-from pipeline.encoders.device import Running
+from pipeline.encoders.device import ComputeOptions
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.picture import PictureEncoder
 from pipeline.encoders.sound import read_align_config
@@ -65,7 +65,9 @@ def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Align, Reader]:
 
 def test_frames_are_embedded_as_the_encoder_itself_does(folder: Path) -> None:
     path = folder / "tiny.safetensors"
-    encoder = PictureEncoder(paired.MODEL, str(path), path, file_sha256(path), running=Running(torch.device("cpu"), 3))
+    encoder = PictureEncoder(
+        paired.MODEL, str(path), path, file_sha256(path), running=ComputeOptions(torch.device("cpu"), 3)
+    )
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 2, 6, 6, 3)).astype(np.uint8)
     frames = np.kron(coarse, np.ones((1, 1, 8, 8, 1), np.uint8))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import MediaError
-from pipeline.media.cut import CutSettings, Rendition, cut_clip
+from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.ffmpeg import probe
 from pipeline.schema import Bars, Span
 from pipeline.synthetic.video import write_video
@@ -38,7 +38,7 @@ def encoded(folder: Path, codec: str, *, uneven: bool = False) -> bytes:
     sound = noise(5.0)
     write_video(path, numbered_frames(range(100)), sound, gop=60, audio_codec="pcm_s16le" if uneven else "aac", **times)
     settings = CutSettings(
-        renditions=(Rendition(name="192", short_side_px=192),),
+        renditions=(RenditionSettings(name="192", short_side_px=192),),
         codec=codec,
         preset="fast" if codec == "x264" else "10",
         quality=20,
