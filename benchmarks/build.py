@@ -32,8 +32,8 @@ from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
 from pipeline.errors import ClipError
 from pipeline.events import ignore
 from pipeline.fetch.download import fetch
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.fetch.store import Store
 from pipeline.judge.rules import judge_clip, judge_file
 from pipeline.measure.previews import read_frames, read_sounds
 from pipeline.measure.sound import SAMPLE_RATE_HZ
@@ -209,7 +209,7 @@ def _report_apart(
     files: Sequence[Path], sources: Sequence[MeasuredFile], seconds: float, work: Path, options: argparse.Namespace
 ) -> None:
     """Download and embedding, which are no part of the comparison."""
-    store, hosts = Store(work / "store"), DownloadSettings().host_gate()
+    store, hosts = DownloadStore(work / "store"), DownloadSettings().host_gate()
     with serve_folder(files[0].parent) as url:
         links = [Source(f"s{number}", url + quote(file.name)) for number, file in enumerate(files)]
         fetched = cost_of(lambda: [fetch(link, store, DownloadSettings(), hosts) for link in links])

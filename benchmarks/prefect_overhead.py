@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.processes import Cost, Peak, adopt_orphans, cost_of
 from pipeline.build.build import Build
 from pipeline.build.recipe import BuildRecipe, load_recipe
-from pipeline.dataset.records import DoneRecords, SourceRecord
+from pipeline.dataset.source_records import DoneRecords, SourceRecord
 from pipeline.media.ffmpeg import probe
 from pipeline.schema import Reason, State, stable_hash
 from pipeline.sources.lists import read_source_lists

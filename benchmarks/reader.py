@@ -35,7 +35,7 @@ from pipeline.encoders.mel import LogMel
 from pipeline.judge.rules import ProbeSettings, judge_file
 from pipeline.media.cut import CutSettings, cut_clip
 from pipeline.media.ffmpeg import probe, versions
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Bars, Span, clip_key
 from trainer.streaming.frames import as_pictures, decode_frames
 from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings

@@ -26,7 +26,7 @@ from pipeline.dataset.manifest import Counts, FileRecord, Manifest, Rendition, S
 from pipeline.dataset.tables import EMBEDDINGS_NAME, SAMPLES_NAME, samples_schema
 from pipeline.judge.rules import JudgeSettings
 from pipeline.report.catalogue import RULES
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 GROUP = 50_000
 CLIPS_PER_SOURCE = 8

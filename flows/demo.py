@@ -61,7 +61,7 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     from flows import direct  # noqa: PLC0415
     from flows.server import check_prefect  # noqa: PLC0415
     from pipeline.build.recipe import load_recipe  # noqa: PLC0415
-    from pipeline.synthetic.render import render_catalogue, samples_locked  # noqa: PLC0415
+    from pipeline.synthetic.render import render_catalogue, sources_locked  # noqa: PLC0415
     from pipeline.synthetic.serve import serve_folder  # noqa: PLC0415
 
     def work() -> None:
@@ -69,7 +69,7 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
         check_prefect()
         console = Console(stderr=True)
         folder = Path(recipe.sources[0]).parent
-        with samples_locked(folder), serve_folder(folder, _free_port(options.port)) as url:
+        with sources_locked(folder), serve_folder(folder, _free_port(options.port)) as url:
             with console.status(f"Rendering the sample sources in {folder}"):
                 samples = render_catalogue(folder, base_url=url)
             print(f"{len(samples)} sample sources in {folder}, served at {url}", flush=True)  # noqa: T201

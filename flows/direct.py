@@ -22,7 +22,7 @@ from rich.console import Console
 from flows.api import bare_url
 from flows.dataset_flow import HELD, WATCHED, build_dataset, plan_line
 from flows.logs import show_logs
-from flows.progress import Progress, shown
+from flows.progress import Progress, displayed
 from flows.runners import task_runner
 from flows.server import ServerLostError, all_sent, check_prefect, is_unsent, temporary_server
 from pipeline.build.build import Build, BuildSummary
@@ -80,7 +80,7 @@ def run_now(recipe: BuildRecipe, console: Console) -> BuildSummary:
         stack.callback(HELD.reset, HELD.set(recipe))
         told = BuildRecipe.model_validate_json(json.dumps(masked_values(recipe.model_dump(mode="json"))))
         try:
-            with shown(progress, recipe.name, console):
+            with displayed(progress, recipe.name, console):
                 state = build_dataset(told, return_state=True)
         except httpx.HTTPError as error:  # what the flow itself raised is in its state
             raise ServerLostError(

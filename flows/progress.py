@@ -1,6 +1,6 @@
 """What a build is doing, counted from its events, and shown on a terminal or as plain lines.
 
-:class:`Progress` is a listener for ``pipeline.events`` events, for any thread to call. :func:`shown` displays it.
+:class:`Progress` is a listener for ``pipeline.events`` events, for any thread to call. :func:`displayed` shows it.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class ConsoleHandler(logging.Handler):
 
 
 @contextmanager
-def shown(
+def displayed(
     progress: Progress, title: str, console: Console, every_seconds: float = PLAIN_EVERY_SECONDS
 ) -> Iterator[None]:
     """Shows ``progress`` while the block runs: a panel on a terminal, else a line at most every ``every_seconds``."""

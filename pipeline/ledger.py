@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from pipeline.dataset.story import stories
+from pipeline.dataset.source_history import source_histories
 from pipeline.errors import UserError
 from pipeline.runtime.masking import mask_secrets
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="everything that is known, with all measures, as JSON")
     options = parser.parse_args(arguments)
     try:
-        found = stories(read_folder(options.dataset), options.wanted)
+        found = source_histories(read_folder(options.dataset), options.wanted)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -19,7 +19,7 @@ from pipeline.dataset.manifest import Counts, Manifest, Rendition, write_manifes
 from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, member_names, write_shard
 from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.ffmpeg import probe
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Bars, Span
 from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise

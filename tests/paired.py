@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from pipeline.dataset.manifest import Counts, Manifest, Rendition, write_manifest
 from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, member_names, write_shard
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.synthetic.video import write_video
 from tests.datasets import SOUND_HZ, as_flac
 

@@ -15,16 +15,16 @@ import numpy as np
 import soundfile
 
 from pipeline.dataset.manifest import Counts, Manifest, Rendition, write_manifest
-from pipeline.dataset.records import DoneRecords, SourceRecord
 from pipeline.dataset.shards import Sample, SampleContent, ShardSettings, member_names, plan_shards, write_shard
+from pipeline.dataset.source_records import DoneRecords, SourceRecord
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.judge.rules import JudgeSettings, judge_clip
-from pipeline.judge.thresholds import AgreementRule
 from pipeline.measure.clips import ClipSettings
 from pipeline.measure.previews import FrameRoll, PreviewSettings
 from pipeline.measure.scenes import SceneSettings
 from pipeline.measure.video import MeasureSettings, measure_key
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Source, Span, State, clip_key
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"

@@ -15,10 +15,10 @@ from pipeline.agreement.pairs import ClipPool
 from pipeline.dataset.manifest import Manifest, dataset_root, join, read_manifest, write_manifest
 from pipeline.dataset.tables import BUILD_AGAIN, EMBEDDINGS_NAME, SAMPLES_NAME, read_table
 from pipeline.errors import CalibrationError, ManifestError, UserError
+from pipeline.judge.agreement_rule import ClassCalibration, pairs_needed
 from pipeline.judge.rules import passes_other_rules
-from pipeline.judge.thresholds import ClassCalibration, pairs_needed
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.remote_folder import read_folder
-from pipeline.runtime.storage import Folder
 from pipeline.schema import Reason
 
 SHOWN_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)

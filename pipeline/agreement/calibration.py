@@ -21,7 +21,7 @@ from pipeline.agreement.roc import Floats, auc, intervals, roc, threshold_at
 from pipeline.dataset.manifest import FORMAT as MANIFEST_FORMAT
 from pipeline.dataset.manifest import manifest_path, read_manifest
 from pipeline.errors import CalibrationError
-from pipeline.judge.thresholds import Calibration, ClassCalibration, ClassPoint, RocPoint
+from pipeline.judge.agreement_rule import Calibration, ClassCalibration, ClassPoint, RocPoint
 
 __all__ = ["Calibration", "calibrate", "calibration_of", "read_calibration", "roc"]
 

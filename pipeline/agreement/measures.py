@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pipeline.encoders.vectors import unit_vectors
 from pipeline.schema import AgreementMeasures
 from pipeline.settings import Settings
-from pipeline.sources.class_names import plain
+from pipeline.sources.class_names import normalised_name
 
 NATURE_CLASSES = (
     "fire",
@@ -55,14 +55,16 @@ class AgreementSettings(Settings):
     def _prompts_differ(self) -> Self:
         if self.prompt.count("{}") != 1:
             raise ValueError(f"prompt {self.prompt!r} needs one {{}} where the class's name goes")
-        if self.classes is not None and len({plain(name) for name in self.classes}) < max(len(self.classes), 2):
+        if self.classes is not None and len({normalised_name(name) for name in self.classes}) < max(
+            len(self.classes), 2
+        ):
             raise ValueError(f"classes: give two or more, each once, got {', '.join(self.classes) or 'none'}")
         return self
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """The text of each class; none where margins are not measured."""
-        return tuple(self.prompt.replace("{}", plain(name)) for name in self.classes or ())
+        return tuple(self.prompt.replace("{}", normalised_name(name)) for name in self.classes or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,8 @@ def class_measures(
     of_picture, of_sound = _products(rows, picture_D), _products(rows, sound_D)
     shown = int(of_picture.argmax()) if picture_D.any() else None
     heard = int(of_sound.argmax()) if sound_D.any() else None
-    wanted = {plain(label) for label in labels}
-    own = np.asarray([plain(name) in wanted for name in prompts.names])
+    wanted = {normalised_name(label) for label in labels}
+    own = np.asarray([normalised_name(name) in wanted for name in prompts.names])
     if not own.any() and shown is not None:
         own[shown] = True
     margin = None

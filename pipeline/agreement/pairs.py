@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agreement.roc import Floats, Indices, PairScores
-from pipeline.judge.thresholds import AgreementRule
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.schema import unit_interval
 
 MAX_CLIPS = 20_000

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.agreement.rule import rule_before_build, rule_line
+from pipeline.agreement.choose_rule import rule_before_build, rule_line
 from pipeline.build.changes import Changes, Looker
 from pipeline.build.embedder import Embedder
 from pipeline.build.finish import BuildSummary, Finish
@@ -24,23 +24,23 @@ from pipeline.build.one_source import run_source
 from pipeline.build.recipe import BuildRecipe
 from pipeline.build.source_run import Tools
 from pipeline.dataset.bugs import BUG, MetBugs, bug_note
-from pipeline.dataset.records import DoneRecords, Ending, Entry, SourceRecord, source_hash
+from pipeline.dataset.source_records import DoneRecords, Ending, Entry, SourceRecord, source_hash
 from pipeline.dataset.withdrawn import read_withdrawn
 from pipeline.encoders.pair import check_settings, find_files
 from pipeline.errors import DamagedStateError, EncoderError, OutputError, RecipeError, StoppedError
 from pipeline.events import Listener
 from pipeline.fetch.download import check_requirements
-from pipeline.fetch.store import Store
+from pipeline.fetch.download_store import DownloadStore
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.judge.rules import Judge
-from pipeline.judge.thresholds import AgreementRule
 from pipeline.measure.preview_files import PreviewFiles
 from pipeline.measure.scenes import check_detector
 from pipeline.media.ffmpeg import has_encoder
 from pipeline.runtime.disk_errors import disk_error
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.output_lock import OutputLock
 from pipeline.runtime.process_folder import socket_folder
 from pipeline.runtime.stop import Stop
-from pipeline.runtime.storage import Folder
 from pipeline.runtime.workers import Workers, num_cores
 from pipeline.schema import Source, stable_hash
 from pipeline.sources.lists import SourceList, read_source_lists
@@ -154,7 +154,7 @@ class Build:
         socket_folder()  # clears what killed processes left there, also where this one needs none
         PreviewFiles.clear_marks(self.state)
         if self._store_root().is_dir():
-            Store(
+            DownloadStore(
                 self._store_root()
             ).close()  # clears what a killed build left there, also where nothing is to be fetched any more
 
@@ -207,7 +207,7 @@ class Build:
             return Changes()
         withdrawn = frozenset(read_withdrawn(self.output).sources)
         listed = [source for source in self._sources().sources if source.source_id not in withdrawn]
-        with Store(self._store_root()) as store:
+        with DownloadStore(self._store_root()) as store:
             looker = Looker(store, self.recipe.download, self._stop, self.recipe.execution.downloads)
             changes = looker.look(listed, finished, self._records())
             if not look_only:
@@ -378,7 +378,7 @@ class Build:
                     recipe=recipe,
                     judge=Judge(recipe.judge, AgreementRule()),  # each batch brings its own: _tools_for
                     state=self.state,
-                    store=Store(self._store_root(), execution.store_budget_bytes),
+                    store=DownloadStore(self._store_root(), execution.store_budget_bytes),
                     hosts=recipe.download.host_gate(),
                     workers=Workers(self.num_workers, self._stop, execution.process_memory_bytes, self._scratch),
                     embedder=Embedder(recipe.encoders, self._stop, self._scratch)

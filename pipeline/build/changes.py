@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.dataset.records import DoneRecords
+from pipeline.dataset.source_records import DoneRecords
 from pipeline.errors import ClipError
 from pipeline.fetch.download import LOCAL, ask, fetch_key
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.passthrough import key_of_link, use_local
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.fetch.store import Store
 from pipeline.fetch.validators import differ
 from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.stop import Stop
@@ -58,7 +58,7 @@ def _named(source_ids: Sequence[str]) -> str:
 class Looker:
     """Looks at the sources of a list. ``num_threads`` read files or ask servers at once."""
 
-    def __init__(self, store: Store, settings: DownloadSettings, stop: Stop, num_threads: int) -> None:
+    def __init__(self, store: DownloadStore, settings: DownloadSettings, stop: Stop, num_threads: int) -> None:
         self._store, self._settings, self._stop = store, settings, stop
         self._num_threads = num_threads
 

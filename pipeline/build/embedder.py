@@ -29,8 +29,8 @@ from pipeline.errors import ClipError, EncoderError, WorkerError
 from pipeline.measure.previews import read_frames, read_sounds
 from pipeline.measure.sound import SAMPLE_RATE_HZ
 from pipeline.runtime.damage import NAMED, check_name, read_json_whole, read_whole
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.stop import Stop
-from pipeline.runtime.storage import Folder
 from pipeline.runtime.waiting import add_waited, held
 from pipeline.runtime.workers import Workers
 from pipeline.schema import stable_hash

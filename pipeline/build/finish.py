@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.build.kept_files import remove_kept_files
 from pipeline.build.one_source import summed_up
-from pipeline.build.own_threshold import Agreed, agree
+from pipeline.build.own_threshold import AgreementResult, settle_agreement
 from pipeline.build.recipe import BuildRecipe
 from pipeline.build.shard_contents import ShardContents, embeddings_of, sample_json
+from pipeline.build.state_cleanup import remove_state_files
 from pipeline.dataset.balance import BalanceItem, balance
 from pipeline.dataset.dedup import Fingerprint, find_duplicates
 from pipeline.dataset.funnel import Funnel
@@ -29,22 +29,22 @@ from pipeline.dataset.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.dataset.records import ClipRecord, DoneRecords, SourceRecord
 from pipeline.dataset.repeats import Stretch, repeat_notes
 from pipeline.dataset.shards import Sample, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
+from pipeline.dataset.source_records import ClipRecord, DoneRecords, SourceRecord
 from pipeline.dataset.split import SplitItem, assign_splits
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
 from pipeline.dataset.withdrawn import JOURNAL_NAME, read_withdrawn, same_files_note, withdrawn_record
 from pipeline.errors import DamagedStateError, ManifestError, NothingKeptError
 from pipeline.events import Listener, Stage, StageEvent
-from pipeline.judge.thresholds import AgreementRule
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.measure.video import measure_versions
 from pipeline.media.cut import CutClip, CutSettings
 from pipeline.media.ffmpeg import versions
 from pipeline.runtime.damage import read_json_whole, tell_of
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.installed import installed_version
 from pipeline.runtime.masking import mask_secrets, masked_values
-from pipeline.runtime.storage import Folder
 from pipeline.schema import Source, State, Verdict, stable_hash
 from pipeline.sources.lists import SourceList
 
@@ -131,10 +131,11 @@ class Finish:
             if s.source_id in known and s.source_id not in gone
         }
         self._decisions = _Decisions()
-        self._agreed = Agreed(rule)
+        self._agreement = AgreementResult(rule)
 
     def run(self, listener: Listener) -> BuildSummary:
-        """Raises NothingKeptError; the ledger and the table of clips are written even then. Raises CalibrationError as :func:`agree`.
+        """Raises NothingKeptError; the ledger and the table of clips are written even then. Raises CalibrationError as
+        :func:`settle_agreement`.
 
         Raises DamagedStateError where kept files are missing or damaged: they and the records of their sources are gone then, so that
         these sources can be done again.
@@ -168,9 +169,11 @@ class Finish:
 
     def _run(self, listener: Listener) -> BuildSummary:
         with _timed(listener, "dedup"):
-            self._agreed = agree(self.recipe, self._agreed.rule, self.encoder_id, self._all, self.state)
-            self._decisions.verdicts.update(self._agreed.verdicts)
-            kept = [clip for clip in self._kept() if clip.key not in self._agreed.verdicts]
+            self._agreement = settle_agreement(
+                self.recipe, self._agreement.rule, self.encoder_id, self._all, self.state
+            )
+            self._decisions.verdicts.update(self._agreement.verdicts)
+            kept = [clip for clip in self._kept() if clip.key not in self._agreement.verdicts]
             found = find_duplicates((_fingerprint(clip) for clip in kept), self.recipe.dedup)
             self._decisions.verdicts.update(found.verdicts)
         with _timed(listener, "split"):
@@ -207,7 +210,7 @@ class Finish:
                 self.state.remove("cuts")
         listed = tuple(str(shard.path) for shard in shards)
         notes = (
-            *self._agreed.notes,
+            *self._agreement.notes,
             *self._repeats,
             *([same_files_note(self._same_files)] if self._same_files else []),
         )
@@ -216,7 +219,7 @@ class Finish:
     def _end_withdrawal(self) -> None:
         """What a withdrawal that was killed had still to do."""
         if self.output.exists(JOURNAL_NAME):
-            remove_kept_files(self.output, self._withdrawn.sources)
+            remove_state_files(self.output, self._withdrawn.sources)
             self.output.remove(JOURNAL_NAME)
 
     def _all(self, only: Collection[str] | None = None) -> Iterator[SourceRecord]:
@@ -376,8 +379,8 @@ class Finish:
                 **versions(),
             },
             encoder_id=self.encoder_id,
-            agreement_rule=self._agreed.rule if self._agreed.rule.enforced else None,
-            calibration=self._agreed.calibration,
+            agreement_rule=self._agreement.rule if self._agreement.rule.enforced else None,
+            calibration=self._agreement.calibration,
             members=member_names(self.encoder_id is not None),
             renditions=tuple(_rendition(r.name, r.short_side_px, cut) for r in cut.renditions),
             splits=tuple(sorted({shard.split for shard in shards})),

@@ -12,7 +12,7 @@ from pipeline.build.source_file import fetched_file
 from pipeline.build.source_results import agreements_of, facts_of, measured_of
 from pipeline.build.source_run import ContentChangedError, SourceRun, Tools
 from pipeline.dataset.bugs import bug_failure, is_bug
-from pipeline.dataset.records import LOOKED_AT, ClipRecord, SourceRecord
+from pipeline.dataset.source_records import LOOKED_AT, ClipRecord, SourceRecord
 from pipeline.errors import ClipError, TransientDownloadError
 from pipeline.events import Listener, SourceEvent
 from pipeline.fetch.download import LOCAL, fetched_before

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.agreement.calibration import Calibration, calibration_of
+from pipeline.agreement.choose_rule import rule_line, rule_of_own_clips
 from pipeline.agreement.pairs import ClipPool, DrawnPairs, draw_scores, pass_shares
-from pipeline.agreement.rule import rule_line, rule_of_own_clips
 from pipeline.build.recipe import BuildRecipe
 from pipeline.build.shard_contents import embeddings_of
-from pipeline.dataset.records import ClipRecord, SourceRecord
+from pipeline.dataset.source_records import ClipRecord, SourceRecord
 from pipeline.errors import CalibrationError
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.judge.rules import judge_agreement, passes_other_rules
-from pipeline.judge.thresholds import AgreementRule
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import State, Verdict
 
 Records = Callable[[Collection[str] | None], Iterator[SourceRecord]]
@@ -24,7 +24,7 @@ Records = Callable[[Collection[str] | None], Iterator[SourceRecord]]
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
+class AgreementResult:
     """What the agreement of all clips together came to."""
 
     rule: AgreementRule
@@ -36,7 +36,9 @@ class Agreed:
     notes: tuple[str, ...] = ()
 
 
-def agree(recipe: BuildRecipe, rule: AgreementRule, encoder_id: str | None, records: Records, state: Folder) -> Agreed:
+def settle_agreement(
+    recipe: BuildRecipe, rule: AgreementRule, encoder_id: str | None, records: Records, state: Folder
+) -> AgreementResult:
     """Calibrates on the clips that pass every other rule; and where the recipe wants a false-accept rate and ``rule``, which each
     clip was judged by, asks nothing, judges them by what that gives.
 
@@ -46,7 +48,9 @@ def agree(recipe: BuildRecipe, rule: AgreementRule, encoder_id: str | None, reco
     setting has only to judge.
     """
     if encoder_id is None:
-        return Agreed(rule, notes=("Agreement of sound and picture was not measured: the recipe names no encoders.",))
+        return AgreementResult(
+            rule, notes=("Agreement of sound and picture was not measured: the recipe names no encoders.",)
+        )
     drawn = draw_own(records, state)
     waits = recipe.agreement.false_accept_rate is not None and not rule.enforced
     try:
@@ -55,9 +59,11 @@ def agree(recipe: BuildRecipe, rule: AgreementRule, encoder_id: str | None, reco
     except CalibrationError as error:
         if waits:
             raise CalibrationError(_too_few(error)) from error
-        return Agreed(rule, notes=(*_rule_notes(recipe, rule, drawn), f"The dataset has no calibration: {error}."))
+        return AgreementResult(
+            rule, notes=(*_rule_notes(recipe, rule, drawn), f"The dataset has no calibration: {error}.")
+        )
     verdicts = dict(_rejected(records(None), found)) if waits else {}
-    return Agreed(found, calibration, verdicts, (*_rule_notes(recipe, found, drawn), _told_apart(calibration)))
+    return AgreementResult(found, calibration, verdicts, (*_rule_notes(recipe, found, drawn), _told_apart(calibration)))
 
 
 def draw_own(records: Records, state: Folder) -> DrawnPairs:

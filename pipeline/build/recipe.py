@@ -15,8 +15,8 @@ from pipeline.dataset.shards import ShardSettings
 from pipeline.dataset.split import SplitSettings
 from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.fetch.settings import DownloadSettings
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.judge.rules import JudgeSettings, ProbeSettings
-from pipeline.judge.thresholds import AgreementRule
 from pipeline.measure.clips import ClipSettings
 from pipeline.measure.scenes import SceneSettings
 from pipeline.measure.video import MeasureSettings

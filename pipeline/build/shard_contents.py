@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from pipeline.build.embedder import embedded_name, read_embeddings
 from pipeline.build.source_cuts import cut_folder
-from pipeline.dataset.records import ClipRecord, SourceRecord
 from pipeline.dataset.shards import SampleContent, ShardPlan
+from pipeline.dataset.source_records import ClipRecord, SourceRecord
 from pipeline.errors import DamagedStateError
 from pipeline.media.cut import SOUND_NAME
 from pipeline.runtime.damage import UNREADABLE, described
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.masking import mask_secrets
-from pipeline.runtime.storage import Folder
 from pipeline.schema import flat
 
 Vector = npt.NDArray[np.float32]

@@ -11,7 +11,7 @@ from pipeline.measure.video import MeasuredClip, MeasuredVideo
 from pipeline.media.cut import CutClip, cut_clip
 from pipeline.media.facts import MediaFacts
 from pipeline.runtime.damage import tell_of
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.waiting import held
 
 SLOW_CUTTING = "raise cut.timeout_seconds, choose a faster cut.preset, or set execution.try_failed_again=true"

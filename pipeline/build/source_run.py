@@ -15,15 +15,15 @@ from pathlib import Path
 from pipeline.build.embedder import Embedder
 from pipeline.build.recipe import BuildRecipe
 from pipeline.build.timeouts import Timeouts
-from pipeline.dataset.records import WAITED
+from pipeline.dataset.source_records import WAITED
 from pipeline.errors import ClipError
 from pipeline.events import Listener, Stage, StageEvent
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.hosts import HostGate
-from pipeline.fetch.store import Store
 from pipeline.judge.rules import Judge
 from pipeline.measure.preview_files import PreviewFiles
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.stop import Stop
-from pipeline.runtime.storage import Folder
 from pipeline.runtime.waiting import counting
 from pipeline.runtime.workers import Workers
 from pipeline.schema import Fetched, Source
@@ -38,7 +38,7 @@ class Tools:
     recipe: BuildRecipe
     judge: Judge
     state: Folder
-    store: Store
+    store: DownloadStore
     hosts: HostGate
     workers: Workers
     embedder: Embedder | None

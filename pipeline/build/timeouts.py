@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from pipeline.errors import ClipError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import stable_hash
 
 TIMED_OUT = "timed_out"

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.build.kept_files import remove_kept_files
+from pipeline.build.state_cleanup import remove_state_files
 from pipeline.dataset.funnel import OutcomeCounts
 from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, ledger_line, line_of, read_lines
 from pipeline.dataset.manifest import FileRecord, Manifest, ShardRecord, dataset_root, read_manifest, write_manifest
@@ -41,8 +41,8 @@ from pipeline.dataset.withdrawn import (
 )
 from pipeline.errors import ManifestError, NothingKeptError, UserError
 from pipeline.runtime.damage import read_json_whole
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.output_lock import STATE_NAME, OutputLock
-from pipeline.runtime.storage import Folder
 from pipeline.schema import Source, State, source_of_key
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
         removed = looked.affected.keys() - set(rewritten)
         remove_other_shards(output, shards, [shard.path for shard in manifest.shards])
         _remake_report(output)
-        remove_kept_files(output, wanted)
+        remove_state_files(output, wanted)
         output.remove(JOURNAL_NAME)
     same_files = _listed_of(output, withdrawn.contents)
     return Withdrawal(len(withdrawn.sources), len(withdrawn.gaps), tuple(rewritten), tuple(sorted(removed)), same_files)

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.errors import HearscapeError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Failure
 
 BUG = "bug"

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.dataset.manifest import Counts
-from pipeline.dataset.records import ClipRecord, SourceRecord
+from pipeline.dataset.source_records import ClipRecord, SourceRecord
 from pipeline.schema import State
 
 BAD_ROW = "bad_row"

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.dataset.funnel import BAD_ROW
-from pipeline.dataset.records import ClipRecord, SourceRecord
+from pipeline.dataset.source_records import ClipRecord, SourceRecord
 from pipeline.errors import ManifestError
 from pipeline.runtime.bounded import reading_failures
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.masking import mask_secrets
-from pipeline.runtime.storage import Folder
 from pipeline.schema import Failure, State, flat
 from pipeline.sources.lists import RowProblem, SourceList
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ManifestError, ShardError
-from pipeline.judge.thresholds import AgreementRule, Calibration
+from pipeline.judge.agreement_rule import AgreementRule, Calibration
 from pipeline.runtime.bounded import read_bounded, reading_failures
 from pipeline.settings import JsonRecord
 
 if TYPE_CHECKING:
+    from pipeline.runtime.folder import Folder
     from pipeline.runtime.remote import Retries
-    from pipeline.runtime.storage import Folder
 
 SCHEMA_VERSION: Literal[1] = 1
 FORMAT: Literal["hearscape-dataset"] = "hearscape-dataset"

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.dataset.manifest import ShardRecord, canonical_json
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.hashing import HashingReader, HashingWriter
-from pipeline.runtime.storage import Folder
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 

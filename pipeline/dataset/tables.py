@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from pipeline.dataset.manifest import FileRecord
 from pipeline.errors import ManifestError
 from pipeline.runtime.bounded import reading_failures
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.hashing import HashingWriter
-from pipeline.runtime.storage import Folder
 from pipeline.schema import (
     AgreementMeasures,
     PictureMeasures,

@@ -24,7 +24,7 @@ from pipeline.dataset.verify_shard import (
 )
 from pipeline.errors import ManifestError
 from pipeline.runtime.bounded import reading_failures
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import State
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import numpy as np
 
 from pipeline.dataset.manifest import Manifest, ShardRecord
 from pipeline.runtime.bounded import reading_failures
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.hashing import HashingReader
-from pipeline.runtime.storage import Folder
 
 if TYPE_CHECKING:
     from pipeline.dataset.deep_check import DeepCheck

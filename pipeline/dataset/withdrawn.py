@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.dataset.manifest import canonical_json
-from pipeline.dataset.records import SourceRecord
 from pipeline.dataset.shards import Sample
+from pipeline.dataset.source_records import SourceRecord
 from pipeline.errors import ManifestError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Reason, Source, State
 from pipeline.settings import JsonRecord
 

@@ -161,7 +161,7 @@ def folded(windows_BMT: Tensor, rows: int = 512) -> Tensor:
     return stretched.reshape(windows_BMT.shape[0], windows_BMT.shape[1], rows)
 
 
-def windows(mel_MT: Tensor, num_frames: int) -> Tensor:
+def mel_windows(mel_MT: Tensor, num_frames: int) -> Tensor:
     """(K, M, num_frames): the mel cut into as few windows as cover it, evenly spread, overlapping where they must.
 
     A shorter mel is one window with zeros (the floor of the scale) after it.
@@ -213,7 +213,7 @@ class MelSoundEncoder:
     def _windows(self, sound: NDArray[np.float32], sample_rate_hz: int) -> Tensor:
         own_rate = resampled(sound, sample_rate_hz, self.config.mel.sample_rate_hz)
         mel_MT = self.front_end(torch.from_numpy(own_rate).to(self.running.device).unsqueeze(0))[0]
-        cut = windows(mel_MT, self.config.num_frames)
+        cut = mel_windows(mel_MT, self.config.num_frames)
         return (folded(cut) if self.config.layout == "folded" else cut).unsqueeze(1)
 
     def embed_sounds(self, sounds: Sequence[NDArray[np.float32]], sample_rate_hz: int) -> NDArray[np.float32]:

@@ -42,7 +42,7 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def place_of(url: str) -> tuple[str, int] | None:
+def host_and_port(url: str) -> tuple[str, int] | None:
     """Host and port of a URL. None: it names none."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -57,7 +57,7 @@ def named_places(url: str) -> set[tuple[str, int]]:
 
     A name names none, wherever it leads.
     """
-    place = place_of(url)
+    place = host_and_port(url)
     if place is None:
         return set()
     host, port = place
@@ -71,7 +71,7 @@ def resolved_places(urls: Iterable[str]) -> set[tuple[str, int]]:
     """The addresses that these URLs (of proxies) lead to now. What cannot be looked up is left out."""
     found = set()
     for url in urls:
-        if (place := place_of(url)) is not None:
+        if (place := host_and_port(url)) is not None:
             with contextlib.suppress(OSError):
                 found |= {(entry[4][0], place[1]) for entry in socket.getaddrinfo(*place, 0, socket.SOCK_STREAM)}
     return {(str(host), port) for host, port in found}

@@ -13,7 +13,7 @@ import threading
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.fetch.addresses import Reach, RefusedAddressError, place_of
+from pipeline.fetch.addresses import Reach, RefusedAddressError, host_and_port
 
 LOG = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class _ProxyHandler(socketserver.BaseRequestHandler):
             return self._answer("400 Bad Request")
         method, target, version = words
         is_tunnel = method == "CONNECT"
-        place = place_of(f"https://{target}" if is_tunnel else target)
+        place = host_and_port(f"https://{target}" if is_tunnel else target)
         if place is None or not (is_tunnel or target.lower().startswith("http://")):
             return self._answer("400 Bad Request")
         try:

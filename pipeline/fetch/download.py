@@ -23,6 +23,7 @@ from pipeline.errors import ClipError, DownloadError, HearscapeError, TransientD
 from pipeline.fetch.addresses import Reach, named_places, resolved_places
 from pipeline.fetch.checking_proxy import CheckingProxy
 from pipeline.fetch.cookies import check_cookies, cookie_params, tell_of_skipped_line
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.errors import explain, is_ours
 from pipeline.fetch.failures import FetchFailures
 from pipeline.fetch.hosts import HostGate
@@ -31,7 +32,6 @@ from pipeline.fetch.provenance import provenance_of
 from pipeline.fetch.retries import with_retries
 from pipeline.fetch.settings import WEB, DownloadSettings
 from pipeline.fetch.sniff import suffix_of
-from pipeline.fetch.store import Store
 from pipeline.fetch.transfer import Limits, Pool, Watch, check_is_whole, run_watched, watched_reader
 from pipeline.fetch.validators import Validators, of_headers
 from pipeline.media import ffmpeg as media
@@ -63,7 +63,7 @@ def fetch_key(source: Source, settings: DownloadSettings) -> str:
     return stable_hash("fetch", 1, canonical_url(source.url), section, settings.height if is_web else None, length=40)
 
 
-def fetched_before(source: Source, store: Store, settings: DownloadSettings) -> Fetched | None:
+def fetched_before(source: Source, store: DownloadStore, settings: DownloadSettings) -> Fetched | None:
     """What an earlier fetch of this source gave, with an empty path: the file may be gone by now. None for local files."""
     known = None if scheme_of(source.url) in LOCAL else store.known(fetch_key(source, settings))
     if known is None:
@@ -73,7 +73,7 @@ def fetched_before(source: Source, store: Store, settings: DownloadSettings) -> 
 
 def fetch(
     source: Source,
-    store: Store,
+    store: DownloadStore,
     settings: DownloadSettings,
     hosts: HostGate,
     stop: Stop | None = None,
@@ -108,7 +108,9 @@ def fetch(
         return fetched
 
 
-def _fetch(source: Source, key: str, store: Store, settings: DownloadSettings, hosts: HostGate, stop: Stop) -> Fetched:
+def _fetch(
+    source: Source, key: str, store: DownloadStore, settings: DownloadSettings, hosts: HostGate, stop: Stop
+) -> Fetched:
     """With all tries, once the host has a place."""
     with hosts.visit(source.url, stop) as visit:
         started = awake_seconds()
@@ -127,7 +129,7 @@ def _fetch(source: Source, key: str, store: Store, settings: DownloadSettings, h
 
 
 def _try(
-    source: Source, key: str, store: Store, settings: DownloadSettings, deadline: float | None, stop: Stop
+    source: Source, key: str, store: DownloadStore, settings: DownloadSettings, deadline: float | None, stop: Stop
 ) -> Fetched:
     """One attempt, in a folder of its own."""
     limits = Limits(settings.stall_seconds, settings.min_bytes_per_second, deadline, settings.max_bytes)

@@ -14,8 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 
 from pipeline.errors import DownloadError, TransientDownloadError
+from pipeline.runtime.folder import DISK_FULL_ERRNOS
 from pipeline.runtime.masking import mask_secrets
-from pipeline.runtime.storage import DISK_FULL_ERRNOS
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PREFIX = re.compile(

@@ -7,8 +7,8 @@ import functools
 from pipeline.errors import ClipError, DownloadError, TransientError
 from pipeline.fetch.settings import DownloadSettings
 from pipeline.runtime.damage import read_named, write_named
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.installed import installed_version
-from pipeline.runtime.storage import Folder
 from pipeline.schema import Failure, flat, from_flat, stable_hash
 
 PACE = frozenset(

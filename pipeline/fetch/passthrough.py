@@ -15,14 +15,14 @@ import fsspec
 
 from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.fetch.addresses import Network, Reach, named_places
-from pipeline.fetch.provenance import plain
+from pipeline.fetch.download_store import DownloadStore
+from pipeline.fetch.provenance import as_plain_json
 from pipeline.fetch.sniff import suffix_of
-from pipeline.fetch.store import Store
 from pipeline.fetch.transfer import Watch
 from pipeline.fetch.validators import Validators, of_details
+from pipeline.runtime.folder import DISK_FULL_ERRNOS
 from pipeline.runtime.hashing import sha256_of
 from pipeline.runtime.masking import mask_secrets
-from pipeline.runtime.storage import DISK_FULL_ERRNOS
 from pipeline.runtime.waiting import held
 from pipeline.schema import Fetched, stable_hash
 
@@ -77,7 +77,7 @@ def key_of_link(url: str) -> str:
         return ""
 
 
-def use_local(url: str, store: Store) -> Fetched:
+def use_local(url: str, store: DownloadStore) -> Fetched:
     """The file where it lies. It is hashed once for each change of its size or modification time."""
     path = local_path(url)
     name = repr(str(path))
@@ -96,7 +96,7 @@ def use_local(url: str, store: Store) -> Fetched:
             sha256 = sha256_of(path)
             if local_key(path) != key:
                 raise TransientDownloadError(CHANGING, f"{name} was written to while it was read")
-        provenance = plain({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
+        provenance = as_plain_json({"title": path.stem, "extractor": "local", "fetched_url": mask_secrets(url)})
         return store.add_outside(key, path, sha256, provenance)
 
 
@@ -105,13 +105,13 @@ def copy_remote(
 ) -> tuple[Path, dict[str, Any], Validators]:
     """A file of any fsspec file system as a file in ``folder``, with its provenance and what tells whether it changes.
 
-    Where http(s) is part of the chain, it reaches what a plain link would: the public internet, and ``networks``.
+    Where http(s) is part of the chain, it reaches what a as_plain_json link would: the public internet, and ``networks``.
     """
     target = folder / "media"
     with target.open("wb") as sink, _opened(url, networks) as (file_system, remote):
         validators = _copy(file_system, remote, sink, watch)
     found = {"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)}
-    return target, plain(found), validators
+    return target, as_plain_json(found), validators
 
 
 def ask_remote(url: str, watch: Watch, networks: Sequence[Network]) -> Validators:

@@ -21,7 +21,7 @@ def provenance_of(url: str, info: Mapping[str, Any], content_type: str | None) -
         "title": info.get("title"),
         "uploader": info.get("uploader") or info.get("channel") or info.get("creator"),
         "licence": info.get("license"),
-        # of a plain link yt-dlp makes one up from Last-Modified, which is the date of a copy
+        # of a as_plain_json link yt-dlp makes one up from Last-Modified, which is the date of a copy
         "upload_date": None if is_direct else info.get("upload_date"),
         "webpage_url": mask_secrets(info.get("webpage_url") or url),
         "extractor": info.get("extractor"),
@@ -29,20 +29,20 @@ def provenance_of(url: str, info: Mapping[str, Any], content_type: str | None) -
         "fetched_url": mask_secrets(url),
         "content_type": content_type if is_direct else None,
     }
-    return {name: plain(value) for name, value in found.items() if value not in (None, "", {})}
+    return {name: as_plain_json(value) for name, value in found.items() if value not in (None, "", {})}
 
 
 def asked_by(provenance: Mapping[str, Any], url: str) -> dict[str, Any]:
     """The provenance of a file that may have been fetched for another source, whose link is spelt otherwise, as it is of this one."""
-    earlier, own = provenance.get("fetched_url"), plain(mask_secrets(url))
+    earlier, own = provenance.get("fetched_url"), as_plain_json(mask_secrets(url))
     names = [name for name in ("fetched_url", "webpage_url") if earlier is not None and provenance.get(name) == earlier]
     return {**provenance, **dict.fromkeys(names, own)}
 
 
-def plain(value: Any) -> Any:
-    """As plain JSON, no string longer than 500 characters, none with halves of surrogate pairs."""
+def as_plain_json(value: Any) -> Any:
+    """As as_plain_json JSON, no string longer than 500 characters, none with halves of surrogate pairs."""
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): as_plain_json(item) for name, item in value.items()}
     if value is None or isinstance(value, bool | int | float):
         return value
     return str(value).encode("utf-8", "replace").decode()[:MAX_TEXT]

@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Collection, Iterable, Sequence
 
 from pipeline.errors import SourceListError
-from pipeline.sources.class_names import plain
+from pipeline.sources.class_names import normalised_name
 
 
 def choose_classes(wanted: Iterable[str], known: Collection[str], *, missing_ok: bool = False) -> frozenset[str]:
@@ -19,7 +19,7 @@ def choose_classes(wanted: Iterable[str], known: Collection[str], *, missing_ok:
     """
     by_plain: dict[str, list[str]] = {}
     for name in known:
-        by_plain.setdefault(plain(name), []).append(name)
+        by_plain.setdefault(normalised_name(name), []).append(name)
     chosen: set[str] = set()
     unknown: list[str] = []
     for text in wanted:
@@ -39,7 +39,7 @@ def choose_classes(wanted: Iterable[str], known: Collection[str], *, missing_ok:
 def _longest(pieces: Sequence[str], by_plain: dict[str, list[str]]) -> tuple[list[str], int]:
     """The names that the longest possible beginning of ``pieces`` means, and how many pieces that takes."""
     for taken in range(len(pieces), 0, -1):
-        pattern = plain(", ".join(pieces[:taken]))
+        pattern = normalised_name(", ".join(pieces[:taken]))
         if pattern in by_plain:
             return by_plain[pattern], taken
         if found := [name for each in fnmatch.filter(by_plain, pattern) for name in by_plain[each]]:
@@ -48,7 +48,7 @@ def _longest(pieces: Sequence[str], by_plain: dict[str, list[str]]) -> tuple[lis
 
 
 def _nearest(name: str, by_plain: dict[str, list[str]]) -> str:
-    text = plain(name)
+    text = normalised_name(name)
     near = difflib.get_close_matches(text, by_plain, n=3)
     near += [each for each in sorted(by_plain) if text.strip("*?") in each and each not in near][:5]
     if not near:

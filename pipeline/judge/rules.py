@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from pipeline.judge.thresholds import AgreementRule
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.media.facts import MediaFacts
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Verdict
 from pipeline.settings import Settings

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import PreviewError
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.hashing import sha256_of
-from pipeline.runtime.storage import Folder
 
 LOG = logging.getLogger(__name__)
 

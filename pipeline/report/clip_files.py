@@ -22,7 +22,7 @@ from pipeline.measure.clips import ClipSettings
 from pipeline.measure.previews import read_frames, read_sounds
 from pipeline.measure.scenes import SceneSettings
 from pipeline.measure.video import MeasureSettings, measure_key
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pipeline.report.leakage import leakage
 from pipeline.report.outcomes import Outcomes, read_outcomes, read_timings
 from pipeline.report.pairs import agreement_facts
 from pipeline.report.tables import Tables
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 logger = logging.getLogger(__name__)
 

@@ -59,7 +59,7 @@ def gallery(
     rows = rows_of(tables, choose(tables, settings.max_clips))
     budget = settings.max_bytes
     for row in rows:
-        place = place_of(row)
+        place = clip_place(row)
         row["title"] = title_of(files.record(place)) if place.shard else None
         row["strip"] = row["spectrum"] = None
         if budget > 0:
@@ -117,7 +117,7 @@ def _for_page(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "values": [None if n is None else float(f"{n:.6g}") for n in numbers]}
 
 
-def place_of(row: Mapping[str, Any]) -> ClipPlace:
+def clip_place(row: Mapping[str, Any]) -> ClipPlace:
     return ClipPlace(row["key"], row["source_id"], row["shard"], row["start_ms"], row["end_ms"])
 
 

@@ -20,11 +20,11 @@ from pipeline.report.clip_files import ClipFiles
 from pipeline.report.compare import compare
 from pipeline.report.facts import gather, read_manifest_if_any
 from pipeline.report.gallery import GallerySettings, gallery
-from pipeline.report.page import render
+from pipeline.report.page import render_page
 from pipeline.report.tables import Tables, TableSettings
 from pipeline.report.whatif import for_page, what_if
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.remote_folder import read_folder
-from pipeline.runtime.storage import Folder
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _page(
     measures = [{"name": m.name, "label": m.label, "unit": m.unit} for m in MEASURES]
     files = ClipFiles(folder, manifest, facts["recipe"])
     chosen = gallery(tables, files, manifest, settings.gallery)
-    page = render(facts, chosen, for_sliders, measures)
+    page = render_page(facts, chosen, for_sliders, measures)
     excess = len(page.encode("utf-8", "replace")) - settings.max_page_bytes
     while excess > 0 and chosen["clips"]:
         logger.warning("the page would be %d bytes too large: some clips are shown without frames", excess)
@@ -166,6 +166,6 @@ def _page(
             clip["strip"] = clip["spectrum"] = None
         if excess > 0:
             chosen["clips"] = chosen["clips"][: len(chosen["clips"]) // 2]
-        page = render(facts, chosen, for_sliders, measures)
+        page = render_page(facts, chosen, for_sliders, measures)
         excess = len(page.encode("utf-8", "replace")) - settings.max_page_bytes
     return page

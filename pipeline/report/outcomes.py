@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, entry_of
-from pipeline.dataset.records import WAITED
+from pipeline.dataset.source_records import WAITED
 from pipeline.report.advice import about_failure
 from pipeline.runtime.bounded import reading_failures
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import State
 
 logger = logging.getLogger(__name__)

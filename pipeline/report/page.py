@@ -20,7 +20,7 @@ _SERVED = "img-src data: 'self'; media-src 'self'; connect-src 'self'"
 _NOT_SERVED_MARK, _SERVED_MARK = '<html lang="en" data-served="no">', '<html lang="en" data-served="yes">'
 
 
-def render(
+def render_page(
     facts: Mapping[str, Any],
     gallery: Mapping[str, Any],
     what_if: Mapping[str, Any] | None,

@@ -14,11 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.agreement.roc import auc
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.tables import EMBEDDINGS_NAME
 from pipeline.report.catalogue import Thresholds
 from pipeline.report.tables import Tables
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -165,20 +166,13 @@ def _pairs(matched: npt.NDArray[Any], shuffled: npt.NDArray[Any], threshold: flo
         "shuffled": np.histogram(shuffled, edges)[0].tolist(),
         "median_matched": round(float(np.median(matched)), 5),
         "median_shuffled": round(float(np.median(shuffled)), 5),
-        "auc": round(area(matched, shuffled), 5),
-        "roc": roc(matched, shuffled),
+        "auc": round(auc(matched, shuffled), 5),
+        "roc": roc_points(matched, shuffled),
         "at_threshold": at,
     }
 
 
-def area(matched: npt.NDArray[Any], shuffled: npt.NDArray[Any]) -> float:
-    """Area under the ROC: the chance that a true pair scores higher than a wrong one, ties counting half (Mann-Whitney)."""
-    ordered = np.sort(shuffled)
-    below, upto = np.searchsorted(ordered, matched, "left"), np.searchsorted(ordered, matched, "right")
-    return float((below + upto).mean() / 2 / len(shuffled))
-
-
-def roc(matched: npt.NDArray[Any], shuffled: npt.NDArray[Any]) -> list[list[float]]:
+def roc_points(matched: npt.NDArray[Any], shuffled: npt.NDArray[Any]) -> list[list[float]]:
     """[false-accept rate, true-accept rate, threshold] at thresholds of the wrong pairs, from strict to lenient."""
     ranks = np.unique(np.concatenate([np.linspace(0, 1, ROC_POINTS), np.geomspace(1 / len(shuffled), 1, ROC_POINTS)]))
     points = []

@@ -29,15 +29,15 @@ from pipeline.errors import OutputError
 from pipeline.measure.sound import SAMPLE_RATE_HZ
 from pipeline.report.clip_files import ClipFiles, ClipPlace, Part
 from pipeline.report.facts import read_manifest_if_any
-from pipeline.report.gallery import place_of, rows_of, title_of
+from pipeline.report.gallery import clip_place, rows_of, title_of
 from pipeline.report.looks import NUM_FRAMES, spectrum_of, strip_of
 from pipeline.report.make import FACTS_NAME, PAGE_NAME, make_report
 from pipeline.report.page import as_served
 from pipeline.report.query import Query, find
 from pipeline.report.tables import Tables
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.ranges import byte_range
 from pipeline.runtime.remote_folder import read_folder
-from pipeline.runtime.storage import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class ServedDataset:
 
     def place(self, key: str) -> ClipPlace | None:
         found = self.tables.rows("SELECT key, source_id, shard, start_ms, end_ms FROM clips WHERE key = ?", [key])
-        return place_of(found[0]) if found else None
+        return clip_place(found[0]) if found else None
 
     def clips(self, query: Query) -> dict[str, Any]:
         """A page of clips, with titles, and whether there is a strip of frames and a spectrogram to be had."""
@@ -75,7 +75,7 @@ class ServedDataset:
         rows = rows_of(self.tables, keys)
         with self._lock:
             for row in rows:
-                place = place_of(row)
+                place = clip_place(row)
                 row["title"] = title_of(self.files.record(place)) if place.shard else None
                 row["strip"], row["spectrum"] = self.files.has_frames(place), self.files.has_sound(place)
         return {"total": total, "clips": rows}

@@ -20,8 +20,8 @@ from pydantic import Field
 from pipeline.dataset.tables import SAMPLES_NAME
 from pipeline.errors import ReportError
 from pipeline.report.catalogue import MEASURES
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.process_folder import temporary_folder
-from pipeline.runtime.storage import Folder
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import OutputError
-from pipeline.runtime.storage import DISK_FULL_ERRNOS
+from pipeline.runtime.folder import DISK_FULL_ERRNOS
 
 AGAIN = "and run the same command again, which goes on with what was finished"
 

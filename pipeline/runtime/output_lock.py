@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from pipeline.errors import OutputError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 STATE_NAME = "state"
 LOCK_NAME = "lock"

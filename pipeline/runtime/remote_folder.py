@@ -6,8 +6,8 @@ import io
 from collections.abc import Callable
 from typing import IO, TypeVar, cast
 
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.remote import Retries, retried, told_truly
-from pipeline.runtime.storage import Folder
 
 T = TypeVar("T")
 

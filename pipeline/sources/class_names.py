@@ -5,6 +5,6 @@ from __future__ import annotations
 import re
 
 
-def plain(name: str) -> str:
+def normalised_name(name: str) -> str:
     """A name as it is compared: lower case, spaces for underscores, one space after a comma."""
     return re.sub(r"\s*,\s*", ", ", " ".join(name.replace("_", " ").casefold().split()))

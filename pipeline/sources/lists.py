@@ -116,7 +116,7 @@ def _folder_of(path: str | Path) -> str | None:
     return name.partition("?")[0].rpartition("/")[0] + "/"
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Text from outside on one line, shortened, with what cannot be printed escaped."""
     text = text.strip()
     short = text if len(text) <= MAX_TEXT_SHOWN else text[: MAX_TEXT_SHOWN - 1] + "…"
@@ -150,7 +150,7 @@ class Gathering:
             cells = Cells.of(row.cells, folder)
             problem = "; ".join(cells.problems) or self._add(cells, listed_at)
         if problem is not None:
-            self._problems.append(RowProblem(listed_at, mask_secrets(shown(row.text)), mask_secrets(problem)))
+            self._problems.append(RowProblem(listed_at, mask_secrets(printable(row.text)), mask_secrets(problem)))
 
     def _add(self, cells: Cells, listed_at: str) -> str | None:
         """Enter a good row as a source of its own, or unite it with its like. Text: why it can be neither."""

@@ -66,7 +66,7 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleSpec:
+class SyntheticSpec:
     """One sample file. ``sounds=None`` gives every scene the sound of its kind; ``()`` means no audio track."""
 
     name: str
@@ -122,7 +122,7 @@ class SampleSpec:
             [0.0, *(t + rng.uniform(0, 0.4) / self.fps for t in times[1:] if rng.uniform() < 0.7)] for times in regular
         ]
 
-    def scaled(self, scale: float) -> SampleSpec:
+    def scaled(self, scale: float) -> SyntheticSpec:
         """The same sample at another picture size (even numbers of pixels)."""
 
         def even(pixels: int) -> int:
@@ -134,7 +134,7 @@ class SampleSpec:
         return replace(self, width=even(self.width), height=even(self.height), bars=bars)
 
 
-def truth(spec: SampleSpec) -> dict[str, Any]:
+def truth(spec: SyntheticSpec) -> dict[str, Any]:
     """What is known of a sample, for ``truth.json``. Lengths are those the file was made with, before any fault."""
     return {
         "name": spec.name,
@@ -160,18 +160,18 @@ _LEARNED_FROM = {
 """Of the samples that are kept, those of the training split; every class is among the others as well."""
 
 
-def _nature(name: str, caption: str, scenes: tuple[tuple[float, int], ...], **more: Any) -> SampleSpec:
+def _nature(name: str, caption: str, scenes: tuple[tuple[float, int], ...], **more: Any) -> SyntheticSpec:
     """A sample that is kept; its name begins with its class, ``scenes`` are (seconds, seed)."""
     label = name.split("_", 1)[0]
     split = "train" if name in _LEARNED_FROM else "validation"
     shown = tuple(SceneSpec(label, seconds, seed) for seconds, seed in scenes)
-    return SampleSpec(
+    return SyntheticSpec(
         name,
         **{"file_name": f"{name}.mp4", "label": label, "caption": caption, "scenes": shown, "split": split, **more},
     )
 
 
-def _kept() -> tuple[SampleSpec, ...]:
+def _kept() -> tuple[SyntheticSpec, ...]:
     hd, wide = {"width": 1280, "height": 720}, {"width": 854, "height": 480}
     small_files = Encoding(crf=27)
     return (
@@ -206,13 +206,13 @@ def _kept() -> tuple[SampleSpec, ...]:
     )
 
 
-def _wrong(name: str, scene: SceneSpec, expected: str, caption: str, **more: Any) -> SampleSpec:
+def _wrong(name: str, scene: SceneSpec, expected: str, caption: str, **more: Any) -> SyntheticSpec:
     """A sample that is not kept; its class is its scene's."""
     given = {"file_name": f"{name}.mp4", "label": scene.kind, "scenes": (scene,), "fps": 15.0, **more}
-    return SampleSpec(name, caption=caption, expected=expected, **given)
+    return SyntheticSpec(name, caption=caption, expected=expected, **given)
 
 
-def _wrong_sound() -> tuple[SampleSpec, ...]:
+def _wrong_sound() -> tuple[SyntheticSpec, ...]:
     def only(kind: str, seconds: float, seed: int, gain: float = 1.0) -> dict[str, Any]:
         return {"sounds": (SoundSpec(kind, seconds, seed, gain),)}
 
@@ -238,7 +238,7 @@ def _wrong_sound() -> tuple[SampleSpec, ...]:
     )  # fmt: skip
 
 
-def _wrong_picture() -> tuple[SampleSpec, ...]:
+def _wrong_picture() -> tuple[SyntheticSpec, ...]:
     still = SceneSpec("waterfall", _LENGTH, 83, still=True)
     rain, thunder = (SoundSpec(kind, _LENGTH, seed) for kind, seed in (("rain", 88), ("thunder", 93)))
     return (
@@ -251,16 +251,16 @@ def _wrong_picture() -> tuple[SampleSpec, ...]:
         _wrong("portrait", SceneSpec("fire", _LENGTH, 89), Reason.PORTRAIT, "a fire, upright", width=360, height=640),
         _wrong("tiny", SceneSpec("river", _LENGTH, 90), Reason.TOO_SMALL, "a very small river", width=64, height=64),
         _wrong("short", SceneSpec("rain", 1.0, 91), Reason.TOO_SHORT, "one second of rain"),
-        SampleSpec(
+        SyntheticSpec(
             "audio_only", "audio_only.m4a", "thunder", "thunder without a picture", scenes=(), sounds=(thunder,),
             expected=Reason.NO_VIDEO,
         ),
     )  # fmt: skip
 
 
-def _broken() -> tuple[SampleSpec, ...]:
-    def instead(name: Fault, caption: str, code: str = "not_media") -> SampleSpec:
-        return SampleSpec(
+def _broken() -> tuple[SyntheticSpec, ...]:
+    def instead(name: Fault, caption: str, code: str = "not_media") -> SyntheticSpec:
+        return SyntheticSpec(
             name, f"{name}.mp4", "wind", caption, scenes=(), sounds=(), fault=name, expected=f"failed:{code}"
         )
 
@@ -275,6 +275,6 @@ def _broken() -> tuple[SampleSpec, ...]:
     )  # fmt: skip
 
 
-def catalogue() -> tuple[SampleSpec, ...]:
+def catalogue() -> tuple[SyntheticSpec, ...]:
     """The samples of the demo: what a build keeps, then what it must not."""
     return (*_kept(), *_wrong_sound(), *_wrong_picture(), *_broken())

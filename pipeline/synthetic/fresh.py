@@ -16,7 +16,6 @@ from pipeline.synthetic.textures import (
     coloured,
     column_gradient,
     eighths,
-    flat,
     fractal,
     generator,
     over,
@@ -25,6 +24,7 @@ from pipeline.synthetic.textures import (
     shaded,
     smoothstep,
     to_bytes,
+    uniform_image,
 )
 
 
@@ -89,13 +89,17 @@ class Rain:
             colour = (colour[0], colour[1], colour[2])
             if layer >= 2:
                 conifers(rng, land, line, shore * (0.08 + 0.1 * (layer - 2)), colour)
-            hill = shaded(flat(shore, width, colour) * (0.88 + 0.24 * fractal(rng, shore, width, slope=1.1))[..., None])
+            hill = shaded(
+                uniform_image(shore, width, colour) * (0.88 + 0.24 * fractal(rng, shore, width, slope=1.1))[..., None]
+            )
             land = over(land, hill, below(line, shore, 1.5))
         land = shaded(land * np.array(_DAYLIGHT[seed % len(_DAYLIGHT)]))
         self._land = land
         self._fog = Tile(fractal(rng, 256, 512, slope=1.9, stretch=(2.2, 1.0)), shore, width)
         self._fog_rows = np.linspace(0.95, 0.15, shore, dtype=np.float32)[:, None]
-        self._fog_layer = shaded(flat(shore, width, (176, 182, 186)) * np.array(_DAYLIGHT[seed % len(_DAYLIGHT)]))
+        self._fog_layer = shaded(
+            uniform_image(shore, width, (176, 182, 186)) * np.array(_DAYLIGHT[seed % len(_DAYLIGHT)])
+        )
         rows = height - shore
         mirrored = cv2.resize(land[::-1], (width, max(rows, round(shore * 1.15))))[:rows]
         blurred = cv2.GaussianBlur(mirrored, (0, 0), 2.0, sigmaY=3.5)
@@ -105,7 +109,7 @@ class Rain:
         self._waves = Warp(
             fractal(rng, 256, 256, slope=1.2, stretch=(1.0, 2.0)), (x - width / 2) * depth * 0.5, depth * 90
         )
-        self._light, self._dark = flat(rows, width, (196, 204, 206)), flat(rows, width, (28, 40, 44))
+        self._light, self._dark = uniform_image(rows, width, (196, 204, 206)), uniform_image(rows, width, (28, 40, 44))
         self._streaks = Streaks(rng, height, width)
         count = round(90 * seconds)
         self._drops = np.stack(
@@ -184,7 +188,7 @@ class River:
         for layer, colour in enumerate(((96, 124, 106), (62, 92, 64), (36, 64, 38))):
             base = top * (0.75 + 0.14 * layer) + 0.08 * top * ridge_line(rng, width)
             conifers(rng, picture, base, top * (0.5 + 0.18 * layer), colour)
-            trunk = shaded(flat(top + 4, width, colour) * (0.7 + 0.5 * rough[: top + 4]))
+            trunk = shaded(uniform_image(top + 4, width, colour) * (0.7 + 0.5 * rough[: top + 4]))
             picture[: top + 4] = over(picture[: top + 4], trunk, below(base, top + 4, 2))
         return picture
 
@@ -278,7 +282,7 @@ class Waterfall:
         around = ((x - centre) / (1.9 * half)) ** 2 + ((y - foot) / (0.2 * height)) ** 2
         self._mist_alpha = np.exp(-around).astype(np.float32)
         self._mist = Tile(fractal(rng, 256, 512, slope=1.6), height, width)
-        self._mist_layer = flat(height, width, (232, 240, 242))
+        self._mist_layer = uniform_image(height, width, (232, 240, 242))
 
     def __call__(self, t: float) -> Image:
         picture = self._rocks.copy()

@@ -20,7 +20,6 @@ from pipeline.synthetic.textures import (
     coloured,
     column_gradient,
     eighths,
-    flat,
     fractal,
     generator,
     over,
@@ -28,6 +27,7 @@ from pipeline.synthetic.textures import (
     ridge_line,
     shaded,
     smoothstep,
+    uniform_image,
 )
 
 
@@ -137,10 +137,10 @@ class Wind:
         self._straw: Colour = (round(150 + 66 * ripe), round(160 + 14 * ripe), round(76 + 10 * ripe))
         self._sky = column_gradient(horizon, width, [(0, (64, 116, 180)), (1, (188, 212, 226))])
         self._clouds = Tile(fractal(rng, 256, 1024, slope=1.6, stretch=(1.8, 1.0)), horizon, width)
-        self._cloud_layer = flat(horizon, width, (246, 246, 244))
-        self._shade_layer = flat(horizon, width, (150, 158, 170))
+        self._cloud_layer = uniform_image(horizon, width, (246, 246, 244))
+        self._shade_layer = uniform_image(horizon, width, (150, 158, 170))
         self._hills = below(horizon - horizon * (0.16 + 0.13 * ridge_line(rng, width, 1.4)), horizon, 1.5)
-        self._hill_layer = flat(horizon, width, (86, 112, 110))
+        self._hill_layer = uniform_image(horizon, width, (86, 112, 110))
         self._field = self._paint_field(rng)
         rows = height - horizon
         y, x = np.mgrid[:rows, :width].astype(np.float32)
@@ -225,8 +225,8 @@ class Thunder:
         self._lift = (0.16 * np.exp(-(((rows - 0.72) / 0.2) ** 2)) - 0.1 * (1 - rows)).astype(np.float32)
         self._horizon = height * rng.uniform(0.78, 0.84)
         base = self._horizon - height * 0.08 * ridge_line(rng, width, 1.2)
-        self._land = flat(height, width, (8, 11, 13))
-        land = flat(height, width, (0, 0, 0))
+        self._land = uniform_image(height, width, (8, 11, 13))
+        land = uniform_image(height, width, (0, 0, 0))
         conifers(rng, land, base, height * 0.1, (255, 255, 255))
         self._land_alpha = np.maximum(below(base, height, 2), land[..., 0] / np.float32(255)).astype(np.float32)
         self._streaks = Streaks(rng, height, width, slant=0.22, light=0.55)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.synthetic.fresh import Rain, River, Waterfall
 from pipeline.synthetic.land import Fire, Thunder, Wind
 from pipeline.synthetic.sea import Ocean, Underwater
-from pipeline.synthetic.textures import Grain, Image, Painter, flat, generator
+from pipeline.synthetic.textures import Grain, Image, Painter, generator, uniform_image
 
 PAINTERS: dict[str, Callable[[int, int, int, float], Painter]] = {
     "rain": Rain,
@@ -21,7 +21,7 @@ PAINTERS: dict[str, Callable[[int, int, int, float], Painter]] = {
     "river": River,
     "waterfall": Waterfall,
     "underwater": Underwater,
-    "black": lambda seed, height, width, seconds: lambda t: flat(height, width, (0, 0, 0)),
+    "black": lambda seed, height, width, seconds: lambda t: uniform_image(height, width, (0, 0, 0)),
 }
 """Kind of scene -> (seed, height, width, seconds) -> its painter."""
 

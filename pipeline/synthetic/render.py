@@ -30,7 +30,7 @@ from pipeline.errors import OutputError
 from pipeline.media import ffmpeg as media
 from pipeline.runtime.workers import end_with_parent
 from pipeline.schema import stable_hash
-from pipeline.synthetic.catalogue import LICENCE, SampleSpec, SoundSpec, catalogue, truth
+from pipeline.synthetic.catalogue import LICENCE, SoundSpec, SyntheticSpec, catalogue, truth
 from pipeline.synthetic.pictures import scene_frames
 from pipeline.synthetic.sounds import NATURE_KINDS, Sound, nature_sound
 from pipeline.synthetic.textures import Image
@@ -51,7 +51,7 @@ _STAND_INS = {
 logger = logging.getLogger(__name__)
 
 
-def spec_frames(spec: SampleSpec) -> Iterator[Image]:
+def spec_frames(spec: SyntheticSpec) -> Iterator[Image]:
     """All frames of a sample, bars included, (height, width, 3) uint8 RGB."""
     bars = spec.bars
     width, height = spec.width - bars.left - bars.right, spec.height - bars.top - bars.bottom
@@ -67,7 +67,7 @@ def spec_frames(spec: SampleSpec) -> Iterator[Image]:
             yield framed
 
 
-def spec_sound(spec: SampleSpec) -> Sound | None:
+def spec_sound(spec: SyntheticSpec) -> Sound | None:
     """The sound of a sample, (samples, channels); None when it has none."""
     if not spec.all_sounds:
         return None
@@ -92,7 +92,7 @@ def _stretch(sound: SoundSpec, rate: int) -> Sound:
     return samples if sound.gain == 1.0 else np.clip(samples * np.float32(sound.gain), -1.0, 1.0)
 
 
-def render(spec: SampleSpec, path: Path, *, scale: float = 1.0) -> None:
+def render(spec: SyntheticSpec, path: Path, *, scale: float = 1.0) -> None:
     """Write the file of a sample to ``path``, through a temporary name. ``scale`` changes the size of its picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".part-{os.getpid()}-{path.name}")
@@ -108,7 +108,7 @@ def render(spec: SampleSpec, path: Path, *, scale: float = 1.0) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _encode(spec: SampleSpec, path: Path) -> None:
+def _encode(spec: SyntheticSpec, path: Path) -> None:
     starts = (0.0, *spec.cuts_seconds)
     times = [start + t for start, scene in zip(starts, spec.frame_times(), strict=False) for t in scene]
     write_video(
@@ -129,11 +129,11 @@ def _versions() -> str:
     return stable_hash(np.__version__, cv2.__version__, media.ffmpeg_path(), *sources)
 
 
-def _fingerprint(spec: SampleSpec, scale: float) -> str:
+def _fingerprint(spec: SyntheticSpec, scale: float) -> str:
     return stable_hash(_versions(), scale, repr(spec))
 
 
-def _render_alone(spec: SampleSpec, path: Path, scale: float) -> None:
+def _render_alone(spec: SyntheticSpec, path: Path, scale: float) -> None:
     """A worker's task: there is a process for each core already."""
     cv2.setNumThreads(1)
     cv2.ipp.setUseIPP(False)  # Intel's library picks its arithmetic by processor
@@ -159,7 +159,7 @@ def numpy_of_all_processors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def samples_locked(folder: Path) -> Iterator[None]:
+def sources_locked(folder: Path) -> Iterator[None]:
     """Makes the folder, keeps a second command that renders into it out, and removes what a killed one had in the making.
 
     Raises OutputError.
@@ -199,7 +199,7 @@ def _begin() -> None:
 def render_catalogue(
     folder: Path,
     *,
-    specs: Sequence[SampleSpec] | None = None,
+    specs: Sequence[SyntheticSpec] | None = None,
     base_url: str = DEFAULT_BASE_URL,
     workers: int | None = None,
     scale: float = 1.0,
@@ -220,7 +220,7 @@ def render_catalogue(
     if missing:
         logger.info("rendering %d of %d samples to %s", len(missing), len(chosen), folder)
         with numpy_of_all_processors(), _processes(min(workers or os.cpu_count() or 1, len(missing))) as pool:
-            running: dict[Future[None], SampleSpec] = {
+            running: dict[Future[None], SyntheticSpec] = {
                 pool.schedule(_render_alone, (spec, folder / spec.file_name, scale)): spec for spec in missing
             }
             for future in as_completed(running):
@@ -233,7 +233,7 @@ def render_catalogue(
     return [folder / spec.file_name for spec in chosen]
 
 
-def write_lists(folder: Path, specs: Sequence[SampleSpec], *, base_url: str = DEFAULT_BASE_URL) -> None:
+def write_lists(folder: Path, specs: Sequence[SyntheticSpec], *, base_url: str = DEFAULT_BASE_URL) -> None:
     """Write ``sources.csv`` (a source list whose links begin with ``base_url``) and ``truth.json``."""
     rows: list[Mapping[str, Any]] = [
         {

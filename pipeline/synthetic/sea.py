@@ -19,7 +19,6 @@ from pipeline.synthetic.textures import (
     coloured,
     column_gradient,
     eighths,
-    flat,
     fractal,
     generator,
     over,
@@ -27,6 +26,7 @@ from pipeline.synthetic.textures import (
     ridge_line,
     shaded,
     smoothstep,
+    uniform_image,
 )
 
 # sky from top to horizon, clouds, sun, sea from far to near
@@ -74,7 +74,7 @@ class Ocean:
         self._sky = add_light(self._sky, halo, self._sun_colour)
         self._clouds = Tile(fractal(rng, 256, 1024, slope=1.7, stretch=(2.6, 1.0)), horizon, width)
         self._cloud_rows = np.linspace(1.0, 0.25, horizon, dtype=np.float32)[:, None]
-        self._cloud_layer = flat(horizon, width, self._cloud_colour)
+        self._cloud_layer = uniform_image(horizon, width, self._cloud_colour)
 
     def _make_sea(self, rng: np.random.Generator, sea: tuple[Colour, ...]) -> None:
         width, rows = self._width, self._height - self._horizon
@@ -104,7 +104,7 @@ class Ocean:
         self._lace = Tile(np.abs(fractal(rng, 512, 1024, slope=1.25, stretch=(1.6, 1)) - 0.5) * 5.0, rows, width)
         self._edge = Tile(ridge_line(rng, 4 * width, 1.3)[None, :], 1, width)
         self._rows = np.arange(rows, dtype=np.float32)[:, None]
-        self._white, self._face = flat(rows, width, (240, 243, 244)), flat(rows, width, (24, 60, 66))
+        self._white, self._face = uniform_image(rows, width, (240, 243, 244)), uniform_image(rows, width, (24, 60, 66))
 
     def _water(self, t: float) -> Image:
         slopes = self._waves[0].at(6 * t, 22 * t) + self._waves[1].at(-9 * t, 31 * t) - 1.0

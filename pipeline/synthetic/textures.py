@@ -90,7 +90,7 @@ def shaded(picture: Floats | Image, *, times: float = 1.0, plus: float = 0.0) ->
     return np.asarray(cv2.convertScaleAbs(picture, alpha=times, beta=plus), dtype=np.uint8)
 
 
-def flat(height: int, width: int, colour: Colour) -> Image:
+def uniform_image(height: int, width: int, colour: Colour) -> Image:
     """A picture of one colour."""
     return np.full((height, width, 3), colour, np.uint8)
 

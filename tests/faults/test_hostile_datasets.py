@@ -18,7 +18,7 @@ from pipeline import ledger, manifest
 from pipeline.agreement import __main__ as calibration_command
 from pipeline.report.__main__ import main as report_main
 from pipeline.report.serve import open_report
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import State
 from tests.reported import make_rows, write_dataset
 from tests.unreadable import permissions_count

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import OutputError
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.output_lock import OutputLock
-from pipeline.runtime.storage import Folder
 from tests.faults.kill import Findings, Trial, finished_files, names_of, play_round, run_rounds, write_videos
 
 
@@ -53,7 +53,7 @@ def test_a_killed_command_leaves_nothing_in_the_making(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from pipeline.runtime.output_lock import OutputLock\n"
-        "from pipeline.runtime.storage import Folder\n"
+        "from pipeline.runtime.folder import Folder\n"
         "output = Folder(sys.argv[1])\n"
         "lock = OutputLock(output)\n"
         "lock.take()\n"

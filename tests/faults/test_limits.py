@@ -22,10 +22,10 @@ from pipeline.dataset.verify import verify
 from pipeline.encoders.weights import resolve_weights
 from pipeline.errors import DownloadError, EncoderError, ManifestError, ShardError, SourceListError
 from pipeline.fetch.download import fetch
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.fetch.store import Store
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.remote import Remote, Retries
-from pipeline.runtime.storage import Folder
 from pipeline.schema import Source
 from pipeline.sources.lists import read_sources
 from tests.faulty_server import Answer, Fault, FaultyServer
@@ -111,7 +111,10 @@ def test_a_page_that_unpacks_to_much_more(
     assert len(packed) < LIMIT // 10
     url = server.serve("/page", Answer(body=packed, content_type="text/html", headers={"Content-Encoding": "gzip"}))
     settings = DownloadSettings(retries=0, max_bytes=None)
-    with Store(tmp_path / "store") as store, pytest.raises(DownloadError, match=f"a text of more than {LIMIT} bytes"):
+    with (
+        DownloadStore(tmp_path / "store") as store,
+        pytest.raises(DownloadError, match=f"a text of more than {LIMIT} bytes"),
+    ):
         fetch(Source("s", url), store, settings, settings.host_gate())
 
 

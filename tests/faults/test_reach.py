@@ -16,8 +16,8 @@ from pipeline.errors import DownloadError, UserError
 from pipeline.fetch.addresses import Reach, RefusedAddressError, is_public, named_places
 from pipeline.fetch.checking_proxy import CheckingProxy
 from pipeline.fetch.download import check_requirements, fetch
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.fetch.store import Store
 from pipeline.media.ffmpeg import ffmpeg_path, guarded
 from pipeline.schema import Fetched, Source
 from tests.faulty_server import Answer, FaultyServer
@@ -74,7 +74,7 @@ def inner(stream: bytes) -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def get(tmp_path: Path) -> Iterator[Get]:
-    with Store(tmp_path / "store") as store:
+    with DownloadStore(tmp_path / "store") as store:
 
         def fetched(url: str, settings: DownloadSettings = SETTINGS, **more: int) -> Fetched:
             return fetch(Source("s", url, **more), store, settings, settings.host_gate())  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ import pytest
 
 from flows import build_dataset
 from pipeline.report.__main__ import main as report_main
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.numba_cache import provide_numba_cache
-from pipeline.runtime.storage import Folder
 from tests.reported import make_rows, write_dataset
 from tests.trainer.sounding import saved_run
 from tests.unreadable import permissions_count

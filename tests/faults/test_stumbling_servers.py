@@ -13,9 +13,9 @@ from pipeline.agreement import __main__ as calibration_command
 from pipeline.encoders.weights import file_sha256, resolve_weights
 from pipeline.errors import EncoderError, ManifestError
 from pipeline.report.__main__ import main as report_main
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.remote import Retries
 from pipeline.runtime.remote_folder import RemoteFolder, read_folder
-from pipeline.runtime.storage import Folder
 from tests import paired
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.reported import make_rows, write_dataset

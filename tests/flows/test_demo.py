@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows import demo
-from pipeline.synthetic.render import samples_locked
+from pipeline.synthetic.render import sources_locked
 
 PROJECT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ def test_ctrl_c_while_samples_are_rendered(checkout: Path, times: int) -> None:
     process = started(checkout, "flows.demo")
     until(lambda: list(samples.glob(".writing-*")))
     assert "Interrupted. To continue, run it again: python -m flows.demo" in interrupted(process, times)
-    with samples_locked(samples):
+    with sources_locked(samples):
         assert [path.name for path in samples.iterdir() if path.name.startswith((".part-", ".writing-"))] == []
 
 
@@ -93,7 +93,7 @@ def test_a_second_demo_at_the_same_time_is_refused(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(checkout)
-    with samples_locked(checkout / "manifests" / "demo-sources"):
+    with sources_locked(checkout / "manifests" / "demo-sources"):
         assert demo.main([]) == 2
     assert capsys.readouterr().err == (
         "error: manifests/demo-sources: another command is at work with these samples; wait for it\n"

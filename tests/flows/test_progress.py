@@ -6,7 +6,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from flows.progress import Panel, Progress, RunningSource, duration, line, shown
+from flows.progress import Panel, Progress, RunningSource, displayed, duration, line
 from pipeline.events import SourceEvent, StageEvent
 from pipeline.schema import State
 
@@ -175,7 +175,7 @@ def test_the_panel_fits_the_terminal(width: int) -> None:
 def test_without_a_terminal_a_line_is_printed_when_something_changed() -> None:
     progress, _ = begun(2)
     out = io.StringIO()
-    with shown(progress, "demo", Console(file=out, width=80), every_seconds=0.05):
+    with displayed(progress, "demo", Console(file=out, width=80), every_seconds=0.05):
         end(progress, "a", kept=1)
         threading.Event().wait(0.4)
         end(progress, "b", kept=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.encoders.pair import EncoderPairSettings, find_files
-from pipeline.judge.thresholds import Calibration
+from pipeline.judge.agreement_rule import Calibration
 from trainer.small_pair import report
 from trainer.small_pair.fit import CLASSES, SOUND_CLASSES, class_of
 from trainer.small_pair.material import Item, Material, painted_clips

@@ -17,7 +17,7 @@ from pipeline.agreement.roc import auc
 from pipeline.encoders.small.towers import SmallPictureEncoder, SmallSoundEncoder
 from pipeline.encoders.vectors import mean_embedding
 from pipeline.errors import CalibrationError
-from pipeline.judge.thresholds import Calibration
+from pipeline.judge.agreement_rule import Calibration
 from trainer.small_pair.fit import class_of
 from trainer.small_pair.material import (
     RATE_HZ,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.agreement.calibration import Calibration, calibrate, read_calibration
 from pipeline.agreement.pairs import MAX_PAIRS, ClipPool, draw_scores, pass_shares
 from pipeline.errors import CalibrationError, ManifestError
-from pipeline.judge.thresholds import AgreementRule
+from pipeline.judge.agreement_rule import AgreementRule
 
 WIDTH = 16
 Clips = tuple[NDArray[np.float64], NDArray[np.float64], list[str], list[tuple[str, ...]]]

@@ -18,7 +18,7 @@ from pipeline.dataset.manifest import Counts, Manifest, Rendition, read_manifest
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
 from pipeline.dataset.verify import verify
 from pipeline.errors import CalibrationError, ManifestError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Reason, State
 
 NUM_CLIPS, WIDTH = 44, 8

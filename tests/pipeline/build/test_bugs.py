@@ -25,7 +25,7 @@ from pipeline.ledger import main as ledger_main
 from pipeline.measure.video import MeasuredVideo, measure_video
 from pipeline.report.facts import gather
 from pipeline.report.tables import Tables
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for
 from tests.faulty_server import Answer, Fault, FaultyServer

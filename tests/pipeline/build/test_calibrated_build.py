@@ -26,7 +26,7 @@ from pipeline.dataset.verify import verify
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
 from pipeline.errors import CalibrationError, EncoderError, RecipeError
 from pipeline.events import Event, StageEvent
-from pipeline.judge.thresholds import AgreementRule
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.synthetic.video import write_video
 from tests.footage import noise
 

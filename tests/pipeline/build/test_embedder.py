@@ -26,7 +26,7 @@ from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.sound import AlignConfig, SoundNetwork, save_align
 from pipeline.errors import EncoderError, HearscapeError, PreviewError, WorkerError
 from pipeline.measure.previews import FrameRoll, PreviewSettings, read_frames
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 MODEL, WIDTH, RATE = "ViT-S-32-alt", 256, 44_100
 CLASSES = AgreementSettings(classes=("rain", "fire"))

@@ -13,7 +13,7 @@ from pipeline.build.recipe import load_recipe
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.encoders.pair import packaged_calibration
 from pipeline.schema import Reason
-from pipeline.synthetic.catalogue import SampleSpec, SceneSpec, SoundSpec, catalogue
+from pipeline.synthetic.catalogue import SceneSpec, SoundSpec, SyntheticSpec, catalogue
 from pipeline.synthetic.render import render
 from pipeline.synthetic.sounds import NATURE_KINDS
 
@@ -38,7 +38,7 @@ preset = "ultrafast"
 """
 
 
-def specs() -> list[SampleSpec]:
+def specs() -> list[SyntheticSpec]:
     """Of every class a clip with its own sound, and one with that of the class three places on; and the demo's wrong sound."""
     kinds = list(NATURE_KINDS)
     made = [next(spec for spec in catalogue() if spec.name == "wrong_sound")]
@@ -46,7 +46,7 @@ def specs() -> list[SampleSpec]:
         for name, sound in (("own", kind), ("other", kinds[(place + 3) % len(kinds)])):
             seed = 300 + 10 * place + (name == "other")
             scenes, sounds = (SceneSpec(kind, SECONDS, seed),), (SoundSpec(sound, SECONDS, seed + 5),)
-            made.append(SampleSpec(f"{kind}-{name}", f"{kind}-{name}.mp4", kind, "", scenes, sounds, fps=15.0))
+            made.append(SyntheticSpec(f"{kind}-{name}", f"{kind}-{name}.mp4", kind, "", scenes, sounds, fps=15.0))
     return made
 
 

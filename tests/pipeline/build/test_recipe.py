@@ -8,7 +8,7 @@ import pytest
 from pipeline.build.finish import manifest_recipe
 from pipeline.build.recipe import BuildRecipe, load_recipe
 from pipeline.errors import RecipeError
-from pipeline.judge.thresholds import AgreementRule
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[3]

@@ -21,7 +21,7 @@ from pipeline.dataset.verify import verify
 from pipeline.errors import ManifestError, NothingKeptError
 from pipeline.events import ignore
 from pipeline.manifest import main
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import source_of_key
 from tests.faults.kill import RECIPE, names_of, write_videos
 
@@ -182,7 +182,7 @@ def test_a_later_build_gives_the_same_without_building_it_again(built: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "step", ["write_shard", "drop_sources", "line_of", "write_manifest", "remove_other_shards", "remove_kept_files"]
+    "step", ["write_shard", "drop_sources", "line_of", "write_manifest", "remove_other_shards", "remove_state_files"]
 )
 @pytest.mark.parametrize("late", [False, True])
 def test_a_withdrawal_that_was_killed_is_finished_by_the_same_command(

@@ -63,7 +63,7 @@ def test_a_copy_that_stays_is_named_when_a_source_is_withdrawn(videos: Path):
     assert withdraw(str(videos / "killed"), ["copy"]).same_files == ()
 
 
-@pytest.mark.parametrize("step", ["_rewrite_shards", "remove_kept_files"])
+@pytest.mark.parametrize("step", ["_rewrite_shards", "remove_state_files"])
 def test_a_build_after_a_killed_withdrawal_removes_what_was_kept_of_the_source(
     videos: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

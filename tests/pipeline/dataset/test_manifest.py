@@ -34,7 +34,7 @@ from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, wri
 from pipeline.dataset.verify import verify
 from pipeline.errors import ManifestError
 from pipeline.manifest import main
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Reason, State
 
 RENDITIONS = ("1080", "256")

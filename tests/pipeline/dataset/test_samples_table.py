@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.dataset import tables as samples_table
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, read_table, samples_schema, write_embeddings, write_samples
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, State, TimeMeasures
 
 

@@ -27,7 +27,7 @@ from pipeline.dataset.shards import (
     remove_other_shards,
     write_shard,
 )
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 
 def sample(i: int, split: str = "train", num_bytes: int = 100, content_id: str = "x") -> Sample:

@@ -18,7 +18,7 @@ from pipeline.dataset.shards import SampleContent
 from pipeline.dataset.tables import SAMPLES_NAME
 from pipeline.dataset.verify import verify
 from pipeline.manifest import main
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from tests.datasets import Clip, build_dataset, content_of, cut_clips, key_of
 from tests.pipeline.dataset.test_manifest import INDEX, TAR, build
 

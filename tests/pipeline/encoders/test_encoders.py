@@ -32,9 +32,9 @@ from pipeline.encoders.sound import (
     load_align,
     load_soundclip,
     load_wav2clip,
+    mel_windows,
     read_align_config,
     save_align,
-    windows,
 )
 from pipeline.errors import EncoderError, MediaError
 
@@ -194,10 +194,10 @@ def test_folding_is_opencvs_resize_read_row_by_row():
 
 def test_windows_cover_a_long_mel_evenly_and_pad_a_short_one():
     mel = torch.arange(25.0).expand(2, 25)
-    assert windows(mel, 10)[:, 0, 0].tolist() == [0.0, 8.0, 15.0]
-    assert windows(mel, 10)[-1, 0, -1] == 24
-    assert windows(mel[:, :10], 10).shape == (1, 2, 10)
-    assert windows(mel[:, 1:4], 5)[0, 0].tolist() == [1.0, 2.0, 3.0, 0.0, 0.0]
+    assert mel_windows(mel, 10)[:, 0, 0].tolist() == [0.0, 8.0, 15.0]
+    assert mel_windows(mel, 10)[-1, 0, -1] == 24
+    assert mel_windows(mel[:, :10], 10).shape == (1, 2, 10)
+    assert mel_windows(mel[:, 1:4], 5)[0, 0].tolist() == [1.0, 2.0, 3.0, 0.0, 0.0]
 
 
 def test_a_long_sound_is_the_mean_of_its_windows(soundclip, by_soundclip):

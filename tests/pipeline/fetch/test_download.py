@@ -27,11 +27,11 @@ from pipeline.errors import DownloadError, TransientDownloadError, UserError
 from pipeline.fetch import download
 from pipeline.fetch.cookies import warn_once
 from pipeline.fetch.download import check_requirements, fetch, fetch_key
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.errors import clean, explain
 from pipeline.fetch.hosts import HostGate, host_of
 from pipeline.fetch.provenance import provenance_of
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.fetch.store import Store
 from pipeline.media.ffmpeg import ffmpeg_path
 from pipeline.runtime.hashing import sha256_of
 from pipeline.runtime.masking import mask_secrets
@@ -77,13 +77,13 @@ def server() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "store") as opened:
+def store(tmp_path: Path) -> Iterator[DownloadStore]:
+    with DownloadStore(tmp_path / "store") as opened:
         yield opened
 
 
 @pytest.fixture
-def get(store: Store) -> Get:
+def get(store: DownloadStore) -> Get:
     """Fetch a URL with quick settings; a gate of its own each time."""
 
     def fetched(url: str, settings: DownloadSettings = QUICK, hosts: HostGate | None = None, **more: int) -> Fetched:
@@ -98,11 +98,11 @@ def failure(get: Get, url: str, settings: DownloadSettings = ONCE) -> DownloadEr
     return caught.value
 
 
-def leftovers(store: Store) -> list[Path]:
+def leftovers(store: DownloadStore) -> list[Path]:
     return [path for path in store.root.glob("tmp/*/*") if path.name != "pins"]
 
 
-def test_a_plain_link(server: FaultyServer, get: Get, store: Store, video: bytes) -> None:
+def test_a_plain_link(server: FaultyServer, get: Get, store: DownloadStore, video: bytes) -> None:
     url = server.serve("/Rain%20on%20a%20lake.mp4?sig=abc&id=7", Answer(body=video))
     fetched = get(url)
     assert Path(fetched.path).read_bytes() == video
@@ -124,7 +124,7 @@ def test_what_was_fetched_is_not_asked_for_again(server: FaultyServer, video: by
     url = server.serve("/a.mp4", Answer(body=video))
     found = []
     for _ in range(2):
-        with Store(tmp_path) as store:
+        with DownloadStore(tmp_path) as store:
             found.append(fetch(Source("s", url), store, QUICK, QUICK.host_gate()))
             asked = server.hits()
             found.append(fetch(Source("other", f"{url}#t=5"), store, QUICK, QUICK.host_gate()))
@@ -133,7 +133,7 @@ def test_what_was_fetched_is_not_asked_for_again(server: FaultyServer, video: by
 
 
 def test_the_same_bytes_under_two_links_are_stored_once(
-    server: FaultyServer, get: Get, store: Store, video: bytes
+    server: FaultyServer, get: Get, store: DownloadStore, video: bytes
 ) -> None:
     paths = {get(server.serve(name, Answer(body=video))).path for name in ("/a.mp4", "/b.mov", "/c?x=1")}
     assert len(paths) == 1
@@ -209,7 +209,7 @@ def test_no_server_at_all(get: Get) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.DRIP, Fault.STALL_BEFORE_HEADERS, Fault.DRIP_HEADERS])
-def test_a_drip_is_a_stall(server: FaultyServer, get: Get, store: Store, video: bytes, fault: Fault) -> None:
+def test_a_drip_is_a_stall(server: FaultyServer, get: Get, store: DownloadStore, video: bytes, fault: Fault) -> None:
     url = server.serve("/a.mp4", Answer(body=video, fault=fault, fault_after=2000))
     error = failure(get, url, ONCE.model_copy(update=IMPATIENT))
     assert error.code == "stalled"
@@ -217,7 +217,7 @@ def test_a_drip_is_a_stall(server: FaultyServer, get: Get, store: Store, video: 
     assert leftovers(store) == []
 
 
-def test_an_endless_body_ends_at_the_limit(server: FaultyServer, get: Get, store: Store, video: bytes) -> None:
+def test_an_endless_body_ends_at_the_limit(server: FaultyServer, get: Get, store: DownloadStore, video: bytes) -> None:
     error = failure(get, server.serve("/a.mp4", Answer(body=video, fault=Fault.ENDLESS)))
     assert error.code == "too_large"
     assert str(error).endswith("bytes or more, over download.max_bytes (2000000)")
@@ -351,7 +351,7 @@ def test_names_and_content_types_may_lie(
     ],
 )
 def test_hostile_names_do_not_become_paths(
-    server: FaultyServer, get: Get, store: Store, video: bytes, name: str
+    server: FaultyServer, get: Get, store: DownloadStore, video: bytes, name: str
 ) -> None:
     fetched = get(server.serve("/" + quote(name, safe=""), Answer(body=video)))
     assert Path(fetched.path).read_bytes() == video
@@ -451,7 +451,7 @@ def test_hosts_are_told_apart() -> None:
 
 
 def test_a_local_file_is_used_where_it_lies(
-    get: Get, store: Store, video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    get: Get, store: DownloadStore, video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "my video 100%25.MP4"
     path.write_bytes(video)
@@ -477,7 +477,7 @@ def test_local_paths_that_cannot_be_used(get: Get, tmp_path: Path) -> None:
     assert str(found[0]) == f"there is no file '{tmp_path}/none.mp4'"
 
 
-def test_a_file_of_fsspec_is_copied(get: Get, store: Store, video: bytes) -> None:
+def test_a_file_of_fsspec_is_copied(get: Get, store: DownloadStore, video: bytes) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/box/rain.mp4", video)
     memory.pipe("/box/large.mp4", video + bytes(3_000_000))
@@ -506,9 +506,9 @@ from pipeline.fetch.download import fetch
 from pipeline.fetch.settings import DownloadSettings
 from pipeline.errors import DownloadError
 from pipeline.schema import Source
-from pipeline.fetch.store import Store
+from pipeline.fetch.download_store import DownloadStore
 settings = DownloadSettings(backoff_seconds=0)
-with Store(sys.argv[2]) as store:
+with DownloadStore(sys.argv[2]) as store:
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
     try:
         fetch(Source("s", sys.argv[1]), store, settings, settings.host_gate())
@@ -603,7 +603,7 @@ def test_a_section_of_a_plain_link_is_the_whole_file(server: FaultyServer, get: 
     assert (hidden.offset_ms, hidden.num_bytes) == (0, len(clock))
 
 
-def test_a_section_that_stalls_is_stopped(server: FaultyServer, get: Get, store: Store, clock: bytes) -> None:
+def test_a_section_that_stalls_is_stopped(server: FaultyServer, get: Get, store: DownloadStore, clock: bytes) -> None:
     server.serve("/clock.mp4", Answer(body=clock, fault=Fault.STALL, fault_after=len(clock) // 4))
     page = b"<html><body><video src='/clock.mp4'></video></body></html>"
     settings = ONCE.model_copy(update={"sections": True, "socket_timeout_seconds": 3.0, "stall_seconds": 3.0})
@@ -658,7 +658,9 @@ def test_of_several_heights_the_greatest_that_is_wanted(
     assert [server.hits(f"/{height}.ts") for height in (96, 192, 384)] == [height == given for height in (96, 192, 384)]
 
 
-def test_a_video_that_is_too_long_is_not_fetched(server: FaultyServer, get: Get, store: Store, video: bytes) -> None:
+def test_a_video_that_is_too_long_is_not_fetched(
+    server: FaultyServer, get: Get, store: DownloadStore, video: bytes
+) -> None:
     server.serve("/long.mp4", Answer(body=video))
     told = {"@context": "https://schema.org", "@type": "VideoObject", "name": "A day", "duration": "PT5H"}
     told |= {"contentUrl": server.url("/long.mp4"), "author": "A. Nyone", "uploadDate": "2020-02-03"}

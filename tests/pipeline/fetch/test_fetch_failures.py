@@ -15,7 +15,7 @@ from pipeline.events import ignore
 from pipeline.fetch.failures import FetchFailures
 from pipeline.fetch.settings import DownloadSettings
 from pipeline.media import ffmpeg as media
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots

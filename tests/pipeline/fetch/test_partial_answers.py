@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import TransientDownloadError
 from pipeline.fetch.download import fetch
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.settings import DownloadSettings
-from pipeline.fetch.store import Store
 from pipeline.schema import Source
 from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, FaultyServer
@@ -37,7 +37,7 @@ def stream(tmp_path: Path) -> bytes:
 def test_half_a_file_is_not_taken_for_the_whole(server: FaultyServer, stream: bytes, tmp_path: Path) -> None:
     half = len(stream) // 2 // 188 * 188
     part = _answer(stream, half)
-    with Store(tmp_path / "store") as store:
+    with DownloadStore(tmp_path / "store") as store:
         with pytest.raises(
             TransientDownloadError, match=f"a part only, bytes 0 to {half - 1} of {len(stream)}"
         ) as told:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.judge.rules import Judge, JudgeSettings, ProbeSettings, judge_clip, judge_file
-from pipeline.judge.thresholds import AgreementRule
 from pipeline.media.facts import MediaFacts, SoundFacts, VideoFacts
 from pipeline.schema import AgreementMeasures, PictureMeasures, Reason, SoundMeasures, Verdict
 

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from pipeline.measure.preview_files import PreviewFiles
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 KEYS = [f"{number:02d}key" for number in range(6)]
 SIZE = 1000

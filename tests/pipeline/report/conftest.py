@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.dataset.tables import ClipRow
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from tests.reported import make_rows, write_dataset
 
 

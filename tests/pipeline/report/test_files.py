@@ -19,7 +19,7 @@ from pipeline.report.__main__ import main
 from pipeline.report.gallery import GallerySettings
 from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.page import script_json
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import State
 from tests.reported import HOSTILE, KOREAN, LABELS, RECIPE, make_rows, write_dataset, write_previews
 

@@ -12,18 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.agreement.roc import auc
 from pipeline.dataset.tables import ClipRow, samples_schema, write_samples
+from pipeline.judge.agreement_rule import AgreementRule, Calibration, RocPoint
 from pipeline.judge.rules import JudgeSettings, judge_clip
-from pipeline.judge.thresholds import AgreementRule, Calibration, RocPoint
 from pipeline.report.catalogue import ACROSS_DATASET, MEASURES, RULES, thresholds_of
 from pipeline.report.compare import compare, recipe_changes
 from pipeline.report.facts import gather, read_manifest_if_any
 from pipeline.report.gallery import choose
-from pipeline.report.pairs import area, roc, wrong_partners
+from pipeline.report.pairs import roc_points, wrong_partners
 from pipeline.report.query import Query, find
 from pipeline.report.tables import Tables
 from pipeline.report.whatif import WhatIf, for_page, what_if
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Reason, State
 from tests.reported import JUDGE, KOREAN, LABELS, RECIPE, make_rows, write_dataset
 
@@ -239,8 +240,8 @@ def test_leaks_between_splits_are_found(dataset: Make) -> None:
 def test_the_area_is_the_chance_that_a_true_pair_wins() -> None:
     matched, shuffled = np.asarray([0.9, 0.5, 0.5]), np.asarray([0.5, 0.1])
     wins = [1.0 if m > s else 0.5 if m == s else 0.0 for m in matched for s in shuffled]
-    assert area(matched, shuffled) == pytest.approx(np.mean(wins)) == pytest.approx(5 / 6)
-    rates = roc(matched, shuffled)
+    assert auc(matched, shuffled) == pytest.approx(np.mean(wins)) == pytest.approx(5 / 6)
+    rates = roc_points(matched, shuffled)
     assert [0.5, 1.0, 0.5] in rates
     assert [1.0, 1.0, 0.1] in rates
 

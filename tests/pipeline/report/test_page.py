@@ -19,7 +19,7 @@ from pipeline.report.catalogue import ACROSS_DATASET
 from pipeline.report.gallery import GallerySettings
 from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.serve import open_report
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import State
 from tests.reported import HOSTILE, JUDGE, KOREAN, make_rows, write_dataset, write_previews
 

@@ -23,7 +23,7 @@ from pipeline.errors import OutputError
 from pipeline.report.gallery import GallerySettings
 from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.serve import ReportServer, open_report
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import State
 from tests.reported import KOREAN, tiny_media, write_previews
 

@@ -22,7 +22,7 @@ from pipeline.fetch.download import fetch
 from pipeline.fetch.settings import DownloadSettings
 from pipeline.media.ffmpeg import run_ffmpeg
 from pipeline.schema import Source
-from pipeline.fetch.store import Store
+from pipeline.fetch.download_store import DownloadStore
 
 folder, link = Path(sys.argv[1]), sys.argv[2]
 settings = DownloadSettings(timeout_seconds=7.0, stall_seconds=7.0, retries=0)
@@ -34,7 +34,7 @@ def cut():
 
 cutting = threading.Thread(target=cut)
 cutting.start()
-with Store(folder / "store") as store:
+with DownloadStore(folder / "store") as store:
     print(fetch(Source("s", link), store, settings, settings.host_gate()).num_bytes, flush=True)
 cutting.join()
 """

@@ -21,7 +21,7 @@ from pipeline.events import Event, StageEvent
 from pipeline.fetch.hosts import HostGate
 from pipeline.measure.video import MeasuredVideo, measure_video
 from pipeline.report.outcomes import read_timings
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.waiting import counting, held
 from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for, run_build

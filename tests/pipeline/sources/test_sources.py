@@ -22,9 +22,9 @@ from pipeline.sources.cells import key_like, parse_time
 from pipeline.sources.links import canonical_url, youtube_id
 from pipeline.sources.lists import (
     SourceList,
+    printable,
     read_source_lists,
     read_sources,
-    shown,
     write_sources,
 )
 
@@ -210,7 +210,7 @@ def test_each_bad_row_costs_itself(tmp_path: Path) -> None:
     assert lines(found) == list(range(3, 3 + 2 * len(BAD_ROWS), 2))
     for problem, (row, message) in zip(found.problems, BAD_ROWS.items(), strict=True):
         assert message in problem.message
-        assert problem.text == shown(row)
+        assert problem.text == printable(row)
         assert len(problem.text) <= 160
         assert problem.text.isprintable()
     assert found.num_rows == len(good) + len(BAD_ROWS)

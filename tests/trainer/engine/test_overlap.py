@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.dataset.tables import ClipRow
 from pipeline.errors import DataError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.synthetic.serve import serve_folder
 from tests.reported import make_rows, write_dataset
 from trainer.engine.overlap import check_disjoint

@@ -13,8 +13,8 @@ from pipeline.dataset.bugs import BUG
 from pipeline.dataset.ledger import LEDGER_NAME, TIMINGS_NAME, read_lines
 from pipeline.dataset.tables import SAMPLES_NAME, read_table
 from pipeline.errors import ManifestError
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.masking import mask_secrets
-from pipeline.runtime.storage import Folder
 from pipeline.schema import State
 from pipeline.sources.links import canonical_url
 
@@ -23,7 +23,7 @@ SHOWN_MEASURES = ("loudness_lufs", "speech_share", "music_share", "still_share",
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class SourceHistory:
     """One source: its line of the ledger, seconds by stage, and the rows of its clips in the table of samples, by key."""
 
     entry: Mapping[str, Any]
@@ -82,7 +82,7 @@ def _outcome(entry: Mapping[str, Any]) -> str:
     return f"{told} ({entry['detail']})" if entry.get("detail") else told
 
 
-def stories(output: Folder, wanted: str) -> list[Story]:
+def source_histories(output: Folder, wanted: str) -> list[SourceHistory]:
     """The sources that ``wanted`` names: by id, by link (secrets in it do not matter), or by the key of a clip.
 
     Raises ManifestError where there is no ledger, or a damaged one.
@@ -99,7 +99,7 @@ def stories(output: Folder, wanted: str) -> list[Story]:
     timings = {line.pop("source_id"): line for line in _lines(output, TIMINGS_NAME) if line["source_id"] in ids}
     rows = {row["key"]: row for row in _rows(output, sorted(ids))} if ids else {}
     return [
-        Story(
+        SourceHistory(
             entry,
             timings.get(entry["source_id"], {}),
             {clip["key"]: rows[clip["key"]] for clip in entry.get("clips") or () if clip["key"] in rows},

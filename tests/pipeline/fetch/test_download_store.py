@@ -17,34 +17,34 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import OutputError
-from pipeline.fetch.store import Store
+from pipeline.fetch.download_store import DownloadStore
 from pipeline.schema import Fetched
 
 KEYS = [f"{number:040x}" for number in range(100)]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "store") as opened:
+def store(tmp_path: Path) -> Iterator[DownloadStore]:
+    with DownloadStore(tmp_path / "store") as opened:
         yield opened
 
 
-def put(store: Store, key: str, content: bytes, **more: object) -> Fetched:
+def put(store: DownloadStore, key: str, content: bytes, **more: object) -> Fetched:
     with store.temp_folder() as folder:
         path = folder / "media"
         path.write_bytes(content)
         return store.add(key, path, ".mp4", **more)  # type: ignore[arg-type]
 
 
-def objects(store: Store) -> list[bytes]:
+def objects(store: DownloadStore) -> list[bytes]:
     return sorted(path.read_bytes() for path in store.root.glob("objects/*/*"))
 
 
-def last_used(store: Store, fetched: Fetched, seconds: int) -> None:
+def last_used(store: DownloadStore, fetched: Fetched, seconds: int) -> None:
     os.utime(fetched.path, (seconds, seconds))
 
 
-def test_a_file_is_found_under_its_key(store: Store) -> None:
+def test_a_file_is_found_under_its_key(store: DownloadStore) -> None:
     sha256 = hashlib.sha256(b"rain").hexdigest()
     added = put(store, KEYS[0], b"rain", offset_ms=250, provenance={"title": "Rain"})
     path = str(store.root / "objects" / sha256[:2] / f"{sha256}.mp4")
@@ -54,7 +54,7 @@ def test_a_file_is_found_under_its_key(store: Store) -> None:
     assert store.find(KEYS[1]) is None
 
 
-def test_the_same_content_is_stored_once(store: Store) -> None:
+def test_the_same_content_is_stored_once(store: DownloadStore) -> None:
     first = put(store, KEYS[0], b"rain", provenance={"title": "one"})
     second = put(store, KEYS[1], b"rain", provenance={"title": "two"})
     assert first.path == second.path
@@ -64,15 +64,15 @@ def test_the_same_content_is_stored_once(store: Store) -> None:
 
 
 def test_what_was_fetched_is_there_in_the_next_run(tmp_path: Path) -> None:
-    with Store(tmp_path) as first:
+    with DownloadStore(tmp_path) as first:
         added = put(first, KEYS[0], b"rain")
-    with Store(tmp_path) as second:
+    with DownloadStore(tmp_path) as second:
         assert second.find(KEYS[0]) == added
         assert {path.name for path in (tmp_path / "tmp").iterdir()} == {second._own.name, f"{second._own.name}.lock"}
 
 
 def test_the_least_recently_used_of_the_released_files_goes_first(tmp_path: Path) -> None:
-    with Store(tmp_path, budget_bytes=30) as store:
+    with DownloadStore(tmp_path, budget_bytes=30) as store:
         old, kept, newer = (put(store, KEYS[n], bytes([n]) * 10) for n in range(3))
         for number, fetched in enumerate((old, kept, newer)):
             last_used(store, fetched, 1000 + number)
@@ -86,7 +86,7 @@ def test_the_least_recently_used_of_the_released_files_goes_first(tmp_path: Path
 
 
 def test_finding_a_file_is_using_it(tmp_path: Path) -> None:
-    with Store(tmp_path, budget_bytes=20) as store:
+    with DownloadStore(tmp_path, budget_bytes=20) as store:
         first, second = put(store, KEYS[0], b"a" * 10), put(store, KEYS[1], b"b" * 10)
         last_used(store, first, 1000)
         last_used(store, second, 2000)
@@ -100,7 +100,7 @@ def test_finding_a_file_is_using_it(tmp_path: Path) -> None:
 
 
 def test_a_pin_is_needed_as_often_as_it_was_set(tmp_path: Path) -> None:
-    with Store(tmp_path, budget_bytes=5) as store:
+    with DownloadStore(tmp_path, budget_bytes=5) as store:
         fetched = put(store, KEYS[0], b"a" * 10)
         store.pin(fetched.content_sha256)
         store.release(fetched.content_sha256)
@@ -110,7 +110,7 @@ def test_a_pin_is_needed_as_often_as_it_was_set(tmp_path: Path) -> None:
 
 
 def test_a_budget_full_of_pinned_files_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), Store(tmp_path, budget_bytes=15) as store:
+    with caplog.at_level(logging.WARNING), DownloadStore(tmp_path, budget_bytes=15) as store:
         put(store, KEYS[0], b"a" * 10)
         put(store, KEYS[1], b"b" * 10)
         put(store, KEYS[2], b"c" * 10)
@@ -121,7 +121,7 @@ def test_a_budget_full_of_pinned_files_is_a_warning(tmp_path: Path, caplog: pyte
 
 
 def test_a_freed_file_is_remembered_and_a_change_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Store(tmp_path, budget_bytes=0) as store:
+    with DownloadStore(tmp_path, budget_bytes=0) as store:
         fetched = put(store, KEYS[0], b"before", provenance={"fetched_url": "http://x/a.mp4"})
         store.release(fetched.content_sha256)
         assert store.find(KEYS[0]) is None
@@ -137,7 +137,7 @@ def test_a_freed_file_is_remembered_and_a_change_is_told(tmp_path: Path, caplog:
     assert f"fetched again, http://x/a.mp4 is not what it was: {expected}" in caplog.messages
 
 
-def test_a_file_of_another_size_than_it_had_is_not_used(store: Store) -> None:
+def test_a_file_of_another_size_than_it_had_is_not_used(store: DownloadStore) -> None:
     fetched = put(store, KEYS[0], b"rain")
     Path(fetched.path).write_bytes(b"ra")
     assert store.find(KEYS[0]) is None
@@ -146,7 +146,9 @@ def test_a_file_of_another_size_than_it_had_is_not_used(store: Store) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 1, "record": {"sha": 2}}'])
-def test_a_damaged_record_is_as_if_it_were_not_there(store: Store, text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_is_as_if_it_were_not_there(
+    store: DownloadStore, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     put(store, KEYS[0], b"rain")
     path = store.root / "index" / KEYS[0][:2] / f"{KEYS[0]}.json"
     assert json.loads(path.read_text())["record"]["num_bytes"] == 4
@@ -159,7 +161,7 @@ def test_an_outside_file_is_used_in_place_and_never_deleted(tmp_path: Path) -> N
     mine = tmp_path / "mine.mp4"
     mine.write_bytes(b"a" * 50)
     sha256 = hashlib.sha256(b"a" * 50).hexdigest()
-    with Store(tmp_path / "store", budget_bytes=0) as store:
+    with DownloadStore(tmp_path / "store", budget_bytes=0) as store:
         added = store.add_outside(KEYS[0], mine, sha256, {"extractor": "local"})
         assert added == Fetched(str(mine), sha256, 50, 0, {"extractor": "local"})
         assert store.find(KEYS[0]) == added
@@ -172,7 +174,7 @@ def test_an_outside_file_is_used_in_place_and_never_deleted(tmp_path: Path) -> N
         assert store.find(KEYS[0]) is None
 
 
-def test_threads_that_want_one_key_wait_for_each_other(store: Store) -> None:
+def test_threads_that_want_one_key_wait_for_each_other(store: DownloadStore) -> None:
     inside: list[int] = []
     most: list[int] = []
 
@@ -194,7 +196,7 @@ def test_many_threads_add_find_and_release(tmp_path: Path) -> None:
     def content(number: int) -> bytes:
         return f"{number % 7:03d}".encode() * 100
 
-    with Store(tmp_path, budget_bytes=900) as store:
+    with DownloadStore(tmp_path, budget_bytes=900) as store:
 
         def work(number: int) -> None:
             key = KEYS[number % 20]
@@ -211,8 +213,8 @@ def test_many_threads_add_find_and_release(tmp_path: Path) -> None:
 PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.fetch.store import Store
-store = Store(sys.argv[1], budget_bytes=1000)
+from pipeline.fetch.download_store import DownloadStore
+store = DownloadStore(sys.argv[1], budget_bytes=1000)
 """
 ADDER = (
     PROCESS
@@ -256,7 +258,7 @@ def test_two_processes_on_one_store(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, "")
-    with Store(tmp_path) as store:
+    with DownloadStore(tmp_path) as store:
         assert store.total_bytes() <= 1000
         for path in tmp_path.glob("objects/*/*"):
             assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
@@ -269,13 +271,13 @@ def test_what_a_killed_process_left_is_cleaned_up_but_not_what_a_living_one_has(
     try:
         half = Path(process.stdout.readline().strip()) / "half"
         assert half.read_bytes() == b"x" * 100
-        with Store(tmp_path, budget_bytes=0) as living:
+        with DownloadStore(tmp_path, budget_bytes=0) as living:
             assert half.exists()
             living.free_finished()
             assert objects(living) == [b"y" * 2000]
             process.send_signal(signal.SIGKILL)
             process.wait()
-        with Store(tmp_path, budget_bytes=0) as after:
+        with DownloadStore(tmp_path, budget_bytes=0) as after:
             assert not half.parent.parent.exists()
             assert [path.name for path in (tmp_path / "tmp").glob("*.lock")] == [f"{after._own.name}.lock"]
             assert after.find("f" * 40) is not None
@@ -289,4 +291,4 @@ def test_what_a_killed_process_left_is_cleaned_up_but_not_what_a_living_one_has(
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"the download store .*file/store cannot be used: Not a directory"):
-        Store(tmp_path / "file" / "store")
+        DownloadStore(tmp_path / "file" / "store")

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from pipeline.runtime.folder import Folder
 from pipeline.runtime.output_lock import STATE_NAME
-from pipeline.runtime.storage import Folder
 
 LOG = logging.getLogger(__name__)
 
 
-def remove_kept_files(output: Folder, source_ids: Collection[str]) -> list[str]:
+def remove_state_files(output: Folder, source_ids: Collection[str]) -> list[str]:
     """Removes the files that only these sources need; returns their names in ``state``, sorted. Reads the records of all sources.
 
     The records stay: numbers, and where it came from. A store that the recipe put elsewhere (``execution.store``) is not looked into.

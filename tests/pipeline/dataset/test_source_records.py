@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.records import DoneRecords, Ending, Entry, SourceRecord
+from pipeline.dataset.source_records import DoneRecords, Ending, Entry, SourceRecord
 from pipeline.errors import DamagedStateError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import Failure, Reason, Source, State
 
 

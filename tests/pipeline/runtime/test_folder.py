@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import OutputError
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 
 
 def test_a_path_that_would_be_taken_apart_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

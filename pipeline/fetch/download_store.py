@@ -50,7 +50,7 @@ class StoreEntry:
     """Of a plain file on a server: see :mod:`pipeline.fetch.validators`."""
 
 
-class Store:
+class DownloadStore:
     """Content-addressed files below ``root``. Safe for threads, and for several processes on one folder.
 
     ``budget_bytes``: files that nobody has pinned are deleted, least recently used first, while all together are

@@ -6,8 +6,8 @@ from pipeline.agreement.calibration import Calibration, read_calibration
 from pipeline.agreement.measures import AgreementSettings
 from pipeline.encoders.pair import packaged_calibration
 from pipeline.errors import CalibrationError
+from pipeline.judge.agreement_rule import AgreementRule, Origin
 from pipeline.judge.rules import JudgeSettings, bare_cosine
-from pipeline.judge.thresholds import AgreementRule, Origin
 
 ORIGINS: dict[Origin, str] = {
     "recipe": "judge.min_agreement",

@@ -24,7 +24,7 @@ from pipeline.errors import MediaError
 from pipeline.schema import Bars, Reason
 from pipeline.synthetic import rhythm
 from pipeline.synthetic.__main__ import main
-from pipeline.synthetic.catalogue import Encoding, SampleSpec, SceneSpec, SoundSpec, catalogue
+from pipeline.synthetic.catalogue import Encoding, SceneSpec, SoundSpec, SyntheticSpec, catalogue
 from pipeline.synthetic.pictures import PAINTERS, scene_frames
 from pipeline.synthetic.render import numpy_of_all_processors, render, render_catalogue, spec_frames
 from pipeline.synthetic.serve import serve_folder
@@ -35,7 +35,7 @@ from pipeline.synthetic.voices import music_sound, speech_sound
 SPECS = {spec.name: spec for spec in catalogue()}
 
 
-def quick(spec: SampleSpec, **changes: object) -> SampleSpec:
+def quick(spec: SyntheticSpec, **changes: object) -> SyntheticSpec:
     """The spec at a low frame rate."""
     return replace(spec, **{"fps": 10.0, **changes})
 
@@ -117,7 +117,7 @@ def test_cuts_are_where_the_spec_says(name, tmp_path):
 
 @pytest.mark.parametrize("seed", [30, 34, 36])
 def test_lightning_is_no_cut(seed, tmp_path):
-    spec = SampleSpec("storm", "storm.mp4", "thunder", "", (SceneSpec("thunder", 6.0, seed),), sounds=())
+    spec = SyntheticSpec("storm", "storm.mp4", "thunder", "", (SceneSpec("thunder", 6.0, seed),), sounds=())
     render(spec, tmp_path / "storm.mp4")
     assert len(rhythm.strikes(seed, 6.0)) >= 2
     assert found_cuts(tmp_path / "storm.mp4") == []

@@ -26,7 +26,7 @@ from pipeline.runtime.damage import (
     read_named,
     write_named,
 )
-from pipeline.runtime.storage import Folder
+from pipeline.runtime.folder import Folder
 from pipeline.schema import (
     AgreementMeasures,
     Failure,
