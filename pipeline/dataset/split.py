@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field, model_validator
+from scipy.cluster.hierarchy import DisjointSet
 
 from pipeline.errors import UserError
 from pipeline.schema import unit_interval
@@ -73,24 +74,30 @@ def assign_splits(items: Iterable[SplitItem], related: Iterable[Sequence[str]], 
 
     Raises UserError where a source asks for a split that does not exist.
     """
-    sets = _Sets()
+    sets: DisjointSet = DisjointSet()
+
+    def join(a: tuple[str, str], b: tuple[str, str]) -> None:
+        sets.add(a)
+        sets.add(b)
+        sets.merge(a, b)
+
     source_of: dict[str, str] = {}
     wanted: dict[str, set[str]] = {}
     for item in items:
         source_of[item.key] = item.source_id
-        sets.join(("source", item.source_id), ("key", item.key))
+        join(("source", item.source_id), ("key", item.key))
         if item.video_id is not None:
-            sets.join(("source", item.source_id), ("video", item.video_id))
+            join(("source", item.source_id), ("video", item.video_id))
         if item.wanted is not None:
             if item.wanted not in SPLITS:
                 raise UserError(f"source {item.source_id}: split {item.wanted!r} is none of {', '.join(SPLITS)}")
             wanted.setdefault(item.source_id, set()).add(item.wanted)
     for group in related:
         for key in group[1:]:
-            sets.join(("key", group[0]), ("key", key))
+            join(("key", group[0]), ("key", key))
     members: dict[tuple[str, str], list[str]] = {}
     for source_id in sorted(set(source_of.values())):
-        members.setdefault(sets.root(("source", source_id)), []).append(source_id)
+        members.setdefault(sets[("source", source_id)], []).append(source_id)
     split_of: dict[str, str] = {}
     conflicts: list[SplitConflict] = []
     for sources in members.values():
@@ -112,24 +119,3 @@ def _drawn(group_id: str, settings: SplitSettings) -> str:
             return split
         place -= share
     return "train" if settings.train else "validation"
-
-
-class _Sets:
-    """Disjoint sets of (kind, id)."""
-
-    def __init__(self) -> None:
-        self._parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(self, item: tuple[str, str]) -> tuple[str, str]:
-        self._parent.setdefault(item, item)
-        root = item
-        while self._parent[root] != root:
-            root = self._parent[root]
-        while self._parent[item] != root:
-            self._parent[item], item = root, self._parent[item]
-        return root
-
-    def join(self, a: tuple[str, str], b: tuple[str, str]) -> None:
-        a, b = self.root(a), self.root(b)
-        if a != b:
-            self._parent[max(a, b)] = min(a, b)
