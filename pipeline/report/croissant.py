@@ -1,158 +1,124 @@
-"""Croissant: the dataset described in JSON-LD, as mlcroissant and dataset search engines read it (version 1.0)."""
+"""Croissant: the dataset described in JSON-LD (version 1.0), as mlcroissant and dataset search engines read it."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.tables import SAMPLES_NAME
 
+if TYPE_CHECKING:
+    import mlcroissant
+
 NAME = "croissant.json"
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "cr": "http://mlcommons.org/croissant/",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-    "equivalentProperty": "cr:equivalentProperty",
-    "samplingRate": "cr:samplingRate",
-}
-_TYPES = {
-    "VARCHAR": "sc:Text",
-    "DOUBLE": "sc:Float",
-    "BIGINT": "sc:Integer",
-    "BOOLEAN": "sc:Boolean",
-    "VARCHAR[]": "sc:Text",
-}
+CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
+_TYPES = {"VARCHAR": "TEXT", "DOUBLE": "FLOAT", "BIGINT": "INTEGER", "BOOLEAN": "BOOL", "VARCHAR[]": "TEXT"}
+"""Names in mlcroissant.DataType, by DuckDB's types."""
 _MEDIA = {"mp4": "video/mp4", "flac": "audio/flac", "json": "application/json"}
 
 
-def croissant(facts: Mapping[str, Any], manifest: Manifest, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The description. Paths are relative to the dataset's folder, where it belongs.
+def croissant(facts: Mapping[str, Any], manifest: Manifest, columns: Mapping[str, str]) -> str:
+    """The description as JSON. Paths are relative to the dataset's folder, where it belongs.
 
     ``columns`` are those of ``samples.parquet`` with DuckDB's types.
     """
+    croissants = _library()
     head = facts["headline"]
     licences = [each["licence"] for each in head["licences"] if each["licence"]]
-    return {
-        "@context": _CONTEXT,
-        "@type": "sc:Dataset",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": manifest.name,
-        "description": f"{head['num_kept']} clips of landscape video with sound, {head['kept_hours']:.2f} hours, "
+    classes = [c["label"] for c in facts["classes"]["listed"][:20] if c["label"] and c["kept"]]
+    description = croissants.Metadata(
+        name=manifest.name,
+        description=f"{head['num_kept']} clips of landscape video with sound, {head['kept_hours']:.2f} hours, "
         f"{head['num_classes']} classes. Built with Hearscape; the tars are WebDatasets.",
-        "version": "1.0.0",
-        "license": licences or "unknown",
-        "keywords": [
-            "landscape",
-            "video",
-            "sound",
-            *[c["label"] for c in facts["classes"]["listed"][:20] if c["label"] and c["kept"]],
+        conforms_to=CONFORMS_TO,
+        version="1.0.0",
+        license=licences or ["unknown"],
+        keywords=["landscape", "video", "sound", *classes],
+        distribution=[
+            *_files(croissants, manifest),
+            *_shards(croissants, manifest),
+            *_members(croissants, manifest),
         ],
-        "distribution": [*_files(manifest), *_shards(manifest), *_members(manifest)],
-        "recordSet": [_clips(columns)],
-    }
+        record_sets=[_clips(croissants, columns)],
+    ).to_json()
+    return json.dumps(description, ensure_ascii=False, indent=1) + "\n"
 
 
-def _files(manifest: Manifest) -> list[dict[str, Any]]:
+def _library() -> Any:
+    """mlcroissant, which takes a second to import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its dependencies warn of deprecations while they are imported
+        import mlcroissant  # noqa: PLC0415
+    return mlcroissant
+
+
+def _files(croissants: Any, manifest: Manifest) -> list[mlcroissant.FileObject]:
     return [
-        {
-            "@type": "cr:FileObject",
-            "@id": file.path,
-            "name": file.path,
-            "contentUrl": file.path,
-            "contentSize": f"{file.num_bytes} B",
-            "encodingFormat": "application/x-parquet",
-            "sha256": file.sha256,
-        }
+        croissants.FileObject(
+            id=file.path,
+            name=file.path,
+            content_url=file.path,
+            content_size=f"{file.num_bytes} B",
+            encoding_formats=["application/x-parquet"],
+            sha256=file.sha256,
+        )
         for file in manifest.files
     ]
 
 
-def _shards(manifest: Manifest) -> list[dict[str, Any]]:
+def _shards(croissants: Any, manifest: Manifest) -> list[mlcroissant.FileObject]:
     return [
-        {
-            "@type": "cr:FileObject",
-            "@id": shard.path,
-            "name": shard.path,
-            "contentUrl": shard.path,
-            "contentSize": f"{shard.num_bytes} B",
-            "encodingFormat": "application/x-tar",
-            "sha256": shard.sha256,
-            "description": f"{shard.num_samples} samples of {shard.split}",
-        }
+        croissants.FileObject(
+            id=shard.path,
+            name=shard.path,
+            content_url=shard.path,
+            content_size=f"{shard.num_bytes} B",
+            encoding_formats=["application/x-tar"],
+            sha256=shard.sha256,
+            description=f"{shard.num_samples} samples of {shard.split}",
+        )
         for shard in manifest.shards
     ]
 
 
-def _members(manifest: Manifest) -> list[dict[str, Any]]:
+def _members(croissants: Any, manifest: Manifest) -> list[mlcroissant.FileSet]:
     """The files inside the tars, one set for each rendition and kind."""
     sets = []
     for rendition in manifest.renditions:
-        tars = [{"@id": shard.path} for shard in manifest.shards if shard.rendition == rendition.name]
+        tars = [shard.path for shard in manifest.shards if shard.rendition == rendition.name]
         for member in manifest.members:
             if tars and member in _MEDIA:
+                name = f"{rendition.name}-{member}"
                 sets.append(
-                    {
-                        "@type": "cr:FileSet",
-                        "@id": f"{rendition.name}-{member}",
-                        "name": f"{rendition.name}-{member}",
-                        "containedIn": tars,
-                        "encodingFormat": _MEDIA[member],
-                        "includes": f"*.{member}",
-                    }
+                    croissants.FileSet(
+                        id=name,
+                        name=name,
+                        contained_in=tars,
+                        encoding_formats=[_MEDIA[member]],
+                        includes=[f"*.{member}"],
+                    )
                 )
     return sets
 
 
-def _clips(columns: Mapping[str, str]) -> dict[str, Any]:
-    fields = []
-    for name, kind in columns.items():
-        entry: dict[str, Any] = {
-            "@type": "cr:Field",
-            "@id": f"clips/{name}",
-            "name": name,
-            "dataType": _TYPES.get(kind, "sc:Text"),
-            "source": {"fileObject": {"@id": SAMPLES_NAME}, "extract": {"column": name}},
-        }
-        if kind.endswith("[]"):
-            entry["repeated"] = True
-        fields.append(entry)
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "clips",
-        "name": "clips",
-        "key": {"@id": "clips/key"},
-        "description": "One row for every clip that was measured, kept or not, with every measure.",
-        "field": fields,
-    }
+def _clips(croissants: Any, columns: Mapping[str, str]) -> mlcroissant.RecordSet:
+    fields = [
+        croissants.Field(
+            id=f"clips/{name}",
+            name=name,
+            data_types=getattr(croissants.DataType, _TYPES.get(kind, "TEXT")),
+            repeated=True if kind.endswith("[]") else None,
+            source=croissants.Source(file_object=SAMPLES_NAME, extract=croissants.Extract(column=name)),
+        )
+        for name, kind in columns.items()
+    ]
+    return croissants.RecordSet(
+        id="clips",
+        name="clips",
+        key="clips/key",
+        description="One row for every clip that was measured, kept or not, with every measure.",
+        fields=fields,
+    )

@@ -111,10 +111,7 @@ def make_report(
         card.NAME: card.dataset_card(facts, manifest).encode("utf-8", "replace"),
     }
     if manifest is not None:
-        described = croissant.croissant(facts, manifest, stored)
-        written[croissant.NAME] = (json.dumps(described, ensure_ascii=False, indent=1) + "\n").encode(
-            "utf-8", "replace"
-        )
+        written[croissant.NAME] = croissant.croissant(facts, manifest, stored).encode("utf-8", "replace")
     for name, content in written.items():
         try:
             target.write_bytes(name, content)
