@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import fsspec
 from pydantic import Field
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from pipeline.errors import ShardError
 from pipeline.runtime.bounded import BLOCK_BYTES, TooMuchError, check_told_size, reading_failures
@@ -88,17 +88,25 @@ class Remote:
 def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
     """The call's result, or its last error."""
     failures = reading_failures()
-    for number in range(retries.num):
-        try:
-            return call()
-        except failures as error:
-            if not _may_pass(error):
-                raise
-            # not the same wait for all that ask one server
-            wait = retries.pause_seconds * 2.0**number * (0.75 + unit_interval(where, number) / 2)
-            LOG.info("%s: %s; trying again in %.1f s", where, said(error), wait)
-            time.sleep(wait)
-    return call()
+
+    def pause_seconds(state: RetryCallState) -> float:
+        """Twice as long each time, and not the same for all that wait for one server."""
+        number = state.attempt_number - 1
+        return retries.pause_seconds * 2.0**number * (0.75 + unit_interval(where, number) / 2)
+
+    def log(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        LOG.info("%s: %s; trying again in %.1f s", where, said(error), state.upcoming_sleep)
+
+    return Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, failures) and _may_pass(error)),
+        stop=stop_after_attempt(retries.num + 1),
+        wait=pause_seconds,
+        before_sleep=log,
+        reraise=True,
+    )(call)
 
 
 def told_truly(call: Callable[[], T]) -> T:
