@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
-from benchmarks.processes import process_tree
 from pipeline.build.build import Build
 from pipeline.build.recipe import load_recipe
 from pipeline.events import Event, SourceEvent
@@ -62,17 +63,14 @@ class ResourceUse:
 
 def resource_use(temporary: Sequence[Path]) -> ResourceUse:
     """Now, by this process and all below it."""
-    memory_kb = open_files = num_processes = 0
-    for pid in process_tree(os.getpid()):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            open_files += len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        except OSError:  # it has ended meanwhile
-            continue
-        memory_kb += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        num_processes += 1
+    memory_bytes = open_files = num_processes = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.Error):  # it has ended meanwhile
+            memory_bytes += process.memory_full_info().pss
+            open_files += process.num_fds()
+            num_processes += 1
     num_files = sum(1 for folder in temporary for path in folder.rglob("*") if path.is_file())
-    return ResourceUse(memory_kb / 1024, open_files, num_processes, num_files)
+    return ResourceUse(memory_bytes / 2**20, open_files, num_processes, num_files)
 
 
 def write_test_sources(folder: Path, num_sources: int) -> None:

@@ -1,6 +1,7 @@
 """What a build is doing, counted from its events, and shown on a terminal or as plain lines.
 
 :class:`Progress` is a listener for ``pipeline.events`` events, for any thread to call. :func:`displayed` shows it.
+rich.progress is not used: it counts sources that were reused into its rate, and prints nothing where there is no terminal.
 """
 
 from __future__ import annotations

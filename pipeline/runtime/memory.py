@@ -1,6 +1,6 @@
 """A limit on the memory of other processes, kept from outside: whoever holds more is killed.
 
-Linux only, where the kernel tells what a process holds. Elsewhere nothing is limited.
+Linux only: a pidfd names one process for good, so that no other one is killed whose number is the same. Elsewhere nothing is limited.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+
+import psutil
 
 LOOK_SECONDS = 0.1
-IS_SUPPORTED = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal") and Path("/proc/self/statm").exists()
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+IS_SUPPORTED = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
 
 
 class LimitedProcess:
@@ -47,16 +47,16 @@ class LimitedProcess:
 def resident_bytes(pid: int) -> int:
     """Memory that a process holds in RAM, with what it shares with others; 0 when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError):
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
         return 0
 
 
 def is_suspended(pid: int) -> bool:
-    """Whether a process was stopped by SIGSTOP or the like, and goes on only when it is told to. False where nobody knows."""
+    """Whether a process was stopped by SIGSTOP or a debugger. False when it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] in ("T", "t")
-    except OSError:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
         return False
 
 

@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import ffmpeg
+import psutil
 import pytest
 
 from pipeline.build.build import Build
@@ -22,12 +23,11 @@ from pipeline.events import Event
 from pipeline.fetch.hosts import HostGate
 from pipeline.media import ffmpeg as media
 from pipeline.media.ffmpeg import run_ffmpeg
+from pipeline.runtime.memory import is_suspended
 from pipeline.runtime.stop import Stop
 from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
-from tests.needs import needs_proc
-from tests.processes import all_processes, read_process
 
 SOON_SECONDS = 60.0  # a busy machine; what is waited for here would otherwise take an hour or for ever
 RECIPE = """
@@ -91,11 +91,12 @@ def until(happened: Callable[[], bool], seconds: float = 300.0) -> None:
 
 def ffmpegs() -> list[int]:
     """The running ffmpeg processes of this one."""
-    return [
-        pid
-        for pid, process in all_processes().items()
-        if process.parent == os.getpid() and process.name.startswith("ffmpeg") and process.state != "Z"
-    ]
+    pids = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith("ffmpeg") and child.status() != psutil.STATUS_ZOMBIE:
+                pids.append(child.pid)
+    return pids
 
 
 @contextmanager
@@ -113,17 +114,11 @@ def cuts_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (folder / "hold").unlink()
 
 
-def is_stopped(pid: int) -> bool:
-    process = read_process(pid)
-    return process is not None and process.state == "T"
-
-
 def recorded(build: Build) -> set[str]:
     done = build.output.local_path / "state" / "done"  # type: ignore[operator]
     return {path.stem for path in done.rglob("open/*.json")} | {path.name for path in done.rglob("*.jsonl")}
 
 
-@needs_proc
 def test_a_build_ends_soon_whatever_it_is_at_and_the_next_run_goes_on(
     server: FaultyServer,
     video: Path,
@@ -154,7 +149,7 @@ def test_a_build_ends_soon_whatever_it_is_at_and_the_next_run_goes_on(
         caplog.at_level(logging.WARNING),
     ):
         running = pool.submit(build.run_batch, batch, events.append)
-        until(lambda: any(map(is_stopped, ffmpegs())))
+        until(lambda: any(map(is_suspended, ffmpegs())))
         until(lambda: len(server.hits_by_path()) == 3 and recorded(build) == {"text"})
         time.sleep(0.3)
         started = time.monotonic()
@@ -212,7 +207,6 @@ def endless() -> ffmpeg.nodes.OutputStream:
     return ffmpeg.input("testsrc=s=64x64", f="lavfi", re=None).output("-", f="null")
 
 
-@needs_proc
 def test_ffmpeg_is_ended() -> None:
     stop = Stop()
     with ThreadPoolExecutor(1) as pool:
@@ -226,7 +220,6 @@ def test_ffmpeg_is_ended() -> None:
         run_ffmpeg(endless(), stop=stop)
 
 
-@needs_proc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_who_ends_ffmpeg_may_be_ending_the_build(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     for is_build_ended in (True, False):
@@ -244,7 +237,6 @@ def test_who_ends_ffmpeg_may_be_ending_the_build(number: signal.Signals, monkeyp
                 running.result(timeout=SOON_SECONDS)
 
 
-@needs_proc
 def test_ffmpeg_that_takes_too_long_is_ended() -> None:
     with pytest.raises(WorkerError, match=r"ffmpeg took longer than 0\.5 s"):
         run_ffmpeg(endless(), timeout_seconds=0.5)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -23,8 +24,6 @@ from pipeline.dataset.shards import SampleContent
 from pipeline.errors import DataError, ManifestError
 from pipeline.synthetic.video import write_video
 from tests.datasets import Clip, as_flac, build_dataset, content_of, frames_in_rows, index_of, key_of, sound_of
-from tests.needs import needs_proc
-from tests.processes import children, read_process
 from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings, ReadFailure
 
 SETTINGS = ReaderSettings(
@@ -294,7 +293,7 @@ if __name__ == "__main__":
 """
 
 
-def begun(dataset: Path, script: Path) -> tuple[subprocess.Popen[str], set[int]]:
+def begun(dataset: Path, script: Path) -> tuple[subprocess.Popen[str], set[psutil.Process]]:
     """A process that reads for ever, when it has handed out a batch; and all below it."""
     script.write_text(LOOP)
     process = subprocess.Popen(
@@ -304,18 +303,20 @@ def begun(dataset: Path, script: Path) -> tuple[subprocess.Popen[str], set[int]]
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "2\n"
-    return process, children(process.pid)
+    return process, set(psutil.Process(process.pid).children(recursive=True))
 
 
-def alive(pid: int) -> bool:
-    process = read_process(pid)
-    return process is not None and process.state != "Z"
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
-def gone(pids: set[int], seconds: float) -> bool:
+def have_ended(processes: set[psutil.Process], seconds: float) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if not any(alive(pid) for pid in pids):
+        if all(has_ended(process) for process in processes):
             return True
         time.sleep(0.05)
     return False
@@ -338,7 +339,6 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_clear_error(dataset: Path):
     one.close()
 
 
-@needs_proc
 def test_ctrl_c_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     process, below = begun(dataset, tmp_path / "loop.py")
     assert len(below) >= 3  # two workers and the process that forks them
@@ -346,15 +346,14 @@ def test_ctrl_c_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     _, said = process.communicate(timeout=120)
     assert process.returncode in (-signal.SIGINT, 1)
     assert "KeyboardInterrupt" in said
-    assert gone(below, 60)
+    assert have_ended(below, 60)
 
 
-@needs_proc
 def test_a_killed_run_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     process, below = begun(dataset, tmp_path / "loop.py")
     process.kill()
     process.communicate(timeout=120)
-    assert gone(below, 60)
+    assert have_ended(below, 60)
 
 
 def test_the_manifest_of_the_tests_is_a_real_one(dataset: Path):
