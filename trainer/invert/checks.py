@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.encoders.pair import check_settings as check_pair
 from pipeline.encoders.weights import is_url
 from pipeline.errors import EncoderError, RecipeError
 from trainer.align.frozen_encoders import check_partner
@@ -41,6 +42,7 @@ def check_invert(recipe: InvertRecipe) -> None:
     """Raises UserError for what shows before any work."""
     settings = recipe.invert
     check_guide(settings.guide, recipe, "invert.guide")
+    check_pair(settings.judge, "invert.judge")
     if recipe.reader.num_frames < 2:
         raise RecipeError("reader.num_frames: a clip of one frame is no video; take 2 or more, the paper's are 5")
     named = settings.generator

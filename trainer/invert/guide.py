@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,6 +59,15 @@ def cutouts(pictures_NCHW: Tensor, number: int, smallest: float) -> list[Tensor]
     return found
 
 
+def real_sounds(batch: Batch) -> list[NDArray[np.float32]]:
+    """The batch's sounds without the silence that was put after them."""
+    rate_hz = MelConfig().sample_rate_hz
+    return [
+        row[: max(1, min(len(row), round(seconds * rate_hz)))].numpy()
+        for row, seconds in zip(batch.sounds_BN, batch.seconds_B.tolist(), strict=True)
+    ]
+
+
 class Guide:
     """Frozen F_a, F_v and F_t. Making one loads their weights."""
 
@@ -101,12 +111,8 @@ class Guide:
         """(B, D): F_a of the batch's sounds, without the silence that was put after them."""
         if not len(batch):
             return torch.zeros(0, self.partner.width, device=self.device)
-        rate_hz = MelConfig().sample_rate_hz
-        sounds = [
-            row[: max(1, min(len(row), round(seconds * rate_hz)))].numpy()
-            for row, seconds in zip(batch.sounds_BN, batch.seconds_B.tolist(), strict=True)
-        ]
-        return torch.from_numpy(np.asarray(self.sound.embed_sounds(sounds, rate_hz))).to(self.device)
+        rows = self.sound.embed_sounds(real_sounds(batch), MelConfig().sample_rate_hz)
+        return torch.from_numpy(np.asarray(rows)).to(self.device)
 
     def texts(self, batch: Batch, *identity: object) -> Tensor:
         """(B, D): F_t of the captions or class prompts; zeros for a sample of which nothing is known."""
@@ -143,8 +149,11 @@ class Guide:
         ]
 
     def pictures(self, pictures_NCHW: Tensor) -> Tensor:
-        """(K, N, D): F_v of random cutouts of pictures, rows of length 1, with gradient."""
-        cut = cutouts(pictures_NCHW, self.settings.num_cutouts, self.settings.smallest_cutout)
+        """(K, N, D): F_v of random cutouts of pictures, rows of length 1, with gradient.
+
+        It sees what people see: a value outside -1..1 is shown as the nearest in it, and has no gradient.
+        """
+        cut = cutouts(pictures_NCHW.clamp(-1, 1), self.settings.num_cutouts, self.settings.smallest_cutout)
         return torch.stack([self.looking.look(some) for some in cut])
 
 

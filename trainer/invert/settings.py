@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.encoders.pair import Sha256
+from pipeline.encoders.pair import EncoderPairSettings, Sha256
 from pipeline.encoders.weights import is_url
 from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
@@ -108,6 +108,8 @@ class InvertSettings(Settings):
     """Of AdamW, after the warm-up; it falls along a cosine to 0."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Longer gradients are shortened to this."""
+    judge: EncoderPairSettings = EncoderPairSettings()
+    """The encoders by which a validation chooses the best model: best ones that are not the guide's, which can be deceived."""
 
 
 class WalkSettings(Protocol):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.pair import EncoderPair
 from pipeline.encoders.sound import read_align_config
 from pipeline.encoders.weights import read_state_dict
 from trainer.engine.learner import run_stage
@@ -28,6 +29,7 @@ from trainer.engine.ranks import gather_items, gather_numbers, gather_rows
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
 from trainer.invert.guide import ALIGN_CHECKPOINT, Guide, clip_loss, cutouts
+from trainer.invert.judge import judged_pictures, judged_sounds, load_judge
 from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
 from trainer.model.generator import GeneratorConfig
 from trainer.model.pictures import grid, to_uint8, write_png
@@ -51,6 +53,8 @@ class GuidedClips:
     reals_BTCHW: Tensor
     """Real frames, -1..1."""
     mels_BMT: Tensor
+    seconds_B: Tensor
+    """Length of the real sound in each window."""
     sounds_BD: Tensor
     """F_a of the clips' sounds."""
     texts_BD: Tensor
@@ -81,6 +85,7 @@ class Invert(SoundVideoStage):
         ]
         self._segment: int | None = None
         """The segment of the windows that this step hears; None: the whole windows."""
+        self._judge: EncoderPair | None = None
         self._validation: Reader | None = None
         self._from_start: Mapping[str, object] = {}
 
@@ -122,11 +127,13 @@ class Invert(SoundVideoStage):
 
     def _heard(self, batch: Batch) -> GuidedClips:
         sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
-        return GuidedClips(self.reals(batch), self.heard_mels(batch), sounds_BD, texts_BD)
+        return GuidedClips(self.reals(batch), self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD)
 
     def _styles(self, part: GuidedClips) -> Tensor:
         model = self.model
-        mels = part.mels_BMT if self._segment is None else model.segments_of(part.mels_BMT)[:, self._segment]
+        mels = part.mels_BMT
+        if self._segment is not None:
+            mels = model.segments_of(mels, part.seconds_B)[:, self._segment]
         latents = torch.randn(len(mels), model.generator.z_dim).to(self.device)
         with self.run.fabric.autocast():
             return model.invert(mels, model.base_styles(latents)).float()
@@ -153,7 +160,10 @@ class Invert(SoundVideoStage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cosines of generated pictures with their own sound and with those of other classes, by the guide itself; and a sample grid."""
+        """Cosines of generated pictures with their own sound and with those of other classes, by the judge; and a sample grid.
+
+        ``guide_own_minus_wrong`` is the same difference by the guide: where it alone grows, pictures learn to deceive it.
+        """
         mixes = self.run.mixes("validation")
         if not mixes:
             return {}
@@ -163,13 +173,17 @@ class Invert(SoundVideoStage):
             self._validation = clip_reader(self.recipe, self.run, "validation", size, side, mel=True)
             self._from_start = self._validation.state_dict()
         self._validation.load_state_dict(self._from_start)
+        if self._judge is None:
+            self._judge = load_judge(self.settings.judge, self.guide.encoder_ids, "invert.judge")
         self.model.eval()
         self.draw_alike()
-        seen, heard, described, shown = [], [], [], []
+        seen, heard, guided, guiding, described, shown = [], [], [], [], [], []
         for batch in self._validation:
             rows_BD, pictures_BCHW = self._drawn(batch)
-            seen.append(gather_rows(rows_BD)[0])
-            heard.append(gather_rows(self.guide.sounds(batch))[0])
+            guided.append(gather_rows(rows_BD)[0])
+            guiding.append(gather_rows(self.guide.sounds(batch))[0])
+            seen.append(gather_rows(judged_pictures(self._judge, pictures_BCHW).to(self.device))[0])
+            heard.append(gather_rows(judged_sounds(self._judge, batch).to(self.device))[0])
             shown.append(gather_rows(pictures_BCHW)[0].cpu())
             described += gather_items(list(batch.labels))
             if len(described) >= self.settings.validation_samples:
@@ -184,6 +198,8 @@ class Invert(SoundVideoStage):
         measures = {"num_samples": float(len(described)), "own_cosine": own}
         if wrong is not None:
             measures |= {"wrong_cosine": wrong, "own_minus_wrong": own - wrong}
+            of_guide, others = _own_and_wrong(torch.cat(guided), torch.cat(guiding), described)
+            measures["guide_own_minus_wrong"] = of_guide - (others or 0.0)
         self.keep_if_best(own if wrong is None else own - wrong)
         return measures
 
@@ -195,7 +211,7 @@ class Invert(SoundVideoStage):
         latents = torch.randn(1, self.model.generator.z_dim).to(self.device).expand(len(batch), -1)
         styles = self.model.invert(batch.mels_BMT.to(self.device), self.model.base_styles(latents))
         pictures = self.model.draw(styles)
-        return self.guide.looking.look(pictures), pictures
+        return self.guide.looking.look(pictures.clamp(-1, 1)), pictures
 
 
 def start_hearing(model: SoundVideoModel, path: Path) -> None:

@@ -213,11 +213,25 @@ class SoundVideoModel(nn.Module):
         pictures: Tensor = self.generator.synthesis(styles_BLD, noise_mode="const")
         return pictures
 
-    def segments_of(self, mels_BMT: Tensor) -> Tensor:
-        """(B, S, M, T): the mels of windows, (B, M, frames), cut into ``config.num_frames`` equal segments, a rest left out."""
-        length = mels_BMT.shape[2] // self.config.num_frames
-        cut = mels_BMT[:, :, : length * self.config.num_frames]
-        return cut.reshape(*cut.shape[:2], self.config.num_frames, length).permute(0, 2, 1, 3)
+    def segments_of(self, mels_BMT: Tensor, seconds_B: Tensor | None = None) -> Tensor:
+        """(B, S, M, T): the mels of windows, (B, M, frames), cut into ``config.num_frames`` equal segments, a rest left out.
+
+        ``seconds_B``: length of the real sound in each window; None: all of it. A sound that is shorter than its window is cut
+        over its own length, as the reader spreads its frames, and each of its segments ends in silence (0).
+        """
+        steps, frames = self.config.num_frames, mels_BMT.shape[2]
+        length = frames // steps
+        if seconds_B is None:
+            cut = mels_BMT[:, :, : length * steps]
+            return cut.reshape(*cut.shape[:2], steps, length).permute(0, 2, 1, 3)
+        mel = self.config.mel
+        num_real_B = [mel.num_frames(round(seconds * mel.sample_rate_hz)) for seconds in seconds_B.tolist()]
+        segments_BSMT = mels_BMT.new_zeros(len(mels_BMT), steps, mels_BMT.shape[1], length)
+        for row, num_real in enumerate(num_real_B):
+            own = max(1, min(frames, num_real) // steps)
+            cut = mels_BMT[row, :, : own * steps]
+            segments_BSMT[row, :, :, :own] = cut.reshape(len(cut), steps, own).permute(1, 0, 2)
+        return segments_BSMT
 
     @torch.no_grad()
     def segments_of_sound(self, sound_K: Tensor) -> Tensor:

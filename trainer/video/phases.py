@@ -96,15 +96,20 @@ class Contest:
         settings = self.settings
         return clips_BTCHW if settings.augment is None else augment(clips_BTCHW, settings.augment_p, settings.augment)
 
-    def judge_image(self, clips_BTCHW: Tensor) -> Tensor:
-        """Logits of a few random frames, the same ones of all clips. Few may be left out, so that groups of pictures are whole."""
+    def judged(self, clips_BTCHW: Tensor) -> Tensor:
+        """(N, C, H, W): a few random frames, the same ones of all clips. Few may be left out, so that groups of pictures are whole."""
         assert self.image is not None
         chosen = torch.randperm(clips_BTCHW.shape[1])[: self.settings.judged_frames]
         frames = clips_BTCHW[:, chosen].flatten(0, 1)
         group = self.image.b4.group_size
         if group and len(frames) > group:
             frames = frames[: len(frames) - len(frames) % group]
-        logits: Tensor = self.image(frames)
+        return frames
+
+    def judge_image(self, frames_NCHW: Tensor) -> Tensor:
+        """Logits of frames."""
+        assert self.image is not None
+        logits: Tensor = self.image(frames_NCHW)
         return logits
 
     def judge_video(self, clips_BTCHW: Tensor, sounds_BD: Tensor) -> Tensor:
@@ -121,7 +126,7 @@ class Contest:
         styles_BTLD = self.walked(clips)
         pictures = self.drawn(styles_BTLD)
         zero = pictures.new_zeros(())
-        image = generator_loss(self.judge_image(self.shown(pictures))) if self.image is not None else zero
+        image = generator_loss(self.judge_image(self.judged(self.shown(pictures)))) if self.image is not None else zero
         video = zero
         if self.video is not None:
             heard_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
@@ -150,8 +155,8 @@ class Contest:
 
     def discriminate_images(self, clips: Clips) -> Terms:
         """Frames of generated clips against real ones."""
-        fake = self.judge_image(self.shown(self.generated(clips)))
-        real = self.judge_image(self.shown(clips.reals_BTCHW))
+        fake = self.judge_image(self.judged(self.shown(self.generated(clips))))
+        real = self.judge_image(self.judged(self.shown(clips.reals_BTCHW)))
         loss = discriminator_loss(real, fake)
         return Terms(
             loss,
@@ -172,9 +177,9 @@ class Contest:
         return Terms(loss, measures)
 
     def r1_images(self, clips: Clips) -> Terms:
-        """gamma / 2 · R1 of the image discriminator, at real frames after augmentation."""
-        shown = self.shown(clips.reals_BTCHW).detach().requires_grad_()
-        return self._r1(self.judge_image(shown), shown, "image_r1")
+        """gamma / 2 · R1 of the image discriminator, at real frames after augmentation: the mean over frames, not over clips."""
+        frames = self.judged(self.shown(clips.reals_BTCHW)).detach().requires_grad_()
+        return self._r1(self.judge_image(frames), frames, "image_r1")
 
     def r1_videos(self, clips: Clips) -> Terms:
         """gamma / 2 · R1 of the video discriminator, at real clips after augmentation."""

@@ -145,7 +145,7 @@ class Video(SoundVideoStage):
         """The batch on the device, with the sounds of some clips spliced."""
         own_BD = self.guide.sounds(batch)
         texts_BD = self.guide.texts(batch, *self.identity())
-        segments = self.model.segments_of(self.heard_mels(batch))
+        segments = self.model.segments_of(self.heard_mels(batch), batch.seconds_B)
         batch_size, steps = segments.shape[:2]
         order = torch.arange(batch_size).roll(-1)
         change_B = torch.randint(1, steps, (batch_size,))

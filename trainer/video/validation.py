@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.encoders.pair import EncoderPair, load_pair
+from pipeline.encoders.pair import EncoderPair
 from pipeline.errors import DataError
 from trainer.engine.ranks import num_ranks
 from trainer.engine.run import Run
+from trainer.invert.judge import load_judge
 from trainer.invert.shared import clip_reader
 from trainer.model.pictures import grid, write_png
 from trainer.model.sound_video import SoundVideoModel
@@ -67,13 +68,7 @@ class VideoValidation:
 
     def _prove(self, model: SoundVideoModel, clips: Sequence[HeldOutClip]) -> dict[str, float]:
         if self._judge is None:
-            self._judge = load_pair(self._settings.judge, field="video.judge")
-            own = {self._judge.picture.encoder_id, self._judge.sound.encoder_id}
-            if own & set(self._guide_ids):
-                logger.warning(
-                    "video.judge shares %s with the guide: what it measures is partly what was trained for",
-                    ", ".join(sorted(own & set(self._guide_ids))),
-                )
+            self._judge = load_judge(self._settings.judge, self._guide_ids, "video.judge")
         settings = EvaluateSettings(seed=self._run.settings.seed)
         try:
             return prove(model, clips, self._judge, settings, self._run.classes)

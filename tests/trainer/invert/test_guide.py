@@ -223,3 +223,18 @@ def test_the_packaged_encoder_guides_through_its_student(guided: Path, tmp_path:
     terms = phase.loss(torch.rand(5, 3, 16, 16) * 2 - 1)
     assert float(terms.loss.detach()) == pytest.approx(1 - terms.measures["student_cosine"], abs=1e-5)
     assert guide.lesson_phase(lambda part: part, 0) == []
+
+
+def test_clip_sees_what_people_see(guided: Path, tmp_path: Path) -> None:
+    """Values beyond black and white look like black and white, and nothing is gained by going further."""
+    guide = guide_of(guided, tmp_path, "invert.guide.smallest_cutout=1.0", "invert.guide.num_cutouts=1")
+    torch.manual_seed(0)
+    pictures = (torch.randn(2, 3, 16, 16) * 2).requires_grad_()
+    with torch.no_grad():
+        wanted = guide.looking.look(pictures.clamp(-1, 1))
+    rows = guide.pictures(pictures)[0]
+    assert torch.allclose(rows, wanted, atol=1e-6)
+    (gradient,) = torch.autograd.grad(rows[:, 0].sum(), pictures)
+    beyond = pictures.detach().abs() > 1
+    assert bool(beyond.any()) and not bool(gradient[beyond].any())
+    assert bool(gradient[~beyond].any())

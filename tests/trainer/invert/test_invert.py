@@ -9,10 +9,12 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.errors import CheckpointError, FitError
 from tests import paired
 from tests.trainer.guided import PACKAGED, SIDE_PX, copied, differing, fit, lines, prepared
@@ -22,6 +24,7 @@ from trainer.engine.checkpoint import load_state
 from trainer.invert.guide import ALIGN_CHECKPOINT
 from trainer.invert.shared import clip_reader, generator_file, model_config
 from trainer.invert.stage import Invert, start_hearing
+from trainer.model.pictures import to_uint8
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import load_model
 from trainer.streaming.batches import Batch
@@ -325,3 +328,27 @@ def test_half_precision_learns_and_keeps_its_weights_whole(guided: Path, tmp_pat
     after = stage.tensors()
     assert {one.dtype for one in after.values() if one.is_floating_point()} == {torch.float32}
     assert not torch.equal(before["inversion.conv.weight"], after["inversion.conv.weight"])
+
+
+def test_the_best_is_chosen_by_an_encoder_that_did_not_guide(guided: Path, tmp_path: Path) -> None:
+    """Not by the guide, whose own cosine is told beside it: pictures can be made for the guide alone."""
+    stage, reader = stage_of(guided, tmp_path)
+    reader.close()
+    measures = stage.validate()
+    stage.close()
+    assert stage.best == measures["own_minus_wrong"]
+    judge = load_pair(EncoderPairSettings())
+    recipe, run = prepared(guided, tmp_path)
+    (batch,) = clip_reader(recipe, run, "validation", 8, SIDE_PX, mel=True)
+    stage.draw_alike()
+    with torch.no_grad():
+        pictures = stage._drawn(batch)[1]
+    seen = torch.from_numpy(
+        np.stack([judge.picture.embed_pictures(one[None])[0] for one in to_uint8(pictures).numpy()])
+    )
+    heard = torch.from_numpy(judge.sound.embed_sounds(list(batch.sounds_BN.numpy()), 44_100))
+    apart = torch.tensor([[not set(one) & set(other) for other in batch.labels] for one in batch.labels])
+    cosines = seen @ heard.T
+    assert measures["own_cosine"] == pytest.approx(float(cosines.diagonal().mean()), abs=1e-4)
+    assert measures["wrong_cosine"] == pytest.approx(float(cosines[apart].mean()), abs=1e-4)
+    assert measures["guide_own_minus_wrong"] != pytest.approx(measures["own_minus_wrong"], abs=1e-4)

@@ -320,3 +320,19 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises((CheckpointError, GeneratorError, EncoderError)) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_sound_shorter_than_its_window_is_cut_over_its_own_length(model: SoundVideoModel) -> None:
+    """A third of a window of silence after it: each segment holds its share of the sound, as each frame shows its share of the clip."""
+    frames = CONFIG.mel.num_frames(WINDOW)
+    mels_BMT = torch.arange(1.0, frames + 1).expand(2, 128, -1).clone()
+    seconds_B = torch.tensor([CONFIG.window_seconds, CONFIG.window_seconds * 2 / 3])
+    num_real = CONFIG.mel.num_frames(WINDOW * 2 // 3)
+    mels_BMT[1, :, num_real:] = 0
+    cut = model.segments_of(mels_BMT, seconds_B)
+    assert torch.equal(cut[0], model.segments_of(mels_BMT)[0])
+    own = num_real // STEPS
+    assert cut.shape[3] > own
+    for step in range(STEPS):
+        assert cut[1, step, 5, :own].tolist() == [step * own + place + 1 for place in range(own)]
+        assert not cut[1, step, :, own:].any()

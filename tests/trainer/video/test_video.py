@@ -211,7 +211,7 @@ def test_the_guide_asks_every_frame_for_the_sound_it_has(guided: Path, tmp_path:
         found = float(contest._guided(styles, pictures, clips))
         sums = [0.0, 0.0]
         for step in range(2):
-            seen = stage.guide.looking.look(pictures[:, step])[None]
+            seen = stage.guide.looking.look(pictures[:, step].clamp(-1, 1))[None]
             sums[0] += float(clip_loss(seen, clips.sounds_BTD[:, step]).mean()) / 2
             sums[1] += float(clip_loss(seen, clips.texts_BTD[:, step]).mean()) / 2
         far = float((styles - stage.model.w_avg).square().mean())
@@ -502,3 +502,38 @@ def test_half_precision_learns_and_keeps_its_weights_whole(guided: Path, tmp_pat
     after = stage.tensors()
     assert {one.dtype for one in after.values() if one.is_floating_point()} == {torch.float32}
     assert not torch.equal(before["model.blocks.0.residual.weight"], after["model.blocks.0.residual.weight"])
+
+
+def test_frames_and_segments_of_a_short_clip_belong_together(guided: Path, tmp_path: Path) -> None:
+    """Clips of a second in a window of three: the sound of every segment is there, not silence from the second one on."""
+    window = ("reader.window_seconds=3.0", THREE)
+    stage, reader = stage_of(guided, tmp_path, *window, "video.spliced_share=0", "invert.augment.num_masks=0",
+                             "invert.augment.mix_probability=0", "invert.augment.min_crop=1")  # fmt: skip
+    batch = first_batch(reader)
+    assert batch.seconds_B.tolist() == pytest.approx([paired.SECONDS] * 8)
+    segments = stage._clips(batch).segments_BTMS
+    third = segments.shape[3] // 3
+    assert (segments[:, :, :, : third - 2].amax(2) > 0.5).all()  # a tone in each
+    assert not segments[:, :, :, third + 5 :].any()
+
+
+def test_r1_of_frames_is_their_mean_whatever_their_number(guided: Path, tmp_path: Path) -> None:
+    """By hand: |dD(x) / dx|² of every judged frame, one after the other."""
+    stage, reader = stage_of(guided, tmp_path, "video.augment=null", "video.judged_frames=2")
+    clips = stage._clips(first_batch(reader))
+    contest = stage.contest
+    assert contest.image is not None
+    torch.manual_seed(0)
+    found = contest.r1_images(clips)
+    frames = clips.reals_BTCHW[:, torch.randperm(2)].flatten(0, 1)
+    lengths = []
+    for first in range(0, len(frames), contest.image.b4.group_size):
+        # which frames are compared with each other is left as it was
+        inputs = frames.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(contest.image(inputs).sum(), inputs)
+        lengths += gradient[first : first + contest.image.b4.group_size].square().flatten(1).sum(1).tolist()
+    wanted = sum(lengths) / len(lengths)
+    torch.manual_seed(0)
+    assert len(lengths) == 16
+    assert found.measures["image_r1"] == pytest.approx(wanted, rel=1e-4)
+    assert float(found.loss.detach()) == pytest.approx(wanted * stage.settings.r1_gamma / 2, rel=1e-4)
