@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,9 +10,6 @@ from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
 from trainer.align.frozen_encoders import PartnerSettings
 from trainer.streaming.reader import ReaderSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 class AlignSettings(Settings):

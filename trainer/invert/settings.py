@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -13,9 +13,6 @@ from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
 from trainer.align.settings import AlignRecipe
 from trainer.prior.settings import PriorSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 class GuideSettings(Settings):

@@ -159,15 +159,10 @@ class Generator(nn.Module):
     def freeze_input(self, w_D: Tensor | None = None) -> None:
         """StyleGAN3: one style (None: ``w_avg``) places every picture, so that walks through W+ do not turn or drift.
 
-        StyleGAN2 has nothing to freeze. ``unfreeze_input`` undoes it. It is not saved with the weights.
+        StyleGAN2 has nothing to freeze. It is not saved with the weights.
         """
         if isinstance(self.synthesis, StyleGan3Synthesis):
             self.synthesis.input.frozen_w_D = (self.w_avg if w_D is None else w_D).detach().clone()
-
-    def unfreeze_input(self) -> None:
-        """Every picture's own style places it again."""
-        if isinstance(self.synthesis, StyleGan3Synthesis):
-            self.synthesis.input.frozen_w_D = None
 
     def use_half(self, dtype: torch.dtype | None) -> None:
         """The highest resolutions compute in ``dtype`` from now on, as many as the config says; None: none of them."""

@@ -18,7 +18,6 @@ from torch import nn
 
 from pipeline.encoders.weights import resolve_weights
 from pipeline.errors import GeneratorError
-from trainer.model.discriminator import Discriminator
 from trainer.model.formats.official import read_official
 from trainer.model.formats.rosinality import read_rosinality
 from trainer.model.formats.torch_files import is_torch_file, read_torch_file
@@ -51,12 +50,6 @@ def load_generator(
     network = held.generator(grouped=grouped, channels_last=channels_last, fir=fir, recompute=recompute)
     logger.info("%s: %s, %d pixels", held.origin, held.form, held.config.resolution)
     return network.requires_grad_(False)
-
-
-def load_discriminator(path_or_url: str | Path, sha256: str | None = None) -> Discriminator:
-    """The discriminator that lies beside a generator. Errors as ``load_generator``, also where there is none."""
-    held = read_generator_file(resolve_weights(str(path_or_url), sha256, field="generator"))
-    return held.discriminator()
 
 
 def read_generator_file(path: Path) -> GeneratorFile:

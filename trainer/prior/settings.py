@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -11,9 +11,6 @@ from trainer.adversarial.ada import AdaSettings
 from trainer.model.generator import GeneratorConfig
 from trainer.prior.fidelity import FidelitySettings
 from trainer.streaming.reader import ReaderSettings
-
-if TYPE_CHECKING:
-    pass
 
 GROUP_SIZE = 4
 """Pictures whose deviation the discriminator sees together (Progressive GAN, section 3)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -10,9 +10,6 @@ from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.settings import Settings
 from trainer.adversarial.ada import AdaSettings
 from trainer.invert.settings import InvertRecipe
-
-if TYPE_CHECKING:
-    pass
 
 
 class VideoSettings(Settings):

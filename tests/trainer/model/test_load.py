@@ -29,7 +29,7 @@ from trainer.model.formats.symbolic_pickle import read_pickle
 from trainer.model.formats.torch_files import plain_number, storage_in_pickle, tensor_of
 from trainer.model.generator import Generator, GeneratorConfig, estimate_w_avg, latents, widths_of
 from trainer.model.generator_file import DiscriminatorConfig
-from trainer.model.load import load_discriminator, load_generator, read_generator_file, save_generator
+from trainer.model.load import load_generator, read_generator_file, save_generator
 from trainer.model.pictures import grid, pictures
 from trainer.model.sample import main as sample_main
 from trainer.model.sample import seeds_of
@@ -61,7 +61,7 @@ def test_official_pickles(kind: str, protocol: int, tmp_path: Path) -> None:
     _same(loaded, generator)
     _same_picture(loaded, generator)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    _same(load_discriminator(path), judge)
+    _same(read_generator_file(path).discriminator(), judge)
 
 
 def test_settings_come_from_the_official_file(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_rosinalitys_checkpoints(zipped: bool, tmp_path: Path) -> None:
     loaded.mapping.w_avg.copy_(generator.w_avg)
     _same(loaded, generator)
     _same_picture(loaded, generator)
-    _same(load_discriminator(path), judge)
+    _same(read_generator_file(path).discriminator(), judge)
 
 
 def test_rosinalitys_converted_files_have_the_average_and_old_ones_no_noise(tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_our_own_files(tmp_path: Path) -> None:
     save_generator(path, TINY3T, generator, judge_config, judge)
     assert read_generator_file(path).config == TINY3T
     _same(load_generator(path), generator)
-    _same(load_discriminator(path), judge)
+    _same(read_generator_file(path).discriminator(), judge)
     save_generator(path, TINY3T, generator)
     with pytest.raises(GeneratorError, match="holds no discriminator"):
-        load_discriminator(path)
+        read_generator_file(path).discriminator()
 
 
 def test_own_files_that_are_damaged(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_converting_keeps_the_network(kind: str, tmp_path: Path, capsys: pytest.
     assert f"{name}, 16 x 16, 3 colours" in said
     assert f"written: {target}" in said
     _same(load_generator(target), load_generator(source))
-    _same(load_discriminator(target), load_discriminator(source))
+    _same(read_generator_file(target).discriminator(), read_generator_file(source).discriminator())
     assert convert_main([str(source), str(target), "--generator-only"]) == 0
     assert not any(name.startswith("discriminator.") for name in load_file(target))
 

@@ -240,7 +240,7 @@ def test_what_places_the_pictures_of_stylegan3_is_frozen_at_the_average_style(tm
     moved = styles.clone()
     moved[:, 0] += 1  # the style that turns the picture, where it is not frozen
     assert torch.equal(model.draw(styles), model.draw(moved))
-    model.generator.unfreeze_input()
+    model.generator.synthesis.input.frozen_w_D = None
     assert not torch.allclose(model.draw(styles), model.draw(moved), atol=1e-4)
 
 

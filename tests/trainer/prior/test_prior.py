@@ -23,7 +23,7 @@ from trainer.engine.checkpoint import load_state
 from trainer.engine.run import Run, make_fabric
 from trainer.engine.stats import Stats
 from trainer.fit import main
-from trainer.model.load import load_discriminator, load_generator, save_generator
+from trainer.model.load import load_generator, read_generator_file, save_generator
 from trainer.model.pictures import grid, pictures
 from trainer.prior.networks import generator_config
 from trainer.prior.phases import make_networks
@@ -246,7 +246,7 @@ def test_a_run_leaves_a_generator_pictures_and_numbers(folder: Path, tmp_path: P
     state = generator.state_dict()
     assert all(torch.equal(state[name], tensors[f"average.{name}"]) for name in state)
     assert not all(torch.equal(state[name], tensors[f"generator.{name}"]) for name in state)
-    judge = load_discriminator(out / "prior" / "last.safetensors").state_dict()
+    judge = read_generator_file(out / "prior" / "last.safetensors").discriminator().state_dict()
     assert all(torch.equal(judge[name], tensors[f"discriminator.{name}"]) for name in judge)
     assert sorted(path.name for path in (out / "prior" / "samples").iterdir()) == [
         "0000000008.png", "0000000016.png", "real.png",
