@@ -1,4 +1,4 @@
-"""Batches: what one holds, and how a worker makes one of a list of samples to read.
+"""Batches: what a batch holds, and how a worker reads the samples of one.
 
 Shape suffixes: B samples; T frames, C=3 colours, H, W pixels; N samples of sound; M mel bands, T mel frames.
 """
@@ -27,8 +27,10 @@ from trainer.streaming.shards import ShardReader, SplitShards
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One rank's slice of a global batch. It is shorter by the samples that could not be read, down to none at all: then its tensors
-    have no rows, and their other sides as always.
+    """One rank's slice of a global batch.
+
+    Samples that could not be read are left out, so a slice may be shorter, or empty. An empty slice has tensors with 0 rows; their
+    other sides are the usual ones.
     """
 
     keys: tuple[str, ...]
@@ -42,9 +44,9 @@ class Batch:
     sounds_BN: Tensor
     """Mono, float32, at 44.1 kHz."""
     mels_BMT: Tensor | None
-    """``pipeline.encoders.mel``; None where they are not wanted."""
+    """Log-mel spectrograms (``pipeline.encoders.mel``). None: the settings do not ask for them."""
     seconds_B: Tensor
-    """Length of the real sound in each window, float32; silence follows it."""
+    """Length of the sound in each window, in seconds, float32; the rest of the window is silence."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,15 +54,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class ReadFailure:
-    """Something that could not be read, and was left out."""
+    """A sample or a shard that could not be read."""
 
     dataset: str
     shard: str
     """Path or URL."""
     key: str | None
-    """None: the shard itself is at fault."""
+    """Key of the sample. None: the whole shard cannot be read."""
     member: str | None
-    """``flac``, ``json``, ``mp4``, ``tar`` (what holds them); for a shard ``index`` or None."""
+    """The damaged member: ``flac``, ``json``, ``mp4``, or ``tar`` for the part of the tar that holds them. For shards ``index`` or None."""
     reason: str
 
     def __str__(self) -> str:
@@ -70,15 +72,15 @@ class ReadFailure:
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """What a worker made of its task."""
+    """What a worker returns for one task: the batch, and what it could not read."""
 
     batch: Batch
     bad: tuple[ReadFailure, ...]
-    """One for each sample that is not in the batch."""
+    """One entry for each sample of the task that is not in the batch."""
 
 
 class Work(torch.utils.data.Dataset[ReadResult]):
-    """Makes batches of tasks, in whichever process it is."""
+    """Reads and decodes the samples of a task. Runs in a worker process, or in the training process without workers."""
 
     def __init__(
         self,
@@ -144,8 +146,10 @@ class Work(torch.utils.data.Dataset[ReadResult]):
 
 
 def watch_parent(worker: int) -> None:
-    """Begins in each worker. A process that was killed cannot end its workers, and torch's own watch looks at who forked them: here
-    a server process, which stays as long as they do.
+    """Ends this worker process when the process that reads from it ends; called in each worker at its start.
+
+    A killed process cannot end its workers. torch's own watchdog looks at the process that forked the worker: with forkserver that is
+    the server, which lives as long as its workers.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

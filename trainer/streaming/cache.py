@@ -1,12 +1,12 @@
-"""Copies of remote shards on a local disk, up to a limit in bytes: what was not used for longest goes first.
+"""Copies of remote shards on a local disk, up to a limit in bytes. The least recently used copy is deleted first.
 
     FOLDER/hearscape-shards/
-      CACHEDIR.TAG                  says that the folder is this program's
-      <sha256>.tar                  a shard, whole and checked; named by its content, so that equal shards share one copy
-      <sha256>.<token>.part         one that is being fetched, at its full length from the start: it counts
-      locks/                        flock: one process fetches, the others wait for it
+      CACHEDIR.TAG                  marks the folder as this cache
+      <sha256>.tar                  a complete, checked shard; named by its content, so that equal shards share one copy
+      <sha256>.<token>.part         a shard that is being fetched; it has its full length from the start and counts towards the limit
+      locks/                        flock: one process fetches a shard, the others wait for it
 
-Nothing else is ever deleted, in that folder or any other. Processes share it; it must lie on a disk of this machine.
+Only files with these names are deleted. Several processes can share the folder. It must be on a local disk, because flock is used.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ LOG = logging.getLogger(__name__)
 FOLDER = "hearscape-shards"
 TAG = "CACHEDIR.TAG"
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder holds copies of Hearscape's shards. It may be deleted.\n"
-"""The first line is the one that programs look for which pass over caches (bford.info/cachedir)."""
+"""Backup programs skip a folder whose tag starts with this first line (bford.info/cachedir)."""
 OURS = re.compile(r"[0-9a-f]{64}\.(tar|[0-9a-f]{32}\.part)")
 FETCHED_BYTES = 16 << 20
-"""Of one request: a fault costs no more than that."""
+"""Size of one request. After a network fault only one request is repeated."""
 NUM_LOCKS = 256
 
 Fetch = Callable[[int, int], bytes]
@@ -42,19 +42,19 @@ Fetch = Callable[[int, int], bytes]
 
 
 class ShardCache:
-    """One folder, one limit. Cheap to make; each process may have its own."""
+    """A cache folder with its limit in bytes. Each process makes its own object for the same folder."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder / FOLDER, max_bytes
         self._refused: set[str] = set()
 
     def prepare(self) -> None:
-        """Makes the folder. Raises DataError where that cannot be done, or where another's files lie in its place."""
+        """Makes the folder. Raises DataError when that is not possible, or when the folder holds files of something else."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / TAG).exists():
                 others = any(entry.name not in ("locks", TAG) for entry in self.folder.iterdir())
-                if others and not (self.folder / TAG).exists():  # it may be in the making, by another process
+                if others and not (self.folder / TAG).exists():  # another process may have made the cache just now
                     raise DataError(
                         f"cache_dir: {self.folder} holds files that are not this cache's; choose another folder"
                     )
@@ -66,21 +66,23 @@ class ShardCache:
             ) from error
 
     def open(self, record: ShardRecord, fetch: Fetch) -> IO[bytes] | None:
-        """The shard's copy, fetched if it is not there. None where none can be had: the shard is larger than there is room, or
-        its bytes are not those of the manifest. Raises what ``fetch`` raises.
+        """The open copy of a shard; it is fetched if the cache does not hold it.
+
+        Returns None if the shard cannot be cached: it does not fit, the copy cannot be written, or its bytes differ from the manifest's
+        SHA-256. Raises what ``fetch`` raises.
         """
         if record.sha256 in self._refused:
             return None
-        found = self._found(record)
-        if found is not None:
-            return found
+        cached = self._cached(record)
+        if cached is not None:
+            return cached
         if record.num_bytes > self.max_bytes:
             self._refuse(record, f"it is larger than the cache ({record.num_bytes} of {self.max_bytes} bytes)")
             return None
         with self._locked(f"{int(record.sha256[:8], 16) % NUM_LOCKS:03d}"):
-            return self._found(record) or self._fetched(record, fetch)
+            return self._cached(record) or self._fetched(record, fetch)
 
-    def _found(self, record: ShardRecord) -> IO[bytes] | None:
+    def _cached(self, record: ShardRecord) -> IO[bytes] | None:
         path = self.folder / f"{record.sha256}.tar"
         try:
             file = path.open("rb")
@@ -90,7 +92,9 @@ class ShardCache:
             file.close()
             path.unlink(missing_ok=True)
             return None
-        with contextlib.suppress(FileNotFoundError):  # let go by another process: it can be read all the same
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another process has just deleted it; the open file can still be read
             os.utime(path)
         return file
 
@@ -98,7 +102,8 @@ class ShardCache:
         part = self.folder / f"{record.sha256}.{uuid.uuid4().hex}.part"
         try:
             with contextlib.ExitStack() as stack:
-                with self._locked("room"):  # unlocked parts are taken for a killed process's: none may be seen
+                # _make_room deletes parts without a lock, so this part is made and locked while no other process runs it
+                with self._locked("room"):
                     file = stack.enter_context(part.open("xb"))
                     fcntl.flock(file, fcntl.LOCK_EX)
                     if not self._make_room(record.num_bytes, part):
@@ -114,7 +119,7 @@ class ShardCache:
                     return None
                 file.flush()
                 part.replace(self.folder / f"{record.sha256}.tar")
-            return self._found(record)
+            return self._cached(record)
         except OSError as error:
             self._refuse(record, f"the copy cannot be written ({error.strerror})")
             return None
@@ -122,15 +127,20 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int, part: Path) -> bool:
-        """Lets go of what was not used for longest, and of what killed processes left. Holds the lock ``room``."""
-        sizes: dict[str, int] = {}  # by content: one that is renamed meanwhile is met under both of its names
+        """Deletes the parts of killed processes, and the least recently used copies, until ``num_bytes`` fit.
+
+        Returns whether they fit. The caller holds the lock ``room``.
+        """
+        sizes: dict[
+            str, int
+        ] = {}  # by content: a part that is renamed during the listing may be listed under both names
         copies = []
         for entry in self.folder.iterdir():
             if entry == part or not OURS.fullmatch(entry.name):
                 continue
-            with contextlib.suppress(FileNotFoundError):  # another process's fetch has ended meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process has renamed or deleted it
                 facts = entry.lstat()
-                if not stat.S_ISREG(facts.st_mode) or (entry.suffix == ".part" and _let_go(entry)):
+                if not stat.S_ISREG(facts.st_mode) or (entry.suffix == ".part" and _delete_abandoned(entry)):
                     continue
                 sizes[entry.name[:64]] = facts.st_size
                 if entry.suffix == ".tar":
@@ -145,7 +155,7 @@ class ShardCache:
 
     def _refuse(self, record: ShardRecord, why: str) -> None:
         self._refused.add(record.sha256)
-        LOG.warning("%s is not cached, it is read sample by sample: %s", record.path, why)
+        LOG.warning("%s is not cached; its samples are read one by one from the server: %s", record.path, why)
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -154,8 +164,8 @@ class ShardCache:
             yield
 
 
-def _let_go(part: Path) -> bool:
-    """Deletes what a killed process had begun to fetch; False where it is still at work."""
+def _delete_abandoned(part: Path) -> bool:
+    """Deletes the part of a process that was killed. Returns False for a part that is still being fetched: its lock is held."""
     with part.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

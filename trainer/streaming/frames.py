@@ -1,9 +1,9 @@
-"""Frames out of an mp4 in memory: seeks to the key frame before each wanted one, decodes what leads to it, and nothing else.
+"""Decodes single frames of an mp4 in memory: seeks to the key frame before each wanted frame, and decodes only what that frame needs.
 
     time          |--------- group ---------|--------- group ---------|
     packets       K  b  P  b  b  P  b  b  P  K  b  P  b  b  P
     wanted                    ^
-    decoded       K     P     b  P                        frames that no other needs are passed over
+    decoded       K     P     b  P                        frames that no wanted frame needs are skipped
 
 Shape suffixes: T frames, C=3 colours, H, W pixels.
 """
@@ -26,29 +26,30 @@ from pipeline.errors import MediaError
 Pixels = npt.NDArray[np.uint8]
 
 DECODERS = {"av1": "libdav1d"}
-"""Where the decoder's name is not the codec's: libavcodec's own av1 needs a GPU."""
+"""Codec -> decoder, for codecs whose default decoder is not wanted: libavcodec's own av1 decoder needs a GPU."""
 SKIPS_EXACTLY = {"h264"}
-"""Codecs whose decoder passes over a frame that no other needs, when told so packet by packet."""
+"""Codecs whose decoder obeys ``skip_frame`` for each packet: with NONREF it skips a frame that no other frame refers to."""
 UNKNOWN_CODECS = {"codec_whitelist": "none"}
-"""Opening a file would decode its beginning to find out what the header says already: 4 ms for a small clip."""
+"""Stops libav from decoding the start of a file when it opens it, which takes 4 ms for a small clip. The header is enough."""
 EARLY_SECONDS = 0.0005
-"""Half of the unit that spans are counted in: a frame that begins with a segment is in it."""
+"""Added to every wanted time: half a millisecond, the unit of spans. A frame that starts exactly with its segment is then not missed
+by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Packets in the order of decoding, a key frame first, up to the last wanted frame."""
+    """Packets in decoding order, from a key frame to the last wanted frame."""
 
     packets: Sequence[av.Packet[av.VideoStream]]
     wanted: frozenset[int]
-    """Presentation stamps."""
+    """Presentation time stamps of the wanted frames, in the stream's time base."""
 
 
 def decode_frames(mp4: bytes, seconds: Sequence[float]) -> list[av.VideoFrame]:
-    """The frame that is shown at each of the times (the last one after the end), in their order.
+    """The frame that is shown at each time, in the order of the times; after the end of the video, the last frame.
 
-    Times count from the file's time 0. Raises MediaError for what is no video, has no frame, or is damaged where it
-    is needed.
+    Times are in seconds from the file's time 0. Raises MediaError for a file without video or frames, or with damage in a part that
+    is decoded.
     """
     with _opened(mp4) as (container, stream):
         stamps, groups = _planned(container, stream, seconds)
@@ -61,7 +62,7 @@ def decode_frames(mp4: bytes, seconds: Sequence[float]) -> list[av.VideoFrame]:
 
 
 def shown_seconds(mp4: bytes, seconds: Sequence[float]) -> list[float]:
-    """When the frames begin that ``decode_frames`` gives for these times. Nothing is decoded. Raises MediaError as it does."""
+    """The start times, in seconds, of the frames that ``decode_frames`` returns. Decodes nothing. Raises MediaError as it does."""
     with _opened(mp4) as (container, stream):
         stamps, _ = _planned(container, stream, seconds)
         assert stream.time_base is not None
@@ -69,13 +70,13 @@ def shown_seconds(mp4: bytes, seconds: Sequence[float]) -> list[float]:
 
 
 def missing_frames(count: int, wanted: int) -> MediaError:
-    """What is raised where some of the wanted frames do not come."""
+    """The error for frames that the decoder did not return."""
     return MediaError("damaged", f"{count} of {wanted} frames cannot be decoded")
 
 
 @contextmanager
 def _opened(mp4: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The file, and its picture alone; what libav raises meanwhile is its damage."""
+    """Opens the file and its first video stream; other streams are discarded. Turns libav's errors into MediaError."""
     try:
         with av.open(io.BytesIO(mp4), mode="r", options=UNKNOWN_CODECS) as container:
             if not container.streams.video:
@@ -92,7 +93,7 @@ def _opened(mp4: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoS
 def _planned(
     container: av.container.InputContainer, stream: av.VideoStream, seconds: Sequence[float]
 ) -> tuple[list[int], list[_Group]]:
-    """The presentation stamp for each time, and what must be decoded to get them all."""
+    """The presentation time stamp of the frame for each time, and the groups of packets to decode."""
     unit = stream.time_base
     if unit is None:
         raise MediaError("damaged", "its picture has no clock")
@@ -112,7 +113,7 @@ def _planned(
 def _leading_to(
     container: av.container.InputContainer, stream: av.VideoStream, stamp: int
 ) -> tuple[list[av.Packet[av.VideoStream]], int]:
-    """Packets from a key frame up to the frame shown at ``stamp``, and that frame's own stamp."""
+    """The packets from a key frame up to the frame shown at ``stamp``, and that frame's own time stamp."""
     target = stamp
     while True:
         container.seek(target, stream=stream, backward=True)
@@ -122,7 +123,9 @@ def _leading_to(
             raise MediaError("no_frames", "it has no frame to begin with")
         if head.pts <= stamp or head.dts >= target:
             break
-        target = head.dts - 1  # found by decoding time: this group is shown later, the one before it is meant
+        target = (
+            head.dts - 1
+        )  # libav seeks by decoding time: this group is shown after the stamp, so take the group before it
     shown = [packet.pts for packet in packets if packet.pts is not None and not packet.is_discard]
     if not shown:
         raise MediaError("no_frames", "none of its frames is shown")
@@ -134,7 +137,7 @@ def _leading_to(
 def _until(
     container: av.container.InputContainer, stream: av.VideoStream, stamp: int
 ) -> Iterator[av.Packet[av.VideoStream]]:
-    """At least one packet; then those that may be shown at ``stamp``: no frame is shown before it is decoded."""
+    """One packet, then all packets with a decoding time up to ``stamp``: a frame is never shown before it is decoded."""
     last = None
     for packet in container.demux(stream):
         if packet.dts is None:
@@ -170,10 +173,10 @@ def _decoded(context: av.VideoCodecContext, group: _Group) -> Iterator[av.VideoF
 
 
 def as_pictures(frames: Sequence[av.VideoFrame], side_px: int, place: float, *, upscale: bool) -> Pixels:
-    """Square pictures, (T, C, H, W), RGB: the short side scaled to ``side_px`` by area, the long one cut.
+    """Square pictures (T, C, H, W), uint8 RGB: the short side is scaled to ``side_px`` (area average), the long side is cropped.
 
-    ``place`` says where along the long side the square lies, 0..1; 0.5 is the middle. Raises MediaError for a frame that
-    is smaller, unless ``upscale``.
+    ``place`` is the position of the square along the long side, 0..1; 0.5 is the middle. Raises MediaError for a frame with a
+    smaller short side, unless ``upscale``.
     """
     pictures_TCHW = np.empty((len(frames), 3, side_px, side_px), np.uint8)
     for index, frame in enumerate(frames):

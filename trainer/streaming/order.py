@@ -1,11 +1,10 @@
-"""The order in which samples are read: a function of the seed and the epoch, whoever reads and however many they are.
+"""The order in which samples are read. It depends on the seed and the epoch only, not on the number of ranks and workers.
 
-It needs no more of a dataset than the number of samples in each of its shards. A dataset is read in rounds, one after another; a
-round takes every sample once. With weight 1 a round is an epoch; with weight 2.5 an epoch takes two rounds and a half, and the next
-one goes on where it ended.
+All that is needed of a dataset is the number of samples in each shard. A dataset is read in rounds; a round reads every sample once.
+With weight 1 an epoch is one round. With weight 2.5 an epoch is two and a half rounds, and the next epoch continues the half round.
 
-    shards of a round, shuffled      3 0 6 | 1 5 2 | 4        in windows of so many shards
-    samples of a window, shuffled    . . . . . . . . . .      so that shards are read nearly one after another
+    shards of a round, shuffled      3 0 6 | 1 5 2 | 4        cut into windows of a few shards
+    samples of a window, shuffled    . . . . . . . . . .      so that only a window's shards are open at a time
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """One sample to be read: where it stands, and which time it is read."""
+    """One sample to read: its position, and the round that reads it."""
 
     dataset: int
     shard: int
     index: int
     """Within the shard."""
     round: int
-    """How many rounds through the dataset went before: random crops depend on it."""
+    """Number of complete rounds through the dataset before this one. Random crops depend on it."""
 
 
 class EpochOrder:
-    """The samples of one epoch, in order. Holds 12 bytes for each."""
+    """The samples of one epoch, in order. It takes 12 bytes a sample."""
 
     def __init__(self, samples: Ints, rounds: npt.NDArray[np.int32], firsts: Ints, starts: Ints) -> None:
         self._samples, self._rounds, self._firsts, self._starts = samples, rounds, firsts, starts
@@ -44,22 +43,22 @@ class EpochOrder:
 
     def refs(self, start: int, stop: int) -> tuple[Ref, ...]:
         """The samples ``[start, stop)`` of the epoch."""
-        found = []
+        refs = []
         for sample, number in zip(self._samples[start:stop], self._rounds[start:stop], strict=True):
             shard = int(np.searchsorted(self._firsts, sample, "right")) - 1
             dataset = int(np.searchsorted(self._starts, shard, "right")) - 1
-            found.append(
+            refs.append(
                 Ref(dataset, shard - int(self._starts[dataset]), int(sample - self._firsts[shard]), int(number))
             )
-        return tuple(found)
+        return tuple(refs)
 
 
 class Order:
     """Plans epochs over several datasets.
 
-    ``shard_sizes`` holds the number of samples of each shard, by dataset; every shard has at least one.
-    ``weights``: how often an epoch reads each sample of that dataset, on average; an epoch takes
-    ``max(1, round(weight * samples))`` of it. ``window`` is a number of shards.
+    ``shard_sizes``: number of samples in each shard of each dataset, 1 or more. ``weights``: how often an epoch reads each sample of
+    the dataset, on average; an epoch reads ``max(1, round(weight * samples))`` of its samples. ``window``: number of shards whose
+    samples are mixed.
     """
 
     def __init__(
@@ -78,18 +77,18 @@ class Order:
         self._firsts = np.cumsum([0, *np.concatenate(self._sizes)])[:-1]
         totals = [int(sizes.sum()) for sizes in self._sizes]
         self.taken = tuple(max(1, round(weight * total)) for weight, total in zip(weights, totals, strict=True))
-        """Samples that an epoch takes of each dataset."""
+        """Number of samples that an epoch reads of each dataset."""
 
     @property
     def num_samples(self) -> int:
-        """Samples of one epoch, of all datasets together."""
+        """Number of samples in one epoch, over all datasets."""
         return sum(self.taken)
 
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of epoch 0, 1, ...
 
-        Shuffled datasets are interleaved evenly: every stretch of the epoch holds them in the proportion of the whole.
-        Others follow one another.
+        With ``shuffle`` the datasets are interleaved evenly: every part of the epoch holds them in the same proportion. Without it
+        they follow one another.
         """
         parts = [self._taken(dataset, epoch) for dataset in range(len(self._sizes))]
         samples = np.concatenate([part[0] for part in parts])
@@ -101,7 +100,7 @@ class Order:
         return EpochOrder(samples, rounds, self._firsts, self._starts)
 
     def _taken(self, dataset: int, epoch: int) -> tuple[Ints, npt.NDArray[np.int32]]:
-        """Samples of one dataset in one epoch, numbered over all datasets, and the round of each."""
+        """The samples of one dataset in one epoch, numbered over all datasets, and the round of each."""
         total, taken = int(self._sizes[dataset].sum()), self.taken[dataset]
         begin, end = epoch * taken, (epoch + 1) * taken
         samples, rounds = [], []
@@ -112,7 +111,7 @@ class Order:
         return np.concatenate(samples), np.concatenate(rounds)
 
     def _round(self, dataset: int, number: int) -> Ints:
-        """Every sample of the dataset once, numbered over all datasets."""
+        """Every sample of the dataset once, in the order of a round, numbered over all datasets."""
         sizes, start = self._sizes[dataset], int(self._starts[dataset])
         first = int(self._firsts[start])
         if not self._shuffle:
@@ -125,9 +124,9 @@ class Order:
 
 
 def scattered(numbers: Ints, key: int) -> npt.NDArray[np.uint64]:
-    """A number that looks random for each number: the output function of SplitMix64 (Steele, Lea, Flood 2014, fig. 16).
+    """A pseudo-random 64-bit number for each number: the output function of SplitMix64 (Steele, Lea and Flood 2014, figure 16).
 
-    Written out here because numpy may change the streams of its own generators from one version to the next.
+    numpy's generators are not used, because numpy may change their streams between versions.
     """
     with np.errstate(over="ignore"):
         mixed = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key & 0xFFFFFFFFFFFFFFFF)

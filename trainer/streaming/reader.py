@@ -1,7 +1,7 @@
 """The reader: batches of frames, sound and mel, streamed from the shards of one or more datasets.
 
-The order of an epoch is cut into global batches, and each global batch into one slice for each rank. So the samples and their order
-are the same for any number of ranks and workers, and every rank has the same number of batches.
+The order of an epoch is cut into global batches, and each global batch into one slice for each rank. The samples and their order are
+therefore the same for any number of ranks and workers, and every rank gets the same number of batches.
 
     epoch        |  global batch 0   |  global batch 1   |  global batch 2   | rest
     2 ranks      |  rank 0 | rank 1  |  rank 0 | rank 1  |  rank 0 | rank 1  |
@@ -38,56 +38,58 @@ __all__ = ["Batch", "DatasetMix", "ReadFailure", "Reader", "ReaderSettings"]
 
 
 class ReaderSettings(SampleSettings):
-    """How samples are read, and what is taken of each."""
+    """How samples are read, and what is read of each."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Samples of one global batch: of all ranks together. A multiple of the number of ranks."""
+    """Samples in one global batch, over all ranks. A multiple of the number of ranks."""
     last_batch: Literal["drop", "keep"] | None = None
-    """What becomes of the samples after the last full batch of an epoch: left out, or a batch that is shorter, in which some ranks may
-    have no sample. None: dropped when shuffling (another rest each time), kept when not."""
+    """What happens to the samples after the last full batch of an epoch. drop: they are left out. keep: they make a shorter batch, in which
+    some ranks may have no sample. None: drop when shuffling (each epoch drops other samples), else keep."""
     num_workers: int = Field(default=2, ge=0)
-    """Processes that read and decode, for each rank; 0: none, the reading is done while the training waits."""
+    """Processes that read and decode, for each rank. 0: the training process reads, and waits while it does."""
     start_workers: Literal["forkserver", "spawn", "fork"] = "forkserver"
-    """How they begin. ``fork`` is quickest, but may hang in a process that has threads."""
+    """How the worker processes are started. ``fork`` is fastest, but may hang in a process that has threads."""
     prefetch_batches: int = Field(default=2, ge=1)
-    """Batches that each worker has ready ahead of the training."""
+    """Batches that each worker prepares ahead of the training."""
     shuffle_shards: int = Field(default=16, ge=1)
-    """Shards whose samples are mixed with each other; the shards themselves are in random order. One: the fewest shards are open at a
-    time; as many as there are: every order is possible."""
+    """Number of shards whose samples are mixed; the order of the shards is random in any case. 1: the fewest open shards. The number of
+    all shards: every order of samples is possible."""
     cache_dir: str | None = None
-    """Folder on a local disk for copies of remote shards. None: no copies, each sample is one request for a range of bytes, which moves
-    no byte twice in an epoch but all of them in each. Datasets on local disks are always read where they lie."""
+    """Folder on a local disk for copies of remote shards. None: no copies; each sample is one range request, so that every epoch
+    downloads the samples again. Datasets on local disks are never copied."""
     cache_bytes: int = Field(default=50 << 30, ge=1)
-    """Most bytes that the copies may take. It must hold the shards that are mixed with each other."""
+    """Largest total size of the copies, in bytes. The ``shuffle_shards`` shards that are mixed must fit."""
     bad_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of a rank's samples in one epoch that may be unreadable before the run is given up. They are left out, never replaced."""
+    """Share of a rank's samples in one epoch that may be unreadable. More of them end the run. Unreadable samples are left out, never
+    replaced."""
     bad_samples: int = Field(default=10, ge=0)
-    """Number of a rank's samples in one epoch that may be unreadable even where that is more than ``bad_share``; never more than half."""
+    """Number of a rank's samples in one epoch that may be unreadable even if that is more than ``bad_share``; never more than half of
+    them."""
     retries: Retries = Retries()
-    """What is done when a server does not answer as it should."""
+    """How often, and after what waits, a request to a server is repeated."""
 
 
 class DatasetMix(Settings):
-    """One dataset of a mix."""
+    """One dataset of a mix, with its weight."""
 
     location: str
-    """Its folder or manifest: a path, an HTTP address, or any URL that fsspec knows."""
+    """Folder or manifest of the dataset: a path, an HTTP address, or any URL that fsspec can open."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """How often an epoch reads each of its samples, on average. 1: once. 2.5: twice, and half of them a third time, another half in the
-    next epoch. 0.25: a quarter of them, so that four epochs go through it once."""
+    """How often an epoch reads each sample of the dataset, on average. 1: once. 2.5: twice, and one half of the samples a third time; the
+    next epoch reads the other half a third time. 0.25: a quarter of the samples, so that four epochs read each once."""
 
 
 class Reader:
     """Batches of one rank, epoch after epoch.
 
-        for batch in reader:    # goes on where it stands, and ends with the epoch; the next loop is the next epoch
+        for batch in reader:    # starts at the current position, ends with the epoch; the next loop reads the next epoch
             ...
 
-    A loop that is left early is gone on with by the next one. Settings are as documented in ReaderSettings and DatasetMix;
-    ``rank`` is one of ``num_ranks`` processes that train together, each with its own reader and equal arguments.
+    A loop that ends early is continued by the next loop. Settings are documented in ReaderSettings and DatasetMix. ``rank`` is one of
+    ``num_ranks`` processes that train together; each has its own reader with otherwise equal arguments.
 
-    Raises DataError or ManifestError when the datasets cannot be read as asked; while iterating, DataError when more samples are
-    bad than the settings allow, or when a worker was killed.
+    Raises DataError or ManifestError when the datasets do not fit the settings or cannot be opened. Iterating raises DataError when
+    more samples are unreadable than the settings allow, or when a worker was killed.
     """
 
     def __init__(
@@ -104,17 +106,17 @@ class Reader:
         _check(datasets, settings, rank, num_ranks)
         self.settings, self.rank, self.num_ranks = settings, rank, num_ranks
         self.epoch = 0
-        """The epoch of the next batch."""
+        """Epoch of the next batch, from 0."""
         self.batch = 0
-        """Batches of that epoch which were handed out."""
+        """Number of batches of this epoch that were returned."""
         self.num_bad = 0
-        """Samples of this epoch that this rank could not read."""
+        """Number of samples of this epoch that this rank could not read."""
         self._bad: dict[ReadFailure, int] = {}
         self.datasets = tuple(
             open_dataset(mix.location, split, settings.picture_px, upscale=settings.upscale, retries=settings.retries)
             for mix in datasets
         )
-        """What is read: split and rendition of each dataset of the mix."""
+        """The shards that are read of each dataset of the mix."""
         self._order = Order(
             [[shard.num_samples for shard in dataset.shards] for dataset in self.datasets],
             [mix.weight for mix in datasets],
@@ -144,64 +146,66 @@ class Reader:
         )
         self._loader: DataLoader[ReadResult] | None = None
         self._outcomes: Iterator[ReadResult] | None = None
-        """What the workers have ready and at work, from where the reader stands on. None: nothing."""
-        self._walks = 0
+        """The workers' results from the current position on. None: the workers have no tasks."""
+        self._num_loops = 0
+        """Loops that were started, plus calls that make an open loop invalid."""
 
     def _last_batch(self, shuffle: bool) -> str:
         return self.settings.last_batch or ("drop" if shuffle else "keep")
 
     def __len__(self) -> int:
-        """Batches of an epoch; the same on every rank."""
+        """Number of batches in an epoch; the same on every rank."""
         whole, rest = divmod(self._order.num_samples, self.settings.batch_size)
         return whole + (rest > 0 and self._identity["last_batch"] == "keep")
 
     @property
     def num_samples(self) -> int:
-        """Samples that an epoch hands out, on all ranks together, bad ones included."""
+        """Number of samples that an epoch reads, over all ranks, unreadable ones included."""
         return min(self._order.num_samples, len(self) * self.settings.batch_size)
 
     @property
     def bad(self) -> tuple[tuple[ReadFailure, int], ...]:
-        """Everything that this rank could not read so far, in all epochs, with how often a sample was left out for it."""
+        """All that this rank could not read so far, over all epochs, and how many times a sample was left out because of it."""
         return tuple(self._bad.items())
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batch >= len(self):
             self.epoch, self.batch, self.num_bad = self.epoch + 1, 0, 0
-        self._walks += 1
-        walk = self._walks
+        self._num_loops += 1
+        this_loop = self._num_loops
         while self.batch < len(self):
-            # not kept meanwhile: whatever goes wrong, the next loop begins anew where this one stands
+            # _outcomes is None until the batch is counted: after an error the next loop starts new workers' tasks at this position
             outcomes = iter(self._started()) if self._outcomes is None else self._outcomes
             self._outcomes = None
             outcome = self._next(outcomes)
-            if walk != self._walks:
+            if this_loop != self._num_loops:
                 raise RuntimeError(
-                    "another loop over this reader was begun, or it was closed, while this one was going on"
+                    "this loop over the reader is no longer valid: another loop was started, or the reader was closed or reset"
                 )
             self._count(outcome.bad)
             self.batch += 1
             if self.reads_ahead or self.batch < len(self):
                 self._outcomes = outcomes
             yield outcome.batch
-            if walk != self._walks:
+            if this_loop != self._num_loops:
                 raise RuntimeError(
-                    "another loop over this reader was begun, or it was closed, while this one was going on"
+                    "this loop over the reader is no longer valid: another loop was started, or the reader was closed or reset"
                 )
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether workers begin the next epoch while this one is not over: where epochs follow each other, in training."""
+        """Whether workers start on the next epoch before this one ends. True when shuffling, which is training."""
         return bool(self._identity["shuffle"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the reader stands: after the last batch that was handed out, whatever the workers have ready. Plain values,
-        the same on every rank: one rank's state serves all, and any other number of ranks and workers.
+        """The position after the last returned batch; batches that workers have prepared do not count.
+
+        Plain values, equal on all ranks. The state of one rank serves every rank, and any other number of ranks and workers.
         """
         return {"version": STATE_VERSION, "epoch": self.epoch, "batch": self.batch, **self._identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there. Raises DataError when the state is of other datasets or settings, which order otherwise."""
+        """Sets the position. Raises DataError for the state of other datasets or settings, because their order of samples differs."""
         others = [
             "the datasets or their weights have changed"
             if name == "datasets"
@@ -211,20 +215,20 @@ class Reader:
         ]
         if others:
             raise DataError(
-                f"the reader's saved state is of another order: {'; '.join(others)}. Use what it was saved with, or start anew"
+                f"the reader's saved state belongs to another order of samples: {'; '.join(others)}. Use the former settings, or start anew"
             )
         self.epoch, self.batch, self.num_bad = int(state["epoch"]), int(state["batch"]), 0
-        self._walks += 1
+        self._num_loops += 1
         self._outcomes = None
 
     def close(self) -> None:
         """Ends the workers and closes the files. The reader can be used again."""
-        self._walks += 1
+        self._num_loops += 1
         self._loader = self._outcomes = None
         self._work.close()
 
     def order_of(self, epoch: int) -> EpochOrder:
-        """What an epoch reads, in order, on all ranks together."""
+        """The samples of an epoch, in order, over all ranks."""
         if self._planned is None or self._planned[0] != epoch:
             self._planned = (epoch, self._order.epoch(epoch))
         return self._planned[1]
@@ -239,12 +243,12 @@ class Reader:
                 batch_size=None,
                 sampler=self._tasks,
                 num_workers=number,
-                collate_fn=_as_it_is,
+                collate_fn=_unchanged,
                 worker_init_fn=watch_parent if number else None,
                 multiprocessing_context=self.settings.start_workers if number else None,
                 prefetch_factor=self.settings.prefetch_batches if number else None,
                 persistent_workers=number > 0,
-                generator=torch.Generator(),  # its own, so that reading draws nothing from the training's
+                generator=torch.Generator(),  # DataLoader draws a seed: not from the generator of the training
             )
         return self._loader
 
@@ -256,15 +260,16 @@ class Reader:
                 raise
             self.close()
             raise DataError(
-                f"a process that reads samples was killed ({error}): most often for want of memory. Lower num_workers, "
-                "prefetch_batches or batch_size, or give /dev/shm more room; the reader's state is kept"
+                f"a process that reads samples was killed ({error}), most often because memory ran out. Lower num_workers, "
+                "prefetch_batches or batch_size, or make /dev/shm larger; the reader keeps its position"
             ) from error
 
     def _count(self, bad: Sequence[ReadFailure]) -> None:
-        for one in bad:
-            if one not in self._bad:
-                LOG.warning("left out: %s", one)
-            self._bad[one] = self._bad.get(one, 0) + 1
+        """Counts and logs unreadable samples. Raises DataError when there are too many."""
+        for failure in bad:
+            if failure not in self._bad:
+                LOG.warning("left out: %s", failure)
+            self._bad[failure] = self._bad.get(failure, 0) + 1
         self.num_bad += len(bad)
         share = math.ceil(self.num_samples / self.num_ranks)
         few = min(self.settings.bad_samples, math.ceil(share / 2))
@@ -272,17 +277,18 @@ class Reader:
         if bad and self.num_bad > allowed:
             raise DataError(
                 f"{self.num_bad} samples of epoch {self.epoch} could not be read on rank {self.rank}, of {share} that it is to read; "
-                f"bad_share and bad_samples allow {allowed}. The first of all that were met:\n  "
-                + "\n  ".join(f"{one} ({times} times)" for one, times in list(self._bad.items())[:10])
+                f"bad_share and bad_samples allow {allowed}. The first that could not be read:\n  "
+                + "\n  ".join(f"{failure} ({times} times)" for failure, times in list(self._bad.items())[:10])
             )
 
 
-def _as_it_is(outcome: Any) -> Any:
-    return outcome
+def _unchanged(result: Any) -> Any:
+    """The collate function of the loader: a task's result is a batch already."""
+    return result
 
 
 class _Tasks(Sampler[tuple[Ref, ...]]):
-    """A rank's slice of every batch from where the reader stands to the end of the epoch; without end where the reader reads ahead."""
+    """This rank's slices, from the reader's position to the end of the epoch; if the reader reads ahead, of all later epochs too."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -311,21 +317,24 @@ def _check(datasets: Sequence[DatasetMix], settings: ReaderSettings, rank: int, 
             f"batch_size {settings.batch_size} cannot be shared equally by {num_ranks} ranks: choose a multiple of {num_ranks}"
         )
     if settings.decoder == "torchcodec":
-        from trainer.streaming.torchcodec_frames import check_device  # noqa: PLC0415 (few use it)
+        from trainer.streaming.torchcodec_frames import check_device  # noqa: PLC0415 (torchcodec may not be installed)
 
         check_device(settings.decoder_device)
 
 
 def _cache(datasets: Sequence[SplitShards], settings: ReaderSettings) -> ShardCache | None:
-    """The cache, if there is use for it. Raises DataError when it cannot hold what is mixed, and would fetch it again and again."""
+    """The cache, or None if it is off or all datasets are local.
+
+    Raises DataError when the shards that are mixed do not fit into it: each would be fetched again and again.
+    """
     remote = [dataset for dataset in datasets if dataset.local_root is None]
     if settings.cache_dir is None or not remote:
         return None
-    sizes = [sorted((shard.num_bytes for shard in dataset.shards), reverse=True) for dataset in remote]
-    needed = sum(sum(of_one[: settings.shuffle_shards]) for of_one in sizes)
+    shard_sizes = [sorted((shard.num_bytes for shard in dataset.shards), reverse=True) for dataset in remote]
+    needed = sum(sum(sizes[: settings.shuffle_shards]) for sizes in shard_sizes)
     if needed > settings.cache_bytes:
         raise DataError(
-            f"cache_bytes: {settings.cache_bytes} bytes do not hold the shards that are mixed with each other ({needed} bytes): "
+            f"cache_bytes: {settings.cache_bytes} bytes are too few for the shards that are mixed ({needed} bytes): "
             f"raise it, lower shuffle_shards ({settings.shuffle_shards}), or set cache_dir to None"
         )
     cache = ShardCache(Path(settings.cache_dir).expanduser(), settings.cache_bytes)

@@ -1,4 +1,4 @@
-"""One sample: the bytes of its members into frames, sound and mel. Webdataset reads the tar.
+"""Decodes one sample: from the bytes of its members to frames, sound and mel. Webdataset reads the tar.
 
 Shape suffixes: T frames, C=3 colours, H, W pixels; N samples of sound; M mel bands.
 """
@@ -31,44 +31,45 @@ Sound = npt.NDArray[np.float32]
 
 
 class SampleError(MediaError):
-    """A sample cannot be used; ``code`` is the member at fault, or ``tar``."""
+    """A sample cannot be used. ``code`` names the damaged member, or is ``tar``."""
 
 
 class SampleSettings(Settings):
-    """What is taken of a sample."""
+    """What is read of a sample."""
 
     num_frames: int = Field(default=5, ge=1)
-    """Frames: the window is cut into so many equal segments, and each gives one: a random one when shuffling, else the middle."""
+    """Frames of a sample. The window is cut into this many equal segments; each gives one frame, at a random time when shuffling, else at
+    its middle."""
     picture_px: int = Field(default=256, ge=16)
-    """Side of the square that is cut out of each frame, in pixels. The smallest rendition is read whose short side is at least that."""
+    """Side of the square that is cropped from each frame, in pixels. The smallest rendition with at least this short side is read."""
     window_seconds: float = Field(default=10.0, gt=0)
-    """Span that frames and sound are taken from: anywhere in the clip when shuffling, else its middle. A clip that is shorter gives
-    all it has: its frames come from what there is, and its sound is followed by silence."""
+    """Length of the window that frames and sound are read from, in seconds: at a random place in the clip when shuffling, else in its
+    middle. A shorter clip is read whole, and silence follows its sound."""
     crop: Literal["random", "centre"] = "random"
-    """Where along the frame's long side the square lies; the same for all frames of a sample. ``random`` is so when shuffling only."""
+    """Place of the square along the frame's long side, the same for all frames of a sample. random: only when shuffling, else centre."""
     upscale: bool = False
     """Whether smaller pictures are scaled up. If not, a dataset without a large enough rendition is refused, and a sample that is
-    smaller than its rendition promises counts as bad."""
+    smaller than its rendition counts as unreadable."""
     sound: bool = True
-    """Whether the sound is decoded. If not, each sound has no samples; only its header is read, for its length."""
+    """Whether the sound is decoded. If not, sounds have 0 samples; only the header is read, for the length."""
     mel: bool = True
-    """Whether the log-mel spectrogram of the sound is computed too (``pipeline.encoders.mel``, its defaults)."""
+    """Whether the log-mel spectrogram of the sound is computed (``pipeline.encoders.mel`` with its defaults)."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
-    """What decodes pictures. torchcodec can use a GPU; it must be installed (the extra of that name), with FFmpeg's shared libraries
-    beside it, and lets damage pass that is inside a frame."""
+    """What decodes pictures. torchcodec can use a GPU; it needs the extra of that name and FFmpeg's shared libraries, and does not report
+    damage inside a frame."""
     decoder_device: str = "cuda"
-    """Where torchcodec decodes: ``cuda``, ``cuda:1`` or ``cpu``. pyav: always the CPU."""
+    """Where torchcodec decodes: ``cuda``, ``cuda:1`` or ``cpu``. pyav always uses the CPU."""
 
     @model_validator(mode="after")
-    def _hears(self) -> Self:
+    def _check_mel_has_sound(self) -> Self:
         if self.mel and not self.sound:
-            raise ValueError("mel is wanted without sound: set mel to false as well")
+            raise ValueError("mel needs sound: set mel to false as well, or sound to true")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One sample as the network sees it."""
+    """One decoded sample."""
 
     key: str
     source_id: str
@@ -78,12 +79,12 @@ class Decoded:
     sound_N: Sound
     mel_MT: Tensor | None
     seconds: float
-    """Length of real sound in ``sound_N``."""
+    """Length of the sound in ``sound_N``, in seconds; silence follows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RandomChoices:
-    """The random choices of one sample: a function of the seed, the round and the key; all fixed when not shuffling."""
+    """The random choices for one sample. They depend on the seed, the round and the key; without shuffling they are fixed."""
 
     seed: int
     round: int
@@ -91,7 +92,7 @@ class RandomChoices:
     shuffle: bool
 
     def number(self, *what: object) -> float:
-        """In [0, 1); 0.5 when not shuffling."""
+        """A number in [0, 1) for the choice named ``what``; 0.5 when not shuffling."""
         return unit_interval(self.seed, self.round, self.key, *what) if self.shuffle else 0.5
 
 
@@ -107,7 +108,7 @@ class SampleDecoder:
         self.mel_shape = (self._config.num_mels, self._config.num_frames(num_samples))
 
     def decode(self, place: Place, tar: bytes, draw: RandomChoices) -> Decoded:
-        """A sample out of its part of the tar. Raises SampleError."""
+        """Decodes a sample from ``tar``, the bytes of its members with their headers. Raises SampleError."""
         members = unpacked(place, tar)
         facts = _facts(members["json"])
         with _blaming("flac"):
@@ -120,7 +121,7 @@ class SampleDecoder:
         return Decoded(place.key, *facts, frames_TCHW, sound_N, mel_MT, seconds)
 
     def _sound(self, data: bytes, draw: RandomChoices) -> tuple[Sound, float, float]:
-        """Mono sound of the window, followed by silence where the clip is too short; its start and its real length."""
+        """Mono sound of the window, with silence after a clip that is too short; start and length of the sound, in seconds."""
         rate_hz = self._config.sample_rate_hz
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             length = file.frames / file.samplerate
@@ -134,10 +135,14 @@ class SampleDecoder:
             if not self._settings.sound:
                 return np.zeros(0, np.float32), first / file.samplerate, count / file.samplerate
             file.seek(first)
-            read = file.read(count, dtype="float32", always_2d=True)
-            if len(read) < count:
-                raise MediaError("truncated", f"its sound ends after {first + len(read)} of {file.frames} samples")
-            mono = resampled(read.mean(axis=1, dtype=np.float32), file.samplerate, rate_hz)[: self.num_sound_samples]
+            samples_NC = file.read(count, dtype="float32", always_2d=True)
+            if len(samples_NC) < count:
+                raise MediaError(
+                    "truncated", f"its sound ends after {first + len(samples_NC)} of {file.frames} samples"
+                )
+            mono = resampled(samples_NC.mean(axis=1, dtype=np.float32), file.samplerate, rate_hz)[
+                : self.num_sound_samples
+            ]
             start = first / file.samplerate
         check_sound(mono)
         sound_N = np.zeros(self.num_sound_samples, np.float32)
@@ -158,21 +163,21 @@ class SampleDecoder:
 
 
 def unpacked(place: Place, tar: bytes) -> Mapping[str, bytes]:
-    """The members that are read, by what follows the key in their names. Raises SampleError where one is not whole."""
-    noted: list[Exception] = []
+    """The members of a sample by their extensions (``flac``, ``json``, ``mp4``). Raises SampleError for an incomplete or foreign one."""
+    errors: list[Exception] = []
 
     def note(error: Exception) -> bool:
-        noted.append(error)
-        return False  # nothing after it
+        errors.append(error)
+        return False  # webdataset stops reading
 
     if len(tar) < place.end - place.start:
         raise SampleError("tar", f"the shard ends within it, at byte {place.start + len(tar)} of {place.end}")
     opened = [{"url": place.key, "stream": io.BytesIO(tar)}]
     samples = list(group_by_keys(tar_file_expander(opened, handler=note), handler=note))
-    found = {name for sample in samples for name in sample if not name.startswith("__")}
-    missing = [name for name in READ_MEMBERS if name not in found]
-    if noted or missing or len(samples) != 1:
-        why = f": {noted[0]}" if noted else ""
+    extensions = {name for sample in samples for name in sample if not name.startswith("__")}
+    missing = [name for name in READ_MEMBERS if name not in extensions]
+    if errors or missing or len(samples) != 1:
+        why = f": {errors[0]}" if errors else ""
         raise SampleError("tar", f"the shard is damaged where it lies: without {', '.join(missing) or 'order'}{why}")
     if samples[0]["__key__"] != place.key:
         raise SampleError("tar", f"the shard holds {samples[0]['__key__']!r} where the index says {place.key!r}")
@@ -181,7 +186,7 @@ def unpacked(place: Place, tar: bytes) -> Mapping[str, bytes]:
 
 
 def _facts(data: bytes) -> tuple[str, tuple[str, ...], str | None]:
-    """Source, labels and caption."""
+    """Source, labels and caption of a sample's JSON. Raises SampleError."""
     try:
         record: Any = json.loads(data)
         caption = record["caption"]
@@ -192,7 +197,7 @@ def _facts(data: bytes) -> tuple[str, tuple[str, ...], str | None]:
 
 @contextlib.contextmanager
 def _blaming(member: str) -> Iterator[None]:
-    """What goes wrong inside is this member's fault."""
+    """Turns decoding errors inside the block into a SampleError that names this member."""
     try:
         yield
     except soundfile.LibsndfileError as error:

@@ -1,7 +1,7 @@
-"""Where samples lie: datasets by their manifests, shards by their indexes, and the bytes of one sample out of a shard.
+"""Finds samples in datasets: shards by the manifest, samples by a shard's index, and reads the bytes of one sample.
 
-A sample's members stand in the tar one after another, so one sample is one range of bytes. From a local disk that range is read; from
-elsewhere it is one request, or, with a cache, a read from the copy of the whole shard.
+The members of a sample follow one another in the tar, so that one sample is one range of bytes. On a local disk that range is read.
+Elsewhere it is one range request, or with a cache a read from the copy of the shard.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from trainer.streaming.cache import ShardCache
 LOG = logging.getLogger(__name__)
 
 BLOCK_BYTES = 512
-"""Of a tar: members begin and end at multiples of it."""
+"""Block size of a tar: members start and end at multiples of it."""
 READ_MEMBERS = ("flac", "json", "mp4")
-"""They stand first in a sample, in this order; embeddings, which come after, are not read."""
+"""The members that are read. They come first in a sample, in this order; the embeddings after them are not read."""
 OPEN_FILES = 64
 OPEN_INDEXES = 128
 FAILED_FOR_SECONDS = 60.0
-"""A shard that could not be read is left alone for so long: each of its samples would wait for the same retries."""
+"""How long a shard that could not be read is not tried again: each of its samples would wait for the same retries."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitShards:
-    """The part of a built dataset that is read: one split, in one rendition."""
+    """The shards of one split of a dataset, in one rendition."""
 
     name: str
     root: str
-    """Folder or URL that the shards' paths start from."""
+    """Folder or URL that the paths of the shards are relative to."""
     rendition: str
     shards: tuple[ShardRecord, ...]
     identity: str
-    """The same for the same samples, wherever they lie and whichever rendition is read."""
+    """A hash of the samples, the same for every location and rendition of the dataset."""
 
     @property
     def num_samples(self) -> int:
@@ -52,33 +52,33 @@ class SplitShards:
 
     @property
     def local_root(self) -> Path | None:
-        """None: it is not on this machine's disks."""
+        """The folder on this machine's disks. None: the dataset is elsewhere."""
         return local_folder(self.root)
 
 
 def local_folder(root: str) -> Path | None:
-    """The folder of a path or ``file://`` URL; None for one that is not on this machine's disks."""
+    """The folder of a path or ``file://`` URL. None: any other URL."""
     if "://" not in root:
         return Path(root)
     return Path(root.removeprefix("file://")) if root.startswith("file:///") else None
 
 
 def open_dataset(location: str, split: str, picture_px: int, *, upscale: bool, retries: Retries) -> SplitShards:
-    """The dataset whose manifest lies at a path or URL. Raises ManifestError, or DataError when it has nothing to read."""
+    """The shards of a split, from the manifest at a path or URL. Raises ManifestError, or DataError for a split without samples."""
     manifest = read_manifest(location, retries)
     rendition = chosen_rendition(manifest, picture_px, upscale=upscale)
     shards = manifest.shards_of(rendition.name, split)
     if not shards:
-        there = ", ".join(manifest.splits) or "none"
-        raise DataError(f"{location}: it has no sample of split {split!r}; the splits there are: {there}")
+        splits = ", ".join(manifest.splits) or "none"
+        raise DataError(f"{location}: it has no sample of split {split!r}; its splits are: {splits}")
     everything = sorted((s.path, s.sha256) for s in manifest.shards if s.split == split)
     return SplitShards(manifest.name, dataset_root(location), rendition.name, shards, stable_hash(split, everything))
 
 
 def chosen_rendition(manifest: Manifest, picture_px: int, *, upscale: bool) -> Rendition:
-    """The smallest whose short side is at least ``picture_px``; one of the sources' own sizes only if there is no other.
+    """The smallest rendition with a short side of at least ``picture_px``; else the rendition that keeps the sources' own sizes.
 
-    Raises DataError where none is large enough; with ``upscale`` the largest serves.
+    Raises DataError if there is neither; with ``upscale`` the largest rendition is taken then.
     """
     sized = sorted((r.short_side_px, r.name) for r in manifest.renditions if r.short_side_px is not None)
     unsized = [r for r in manifest.renditions if r.short_side_px is None]
@@ -90,16 +90,16 @@ def chosen_rendition(manifest: Manifest, picture_px: int, *, upscale: bool) -> R
         return unsized[0]
     if upscale:
         return by_name[sized[-1][1]]
-    there = ", ".join(f"{name} ({px} px)" for px, name in sized)
+    sizes = ", ".join(f"{name} ({px} px)" for px, name in sized)
     raise DataError(
-        f"dataset {manifest.name}: no rendition is large enough for pictures of {picture_px} px; there are: {there}. "
+        f"dataset {manifest.name}: no rendition is large enough for pictures of {picture_px} px; there are: {sizes}. "
         "Lower picture_px, allow upscale, or build a larger rendition"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One sample's bytes in its shard, headers and all."""
+    """The bytes ``[start, end)`` of one sample in its shard, tar headers included."""
 
     key: str
     start: int
@@ -107,7 +107,7 @@ class Place:
 
 
 def places_in(index: bytes, record: ShardRecord) -> list[Place]:
-    """Where each sample of a shard lies, by its index. Raises ShardError for an index that is damaged or of another build."""
+    """The place of each sample of a shard, read from its index. Raises ShardError for an index that is damaged or of another build."""
     try:
         summary = json.loads(index)
         if summary["shard"]["sha256"] != record.sha256:
@@ -130,7 +130,7 @@ def _whole_blocks(num_bytes: int) -> int:
 
 
 class ShardReader:
-    """Reads samples' bytes. Opens files and connections when they are first needed, in the process that needs them."""
+    """Reads the bytes of samples. Files and connections are opened when a process first needs them."""
 
     def __init__(self, datasets: Sequence[SplitShards], retries: Retries, cache: ShardCache | None) -> None:
         self._datasets, self._retries, self._cache = datasets, retries, cache
@@ -152,11 +152,11 @@ class ShardReader:
 
     def where(self, dataset: int, shard: int) -> str:
         """Path or URL of a shard."""
-        found = self._datasets[dataset]
-        return join(found.root, found.shards[shard].path)
+        split_shards = self._datasets[dataset]
+        return join(split_shards.root, split_shards.shards[shard].path)
 
     def read(self, dataset: int, shard: int, index: int) -> tuple[Place, bytes]:
-        """A sample's place and bytes; fewer where the shard ends early.
+        """Place and bytes of a sample; fewer bytes if the shard ends early.
 
         Raises ShardError when the shard or its index cannot be read.
         """
@@ -164,15 +164,17 @@ class ShardReader:
         when, error = self._failed.get(where, (0.0, None))
         if error is not None and time.monotonic() - when < FAILED_FOR_SECONDS:
             raise error
-        found = self._datasets[dataset]
+        split_shards = self._datasets[dataset]
+        record = split_shards.shards[shard]
         try:
-            place = self._placed(found, found.shards[shard])[index]
-            return place, self._bytes(found, found.shards[shard], place)
+            place = self._placed(split_shards, record)[index]
+            return place, self._bytes(split_shards, record, place)
         except ShardError as failure:
             self._failed[where] = (time.monotonic(), failure)
             raise
 
     def _placed(self, dataset: SplitShards, record: ShardRecord) -> list[Place]:
+        """The places of a shard's samples, from its index; the last ``OPEN_INDEXES`` indexes stay in memory."""
         where = join(dataset.root, record.index_path)
         places = self._places.get(where)
         if places is None:

@@ -1,7 +1,7 @@
-"""Frames by torchcodec, which can decode on a GPU. Which frames are wanted is found as it is for PyAV: they are the same ones.
+"""Decodes frames with torchcodec, which can use a GPU. The wanted frames are chosen as for PyAV, so that both decode the same frames.
 
-A file that ends early, or lacks a frame, is told as it is by PyAV. Damage inside a frame is not: FFmpeg paints over it, and torchcodec
-has no setting against that. Tried on CPUs only.
+A file that ends early or lacks a frame raises the same errors as with PyAV. Damage inside a frame is not reported: FFmpeg conceals it,
+and torchcodec has no setting against that. Tested on CPUs only.
 
 Shape suffixes: T frames, C=3 colours, H, W pixels.
 """
@@ -23,27 +23,27 @@ from pipeline.errors import DataError, MediaError
 from trainer.streaming.frames import EARLY_SECONDS, missing_frames, shown_seconds
 
 TRIAL_PX = 256
-"""Side of the picture that a device is tried with: a GPU's decoder takes none that are much smaller."""
+"""Side of the test picture, in pixels: the decoder of a GPU refuses much smaller ones."""
 
 
 def decode_pictures(
     mp4: bytes, seconds: Sequence[float], side_px: int, place: float, *, upscale: bool, device: str
 ) -> npt.NDArray[np.uint8]:
-    """What ``frames.decode_frames`` and ``frames.as_pictures`` give together: (T, C, H, W), RGB. Colours and scaling are torchcodec's
-    and torch's, on the device: values differ from PyAV's a little.
+    """Square pictures (T, C, H, W), uint8 RGB, as ``frames.decode_frames`` and ``frames.as_pictures`` make them.
 
-    Raises MediaError as they do, and DataError where it is the machine that cannot decode.
+    Colour conversion and scaling run on the device, so that values differ slightly from PyAV's. Raises MediaError as those functions
+    do, and DataError if this machine cannot decode on the device.
     """
     wanted = shown_seconds(mp4, seconds)
     try:
-        found = _frames_at(mp4, wanted, device)
+        decoded = _frames_at(mp4, wanted, device)
     except (RuntimeError, ValueError, IndexError) as error:
         check_device(device)
         raise MediaError("damaged", f"it cannot be decoded: {error}") from error
-    late_T = np.abs(found.pts_seconds.cpu().numpy() - np.asarray(wanted)) > EARLY_SECONDS
+    late_T = np.abs(decoded.pts_seconds.cpu().numpy() - np.asarray(wanted)) > EARLY_SECONDS
     if late_T.any():
         raise missing_frames(int(late_T.sum()), len(wanted))
-    frames_TCHW = found.data
+    frames_TCHW = decoded.data
     height, width = frames_TCHW.shape[-2:]
     short = min(height, width)
     if short < side_px and not upscale:
@@ -59,7 +59,7 @@ def decode_pictures(
 
 
 def check_device(device: str) -> None:
-    """Raises DataError, naming the setting, where torchcodec cannot be loaded, or cannot decode a good file on this device."""
+    """Raises DataError, naming the setting, if torchcodec cannot be loaded or cannot decode a test video on this device."""
     try:
         _frames_at(_good_mp4(), [0.0], device)
     except ImportError as error:
@@ -67,12 +67,12 @@ def check_device(device: str) -> None:
             "reader.decoder: 'torchcodec' is not installed: pip install torchcodec, or use 'pyav'"
         ) from error
     except (RuntimeError, ValueError, OSError) as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        first = said.removesuffix(" Likely causes:").rstrip(".")
+        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line.removesuffix(" Likely causes:").rstrip(".")
         raise DataError(
-            f"reader.decoder, reader.decoder_device: torchcodec cannot decode on {device!r} here: {first} (it needs FFmpeg's "
-            f"shared libraries; on a GPU, {torch.cuda.device_count()} of which are seen, NVIDIA's decoder and a wheel built for it). Put "
-            "that right, or use the decoder 'pyav'"
+            f"reader.decoder, reader.decoder_device: torchcodec cannot decode on {device!r} here: {reason} (it needs FFmpeg's "
+            f"shared libraries; on a GPU also NVIDIA's decoder and a wheel built for it; GPUs on this machine: "
+            f"{torch.cuda.device_count()}). Install what is missing, or use the decoder 'pyav'"
         ) from error
 
 
@@ -86,7 +86,7 @@ def _frames_at(mp4: bytes, seconds: Sequence[float], device: str) -> Any:
 
 @functools.cache
 def _good_mp4() -> bytes:
-    """A picture of one colour."""
+    """A video of one grey frame."""
     file = io.BytesIO()
     with av.open(file, mode="w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10)

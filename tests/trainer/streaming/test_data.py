@@ -323,7 +323,7 @@ def test_the_smallest_rendition_that_is_large_enough_is_read(numbered: Path):
 def test_what_cannot_be_read_as_asked_is_refused_by_name(numbered: Path):
     with pytest.raises(DataError, match="batch_size 8 cannot be shared equally by 3 ranks"):
         reader(numbered, num_ranks=3)
-    with pytest.raises(DataError, match="no sample of split 'test'; the splits there are: train"):
+    with pytest.raises(DataError, match="no sample of split 'test'; its splits are: train"):
         Reader([DatasetMix(location=str(numbered))], SMALL, split="test", seed=0)
     with pytest.raises(DataError, match="43 samples in an epoch: not one batch of 64"):
         reader(numbered, SMALL.model_copy(update={"batch_size": 64}))

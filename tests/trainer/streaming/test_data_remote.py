@@ -192,7 +192,7 @@ def test_the_limit_holds_while_shards_come_and_go(dataset: Path, server: FaultyS
             assert same([batch], [expected])
             assert sum(path.stat().st_size for path in (tmp_path / FOLDER).glob("*.tar")) <= limit
     assert 4 <= sum(server.hits(tar(number)) for number in range(4)) <= 8
-    with pytest.raises(DataError, match="do not hold the shards that are mixed with each other"):
+    with pytest.raises(DataError, match="are too few for the shards that are mixed"):
         reader(server.url("/data"), one.settings.model_copy(update={"cache_bytes": limit - 1}))
 
 
