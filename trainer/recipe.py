@@ -1,4 +1,4 @@
-"""The recipe of a fit: what every stage is told, composed, and the datasets that it is about. Settings sit in the files that use them."""
+"""The recipe of a fit: the settings of all stages, and the datasets to fit on. Each settings class is in the file that uses it."""
 
 from __future__ import annotations
 
@@ -26,26 +26,25 @@ class FitRecipe(Settings):
     """How to fit a model."""
 
     shards: str | None = None
-    """Folder or URL: every dataset below it is streamed from. None: the command names it with --shards."""
+    """Folder or URL. Every dataset below it is read. None: --shards of the command names it."""
     stages: tuple[str, ...] | None = Field(None, min_length=1)
-    """The stages that are run. None: all there are."""
+    """The stages to run. None: all."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """How often an epoch reads the samples of a dataset, by its name; 0 leaves it out. A dataset that is not named: 1."""
+    """Name of a dataset -> how often an epoch reads its samples. 0: the dataset is left out. A dataset that is not named has 1."""
     run: RunSettings = RunSettings()
     """Where and how the fit runs."""
     reader: ReaderSettings = ReaderSettings()
-    """What is read of each sample."""
+    """How samples are read, and what is read of each."""
     prior: PriorSettings = PriorSettings()
-    """The stage that trains a generator of pictures."""
+    """The prior stage: trains a generator of pictures."""
     align: AlignSettings = AlignSettings()
-    """The stage that fits the sound encoder."""
-
+    """The align stage: trains the sound encoder."""
     student: StudentSettings = StudentSettings()
-    """The stage that makes a picture encoder without gradients one with."""
+    """The student stage: trains a small network with gradients to imitate a picture encoder without."""
     invert: InvertSettings = InvertSettings()
-    """The stage that puts sounds into the generator's space of styles."""
+    """The invert stage: trains the encoder from sounds to styles of the generator (W+)."""
     video: VideoSettings = VideoSettings()
-    """The stage that walks through that space with the sound."""
+    """The video stage: trains the recurrent blocks that move the styles with the sound."""
 
     @property
     def folder(self) -> Path:
@@ -54,29 +53,29 @@ class FitRecipe(Settings):
 
 
 def find_datasets(shards: str, weights: Mapping[str, float], retries: Retries | None = None) -> list[FitDataset]:
-    """Every dataset below a folder or URL that has samples to train on, by location.
+    """The datasets below a folder or URL that have samples to train on, sorted by location.
 
-    Raises ManifestError when there is none or one cannot be read, RecipeError for weights of what is not there.
+    Raises ManifestError if there is none or one cannot be read, RecipeError for a weight that names no dataset or several.
     """
     locations = find_manifests(shards, retries)
     if not locations:
         raise ManifestError(
             f"{shards}: there is no dataset below it; build one with 'python -m flows.build_dataset RECIPE', or name another folder"
         )
-    found = [(location, read_manifest(location, retries)) for location in locations]
-    names = {manifest.name for _, manifest in found}
+    manifests = [(location, read_manifest(location, retries)) for location in locations]
+    names = {manifest.name for _, manifest in manifests}
     if unknown := sorted(set(weights) - names):
         raise RecipeError(f"weights: no dataset is named {', '.join(unknown)}; there are: {', '.join(sorted(names))}")
     for name in weights:
-        if len(same := [location for location, manifest in found if manifest.name == name]) > 1:
+        if len(same := [location for location, manifest in manifests if manifest.name == name]) > 1:
             raise RecipeError(
-                f"weights: {len(same)} datasets are named {name}, one weight cannot be meant for all of them: {', '.join(same)}; build one "
+                f"weights: {len(same)} datasets are named {name}, so that the weight is ambiguous: {', '.join(same)}; build one "
                 "under another name, or fit on other folders"
             )
     if negative := sorted(name for name, weight in weights.items() if not 0 <= weight < float("inf")):
         raise RecipeError(f"weights: {', '.join(negative)}: a weight is 0 or more")
     datasets = []
-    for location, manifest in found:
+    for location, manifest in manifests:
         weight = weights.get(manifest.name, 1.0)
         if weight and not manifest.clips.splits.get("train"):
             logger.warning("%s has no samples to train on: its splits are %s", location, dict(manifest.clips.splits))

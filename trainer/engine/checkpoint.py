@@ -1,6 +1,6 @@
-"""Checkpoints to continue from: tensors as safetensors, everything else as JSON in the same file. Nothing is ever unpickled.
+"""Checkpoints to resume from: tensors as safetensors, everything else as JSON in the header of the same file. Nothing is unpickled.
 
-A file is written under another name and renamed: under its own name there is the complete file, or the one before.
+A file is written under a temporary name and renamed, so that its own name always stands for a complete file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERSION = 1
 
 
 def save_state(path: Path, stage: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Writes ``tensors`` and ``values`` (JSON) of a stage to ``path``."""
+    """Writes the ``tensors`` and ``values`` of a stage to ``path``. ``values`` must fit into JSON, without NaN and infinity."""
     text = json.dumps({"version": VERSION, "stage": stage, "values": values}, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, metadata={FORMAT: text})
@@ -47,48 +47,48 @@ def load_state(path: Path, stage: str) -> tuple[dict[str, Tensor], dict[str, Any
 
 def read_values(path: Path, stage: str) -> dict[str, Any]:
     """The values of a checkpoint, without its tensors. Raises what :func:`load_state` raises."""
-    again = f"remove {path.parent} to begin this stage anew"
+    remedy = f"remove {path.parent} to begin this stage anew"
     try:
         with safe_open(path, framework="pt") as opened:
             text = (opened.metadata() or {}).get(FORMAT)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}; {again}") from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}; {remedy}") from error
     if text is None:
-        raise CheckpointError(f"{path} was not written by this trainer; {again}")
+        raise CheckpointError(f"{path} was not written by this trainer; {remedy}")
     try:
         header = json.loads(text)
         version, written_by, values = header["version"], header["stage"], dict(header["values"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: its header cannot be read ({error!r}); {again}") from error
+        raise CheckpointError(f"{path} is damaged: its header cannot be read ({error!r}); {remedy}") from error
     if version != VERSION or written_by != stage:
         raise CheckpointError(
             f"{path} is version {version!r} of a checkpoint of the stage {written_by!r}, "
-            f"not version {VERSION} of {stage!r}; {again}"
+            f"not version {VERSION} of {stage!r}; {remedy}"
         )
     return values
 
 
 def tensors_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin with ``prefix.``, without it."""
+    """The tensors whose names begin with ``prefix.``, by the rest of their names."""
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """What an optimizer remembers of each parameter: ``prefix.<number of the parameter>.<name>``.
+    """The state of an optimizer, by the names ``prefix.<number of the parameter>.<name>``.
 
-    Its settings (rate, decay) are the recipe's and are not among it.
+    Learning rate and weight decay come from the recipe and are not part of it.
     """
-    found = {}
-    for number, memory in optimizer.state_dict()["state"].items():
-        for name, value in memory.items():
-            found[f"{prefix}.{number}.{name}"] = torch.as_tensor(value)
-    return found
+    tensors = {}
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"{prefix}.{number}.{name}"] = torch.as_tensor(value)
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
-    """The inverse of :func:`optimizer_tensors`. Raises CheckpointError when the parameters are others."""
+    """The inverse of :func:`optimizer_tensors`. Raises CheckpointError for the state of other parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    memories: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors_below(tensors, prefix).items():
         number, _, name = full_name.partition(".")
         is_ours = number.isdecimal() and int(number) < len(parameters)
@@ -97,10 +97,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
                 f"{path} holds an optimizer of other parameters ({prefix}.{full_name} {tuple(tensor.shape)}); "
                 f"remove {path.parent} to begin this stage anew"
             )
-        memories.setdefault(int(number), {})[name] = tensor
-    if memories and len(memories) != len(parameters):
+        states.setdefault(int(number), {})[name] = tensor
+    if states and len(states) != len(parameters):
         raise CheckpointError(
-            f"{path} holds an optimizer of {len(memories)} parameters, this one has {len(parameters)}; "
+            f"{path} holds an optimizer of {len(states)} parameters, this one has {len(parameters)}; "
             f"remove {path.parent} to begin this stage anew"
         )
-    optimizer.load_state_dict({"state": memories, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""What stages share: the folder, how far they are, checkpoints, taking up an earlier one, and their run from start to end."""
+"""What all stages share: folder, progress, checkpoints, resuming from a checkpoint, and the run from start to end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 
 
 class Learner:
-    """A stage's memory: networks and optimizers by name, and the numbers that a step changes. A stage derives from it."""
+    """Base class of the stages: keeps networks and optimizers by name, and the numbers that a step changes, and saves them."""
 
     name: str
     headline: Sequence[str] = ()
@@ -36,32 +36,36 @@ class Learner:
         self.run = run
         self.samples_seen = self.num_steps = 0
         self.best: float | None = None
-        """The best that a validation found, smaller or larger as the stage has it."""
+        """Best value of the measure that decides which network is kept; the stage says whether lower or higher is better."""
         self.folder = run.stage_folder(self.name)
         self.device = run.fabric.device
 
     def networks(self) -> Mapping[str, nn.Module]:
-        """Everything with weights that a step changes."""
+        """The networks whose weights a step changes, by name."""
         raise NotImplementedError
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """The optimizers of ``networks``, by name."""
         raise NotImplementedError
 
     def config(self) -> Settings:
-        """What the networks are: a checkpoint of others is refused."""
+        """The settings that define the networks. A checkpoint with other settings is refused."""
         raise NotImplementedError
 
     def export(self) -> None:
-        """Writes what others may use of the stage. Rank 0 alone calls it."""
+        """Writes the files that later stages and commands use. Only rank 0 calls it."""
         raise NotImplementedError
 
     def draw_alike(self) -> None:
-        """Seeds torch for the step in hand: everything random in a step comes from it, so none of it is in a checkpoint."""
+        """Seeds torch for the current step from the run's seed, the step's number and the rank.
+
+        All that is random in a step follows from this seed, so that a checkpoint needs no state of random generators.
+        """
         identity = (f"{self.name} step", self.run.settings.seed, self.num_steps, self.run.fabric.global_rank)
         torch.manual_seed(int(stable_hash(*identity, length=15), 16))
 
     def where(self, batch: Batch) -> str:
-        """For a message: how far the stage is, and the batch in hand."""
+        """The stage's progress and the current batch, for an error message."""
         return f"after {self.samples_seen} samples in the batch of {', '.join(batch.keys[:3]) or 'other ranks'}"
 
     def learn(
@@ -71,9 +75,9 @@ class Learner:
         networks: Sequence[nn.Module],
         batch: Batch,
     ) -> dict[str, float]:
-        """Runs the phases whose turn it is, as :func:`trainer.engine.phases.learn` does; their measures.
+        """Runs the phases that are due in this step (:func:`trainer.engine.phases.learn`), and returns their measures.
 
-        Raises FitError for a loss or gradient that is not finite; all is then as before the first of them.
+        Raises FitError for a loss or gradient that is not finite; weights and numbers are then those from before this call.
         """
         tensors, numbers = {name: one.detach().clone() for name, one in self.tensors().items()}, self.numbers()
         measures: dict[str, float] = {}
@@ -87,22 +91,22 @@ class Learner:
         return measures
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a step changes, by name; not copied."""
-        found = {
+        """All tensors that a step changes, by name; not copied."""
+        tensors = {
             f"{prefix}.{name}": tensor
             for prefix, network in self.networks().items()
             for name, tensor in network.state_dict().items()
         }
         for prefix, optimizer in self.optimizers().items():
-            found |= optimizer_tensors(optimizer, prefix)
-        return found
+            tensors |= optimizer_tensors(optimizer, prefix)
+        return tensors
 
     def numbers(self) -> dict[str, Any]:
         """The numbers that a step changes."""
         return {"samples_seen": self.samples_seen, "num_steps": self.num_steps, "best": self.best}
 
     def put(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], path: Path) -> None:
-        """The inverse of ``tensors`` and ``numbers``. Raises CheckpointError or EncoderError for those of another network."""
+        """Restores what ``tensors`` and ``numbers`` returned. Raises CheckpointError or EncoderError if they are of another network."""
         try:
             self.samples_seen, self.num_steps = int(numbers["samples_seen"]), int(numbers["num_steps"])
             self.best = numbers["best"]
@@ -114,7 +118,7 @@ class Learner:
             load_optimizer(optimizer, tensors, prefix, path)
 
     def save(self, reader_state: Mapping[str, Any]) -> None:
-        """Writes what others may use, and what is needed to resume; rank 0 does, the others wait for it."""
+        """Writes the exported files and the checkpoint. Rank 0 writes, the other ranks wait for it."""
         if self.run.fabric.is_global_zero:
             self.export()
             values = {
@@ -126,9 +130,9 @@ class Learner:
         self.run.fabric.barrier()
 
     def resume(self) -> dict[str, Any] | None:
-        """Takes up the checkpoint in the stage's folder; the reader's state in it, or None where there is no checkpoint.
+        """Loads the checkpoint in the stage's folder. Returns the reader's state, or None if there is no checkpoint.
 
-        Raises CheckpointError or EncoderError for one that does not fit, or that not every rank sees.
+        Raises CheckpointError or EncoderError for a checkpoint of other networks, or one that some ranks cannot see.
         """
         path = self.folder / CHECKPOINT
         reader_state: dict[str, Any] | None = None
@@ -142,7 +146,7 @@ class Learner:
                 )
             reader_state = values.get("reader")
             if not isinstance(reader_state, dict):
-                raise damaged(path, "it has no state of the data")
+                raise damaged(path, "it has no state of the reader")
             self.put(tensors, values, path)
         if not ranks_agree(self.samples_seen, self.device):
             raise CheckpointError(
@@ -152,12 +156,12 @@ class Learner:
 
 
 def damaged(path: Path, why: object) -> CheckpointError:
-    """The error for a checkpoint that holds nonsense."""
+    """The error for a checkpoint with invalid contents."""
     return CheckpointError(f"{path} is damaged ({why!r}); remove {path.parent} to begin this stage anew")
 
 
 class StageSettings(Protocol):
-    """What the loop needs of a stage's settings."""
+    """The settings of a stage that the loop uses."""
 
     @property
     def num_samples(self) -> int: ...
@@ -170,7 +174,7 @@ class StageSettings(Protocol):
 
 
 class Resumable(Stage, Protocol):
-    """A stage that takes up its own checkpoint."""
+    """A stage that can resume from its own checkpoint."""
 
     def resume(self) -> dict[str, Any] | None: ...
 
@@ -178,7 +182,7 @@ class Resumable(Stage, Protocol):
 
 
 class ResumableSource(BatchSource, Protocol):
-    """Batches that are taken up in mid-epoch, and end."""
+    """A source of batches that can resume in the middle of an epoch, and must be closed."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
@@ -188,7 +192,7 @@ class ResumableSource(BatchSource, Protocol):
 def run_stage(
     make: Callable[[], Resumable], source: ResumableSource, settings: StageSettings, run: Run, display: Display
 ) -> Ended:
-    """Makes the stage, takes up its checkpoint if there is one, and runs it; closes stage and source in the end."""
+    """Makes the stage, resumes from its checkpoint if there is one, and runs it. Closes stage and source in the end."""
     stage: Resumable | None = None
     try:
         stage = make()
@@ -214,7 +218,7 @@ def run_stage(
 def rank_reader(
     mixes: list[DatasetMix], settings: ReaderSettings, run: Run, split: str, *, whole: bool = False
 ) -> Reader:
-    """This rank's reader of a split, shuffled for training only; ``whole``: a reader of all ranks' samples."""
+    """This rank's reader of a split. Only the split ``train`` is shuffled. ``whole``: it reads the samples of all ranks."""
     return Reader(
         mixes,
         settings,

@@ -1,4 +1,4 @@
-"""The loop of every stage: batches in, steps, ticks, validations, checkpoints. It knows no losses.
+"""The training loop of every stage: reads batches, and calls step, tick, validation and checkpoint. It knows no losses.
 
 setup (the stage) -> fit (here) -> close
 """
@@ -20,33 +20,33 @@ logger = logging.getLogger(__name__)
 
 Ended = Literal["done", "paused", "stopped"]
 SETTLE_SECONDS = 5.0
-"""No remaining time is told before this, for want of anything to tell it from."""
+"""The remaining time is shown only after this: before it, the mean rate is not reliable."""
 
 
 class Stage(Protocol):
-    """What the loop asks of a stage. Every rank calls the same methods in the same order."""
+    """What the loop needs of a stage. Every rank calls the same methods in the same order."""
 
     name: str
     samples_seen: int
-    """Samples of all ranks that it has learned from."""
+    """Number of samples learned from, over all ranks."""
     headline: Sequence[str]
-    """Names of the measures of a validation that the terminal shows. None of them: it shows all."""
+    """Names of the validation measures that the terminal shows. Empty, or none of them measured: it shows all."""
 
     def step(self, batch: Batch) -> Mapping[str, float]:
-        """Learns from one batch; its measures, ``loss`` among them, or none for a batch without a sample on any rank.
+        """Learns from one batch. Returns its measures, with ``loss``; empty if no rank has a sample.
 
-        Raises FitError, unchanged, when the loss is not finite.
+        Raises FitError if the loss is not finite; the stage is then unchanged.
         """
 
     def validate(self) -> Mapping[str, float]:
-        """Measures on data that it does not learn from; empty where there is none."""
+        """Measures on the validation split; empty if there is none."""
 
     def save(self, reader_state: Mapping[str, Any]) -> None:
-        """Writes what is needed to go on from here, and what others may use, by rename."""
+        """Writes the checkpoint to resume from, and the exported files, each through a rename."""
 
 
 class BatchSource(Protocol):
-    """Batches of this rank, epoch after epoch: ``trainer.streaming.reader.Reader``, or what behaves as it does."""
+    """Batches of this rank, one epoch for each loop over it; ``trainer.streaming.reader.Reader`` is one."""
 
     @property
     def bad(self) -> Sequence[tuple[ReadFailure, int]]: ...
@@ -68,18 +68,18 @@ def fit(
     validate_every_samples: int,
     save_every_samples: int,
 ) -> Ended:
-    """Runs the stage to ``num_samples``, to a pause, or until the run is asked to stop. Each ends with a checkpoint.
+    """Runs the stage until ``num_samples``, a pause, or a request to stop. Writes a checkpoint in each case.
 
-    Raises FitError when a step did; the checkpoint is then that of the moment before it, with its batch still to come.
+    Raises FitError if a step does. The checkpoint is then the state before that step, and the next run reads its batch again.
     """
     first = stage.samples_seen
     pause = run.settings.pause_after_samples
-    clock = _TickCounter(stage, reader, run, display, num_samples)
+    counter = _TickCounter(stage, reader, run, display, num_samples)
     batches = _endless(reader)
     ended: Ended | None = None if stage.samples_seen < num_samples else "done"
     while ended is None:
         reader_state = reader.state_dict()
-        with clock.waiting():
+        with counter.waiting():
             batch = next(batches)
         before = stage.samples_seen
         try:
@@ -91,20 +91,20 @@ def fit(
                 f"{error}. Nothing was learned from that batch, and a checkpoint was written to "
                 f"{run.stage_folder(stage.name)}: the same command goes on from it"
             ) from error
-        clock.count(measures)
-        seen = stage.samples_seen
-        if seen >= num_samples:
+        counter.count(measures)
+        now = stage.samples_seen
+        if now >= num_samples:
             ended = "done"
         elif run.stop_wanted():
             ended = "stopped"
-        elif pause is not None and seen - first >= pause:
+        elif pause is not None and now - first >= pause:
             ended = "paused"
-        if ended == "done" or _passed(before, seen, validate_every_samples):
-            clock.tick()
+        if ended == "done" or _passed(before, now, validate_every_samples):
+            counter.tick()
             _validate(stage, run, display)
-        if ended is not None or _passed(before, seen, save_every_samples):
+        if ended is not None or _passed(before, now, save_every_samples):
             stage.save(reader.state_dict())
-    clock.tick()
+    counter.tick()
     return ended
 
 
@@ -129,12 +129,12 @@ def _validate(stage: Stage, run: Run, display: Display) -> None:
         return
     run.stats.write(stage.name, "validation", stage.samples_seen, measures)
     shown = {name: measures[name] for name in stage.headline if name in measures} or measures
-    told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
-    display.say(f"{stage.name}: validation after {stage.samples_seen:,} samples: {told}")
+    text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
+    display.say(f"{stage.name}: validation after {stage.samples_seen:,} samples: {text}")
 
 
 class _TickCounter:
-    """Counts what happens between two ticks, and tells it when ``run.tick_seconds`` are over."""
+    """Sums measures and waiting time from one tick to the next. Writes and shows the means every ``run.tick_seconds``."""
 
     def __init__(self, stage: Stage, reader: BatchSource, run: Run, display: Display, num_samples: int) -> None:
         self._stage, self._reader, self._run, self._display = stage, reader, run, display
@@ -156,7 +156,7 @@ class _TickCounter:
         self._waited += time.monotonic() - self._waiting_since
 
     def count(self, measures: Mapping[str, float]) -> None:
-        """One step; tells of it and those before it when it is time."""
+        """Adds the measures of one step; ticks when ``run.tick_seconds`` have passed."""
         if not measures:
             return
         for name, value in measures.items():
@@ -166,23 +166,23 @@ class _TickCounter:
             self.tick()
 
     def tick(self) -> None:
-        """Writes the means since the last tick, unless nothing has happened since."""
+        """Writes and shows the means over the steps since the last tick. Does nothing if there was no step."""
         if not self._num_steps:
             return
-        now, seen = time.monotonic(), self._stage.samples_seen
+        now, samples_seen = time.monotonic(), self._stage.samples_seen
         elapsed = max(now - self._last, 1e-9)
-        rate = (seen - self._first_seen) / max(now - self._began, 1e-9)
+        rate = (samples_seen - self._first_seen) / max(now - self._began, 1e-9)
         settled = now - self._began >= SETTLE_SECONDS and rate > 0
         means = {name: total / self._num_steps for name, total in self._sums.items()}
         tick = Tick(
             stage=self._stage.name,
-            samples_seen=seen,
+            samples_seen=samples_seen,
             num_samples=self._num_samples,
-            samples_per_second=(seen - self._last_seen) / elapsed,
+            samples_per_second=(samples_seen - self._last_seen) / elapsed,
             data_wait_share=self._waited / elapsed,
             memory_bytes=peak_memory_bytes(self._run.fabric.device),
             loss=means["loss"],
-            remaining_seconds=max(0, self._num_samples - seen) / rate if settled else None,
+            remaining_seconds=max(0, self._num_samples - samples_seen) / rate if settled else None,
         )
         timing = {
             "samples_per_second": tick.samples_per_second,
@@ -190,7 +190,7 @@ class _TickCounter:
             "memory_bytes": float(tick.memory_bytes),
             "bad_samples": float(sum(times for _, times in self._reader.bad)),
         }
-        self._run.stats.write(self._stage.name, "tick", seen, {**means, **timing})
+        self._run.stats.write(self._stage.name, "tick", samples_seen, {**means, **timing})
         self._display.tick(tick)
-        self._last, self._last_seen, self._waited, self._num_steps = now, seen, 0.0, 0
+        self._last, self._last_seen, self._waited, self._num_steps = now, samples_seen, 0.0, 0
         self._sums.clear()

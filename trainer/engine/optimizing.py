@@ -1,4 +1,4 @@
-"""Optimizers, and the learning rate as a function of the samples seen."""
+"""Optimizers, gradients, and the learning rate as a function of the samples seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def adamw(parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); only what multiplies (matrices, kernels) decays."""
+    """AdamW (Loshchilov and Hutter 2019). Weight decay applies to matrices and kernels, not to biases, norms and scalars."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -19,9 +19,9 @@ def adamw(parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay
 
 
 def learning_rate_share(samples_seen: int, num_samples: int, warmup_share: float) -> float:
-    """Share of the full learning rate, 0..1: a line up over the warm-up, then half a cosine down to 0 at ``num_samples``.
+    """Share of the full learning rate, 0..1: rises linearly over the warm-up, then falls along half a cosine to 0 at ``num_samples``.
 
-    The first step's share is not 0: it is that of one sample.
+    ``warmup_share`` is a share of ``num_samples``. The first step's share is above 0: it is that of one sample.
     """
     warmup = warmup_share * num_samples
     if samples_seen < warmup:
@@ -30,10 +30,10 @@ def learning_rate_share(samples_seen: int, num_samples: int, warmup_share: float
 
 
 def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Every parameter's gradient; zeros are put where there is none, so that the ranks' messages are of one size."""
-    found = []
+    """The gradient of every parameter. A missing gradient is set to zeros, so that all ranks exchange messages of one size."""
+    gradients = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        found.append(parameter.grad)
-    return found
+        gradients.append(parameter.grad)
+    return gradients

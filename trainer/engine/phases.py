@@ -1,4 +1,4 @@
-"""What is learned in a step, as data: each phase has a loss, an optimizer of what learns from it, and how often it is run."""
+"""The phases of a training step, as data. A phase is a loss, the optimizer of the parameters that learn from it, and how often it runs."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from trainer.engine.optimizing import gradients_of
 from trainer.engine.ranks import add_over_ranks, gather_numbers
 
 Part = TypeVar("Part")
-"""A micro-batch, as the phase's loss takes it."""
+"""A micro-batch in the form that the loss of a phase takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a phase's loss gives."""
+    """What the loss of a phase returns."""
 
     loss: Tensor
-    """A scalar: the mean over the micro-batch."""
+    """(): the mean over the micro-batch."""
     measures: dict[str, float]
     """Means over the micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase(Generic[Part]):
-    """One optimizer step. The loss of a phase that is run every so many steps is multiplied by their number."""
+    """One optimizer step. The loss of a phase that runs every n-th step is multiplied by n."""
 
     name: str
     optimizer: torch.optim.Optimizer
-    """Moves what learns, and nothing else."""
+    """Holds the parameters that learn in this phase, and no others."""
     every: int
+    """Steps from one run of the phase to the next."""
     loss: Callable[[Part], Terms]
     measures: tuple[str, ...]
-    """Names of what ``loss`` tells."""
+    """Names of the measures that ``loss`` returns."""
     is_main: bool = True
-    """Whether the optimizer is its own; a regulariser has that of its networks' main phase."""
+    """Whether the optimizer belongs to this phase. A regulariser uses the optimizer of its network's main phase."""
     max_gradient_norm: float = math.inf
-    """Longer gradients are shortened to this."""
+    """Longer gradients are scaled down to this norm."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer moves."""
+        """The parameters of the optimizer."""
         return [one for group in self.optimizer.param_groups for one in group["params"]]
 
 
@@ -57,11 +58,11 @@ def learn(
     device: torch.device,
     where: Callable[[], str],
 ) -> dict[str, float]:
-    """One optimizer step over the micro-batches of all ranks; the measures' means.
+    """Makes one optimizer step over the micro-batches of all ranks, and returns the means of the measures.
 
-    Each part comes with its share of all samples of all ranks. ``networks`` are all there are: what does not learn in
-    this phase gets no gradients. Every rank must call it, also one without parts. Raises FitError, and makes no step, for a
-    loss or gradient that is not finite; ``where`` says, for the message, in which batch.
+    Each part comes with its share of the samples of all ranks. ``networks`` are all networks of the stage: parameters that do not learn
+    in this phase get no gradients. Every rank must call it, also a rank without parts. Raises FitError, and makes no step, for a loss
+    or gradient that is not finite; ``where`` returns the batch, for the message.
     """
     for network in networks:
         network.requires_grad_(False)
@@ -80,7 +81,7 @@ def learn(
     sums = gather_numbers([measures.get(name, 0.0) for name in phase.measures], device).sum(0)
     measures = dict(zip(phase.measures, sums.tolist(), strict=True))
     if not all(math.isfinite(value) for value in [length, *measures.values()]):
-        said = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-        raise FitError(f"the loss of the phase {phase.name} is not finite ({said}, gradient {length:.4g}) {where()}")
+        values = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+        raise FitError(f"the loss of the phase {phase.name} is not finite ({values}, gradient {length:.4g}) {where()}")
     phase.optimizer.step()
     return measures

@@ -1,4 +1,4 @@
-"""What the ranks of one fit tell each other. With one rank, each function returns what it was given.
+"""Exchange of data between the ranks of one fit. With one rank, each function returns its input.
 
 Shape suffixes: B rows of this rank, N rows of all ranks, in the order of the ranks.
 """
@@ -19,14 +19,14 @@ def num_ranks() -> int:
 
 
 def leave() -> None:
-    """Ends what binds the ranks, once all have come here: a process that exits beside gloo's threads may be aborted by them."""
+    """Waits for all ranks, then ends the process group. gloo's threads may abort a process that exits while they run."""
     if num_ranks() > 1:
         distributed.barrier()
         distributed.destroy_process_group()
 
 
 def gather_rows(rows_B: Tensor) -> tuple[Tensor, slice]:
-    """Rows (B, ...) of every rank, without gradient, and where this rank's are. Ranks may have different numbers, or none."""
+    """The rows (B, ...) of all ranks, (N, ...), no gradient, and the slice of this rank's rows. Ranks may differ in B, and B may be 0."""
     rows_B = rows_B.detach()
     if num_ranks() == 1:
         return rows_B, slice(0, len(rows_B))
@@ -41,7 +41,7 @@ def gather_rows(rows_B: Tensor) -> tuple[Tensor, slice]:
 
 
 def gather_numbers(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """(ranks, len(numbers)) float64 on the CPU."""
+    """The numbers of all ranks: (ranks, len(numbers)), float64, on the CPU."""
     own = torch.tensor(numbers, dtype=torch.float64, device=device)
     if num_ranks() == 1:
         return own.unsqueeze(0).cpu()
@@ -51,21 +51,21 @@ def gather_numbers(numbers: Sequence[float], device: torch.device) -> Tensor:
 
 
 def gather_items(items: Sequence[T]) -> list[T]:
-    """The items of every rank, one after another. They are pickled between the processes of one fit, so keep them small."""
+    """The items of all ranks, in the order of the ranks. They are pickled between the processes, so keep them small."""
     if num_ranks() == 1:
         return list(items)
     each: list[Sequence[T]] = [[] for _ in range(num_ranks())]
     distributed.all_gather_object(each, list(items))
-    return [item for some in each for item in some]
+    return [item for of_rank in each for item in of_rank]
 
 
 def add_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replaces each tensor by its sum over the ranks: one message for all of one type."""
+    """Replaces each tensor by its sum over the ranks, in place; one message for all tensors."""
     _reduce(list(tensors), divide_by=1)
 
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replaces each tensor by its mean over the ranks."""
+    """Replaces each tensor by its mean over the ranks, in place; one message for all tensors."""
     _reduce(list(tensors), divide_by=num_ranks())
 
 

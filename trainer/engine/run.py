@@ -1,4 +1,4 @@
-"""One run of the trainer: its folder, its device and ranks, its data, and how it is asked to stop."""
+"""One run of the trainer: folder, device, ranks, datasets, and the request to stop."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class RunSettings(Settings):
     """Where and how a fit runs."""
 
     name: str = Field("fit", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Name of the run: ``runs/NAME`` is its folder unless ``out`` says another."""
+    """Name of the run. Its folder is ``runs/NAME`` unless ``out`` is set."""
     out: str | None = None
-    """The run's folder, on a disk that all ranks share. None: runs/NAME."""
+    """Folder of the run, on a disk that all ranks share. None: runs/NAME."""
     seed: int = 0
-    """Decides the first weights, the order of the data and everything that is drawn."""
+    """Seed of the initial weights, the order of the data and all random numbers."""
     device: str = "auto"
-    """auto (a GPU for each rank if there are any), cpu or cuda."""
+    """auto (one GPU for each rank if there is a GPU, else the CPU), cpu or cuda."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format inside the networks; weights and losses stay in fp32."""
+    """Number format inside the networks. Weights and losses stay in fp32."""
     num_threads: int | None = Field(None, ge=1)
-    """CPU threads of one rank for the networks. None: as torch chooses, one for each core. Another number gives other last bits."""
+    """CPU threads of one rank. None: torch's default, one for each core. Another number of threads changes the last bits of results."""
     deterministic: bool = False
-    """Whether operations that give other last bits each time are replaced by slower ones where torch has them. On a CPU a fit gives
-    the same weights again without it; on a GPU only with it, and what has no replacement there is logged as a warning."""
+    """Whether torch uses slower deterministic operations where it has them. On a CPU a fit is reproducible without it. On a GPU it is
+    reproducible only with it; an operation without a deterministic form is logged as a warning."""
     tick_seconds: float = Field(10.0, gt=0)
-    """Time from one line of progress and statistics to the next."""
+    """Seconds from one line of progress and statistics to the next."""
     pause_after_samples: int | None = Field(None, ge=1)
-    """Each stage ends with a checkpoint after that many samples of this run; the same command goes on. None: it runs to its end."""
+    """Each stage writes a checkpoint and ends after this many samples of this run; the same command continues it. None: no pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class FitDataset:
 
 @dataclass
 class Run:
-    """What every stage is given."""
+    """What every stage gets: folder, settings, datasets, Fabric and statistics."""
 
     folder: Path
     settings: RunSettings
@@ -70,29 +70,30 @@ class Run:
     fabric: Fabric
     stats: Stats
     signalled: list[int] = field(default_factory=list)
-    """Numbers of the signals that asked this process to stop."""
+    """Signals that asked this process to stop, by number."""
 
     def mixes(self, split: str) -> list[DatasetMix]:
-        """The datasets that have samples of a split."""
+        """The datasets with samples of a split, with their weights."""
         return [dataset.mix for dataset in self.datasets if dataset.manifest.clips.splits.get(split)]
 
     @property
     def classes(self) -> list[str]:
-        """Every label of a kept clip, sorted."""
+        """All labels of kept clips, sorted."""
         return sorted({label for dataset in self.datasets for label in dataset.manifest.clips.classes})
 
     def stage_folder(self, stage: str) -> Path:
+        """The folder of a stage; it is made if it is missing."""
         folder = self.folder / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def stop_wanted(self) -> bool:
-        """Whether any rank was asked to stop: the same answer on all of them. Every rank must call it."""
+        """Whether any rank was asked to stop. All ranks get the same answer, and every rank must call it."""
         return bool(gather_numbers([float(bool(self.signalled))], self.fabric.device).any())
 
 
 def make_fabric(settings: RunSettings) -> Fabric:
-    """Fabric for this process, and for all ranks where ``torchrun`` started it. Raises EncoderError for a device that is not there."""
+    """Fabric for this process, and for all ranks if ``torchrun`` started it. Raises EncoderError for a device that this machine lacks."""
     device = pick_device(settings.device, "run.device")
     environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if environment else 1
@@ -120,7 +121,7 @@ def make_fabric(settings: RunSettings) -> Fabric:
 
 @contextmanager
 def locked(folder: Path, is_first: bool) -> Iterator[None]:
-    """Makes the folder, and keeps a second run out of it. Raises OutputError. ``is_first``: whether this is rank 0, which locks."""
+    """Makes the folder, and locks it against a second run. Raises OutputError. ``is_first``: this is rank 0, which takes the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not is_first:
@@ -140,7 +141,7 @@ def locked(folder: Path, is_first: bool) -> Iterator[None]:
 
 
 def save_recipe(folder: Path, recipe: Settings) -> None:
-    """Writes ``recipe.json`` with every setting. Where an earlier run had other values, each change is logged as a warning."""
+    """Writes ``recipe.json`` with all settings. Each difference to the settings of an earlier run in this folder is logged as a warning."""
     path = folder / "recipe.json"
     values = recipe.model_dump(mode="json")
     if path.exists():
@@ -156,15 +157,15 @@ def save_recipe(folder: Path, recipe: Settings) -> None:
 
 
 def changes(before: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> list[str]:
-    """``align.learning_rate was 0.001, is 0.0005`` for every setting that differs; where a run runs does not count."""
-    found = []
+    """A line such as ``align.learning_rate was 0.001, is 0.0005`` for every setting that differs; settings of ``run`` are left out."""
+    lines = []
     for name in sorted({*before, *now}):
         was, is_ = before.get(name), now.get(name)
         if isinstance(was, dict) and isinstance(is_, dict):
-            found += changes(was, is_, f"{prefix}{name}.")
+            lines += changes(was, is_, f"{prefix}{name}.")
         elif was != is_ and prefix != "run.":
-            found.append(f"{prefix}{name} was {was}, is {is_}")
-    return found
+            lines.append(f"{prefix}{name} was {was}, is {is_}")
+    return lines
 
 
 def ranks_agree(number: float, device: torch.device) -> bool:

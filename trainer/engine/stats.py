@@ -1,4 +1,4 @@
-"""What a fit writes down: a line of JSON for every tick and every validation, the same for TensorBoard; and its line of progress."""
+"""Statistics and progress of a fit: one line of JSON for every tick and validation, the same for TensorBoard, and the terminal."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ FILE_NAME = "stats.jsonl"
 
 
 class Stats:
-    """``stats.jsonl`` and the folder ``tensorboard`` of a run, on rank 0; on other ranks (``folder=None``) nothing is written."""
+    """Writes ``stats.jsonl`` and the folder ``tensorboard`` of a run. Other ranks than 0 pass ``folder=None``; they write nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._boards: dict[str, SummaryWriter] = {}
 
     def resume(self, stage: str, samples_seen: int) -> None:
-        """Forgets the stage's lines after ``samples_seen``: what they tell of is done again."""
+        """Removes the stage's lines after ``samples_seen``: the resumed run writes them again."""
         if self._folder is None:
             return
         path = self._folder / FILE_NAME
@@ -53,7 +53,7 @@ class Stats:
         self._boards[stage] = SummaryWriter(place, purge_step=purge)
 
     def write(self, stage: str, kind: str, samples_seen: int, measures: Mapping[str, float]) -> None:
-        """One line; a measure that is not finite is null in it."""
+        """Writes one line. A measure that is not finite is written as null."""
         if self._folder is None:
             return
         finite = {name: value if abs(value) < float("inf") else None for name, value in measures.items()}
@@ -73,7 +73,7 @@ class Stats:
             board.flush()
 
     def picture(self, stage: str, name: str, samples_seen: int, picture_HWC: NDArray[np.uint8]) -> None:
-        """A picture for TensorBoard, RGB."""
+        """Writes an RGB picture to TensorBoard."""
         if board := self._boards.get(stage):
             board.add_image(name, picture_HWC, samples_seen, dataformats="HWC")
             board.flush()
@@ -94,22 +94,22 @@ def _stays(line: str, stage: str, samples_seen: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """How a stage has got on since the last tick."""
+    """The progress of a stage at one tick."""
 
     stage: str
     samples_seen: int
     num_samples: int
     samples_per_second: float
     data_wait_share: float
-    """Share of the time in which the network waited for the reader, 0..1."""
+    """Share of the time since the last tick that the stage waited for the reader, 0..1."""
     memory_bytes: int
-    """The most that was in use so far: of the GPU, or of this process without one."""
+    """Peak memory so far: of the GPU, or without one of this process."""
     loss: float
     remaining_seconds: float | None
     """None: not known yet."""
 
     def line(self) -> str:
-        """The whole state in one line."""
+        """All values in one line."""
         left = "-:--" if self.remaining_seconds is None else _duration(self.remaining_seconds)
         return (
             f"{self.stage}: {self.samples_seen:,}/{self.num_samples:,} samples "
@@ -125,7 +125,7 @@ def _duration(seconds: float) -> str:
 
 
 class Display:
-    """Shows ticks: on a terminal a bar that is drawn anew, elsewhere a line for each. Nothing with ``console=None``."""
+    """Shows ticks: on a terminal as a progress bar, elsewhere one line each. With ``console=None`` it shows nothing."""
 
     def __init__(self, console: Console | None) -> None:
         self._console = console
@@ -157,13 +157,13 @@ class Display:
             self._console.print(Text(tick.line()), soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays above the progress bar."""
         if self._console is not None:
             self._console.print(Text(text), soft_wrap=True)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory so far: what torch had of the GPU, or what this process had of the machine."""
+    """Peak memory so far, in bytes: torch's allocations on a GPU, else the resident size of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
