@@ -1,8 +1,8 @@
-"""Adaptive augmentation: random changes of what a discriminator sees, and how probable they are.
+"""Adaptive augmentation: random transforms of the discriminator's input, and the rule for their probability p.
 
-Equations: StyleGAN2-ADA (arXiv:2006.06676): the transforms and their distributions in appendix B, the rule for p in
-section 3.1. Geometry is one resampling (bilinear, reflected at the edges) without the paper's oversampling; flips, quarter
-turns and shifts by whole pixels lose nothing in it. Colours are one matrix.
+Equations: StyleGAN2-ADA (arXiv:2006.06676): transforms and distributions from appendix B, the rule for p from section 3.1. All geometric
+transforms are one resampling (bilinear, edges reflected) without the paper's oversampling; flips, quarter turns and shifts by whole
+pixels are exact. All colour transforms are one matrix.
 
 Shape suffixes: B clips or pictures, T frames, C = 3 colours, H W rows and columns, 3x3 and 4x4 homogeneous matrices.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional
 from pipeline.settings import Settings
 
 SHIFT_SHARE = 0.125
-"""Of the side: the largest whole shift, and the deviation of the other one."""
+"""Share of the side: the largest shift by whole pixels, and the standard deviation of the other shift."""
 SCALE_LOG_DEVIATION = 0.2 * math.log(2)
 BRIGHTNESS_DEVIATION = 0.2
 CONTRAST_LOG_DEVIATION = 0.5 * math.log(2)
@@ -30,43 +30,43 @@ CUTOUT_SHARE = 0.5
 
 
 class AdaSettings(Settings):
-    """Which transforms there are: each happens with p times its number here. 0 leaves it out."""
+    """The probability of each transform, as a multiple of p. 0: the transform is left out."""
 
     flip: float = Field(1.0, ge=0, le=1)
     """Left to right, half of the time."""
     quarter_turn: float = Field(1.0, ge=0, le=1)
     """By 0, 90, 180 or 270 degrees."""
     whole_shift: float = Field(1.0, ge=0, le=1)
-    """By whole pixels, at most an eighth of the side."""
+    """By whole pixels, up to an eighth of the side."""
     scale: float = Field(1.0, ge=0, le=1)
-    """The same along both axes, log-normal."""
+    """By one log-normal factor along both axes."""
     turn: float = Field(1.0, ge=0, le=1)
     """By any angle, once before and once after ``stretch``."""
     stretch: float = Field(1.0, ge=0, le=1)
-    """Wider and lower, or narrower and higher, log-normal."""
+    """By a log-normal factor: wider and lower, or narrower and higher."""
     shift: float = Field(1.0, ge=0, le=1)
-    """By any number of pixels, normal, its deviation an eighth of the side."""
+    """By a normal number of pixels, with a standard deviation of an eighth of the side."""
     brightness: float = Field(1.0, ge=0, le=1)
-    """Added to all colours."""
+    """A normal number is added to all colours."""
     contrast: float = Field(1.0, ge=0, le=1)
-    """All colours multiplied, log-normal."""
+    """All colours are multiplied by a log-normal factor."""
     luma_flip: float = Field(1.0, ge=0, le=1)
-    """Light and dark exchanged, hue kept, half of the time."""
+    """Light and dark are exchanged, hue stays, half of the time."""
     hue: float = Field(1.0, ge=0, le=1)
-    """Colours turned around the grey axis by any angle."""
+    """Colours are turned around the grey axis by any angle."""
     saturation: float = Field(1.0, ge=0, le=1)
-    """Distance from grey multiplied, log-normal."""
+    """The distance from grey is multiplied by a log-normal factor."""
     noise: float = Field(0.0, ge=0, le=1)
-    """Normal noise on every pixel, of its own in every frame."""
+    """Normal noise on every pixel, different in every frame."""
     cutout: float = Field(0.0, ge=0, le=1)
     """A grey square of half the side, anywhere."""
 
 
 def augment(pictures: Tensor, p: float, settings: AdaSettings) -> Tensor:
-    """Pictures (B, 3, H, W) or clips (B, T, 3, H, W), -1..1, changed; every frame of a clip in the same way.
+    """Augments pictures (B, 3, H, W) or clips (B, T, 3, H, W), -1..1. All frames of a clip are changed in the same way.
 
-    Differentiable (once: resampling has no second derivative in torch). With ``p`` 0 the input itself comes back. Draws
-    from torch's CPU generator. The result may leave -1..1.
+    Differentiable once: torch's resampling has no second derivative. With ``p`` 0 it returns the input itself. Random numbers come from
+    torch's CPU generator. The result may leave -1..1.
     """
     if p <= 0 or not len(pictures):
         return pictures
@@ -82,9 +82,9 @@ def augment(pictures: Tensor, p: float, settings: AdaSettings) -> Tensor:
 
 
 def draw_geometry(batch: int, p: float, settings: AdaSettings, side: int) -> Tensor:
-    """(B, 3, 3): where each point of the new picture lies in the old one. The middle is 0, the edges are -1 and 1, y goes down.
+    """(B, 3, 3): maps points of the new picture to points of the old one. The middle is 0, the edges are -1 and 1, y points down.
 
-    ``side`` is in pixels: a pixel is 2 / side wide.
+    ``side`` is in pixels; a pixel is 2 / side wide.
     """
     matrix = torch.eye(3).repeat(batch, 1, 1)
 
@@ -99,7 +99,7 @@ def draw_geometry(batch: int, p: float, settings: AdaSettings, side: int) -> Ten
     with_chance(p * settings.whole_shift, _shift(shift_B2))
     size = torch.exp(torch.randn(batch) * SCALE_LOG_DEVIATION)
     with_chance(p * settings.scale, _scaling(1 / size, 1 / size))
-    # two turns, each so often that neither happens with probability 1 - p
+    # two turns, each with such a probability that neither happens with probability 1 - p
     turn_chance = 1 - math.sqrt(1 - min(1.0, p * settings.turn))
     with_chance(turn_chance, _turn(_angle(batch)))
     size = torch.exp(torch.randn(batch) * SCALE_LOG_DEVIATION)
@@ -110,7 +110,7 @@ def draw_geometry(batch: int, p: float, settings: AdaSettings, side: int) -> Ten
 
 
 def draw_colours(batch: int, p: float, settings: AdaSettings) -> Tensor:
-    """(B, 4, 4): what (red, green, blue, 1) is multiplied with."""
+    """(B, 4, 4): matrices that multiply the column (red, green, blue, 1)."""
     identity = torch.eye(4)
     matrix = identity.repeat(batch, 1, 1)
     grey = torch.tensor([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
@@ -135,7 +135,7 @@ def draw_colours(batch: int, p: float, settings: AdaSettings) -> Tensor:
 
 
 def apply_geometry(clips_BTCHW: Tensor, matrix_B33: Tensor) -> Tensor:
-    """The clips as ``draw_geometry`` says; those that do not move come back exactly as they were."""
+    """Resamples the clips with the matrices of ``draw_geometry``. Clips with the identity are returned unchanged."""
     moves_B = (matrix_B33 != torch.eye(3)).flatten(1).any(1)
     if not bool(moves_B.any()):
         return clips_BTCHW
@@ -149,7 +149,7 @@ def apply_geometry(clips_BTCHW: Tensor, matrix_B33: Tensor) -> Tensor:
 
 
 def apply_colours(clips_BTCHW: Tensor, matrix_B44: Tensor) -> Tensor:
-    """The clips with every pixel (r, g, b, 1) multiplied; those with the identity come back exactly as they were."""
+    """Multiplies every pixel (r, g, b, 1) with the matrices of ``draw_colours``. Clips with the identity are returned unchanged."""
     changes_B = (matrix_B44 != torch.eye(4)).flatten(1).any(1)
     if not bool(changes_B.any()):
         return clips_BTCHW
@@ -207,7 +207,7 @@ def _turn(angle_B: Tensor) -> Tensor:
 
 
 def _quarter_turn(number_B: Tensor) -> Tensor:
-    """Exact zeros and ones, which sines would not give."""
+    """(B, 3, 3): rotations by multiples of 90 degrees, with exact zeros and ones, which sin and cos do not give."""
     cosine = torch.tensor([1.0, 0.0, -1.0, 0.0])[number_B]
     sine = torch.tensor([0.0, 1.0, 0.0, -1.0])[number_B]
     return _matrix(len(number_B), 3, m00=cosine, m01=-sine, m10=sine, m11=cosine)
@@ -224,10 +224,10 @@ def _hue(angle_B: Tensor) -> Tensor:
 
 
 def next_p(p: float, mean_sign: float, target: float, num_pictures: int, pictures_to_one: float) -> float:
-    """The new probability: up where the discriminator is too sure of real pictures, down where it is not; 0..1.
+    """The new probability, 0..1: raised if the discriminator is too sure of real pictures, lowered if it is not.
 
-    ``mean_sign`` is r_t = E[sign(D(real))] of the last ``num_pictures``, which alone would bring p from 0 to 1 were they
-    ``pictures_to_one`` (section 3.1, which leaves p unlimited above; here 1 is the most).
+    ``mean_sign`` is r_t = E[sign(D(real))] over the last ``num_pictures`` pictures. p changes by ``num_pictures / pictures_to_one``
+    (section 3.1; there p has no upper limit, here it is 1).
     """
     step = num_pictures / pictures_to_one
     direction = (mean_sign > target) - (mean_sign < target)

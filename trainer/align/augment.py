@@ -1,14 +1,13 @@
-"""The augmented view of a sound: a crop of it, mixed with a quieter neighbour, its mel masked.
+"""The augmented view of a sound: a crop of it, mixed with a quieter neighbour, with masks on its mel.
 
-What is drawn for a sample depends on the seed, the number of samples seen and the sample's key, and on nothing else: a
-resumed fit and one on another number of ranks draw the same. In order:
+The random choices for a sample depend only on the seed, the number of samples seen and the sample's key. A resumed fit, and a fit on
+another number of ranks, make the same choices. In order:
 
-1. *crop*: a stretch of the sound, of a random share of its length, is moved to the start; silence follows it.
-2. *mix*: with some probability the sound of the neighbour in the batch (samples 0 and 1, 2 and 3, ...) is added, uncropped,
-   scaled so that its RMS power lies a random number of decibels below the crop's. A gain of its own would change nothing:
-   a mel is relative to its maximum, so gains only count between sounds that are mixed.
-3. *masks* on the mel (SpecAugment, Park et al. 2019): some bands of mels and some stretches of time are put to 0, the
-   floor of the scale.
+1. *crop*: a random part of the sound is moved to the start; silence follows it.
+2. *mix*: with some probability the uncropped sound of the neighbour in the batch (samples 0 and 1, 2 and 3, ...) is added. Its RMS
+   level is a random number of decibels below the crop's. A gain on the sound itself would change nothing: a mel is relative to its
+   own maximum, so that only the ratio of two mixed sounds matters.
+3. *masks* on the mel (SpecAugment, Park et al. 2019): some bands and some spans of time are set to 0, the lowest value.
 
 Shape suffixes: B sounds, N samples, M mel bands, T mel frames.
 """
@@ -33,17 +32,17 @@ class AugmentSettings(Settings):
     """How far the augmented view of a sound may be from the sound."""
 
     num_masks: int = Field(2, ge=0)
-    """Masks over mels, and as many over time."""
+    """Number of masks over mel bands, and number of masks over time."""
     max_mel_mask: float = Field(0.15, ge=0, le=1)
-    """Largest share of the mel bands in one mask; shares are drawn evenly from 0 up to it."""
+    """Largest share of the mel bands in one mask; the share is drawn uniformly from 0 to it."""
     max_time_mask: float = Field(0.30, ge=0, le=1)
     """Largest share of the mel frames in one mask."""
     min_crop: float = Field(0.5, gt=0, le=1)
     """Smallest share of the sound that a crop keeps. 1: no crops."""
     mix_probability: float = Field(0.5, ge=0, le=1)
-    """How often a sound is mixed with its neighbour in the batch."""
+    """Probability that a sound is mixed with its neighbour in the batch."""
     mix_below_db: tuple[float, float] = (6.0, 20.0)
-    """How far the neighbour's RMS lies below the sound's own, in dB: drawn evenly between the two numbers."""
+    """Distance of the neighbour's RMS level below the sound's own, in dB; drawn uniformly between the two numbers."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSettings:
@@ -54,20 +53,20 @@ class AugmentSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class AugmentChoices:
-    """What chance decided for one sample. Places and widths are shares of what is there, 0..1."""
+    """The random choices for one sample. Widths are shares of the whole, places are shares of the possible starts, all 0..1."""
 
     crop: tuple[float, float]
-    """Share kept, and place of it among the possible ones."""
+    """Width and place of the crop."""
     below_db: float | None
-    """Level of the neighbour. None: not mixed."""
+    """Distance of the neighbour's level below the crop's, in dB. None: not mixed."""
     mel_masks: tuple[tuple[float, float], ...]
-    """Width as a share of the mel bands, place among the possible ones."""
+    """Width and place of each mask over mel bands."""
     time_masks: tuple[tuple[float, float], ...]
-    """Width as a share of the frames, place among the possible ones."""
+    """Width and place of each mask over mel frames."""
 
 
 def draw(settings: AugmentSettings, *identity: object) -> AugmentChoices:
-    """The same for the same ``identity``: seed, samples seen, dataset, key."""
+    """The choices for ``identity`` (seed, samples seen, dataset, key); the same for the same identity."""
     rng = np.random.default_rng(int(stable_hash("augment", *identity), 16))
 
     def masks(most: float) -> tuple[tuple[float, float], ...]:
@@ -81,7 +80,7 @@ def draw(settings: AugmentSettings, *identity: object) -> AugmentChoices:
 
 
 def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], draws: Sequence[AugmentChoices]) -> Tensor:
-    """Crops and mixes, (B, N); ``num_real_B`` are the samples that are sound, the rest of a row is padding."""
+    """The sounds (B, N), cropped and mixed. The first ``num_real_B`` samples of a row are sound, the rest is padding."""
     changed_BN = torch.zeros_like(sounds_BN)
     for index, (one, num_real) in enumerate(zip(draws, num_real_B, strict=True)):
         share, place = one.crop
@@ -94,13 +93,15 @@ def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], draws: Sequen
             continue
         other = sounds_BN[neighbour, : num_real_B[neighbour]]
         level, other_level = crop.square().mean().sqrt(), other.square().mean().sqrt()
-        gain = 10 ** (-one.below_db / 20) * level / other_level.clamp_min(1e-8)  # silence has nothing to add
+        gain = (
+            10 ** (-one.below_db / 20) * level / other_level.clamp_min(1e-8)
+        )  # the clamp keeps a silent neighbour at 0
         changed_BN[index, : len(other)] += gain * other
     return changed_BN
 
 
 def mask_mels(mels_BMT: Tensor, draws: Sequence[AugmentChoices]) -> None:
-    """Puts the drawn bands and stretches to 0, in place."""
+    """Sets the masked bands and frames to 0, in place."""
     for mel_MT, one in zip(mels_BMT, draws, strict=True):
         for width, place in one.mel_masks:
             mel_MT[_masked(mel_MT.shape[0], width, place)] = 0
@@ -111,7 +112,7 @@ def mask_mels(mels_BMT: Tensor, draws: Sequence[AugmentChoices]) -> None:
 def augmented_mels(
     batch: Batch, front_end: LogMel, settings: AugmentSettings, device: torch.device, *identity: object
 ) -> Tensor:
-    """(B, M, T) of the batch's sounds, changed as :func:`draw` says for ``identity``, the dataset and the key of each."""
+    """The mels (B, M, T) of the augmented sounds of a batch. :func:`draw` gets ``identity``, and each sample's dataset and key."""
     draws = [draw(settings, *identity, dataset, key) for dataset, key in zip(batch.datasets, batch.keys, strict=True)]
     sounds_BN = batch.sounds_BN.to(device)
     rate_hz = front_end.config.sample_rate_hz

@@ -24,7 +24,7 @@ def initial_log_scale() -> float:
 
 
 def clamp_log_scale(log_scale: Tensor) -> None:
-    """Hold the learned scale at 1..100, in place; after every optimizer step."""
+    """Limits the learned scale to 1..100, in place. Call it after every optimizer step."""
     with torch.no_grad():
         log_scale.clamp_(0.0, math.log(MAX_SCALE))
 
@@ -41,10 +41,10 @@ def cross_entropy_of_positives(logits_MK: Tensor, positives_MK: Tensor) -> Tenso
 
 
 def symmetric_info_nce(left_ND: Tensor, right_ND: Tensor, scale: Tensor, positives_NN: Tensor | None = None) -> Tensor:
-    """Half the sum of the loss above from left to right and from right to left (CLIP, figure 3).
+    """Mean of :func:`cross_entropy_of_positives` from left to right and from right to left (CLIP, Radford et al. 2021, figure 3).
 
-    Logits are ``scale * cosine``; rows need not have length 1, but none may be zero. ``positives_NN[i, j]`` says that
-    right row j fits left row i, and must hold its diagonal. None: only the rows of one index fit each other. No rows: 0.
+    Logits are ``scale * cosine``. Rows need not have length 1, but must not be zero. ``positives_NN[i, j]``: right row j is a positive
+    of left row i; its diagonal must be true. None: only rows with the same index are positives. Without rows the loss is 0.
     """
     if left_ND.shape[0] == 0:
         return (left_ND.sum() + right_ND.sum()) * scale * 0.0
@@ -58,7 +58,7 @@ def symmetric_info_nce(left_ND: Tensor, right_ND: Tensor, scale: Tensor, positiv
 
 
 def sharing(groups: Sequence[frozenset[Hashable]]) -> Tensor:
-    """(N, N) bool: whether two samples have any group in common (a label, a text). The diagonal is true."""
+    """(N, N) bool: whether two samples have a group (a label, a text) in common. The diagonal is true."""
     num = len(groups)
     together = torch.eye(num, dtype=torch.bool)
     members: dict[Hashable, list[int]] = {}

@@ -26,15 +26,15 @@ OPENAI = "openai"
 
 
 class PartnerSettings(Settings):
-    """The picture and text encoder whose space the sound network learns, in the words of a build recipe's ``encoders``."""
+    """The picture and text encoder whose space the sound network learns. Fields are named as in ``encoders`` of a build recipe."""
 
     picture_model: str = "ViT-B-32-quickgelu"
-    """Name of an open_clip model, or hearscape-small for the one in the package, which knows a few classes and no captions."""
+    """Name of an open_clip model, or hearscape-small for the packaged encoder, which knows a few classes and no captions."""
     picture_weights: str | None = None
-    """The model's weights: a pretrained tag of open_clip, a path, or a URL with its SHA-256. None: those in the package for
-    hearscape-small, for any other model its tag openai."""
+    """Weights of the model: a pretrained tag of open_clip, a path, or a URL with its SHA-256. None: the packaged weights for
+    hearscape-small, the tag openai for any other model."""
     picture_sha256: Sha256 | None = None
-    """SHA-256 of the weights' file. None: not checked; a URL needs one."""
+    """SHA-256 of the file of weights. None: not checked; required for a URL."""
     batch_size: int = Field(256, ge=1)
     """Pictures or texts that are embedded at once."""
 
@@ -43,7 +43,7 @@ class PartnerSettings(Settings):
         if self.is_packaged and self.picture_weights is not None:
             raise ValueError(f"{SMALL_MODEL} takes no picture_weights: they are in the package")
         if self.picture_weights is not None and is_url(self.picture_weights) and self.picture_sha256 is None:
-            raise ValueError("picture_weights is a URL: give picture_sha256, so that the weights cannot change unseen")
+            raise ValueError("picture_weights is a URL: give picture_sha256, so that changed weights are refused")
         return self
 
     @property
@@ -52,7 +52,7 @@ class PartnerSettings(Settings):
 
 
 class Partner(Protocol):
-    """Pictures and texts to unit vectors in one space, without gradient."""
+    """Maps pictures and texts to unit vectors in one space, without gradient."""
 
     encoder_id: str
     width: int
@@ -65,10 +65,10 @@ class Partner(Protocol):
 
 
 class OpenClipPartner:
-    """An open_clip model that takes its frames as a tensor: prepared on its device, not picture by picture through Pillow.
+    """An open_clip model that takes frames as one tensor and prepares them on its device, instead of one by one with Pillow.
 
-    For square frames that is what the encoder itself does (resize with antialiasing, round to 8 bits, normalise), but
-    for rounding: cosines with its own embeddings are above 0.999.
+    For square frames the steps are those of the encoder (resize with antialiasing, round to 8 bits, normalise). Only rounding differs:
+    cosines with the encoder's own embeddings are above 0.999.
     """
 
     def __init__(self, encoder: PictureEncoder) -> None:
@@ -90,8 +90,8 @@ class OpenClipPartner:
             return torch.zeros(0, self.width, device=running.device)
         rows = []
         with torch.no_grad(), running_autocast(running):
-            for some_NCHW in torch.split(frames_BTCHW.flatten(0, 1), running.batch_size):
-                rows.append(self.encoder.model.encode_image(self._prepared(some_NCHW.to(running.device))).float())
+            for part_NCHW in torch.split(frames_BTCHW.flatten(0, 1), running.batch_size):
+                rows.append(self.encoder.model.encode_image(self._prepared(part_NCHW.to(running.device))).float())
         rows_BTD = unit_rows(torch.cat(rows), self.encoder_id).view(num_samples, num_frames, -1)
         return functional.normalize(rows_BTD.mean(1), dim=1)
 
@@ -120,7 +120,7 @@ class OpenClipPartner:
 
 
 class ClipEncoder(Protocol):
-    """What the pipeline asks of a picture encoder."""
+    """A picture encoder of the pipeline."""
 
     encoder_id: str
     width: int
@@ -133,7 +133,7 @@ class ClipEncoder(Protocol):
 
 
 class ClipwisePartner:
-    """Any picture encoder of the pipeline: it takes each sample's frames as one clip, on the CPU."""
+    """Any picture encoder of the pipeline. It embeds the frames of a sample as one clip, on the CPU."""
 
     def __init__(self, encoder: ClipEncoder, device: torch.device) -> None:
         self.encoder, self._device = encoder, device
@@ -151,12 +151,12 @@ class ClipwisePartner:
 
 
 def running_autocast(running: ComputeOptions) -> torch.autocast:
-    """The precision of an encoder, for code that runs its network itself."""
+    """The autocast context for an encoder's precision, for code that calls the encoder's network itself."""
     return torch.autocast(running.device.type, dtype=torch.bfloat16, enabled=running.precision == "bf16")
 
 
 def check_partner(settings: PartnerSettings, field: str) -> None:
-    """Raises EncoderError for what shows without loading: a model or weights that are not there. Fetches nothing."""
+    """Raises EncoderError for a model or weights that do not exist. Loads and fetches nothing."""
     if settings.is_packaged:
         check_settings(EncoderPairSettings(), field)
     else:
@@ -167,7 +167,7 @@ def check_partner(settings: PartnerSettings, field: str) -> None:
 def load_partner(
     settings: PartnerSettings, device: torch.device, precision: Literal["fp32", "bf16"], field: str
 ) -> Partner:
-    """Fetches the weights if they are not there, and loads them. Raises EncoderError when that cannot be done."""
+    """Loads the encoder; fetches its weights first if they are not on disk. Raises EncoderError when that fails."""
     if settings.is_packaged:
         return ClipwisePartner(load_pair(EncoderPairSettings(), field=field).picture, device)
     model, weights = settings.picture_model, settings.picture_weights or OPENAI

@@ -1,13 +1,13 @@
-"""Losses over more samples than a network can hold at once (gradient caching, Gao et al. 2021).
+"""Gradients of a loss over more samples than fit into memory with their activations (gradient caching, Gao et al. 2021).
 
-A contrastive loss needs the embeddings of the whole batch, and a network's memory goes with the samples that it keeps
-activations of. So: embed every micro-batch without keeping anything, take the loss of all the embeddings and its gradient
-with respect to them, then run each micro-batch again, with activations, and pass its part of that gradient on. What comes
-out is the gradient of the whole batch at once, for one more forward pass.
+A contrastive loss needs the embeddings of the whole batch, and activations need memory for every sample. Therefore: embed every
+micro-batch without activations; compute the loss of all embeddings and its gradient with respect to them; then run each micro-batch
+again, with activations, and pass on its part of that gradient. The result is the gradient of the whole batch, at the cost of a second
+forward pass.
 
-That holds for networks that treat every sample alone. BatchNorm in training takes its statistics from one micro-batch: the
-gradients are then those of the whole loss with each micro-batch normalised by itself, and the running statistics are
-updated once for each micro-batch, in the first pass. Layers that draw random numbers draw the same ones in both passes.
+This is exact for networks that treat every sample alone. BatchNorm in training normalises each micro-batch by itself: the gradients
+are then those of the loss with that normalisation, and the running statistics are updated once for each micro-batch, in the first
+pass. Layers with random numbers get the same numbers in both passes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def backward_through(
     loss_of: Callable[[Tensor], Tensor],
     no_rows: Tensor,
 ) -> Tensor:
-    """Puts the gradient of ``loss_of(embeddings of all ranks)`` into the parameters; returns the loss, detached.
+    """Adds the gradient of ``loss_of(embeddings of all ranks)`` to the parameters; returns the loss, detached.
 
-    ``embed`` runs ``network``. With several ranks each calls this with its own micro-batches (there may be none:
-    ``no_rows`` are embeddings of zero samples), computes the same loss, and gets the gradient by way of its own samples:
-    the gradients' sum over ranks is the whole one. Other parameters inside ``loss_of`` get the whole gradient on every rank.
+    ``embed`` runs ``network``. Each rank calls this with its own micro-batches, of which there may be none; ``no_rows`` is the
+    embedding of 0 samples. Every rank computes the same loss, and the gradient through its own samples: the sum over ranks is the
+    gradient of the whole batch. Other parameters inside ``loss_of`` get the whole gradient on every rank.
     """
     outputs: list[Tensor] = []
     states: list[tuple[Tensor, Tensor | None]] = []
@@ -83,7 +83,7 @@ def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device)
 
 @contextmanager
 def _statistics_held(network: nn.Module) -> Iterator[None]:
-    """Buffers (BatchNorm's running statistics) are put back after the block: the first pass has counted these samples."""
+    """Restores the buffers (BatchNorm's running statistics) after the block: the first pass has counted these samples already."""
     saved = [buffer.clone() for buffer in network.buffers()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is said of a sample: its caption, or its class in a sentence. And the embeddings of such texts, each made once."""
+"""The text of a sample (its caption, or a sentence with its class), and a cache of the embeddings of texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.schema import unit_interval
 from trainer.align.frozen_encoders import Partner
 
 MAX_KEPT = 200_000
-"""Texts whose embeddings are kept: 400 MB at width 512. Above it, all are forgotten and made anew when they come."""
+"""Largest number of cached embeddings, 400 MB at width 512. When more are needed, the cache is emptied."""
 
 
 def words(label: str) -> str:
@@ -24,7 +24,7 @@ def words(label: str) -> str:
 def sample_text(
     labels: Sequence[str], caption: str | None, templates: Sequence[str], use_captions: bool, *identity: object
 ) -> str | None:
-    """The caption, else a template with one of the labels; which ones depends on ``identity`` alone. None: nothing is known."""
+    """The caption, else a template with one of the labels. ``identity`` alone decides which template and label. None: no text."""
     if use_captions and caption and caption.strip():
         return caption.strip()
     if not labels:
@@ -35,7 +35,7 @@ def sample_text(
 
 
 class TextEmbeddings:
-    """Embeddings of texts by a frozen encoder, kept by their text."""
+    """Embeddings of texts by a frozen encoder, cached by text."""
 
     def __init__(self, partner: Partner, device: torch.device) -> None:
         self._partner, self._device = partner, device
@@ -54,12 +54,13 @@ class TextEmbeddings:
         return torch.stack(chosen) if chosen else torch.zeros(0, self._partner.width, device=self._device)
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        # on a CPU each text alone, so that no text's numbers depend on what was kept already: a resumed fit is the same fit
+        # On a CPU each text is embedded alone: a batch changes the last bits, and its texts depend on the cache. A resumed fit starts
+        # with an empty cache, and must compute the same numbers.
         groups = [[text] for text in texts] if self._device.type == "cpu" else [list(texts)]
-        return torch.from_numpy(np.concatenate([self._partner.embed_texts(some) for some in groups])).to(self._device)
+        return torch.from_numpy(np.concatenate([self._partner.embed_texts(group) for group in groups])).to(self._device)
 
     def classes(self, labels: Iterable[str], templates: Sequence[str]) -> Mapping[str, Tensor]:
-        """(D,) for each class: the direction of the mean over all templates."""
+        """Class -> (D,): the normalised mean over all templates."""
         return {
             label: functional.normalize(self.rows([t.format(words(label)) for t in templates]).mean(0), dim=0)
             for label in sorted(set(labels))

@@ -1,4 +1,4 @@
-"""How well sounds and pictures find each other: retrieval, zero-shot classes, matched against mismatched pairs.
+"""Measures of an aligned sound encoder: retrieval of pictures by sounds and back, zero-shot classes, AUC of matched against wrong pairs.
 
 Shape suffixes: N samples, D width of the space, C classes.
 """
@@ -19,10 +19,10 @@ TIE = 1e-5
 
 
 def recalls(queries_ND: Tensor, candidates_ND: Tensor, ranks: Sequence[int] = RANKS) -> dict[int, float]:
-    """R@k: the share of queries whose own candidate (the one of its index) is among the k of highest cosine.
+    """R@k: the share of queries whose own candidate (same index) is among the k candidates with the highest cosine.
 
-    By chance it is k / N. A candidate that ties with the own one, to within the rounding of float32, counts as before it: embeddings
-    that are all the same find nothing. k above N counts as N.
+    Chance is k / N. A candidate that ties with the own one, within the rounding of float32, ranks before it, so that equal embeddings
+    score 0. k above N counts as N.
     """
     cosines_NN = functional.normalize(queries_ND, dim=1) @ functional.normalize(candidates_ND, dim=1).T
     own_N1 = cosines_NN.diagonal().unsqueeze(1)
@@ -33,7 +33,7 @@ def recalls(queries_ND: Tensor, candidates_ND: Tensor, ranks: Sequence[int] = RA
 def zero_shot_accuracy(
     sounds_ND: Tensor, prompts_CD: Tensor, classes: Sequence[str], labels: Sequence[Sequence[str]]
 ) -> float | None:
-    """Share of the labelled sounds whose nearest class prompt is one of their labels. None: no sound has a label."""
+    """Share of the labelled sounds whose nearest class prompt is one of their labels. None: no sound has a label among ``classes``."""
     names = set(classes)
     rows = [index for index, own in enumerate(labels) if names.intersection(own)]
     if not rows:
@@ -45,9 +45,9 @@ def zero_shot_accuracy(
 
 
 def mismatched(sources: Sequence[str], labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
-    """(N, N): the pairs that do not belong together, of different sources that share no label.
+    """(N, N) bool: the pairs that do not belong together, of different sources without a common label.
 
-    Two samples without labels are only told apart by their sources.
+    For samples without labels only the sources are compared.
     """
     names = np.array(sources, dtype=np.str_)
     apart: NDArray[np.bool_] = names[:, None] != names[None, :]
@@ -80,15 +80,15 @@ def retrieval_measures(
     sources: Sequence[str],
     labels: Sequence[Sequence[str]],
 ) -> dict[str, float]:
-    """Every measure by name; one that cannot be taken (no labels, no mismatched pairs) is not there.
+    """All measures by name. A measure that cannot be computed (no labels, no mismatched pairs) is left out.
 
-    ``prompts`` holds the embedding (D,) of every class.
+    ``prompts`` maps every class to its embedding (D,).
     """
     measures: dict[str, float] = {"num_samples": float(len(sounds_ND))}
     if not len(sounds_ND):
         return measures
-    for name, found in (("picture", recalls(sounds_ND, pictures_ND)), ("sound", recalls(pictures_ND, sounds_ND))):
-        measures |= {f"{name}_recall_at_{k}": share for k, share in found.items()}
+    for name, by_rank in (("picture", recalls(sounds_ND, pictures_ND)), ("sound", recalls(pictures_ND, sounds_ND))):
+        measures |= {f"{name}_recall_at_{k}": share for k, share in by_rank.items()}
     if prompts:
         classes = sorted(prompts)
         accuracy = zero_shot_accuracy(sounds_ND, torch.stack([prompts[name] for name in classes]), classes, labels)

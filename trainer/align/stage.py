@@ -45,7 +45,7 @@ NAME = "align"
 
 
 class Align(Learner):
-    """The stage: network, temperature and optimizer, and what a step and a validation need. Making one loads the partner."""
+    """The stage: sound network, temperature, optimizer, step and validation. The constructor loads the frozen encoder."""
 
     name = NAME
 
@@ -86,12 +86,12 @@ class Align(Learner):
     # one step
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Learns from one batch of all ranks; its measures, or none where no rank has a sample.
+        """Learns from one batch of all ranks. Returns its measures; empty if no rank has a sample.
 
-        Raises FitError for a loss or gradient that is not finite; all is then as before.
+        Raises FitError for a loss or gradient that is not finite; the stage is then unchanged.
         """
         settings, before = self.settings, self.samples_seen
-        # everything random in a step comes from here: nothing of it needs to be in a checkpoint
+        # all that is random in a step follows from this seed, so that a checkpoint needs no random state
         torch.manual_seed(
             int(stable_hash("step", self.run.settings.seed, before, self.run.fabric.global_rank, length=15), 16)
         )
@@ -137,7 +137,7 @@ class Align(Learner):
         return {"loss": float(loss), **terms, "scale": scale, "gradient_norm": length, "learning_rate": rate}
 
     def _views(self, batch: Batch) -> Tensor:
-        """(B, 2, M, T): each sound's mel, and that of its augmented view. A function of the seed and the samples alone."""
+        """(B, 2, M, T): the mel of each sound, and of its augmented view. Depends on the seed and the samples only."""
         if not len(batch):
             return torch.zeros(0, 2, self.made.mel.num_mels, self.made.num_frames, device=self.device)
         identity = (self.run.settings.seed, self.samples_seen)
@@ -145,7 +145,7 @@ class Align(Learner):
         return torch.stack([self._mels(batch), changed_BMT], dim=1)
 
     def _mels(self, batch: Batch) -> Tensor:
-        """(B, M, T) on the device: the reader's, or made here where it made none."""
+        """(B, M, T) on the device: from the reader, or computed here if the reader gives none."""
         if not len(batch.sounds_BN):
             return torch.zeros(0, self.made.mel.num_mels, self.made.num_frames, device=self.device)
         if batch.mels_BMT is not None:
@@ -162,7 +162,7 @@ class Align(Learner):
         return rows.float().view(-1, 2, self.made.width)
 
     def _targets(self, batch: Batch) -> Targets:
-        """What the sounds of all ranks are held against."""
+        """The pictures, texts and labels of all ranks that the sounds are compared with."""
         settings, identity = self.settings, (self.run.settings.seed, self.samples_seen)
         samples = zip(batch.labels, batch.captions, batch.datasets, batch.keys, strict=True)
         texts = [
@@ -171,13 +171,14 @@ class Align(Learner):
         ]
         pictures_ND, _ = gather_rows(self.partner.embed_frames(batch.frames_BTCHW))
         texts_ND, _ = gather_rows(self.texts.rows(texts if settings.text_weight else [None] * len(texts)))
-        described = gather_items(list(zip(batch.labels, texts, strict=True)))
-        return Targets(pictures_ND, texts_ND, [labels for labels, _ in described], [text for _, text in described])
+        labels_and_texts = gather_items(list(zip(batch.labels, texts, strict=True)))
+        all_labels, all_texts = [labels for labels, _ in labels_and_texts], [text for _, text in labels_and_texts]
+        return Targets(pictures_ND, texts_ND, all_labels, all_texts)
 
     def _gradient_length(self) -> float:
-        """Adds the gradients up over ranks, shortens them if they are too long, and returns their length before that."""
+        """Sums the gradients over ranks, clips them to ``max_gradient_norm``, and returns their norm before the clipping."""
         add_over_ranks(gradients_of(self.network.parameters()))
-        average_over_ranks(gradients_of([self.log_scale]))  # every rank has the whole of it already
+        average_over_ranks(gradients_of([self.log_scale]))  # every rank has computed the whole gradient
         average_over_ranks([buffer for buffer in self.network.buffers() if buffer.is_floating_point()])
         parameters = [*self.network.parameters(), self.log_scale]
         most = self.settings.max_gradient_norm
@@ -186,7 +187,7 @@ class Align(Learner):
     # validation
 
     def validate(self) -> dict[str, float]:
-        """Retrieval, zero-shot classes and AUC on the validation split. Empty where the datasets have none."""
+        """Retrieval, zero-shot accuracy and AUC on the validation split. Empty if the datasets have no such split."""
         if self._validation is None:
             mixes = self.run.mixes("validation")
             if not mixes:
@@ -198,7 +199,7 @@ class Align(Learner):
         value = measures.get(self.settings.best_by)
         if value is None:
             logger.warning(
-                "the validation split gives no %s: the last network stands for the best", self.settings.best_by
+                "the validation split gives no %s: the last network is kept as the best", self.settings.best_by
             )
         if value is not None and (self.best is None or value > self.best):
             self.best = value
@@ -207,34 +208,37 @@ class Align(Learner):
         return measures
 
     def measure(self, reader: Reader) -> dict[str, float]:
-        """The measures over one epoch of a reader, or its first ``validation_samples``."""
+        """The measures over one epoch of a reader, or over its first ``validation_samples``."""
         self.network.eval()
         most = self.settings.validation_samples
         sounds, pictures = [torch.zeros(0, self.made.width)], [torch.zeros(0, self.made.width)]
-        described: list[tuple[str, tuple[str, ...]]] = []
+        sources_and_labels: list[tuple[str, tuple[str, ...]]] = []
         for batch in reader:
             sounds.append(gather_rows(self.embed(batch))[0].cpu())
             pictures.append(gather_rows(self.partner.embed_frames(batch.frames_BTCHW))[0].cpu())
             sources = [f"{name}/{source}" for name, source in zip(batch.datasets, batch.source_ids, strict=True)]
-            described += gather_items(list(zip(sources, batch.labels, strict=True)))
-            if len(described) >= most:
+            sources_and_labels += gather_items(list(zip(sources, batch.labels, strict=True)))
+            if len(sources_and_labels) >= most:
                 break
         return retrieval_measures(
             torch.cat(sounds)[:most],
             torch.cat(pictures)[:most],
             self.prompts,
-            [source for source, _ in described[:most]],
-            [labels for _, labels in described[:most]],
+            [source for source, _ in sources_and_labels[:most]],
+            [labels for _, labels in sources_and_labels[:most]],
         )
 
     def embed(self, batch: Batch) -> Tensor:
-        """The sounds of a batch, (B, D), not normalised, without gradient, in micro-batches; as the network is set to run."""
+        """Embeddings (B, D) of the sounds of a batch, not normalised, without gradient, computed in micro-batches.
+
+        The caller sets the network to train or eval.
+        """
         mels_BMT = self._mels(batch)
         if not len(mels_BMT):
             return torch.zeros(0, self.made.width, device=self.device)
         with torch.no_grad(), self.run.fabric.autocast():
             parts = torch.split(mels_BMT, self._micro_batch_size(mels_BMT))
-            return torch.cat([self.network(some.unsqueeze(1)).float() for some in parts])
+            return torch.cat([self.network(part.unsqueeze(1)).float() for part in parts])
 
     # checkpoints
 
@@ -264,19 +268,19 @@ class Align(Learner):
 
 
 def fit_align(recipe: AlignRecipe, run: Run, display: Display) -> Ended:
-    """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
+    """Runs the stage, from its checkpoint if there is one. Writes ``best.safetensors`` and ``last.safetensors``."""
     source = rank_reader(run.mixes("train"), recipe.reader, run, "train")
     return run_stage(lambda: Align(recipe.align, recipe.reader, run), source, recipe.align, run, display)
 
 
 def _not_finite(samples_seen: int, terms: Mapping[str, float], gradient: float, batch: Batch) -> str:
-    told = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     keys = ", ".join(batch.keys[:3]) or "other ranks"
-    return f"align: the loss is not finite after {samples_seen} samples ({told}, gradient {gradient:.4g}) in the batch of {keys}"
+    return f"align: the loss is not finite after {samples_seen} samples ({values}, gradient {gradient:.4g}) in the batch of {keys}"
 
 
 def check_align(recipe: AlignRecipe) -> None:
-    """Raises UserError for what shows before any weights are loaded."""
+    """Raises UserError for settings that can be refused before any weights are loaded."""
     settings = recipe.align
     check_partner(settings.partner, "align.partner")
     if settings.partner.is_packaged and settings.use_captions and settings.text_weight:
