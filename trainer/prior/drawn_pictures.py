@@ -1,4 +1,4 @@
-"""What the prior stage shows and measures of its generator: grids of samples, and features of real and generated pictures.
+"""Pictures of the prior stage: grids of generated and real pictures, and the features that fidelity compares.
 
 Shape suffixes: N pictures, C = 3 colours, H W rows and columns, F features.
 """
@@ -18,12 +18,12 @@ from trainer.streaming.reader import Reader
 
 STAGE = "prior"
 FIRST_MEASURED_SEED = 1_000_000
-"""Pictures that are measured are others than those of the sample grid."""
+"""First seed of the pictures that are measured; the grid shows the seeds 0, 1, ..."""
 DRAWN_AT_ONCE = 16
 
 
 def write_grid(generator: Generator, num_seeds: int, truncation: float, samples_seen: int, run: Run) -> None:
-    """A grid of the pictures of the seeds 0, 1, ...: ``samples/SEEN.png`` in the stage's folder, and TensorBoard."""
+    """Writes a grid of the pictures of the seeds 0, 1, ... to ``samples/SEEN.png`` in the stage's folder, and to TensorBoard."""
     folder = run.stage_folder(STAGE) / "samples"
     folder.mkdir(exist_ok=True)
     drawn = pictures(generator, range(num_seeds), truncation=truncation, batch_size=DRAWN_AT_ONCE)
@@ -35,11 +35,11 @@ def write_grid(generator: Generator, num_seeds: int, truncation: float, samples_
 def real_features(
     source: Reader | PictureFolder, fidelity: Fidelity, num_pictures: int, num_shown: int, run: Run
 ) -> Tensor:
-    """(N, F): of the first ``num_pictures`` real pictures in the order of the data; the first of them are ``samples/real.png``.
+    """Features (N, F) of the first ``num_pictures`` real pictures. The first ``num_shown`` are written to ``samples/real.png``.
 
     Every rank must call it. ``source`` is read once and closed.
     """
-    found: list[Tensor] = []
+    features: list[Tensor] = []
     shown: list[Tensor] = []
     count = 0
     try:
@@ -48,7 +48,7 @@ def real_features(
             if sum(map(len, shown)) < num_shown:
                 shown.append(frames_NCHW)
             rows_NF, _ = gather_rows(fidelity.features(frames_NCHW))
-            found.append(rows_NF)
+            features.append(rows_NF)
             count += len(rows_NF)
             if count >= num_pictures:
                 break
@@ -58,11 +58,11 @@ def real_features(
         folder = run.stage_folder(STAGE) / "samples"
         folder.mkdir(exist_ok=True)
         write_png(folder / "real.png", grid(torch.cat(shown)[:num_shown].permute(0, 2, 3, 1).contiguous()))
-    return torch.cat(found)[:num_pictures]
+    return torch.cat(features)[:num_pictures]
 
 
 def fake_features(generator: Generator, fidelity: Fidelity, count: int, run: Run) -> Tensor:
-    """(N, F): of ``count`` generated pictures, always of the same seeds; each rank draws its share. Every rank must call it."""
+    """Features (N, F) of ``count`` generated pictures, always of the same seeds. Each rank draws its share; every rank must call it."""
     seeds = range(FIRST_MEASURED_SEED, FIRST_MEASURED_SEED + count)
     own = list(seeds[run.fabric.global_rank :: num_ranks()])
     rows = [torch.zeros(0, fidelity.num_features, device=fidelity.device)]

@@ -1,8 +1,8 @@
-"""How near generated pictures are to real ones: the distance of two sets of pictures, in the features of a fixed network.
+"""Fidelity: the distance between generated and real pictures, in the features of a fixed network.
 
-With Inception's weights at hand the numbers are FID and KID, of the network that torchmetrics has, and can be compared with published ones.
-Without them the features come from convolutions with random weights that are the same everywhere: ``frechet_random`` and
-``kid_random`` tell whether a fit gets better, and compare nothing with any paper.
+With Inception's weights the numbers are FID and KID on torchmetrics' network, which can be compared with published ones. Without them
+the features come from convolutions with fixed random weights: ``frechet_random`` and ``kid_random`` show whether a fit improves, but
+cannot be compared with any paper.
 
 Shape suffixes: N pictures, C = 3 colours, H W rows and columns, F features.
 """
@@ -29,27 +29,27 @@ NUM_SCALES = 3
 FILTERS_PER_SCALE = 24
 FILTER_PX = 5
 CELLS = 2
-"""Of a side: features are means over each of 2 x 2 parts of the picture."""
+"""Cells along each side: features are means over each of 2 x 2 cells of the picture."""
 KID_DEGREE = 3
 SMALLEST_DEVIATION = 0.01
-"""Of a feature: one that hardly differs between real pictures is not magnified further."""
+"""Lower limit of the standard deviation that a feature is divided by: a nearly constant feature is not magnified."""
 INCEPTION_FEATURES = 2048
 AT_ONCE = 32
-"""Pictures that a network looks at together."""
+"""Batch size of the feature network."""
 
 
 class FidelitySettings(Settings):
     """How generated pictures are compared with real ones."""
 
     num_pictures: int = Field(2000, ge=0)
-    """Most pictures of each kind; papers take 50,000. 0: nothing is measured."""
+    """Largest number of real and of generated pictures. Papers use 50,000. 0: nothing is measured."""
     inception_weights: str | None = None
     """Path of torch-fidelity's weights of Inception (weights-inception-2015-12-05-6726825d.pth); needs the extra
     ``fidelity``: torchmetrics and torch-fidelity. None: features of random convolutions."""
 
 
 def check_fidelity(settings: FidelitySettings) -> None:
-    """Raises RecipeError where what ``inception_weights`` needs is not there."""
+    """Raises RecipeError if ``inception_weights`` is set and its packages or its file are missing."""
     if settings.inception_weights is None:
         return
     missing = [name for name in ("torchmetrics", "torch_fidelity") if importlib.util.find_spec(name) is None]
@@ -63,10 +63,10 @@ def check_fidelity(settings: FidelitySettings) -> None:
 
 
 class RandomFeatures(nn.Module):
-    """(N, 3, H, W) uint8 -> (N, F): what random filters of three sizes answer in each quarter of a picture, and its colours.
+    """(N, 3, H, W) uint8 -> (N, F): the mean colours of each quarter of a picture, and mean responses of random filters at three scales.
 
-    The weights are drawn from a fixed seed on the CPU. Random convolutions tell textures apart (Ustyuzhaninov et al.,
-    arXiv:1606.00021). Each scale: filters of mean 0 and norm 1, rectified, averaged over quarters.
+    The filters are drawn from a fixed seed on the CPU, with mean 0 and norm 1; responses are rectified and averaged over quarters.
+    Random convolutions distinguish textures (Ustyuzhaninov et al., arXiv:1606.00021).
     """
 
     num_features = CELLS**2 * (3 + NUM_SCALES * FILTERS_PER_SCALE)
@@ -81,18 +81,18 @@ class RandomFeatures(nn.Module):
 
     def forward(self, pictures_NCHW: Tensor) -> Tensor:
         x = pictures_NCHW.float() / 127.5 - 1
-        found = [functional.adaptive_avg_pool2d(x, CELLS).flatten(1)]
+        features = [functional.adaptive_avg_pool2d(x, CELLS).flatten(1)]
         for scale in range(NUM_SCALES):
-            answers = functional.conv2d(x, self.weight[scale]).relu()
-            found.append(functional.adaptive_avg_pool2d(answers, CELLS).flatten(1))
+            responses = functional.conv2d(x, self.weight[scale]).relu()
+            features.append(functional.adaptive_avg_pool2d(responses, CELLS).flatten(1))
             x = functional.avg_pool2d(x, 2) if min(x.shape[2:]) >= 2 * FILTER_PX else x
-        return torch.cat(found, 1)
+        return torch.cat(features, 1)
 
 
 def frechet_distance(one_NF: Tensor, other_NF: Tensor) -> float:
     """|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) of two sets of features (Heusel et al., arXiv:1706.08500, equation 6).
 
-    With S = R^T R the trace of the root is the sum of the singular values of R1 R2^T.
+    With S = R^T R the trace of the root is the sum of the singular values of R1 R2^T, which needs no root of an ill-conditioned matrix.
     """
     means, triangles = [], []
     for rows_NF in (one_NF.double(), other_NF.double()):
@@ -108,7 +108,7 @@ def frechet_distance(one_NF: Tensor, other_NF: Tensor) -> float:
 def kernel_distance(one_NF: Tensor, other_NF: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x·y / F + 1)³ (Binkowski et al., arXiv:1801.01401, section 4).
 
-    It may be below 0 where the two sets are alike.
+    It may be below 0 for two similar sets.
     """
     one, other = one_NF.double(), other_NF.double()
     features = one.shape[1]
@@ -124,7 +124,7 @@ def kernel_distance(one_NF: Tensor, other_NF: Tensor) -> float:
 
 
 class Fidelity:
-    """Compares sets of features. ``features`` makes them of pictures; ``measure`` names what it measured."""
+    """Compares two sets of pictures: ``features`` computes their features, ``measure`` the distances."""
 
     def __init__(self, settings: FidelitySettings, device: torch.device) -> None:
         self.device = device
@@ -135,7 +135,7 @@ class Fidelity:
 
     @torch.no_grad()
     def features(self, pictures_NCHW: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 to (N, F), on the device; N may be 0."""
+        """(N, 3, H, W) uint8 -> (N, F) float32 on the device. N may be 0."""
         rows = [torch.zeros(0, self.num_features, device=self.device)]
         if len(pictures_NCHW):
             parts = torch.split(pictures_NCHW, AT_ONCE)
@@ -143,14 +143,14 @@ class Fidelity:
         return torch.cat(rows)
 
     def measure(self, real_NF: Tensor, fake_NF: Tensor) -> dict[str, float]:
-        """``fid`` and ``kid``, or ``frechet_random`` and ``kid_random``; empty with fewer than two of either kind."""
+        """``fid`` and ``kid``, or ``frechet_random`` and ``kid_random``. Empty with fewer than two pictures of either kind."""
         if min(len(real_NF), len(fake_NF)) < 2:
             return {}
         if self.is_inception:
             names = ("fid", "kid")
         else:
             names = ("frechet_random", "kid_random")
-            # every feature counts the same: over the real pictures its mean is 0 and its deviation 1
+            # features are standardised by the real pictures, so that each has the same weight
             mean_F, size_F = real_NF.mean(0), real_NF.std(0).clamp(min=SMALLEST_DEVIATION)
             real_NF, fake_NF = (real_NF - mean_F) / size_F, (fake_NF - mean_F) / size_F
         distances = (frechet_distance(real_NF, fake_NF), kernel_distance(real_NF, fake_NF))
@@ -158,9 +158,9 @@ class Fidelity:
 
 
 def _inception(weights: str) -> nn.Module:
-    """Inception-v3 as FID takes it: (N, 3, H, W) uint8 to (N, 2048). Raises RecipeError for a file that holds something else.
+    """FID's Inception-v3: (N, 3, H, W) uint8 -> (N, 2048). Raises RecipeError for a file that holds something else.
 
-    torchmetrics would unpickle whatever the file holds; so it is given a copy of the tensors alone.
+    torchmetrics unpickles the file it is given. It therefore gets a copy that holds only tensors, read with ``weights_only``.
     """
     fid: Any = importlib.import_module("torchmetrics.image.fid")
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +173,7 @@ def _inception(weights: str) -> nn.Module:
                 feature_extractor_weights_path=str(path),
             )
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, TypeError) as error:
-            # torch's own advice on a pickle that it refuses is to run it
+            # the text of torch's UnpicklingError advises to load the file with weights_only=False: it is not shown
             why = "it is no file of tensors" if isinstance(error, pickle.UnpicklingError) else f"{error}".strip()[:300]
             raise RecipeError(
                 f"prior.fidelity.inception_weights: {weights} does not hold torch-fidelity's Inception: {why}"

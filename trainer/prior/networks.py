@@ -1,4 +1,4 @@
-"""The networks that a recipe asks for."""
+"""The generator of the prior stage as the recipe describes it, and the checks of the stage's settings."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ DEFAULT_GENERATOR = GeneratorConfig(
 
 
 def clips_per_group(num_frames: int) -> int:
-    """The fewest clips of so many frames whose pictures can be cut into whole groups."""
+    """The smallest number of clips whose pictures, ``num_frames`` each, fill whole groups of ``GROUP_SIZE``."""
     return GROUP_SIZE // math.gcd(GROUP_SIZE, num_frames)
 
 
 def generator_config(settings: PriorSettings) -> GeneratorConfig:
-    """Of the network that is trained. Raises GeneratorError, EncoderError or RecipeError where ``init`` does not serve."""
+    """The config of the generator that is trained. Raises GeneratorError, EncoderError or RecipeError if ``init`` cannot be used."""
     if settings.init is None:
         config = settings.generator or DEFAULT_GENERATOR
     else:
-        held = read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
-        config = held.config
+        init_file = read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
+        config = init_file.config
         if settings.generator is not None and not _same_network(settings.generator, config):
             raise RecipeError(
                 f"prior.generator: is not the network that prior.init ({settings.init}) holds: {config.model_dump_json()}; "
                 f"leave it out"
             )
-        if settings.frozen_blocks and held.discriminator_config is None:
+        if settings.frozen_blocks and init_file.discriminator_config is None:
             raise RecipeError(
                 f"prior.frozen_blocks: {settings.init} holds no discriminator, and a random one has to learn; leave it out"
             )
@@ -60,13 +60,13 @@ def generator_config(settings: PriorSettings) -> GeneratorConfig:
 
 
 def _same_network(one: GeneratorConfig, other: GeneratorConfig) -> bool:
-    """Whether the weights of one fit the other: how precisely they compute may differ."""
-    free = {"num_half", "conv_clamp", "w_avg_beta", "magnitude_beta"}
-    return one.model_dump(exclude=free) == other.model_dump(exclude=free)
+    """Whether the weights of one config fit the other. Settings of precision and of running averages may differ."""
+    ignored = {"num_half", "conv_clamp", "w_avg_beta", "magnitude_beta"}
+    return one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
 
 
 def check_prior(recipe: PriorRecipe) -> None:
-    """Raises UserError for what shows before any work."""
+    """Raises UserError for settings that can be refused before any work."""
     settings = recipe.prior
     generator_config(settings)
     check_fidelity(settings.fidelity)

@@ -1,4 +1,4 @@
-"""What is learned in a step of the prior stage. A phase takes real pictures, (B, T, 3, H, W), -1..1.
+"""The phases of a step of the prior stage. A phase gets real pictures (B, T, 3, H, W), -1..1.
 
 Equations: StyleGAN2 (arXiv:1912.04958), with the lazy regularisation of its appendix B; StyleGAN2-ADA (arXiv:2006.06676).
 
@@ -34,7 +34,7 @@ R1_MEASURES = ("r1_penalty",)
 
 @dataclass
 class Adversaries:
-    """The two networks, and the losses between them."""
+    """Generator and discriminator, and the losses between them."""
 
     settings: PriorSettings
     generator: Generator
@@ -42,14 +42,14 @@ class Adversaries:
     path_mean: Tensor
     """(): running mean of the path lengths."""
     p: float = 0.0
-    """Probability of augmentation."""
+    """Probability of augmentation, 0..1."""
     blur_px: float = 0.0
-    """Half width of the blur of what the discriminator sees."""
+    """Half width, in pixels, of the blur of the discriminator's input."""
     signs: list[Tensor] = field(default_factory=list)
-    """Signs of the discriminator's outputs for the real pictures of this step, a tensor for each micro-batch."""
+    """Signs of the discriminator's outputs for the real pictures of this step, one tensor for each micro-batch."""
 
     def generate(self, count: int, *, update_emas: bool = False) -> tuple[Tensor, Tensor]:
-        """``count`` pictures (N, 3, H, W) of random latents with fresh noise, and their styles (N, L, D)."""
+        """``count`` pictures (N, 3, H, W) of random latents and random noise, and their styles (N, L, D)."""
         generator, device = self.generator, self.path_mean.device
         z_NZ = torch.randn(count, generator.z_dim).to(device)
         ws_NLD = generator.mapping(z_NZ, update_emas=update_emas)
@@ -61,27 +61,27 @@ class Adversaries:
         return pictures_NCHW, ws_NLD
 
     def _mixed(self, count: int) -> Tensor:
-        """(N, L, 1) bool: the layers that take the other style, from a random one on (StyleGAN, arXiv:1812.04948, section 3.1)."""
+        """(N, L, 1) bool: the layers that take the second style, from a random layer on (StyleGAN, arXiv:1812.04948, section 3.1)."""
         num_ws = self.generator.num_ws
         first = torch.randint(1, num_ws, (count, 1))
         mixed = torch.rand(count, 1) < self.settings.style_mixing
         return ((torch.arange(num_ws) >= first) & mixed)[:, :, None]
 
     def shown(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W): what the discriminator sees of pictures (N, 3, H, W) or clips (B, T, 3, H, W)."""
+        """The discriminator's input (N, 3, H, W) for pictures (N, 3, H, W) or clips (B, T, 3, H, W): blurred and augmented."""
         if self.blur_px:
             pictures = blur(pictures.flatten(0, -4), self.blur_px).reshape(pictures.shape)
-        changed = pictures if self.settings.ada is None else augment(pictures, self.p, self.settings.ada)
-        return changed.flatten(0, 1) if changed.ndim == 5 else changed
+        augmented = pictures if self.settings.ada is None else augment(pictures, self.p, self.settings.ada)
+        return augmented.flatten(0, 1) if augmented.ndim == 5 else augmented
 
     def generator_main(self, reals_BTCHW: Tensor) -> Terms:
-        """As many pictures as there are real ones, judged."""
+        """The generator's loss on as many generated pictures as there are real ones."""
         pictures, _ = self.generate(_num_pictures(reals_BTCHW))
         loss = generator_loss(self.discriminator(self.shown(pictures)))
         return Terms(loss, {"generator_loss": float(loss.detach())})
 
     def path_length(self, reals_BTCHW: Tensor) -> Terms:
-        """(length - running mean)² (StyleGAN2, equation 4). The running mean moves along."""
+        """(length - running mean)² (StyleGAN2, equation 4). Updates the running mean."""
         count = max(1, round(_num_pictures(reals_BTCHW) * self.settings.path_batch_share))
         pictures, ws_NLD = self.generate(count)
         lengths_N = path_lengths(pictures, ws_NLD, torch.randn(pictures.shape).to(pictures.device))
@@ -91,7 +91,7 @@ class Adversaries:
         return Terms(penalty * self.settings.path_weight, measures)
 
     def discriminator_main(self, reals_BTCHW: Tensor) -> Terms:
-        """Generated pictures against real ones, in two passes, so that the deviation within a batch tells them apart."""
+        """The discriminator's loss. Generated and real pictures pass in two batches, because it compares pictures within a batch."""
         with torch.no_grad():
             pictures, _ = self.generate(_num_pictures(reals_BTCHW), update_emas=True)
         fake = self.discriminator(self.shown(pictures))
@@ -106,7 +106,7 @@ class Adversaries:
         return Terms(loss, measures)
 
     def r1(self, reals_BTCHW: Tensor) -> Terms:
-        """gamma / 2 · R1, taken where the discriminator looks: at real pictures after augmentation."""
+        """gamma / 2 · R1 with respect to the discriminator's input: real pictures after augmentation."""
         shown_NCHW = self.shown(reals_BTCHW).detach().requires_grad_()
         penalty = r1_penalty(self.discriminator(shown_NCHW), shown_NCHW)
         return Terms(penalty * (self.settings.r1_gamma / 2), {"r1_penalty": float(penalty.detach())})
@@ -117,9 +117,9 @@ def _num_pictures(clips_BTCHW: Tensor) -> int:
 
 
 def make_networks(settings: PriorSettings) -> tuple[Generator, Discriminator, DiscriminatorConfig]:
-    """Generator and discriminator, of ``init`` where it is given; a discriminator that is not in its file begins anew."""
+    """Generator and discriminator, from the file ``init`` if it is set. A discriminator that the file lacks gets random weights."""
     config = generator_config(settings)
-    of_discriminator = DiscriminatorConfig(
+    judge_config = DiscriminatorConfig(
         resolution=config.resolution,
         widths=widths_of(config),
         num_half=config.num_half,
@@ -127,15 +127,15 @@ def make_networks(settings: PriorSettings) -> tuple[Generator, Discriminator, Di
         group_size=GROUP_SIZE,
     )
     if settings.init is None:
-        return build_generator(config), build_discriminator_of(of_discriminator), of_discriminator
-    held = read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
-    if held.discriminator_config is None:
-        return held.generator(), build_discriminator_of(of_discriminator), of_discriminator
-    return held.generator(), held.discriminator(), held.discriminator_config
+        return build_generator(config), build_discriminator_of(judge_config), judge_config
+    init_file = read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
+    if init_file.discriminator_config is None:
+        return init_file.generator(), build_discriminator_of(judge_config), judge_config
+    return init_file.generator(), init_file.discriminator(), init_file.discriminator_config
 
 
 def prior_phases(adversaries: Adversaries) -> Sequence[Phase[Tensor]]:
-    """In the order in which a step runs them. Phases of one network share its optimizer."""
+    """The phases in the order in which a step runs them. Phases of one network share its optimizer."""
     settings = adversaries.settings
     path_every = settings.path_every if settings.path_weight else None
     r1_every = settings.r1_every if settings.r1_gamma else None

@@ -1,4 +1,4 @@
-"""Batches of pictures out of a folder, in the form that the reader gives frames of a dataset.
+"""Batches of pictures from a folder, in the form of the reader's batches: each picture is a clip of one frame.
 
 The order is a function of the seed and the epoch; each batch is cut into one slice for each rank.
 
@@ -30,16 +30,16 @@ logger = logging.getLogger(__name__)
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 BATCHES_AHEAD = 2
 NUM_THREADS = 4
-"""OpenCV decodes without Python's lock."""
+"""Threads that decode; OpenCV releases the interpreter's lock."""
 BAD_SHARE = 0.1
-"""Of the pictures of an epoch: more that cannot be read stop the fit."""
+"""Share of the pictures of an epoch that may be unreadable. More of them end the fit."""
 
 
 class PictureFolder:
-    """Batches of one rank, epoch after epoch, as ``trainer.streaming.reader.Reader`` gives them, each picture a clip of one frame.
+    """Batches of one rank, epoch after epoch, with the interface of ``trainer.streaming.reader.Reader``.
 
-    Pictures that cannot be read, or whose short side is below ``side_px``, are left out and named in ``bad``; a batch is
-    shorter by them. Raises DataError for a folder with fewer pictures than a batch, while iterating for too many bad ones.
+    Unreadable pictures, and pictures with a short side below ``side_px`` (unless ``upscale``), are left out and listed in ``bad``; the
+    batch is then shorter. Raises DataError for a folder with fewer pictures than a batch, and while iterating for too many bad ones.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class PictureFolder:
         self.folder, self.side_px, self.batch_size, self.upscale = folder, side_px, batch_size, upscale
         self.seed, self.rank, self.num_ranks, self.shuffle = seed, rank, num_ranks, shuffle
         self.epoch = self.batch = 0
-        """Of the next batch."""
+        """Epoch and number of the next batch."""
         self._bad: dict[ReadFailure, int] = {}
         self._planned: tuple[int, Sequence[str]] | None = None
         if batch_size % num_ranks:
             raise DataError(f"batch_size {batch_size} cannot be shared equally by {num_ranks} ranks")
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        self.names = sorted(path.relative_to(folder).as_posix() for path in found)
+        paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        self.names = sorted(path.relative_to(folder).as_posix() for path in paths)
         if not len(self):
             kinds = ", ".join(sorted(SUFFIXES))
             raise DataError(
@@ -78,13 +78,13 @@ class PictureFolder:
         }
 
     def __len__(self) -> int:
-        """Batches of an epoch: whole ones when shuffling, else all."""
+        """Number of batches in an epoch: full batches only when shuffling, else also the last, shorter one."""
         whole = len(self.names) / self.batch_size
         return math.floor(whole) if self.shuffle else math.ceil(whole)
 
     @property
     def bad(self) -> tuple[tuple[ReadFailure, int], ...]:
-        """What this rank could not read so far, with how often a picture was left out for it."""
+        """All that this rank could not read so far, and how many times a picture was left out because of it."""
         return tuple(self._bad.items())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -114,20 +114,20 @@ class PictureFolder:
                     future.cancel()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands: the same on every rank, after the last batch that was handed out."""
+        """The position after the last returned batch; the same on every rank."""
         return {"epoch": self.epoch, "batch": self.batch, **self._identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there. Raises DataError for the state of other pictures or another order."""
+        """Sets the position. Raises DataError for the state of other pictures or another order."""
         others = [name for name, value in self._identity.items() if state.get(name) != value]
         if others:
             raise DataError(
-                f"{self.folder}: the saved state is of other {', '.join(others)}. Set back what was changed, or start anew"
+                f"{self.folder}: the saved state has other {', '.join(others)}. Restore the former settings and files, or start anew"
             )
         self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
 
     def close(self) -> None:
-        """Nothing is open between two batches."""
+        """Does nothing: no file is open between two batches."""
 
     def _slices(self) -> Iterator[Sequence[str]]:
         for batch in range(self.batch, len(self)):
@@ -149,7 +149,7 @@ class PictureFolder:
         return self._planned[1]
 
     def _read(self, name: str, epoch: int) -> NDArray[np.uint8] | ReadFailure:
-        """(3, side, side) RGB: the short side scaled by area, the long one cut, anywhere when shuffling, else in the middle."""
+        """(3, side, side) RGB: the short side is scaled, the long side cropped, at a random place when shuffling, else in the middle."""
         path = self.folder / name
         try:
             data = np.frombuffer(path.read_bytes(), np.uint8)
@@ -157,13 +157,11 @@ class PictureFolder:
         except (OSError, cv2.error) as error:
             return self._unreadable(name, str(error))
         if picture is None:
-            return self._unreadable(name, "it is damaged, or no picture")
+            return self._unreadable(name, "it is damaged or not a picture")
         short = min(picture.shape[:2])
         if short < self.side_px and not self.upscale:
             size = f"{picture.shape[1]}x{picture.shape[0]}"
-            return self._unreadable(
-                name, f"it is {size}, smaller than {self.side_px} px; reader.upscale takes it anyway"
-            )
+            return self._unreadable(name, f"it is {size}, smaller than {self.side_px} px; set reader.upscale to use it")
         height, width = (max(self.side_px, round(self.side_px * length / short)) for length in picture.shape[:2])
         if short != self.side_px:
             way = cv2.INTER_AREA if short > self.side_px else cv2.INTER_CUBIC
@@ -177,16 +175,16 @@ class PictureFolder:
         return ReadFailure(self.folder.name, str(self.folder), name, "picture", reason)
 
     def _count(self, bad: Sequence[ReadFailure], num_before: int) -> int:
-        """How many there are. Raises DataError where they are too many in this epoch."""
-        for one in bad:
-            if one not in self._bad:
-                logger.warning("left out: %s", one)
-            self._bad[one] = self._bad.get(one, 0) + 1
+        """Counts and logs unreadable pictures, and returns their number. Raises DataError if this epoch has too many."""
+        for failure in bad:
+            if failure not in self._bad:
+                logger.warning("left out: %s", failure)
+            self._bad[failure] = self._bad.get(failure, 0) + 1
         share = math.ceil(len(self.names) / self.num_ranks)
         if bad and num_before + len(bad) > max(1, math.floor(BAD_SHARE * share)):
             raise DataError(
                 f"{num_before + len(bad)} of {share} pictures below {self.folder} could not be used, more than {BAD_SHARE:.0%}. "
-                "The first:\n  " + "\n  ".join(str(one) for one in list(self._bad)[:10])
+                "The first:\n  " + "\n  ".join(str(failure) for failure in list(self._bad)[:10])
             )
         return len(bad)
 

@@ -1,4 +1,4 @@
-"""Where the prior stage's real pictures come from."""
+"""The real pictures of the prior stage: frames of datasets, or the pictures of a folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def make_source(recipe: PriorRecipe, run: Run, *, shuffle: bool) -> Reader | PictureFolder:
-    """This rank's batches of real pictures of the network's size. Raises DataError."""
+    """This rank's batches of real pictures, with the generator's resolution. Raises DataError."""
     settings = recipe.prior
     side_px = generator_config(settings).resolution
     rank, ranks = run.fabric.global_rank, num_ranks()
     frames = 1 if settings.pictures is not None else settings.frames_per_clip
-    of_rank = settings.batch_size * frames / ranks
-    if of_rank > GROUP_SIZE and of_rank % GROUP_SIZE:
+    pictures_per_rank = settings.batch_size * frames / ranks
+    if pictures_per_rank > GROUP_SIZE and pictures_per_rank % GROUP_SIZE:
         raise DataError(
             f"prior.batch_size {settings.batch_size}: every one of {ranks} ranks needs a multiple of {GROUP_SIZE} pictures"
         )

@@ -1,4 +1,4 @@
-"""The prior stage: a generator learns to draw the frames of datasets, or the pictures of a folder.
+"""The prior stage: trains a generator on the frames of datasets, or on the pictures of a folder.
 
 Shape suffixes: B samples, T frames, N = B T pictures, C = 3 colours, H W rows and columns, F features.
 """
@@ -40,7 +40,7 @@ NAME = "prior"
 
 
 class Prior(Learner):
-    """The stage: generator, its average, discriminator, their optimizers, and the probability of augmentation."""
+    """The stage: generator, averaged generator, discriminator, their optimizers, and the probability of augmentation."""
 
     name = NAME
 
@@ -57,7 +57,7 @@ class Prior(Learner):
         self.generator = generator.to(self.device).train()
         self.discriminator = discriminator.to(self.device).train()
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        """What generates: the average of the generator over training."""
+        """The average of the generator over training; this network draws the pictures and is exported."""
         self.adversaries = Adversaries(
             settings,
             self.generator,
@@ -67,20 +67,19 @@ class Prior(Learner):
         )
         self.phases = prior_phases(self.adversaries)
         self.sign_sum, self.sign_count = 0.0, 0.0
-        """Of the discriminator's outputs for real pictures, since augmentation was adapted last."""
-        self.told: dict[str, float] = {}
-        """The latest value of every measure: some phases are not run in every step."""
-        of_fidelity = settings.fidelity
-        self.fidelity = Fidelity(of_fidelity, self.device) if of_fidelity.num_pictures else None
-        """None: nothing is measured."""
+        """Sum and number of the signs of the discriminator's outputs for real pictures since the last adaptation."""
+        self.latest_measures: dict[str, float] = {}
+        """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
+        self.fidelity = Fidelity(settings.fidelity, self.device) if settings.fidelity.num_pictures else None
+        """None: fidelity is not measured."""
         self._real_NF: Tensor | None = None
 
     # one step
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Runs the phases whose turn it is; the measures, or none where no rank has a picture.
+        """Runs the phases that are due. Returns the measures; empty if no rank has a picture.
 
-        Raises FitError for a loss or gradient that is not finite; all is then as before the step.
+        Raises FitError for a loss or gradient that is not finite; the stage is then unchanged.
         """
         self.draw_alike()
         reals_BTCHW = self._reals(batch)
@@ -90,21 +89,21 @@ class Prior(Learner):
             return {}
         self.adversaries.blur_px = self.settings.blur_at(self.samples_seen)
         parts = [(part, part.shape[0] * part.shape[1] / total) for part in self._micro_batches(reals_BTCHW)]
-        self.told |= self.learn(self.phases, parts, [self.generator, self.discriminator], batch)
-        # ranks saw other latents: averages that the networks keep of them are made one
-        kept = [one for name, one in self.generator.named_buffers() if name.endswith(("w_avg", "magnitude_ema"))]
-        average_over_ranks([*kept, self.adversaries.path_mean])
+        self.latest_measures |= self.learn(self.phases, parts, [self.generator, self.discriminator], batch)
+        # every rank has drawn other latents: the running averages are averaged over ranks
+        averages = [one for name, one in self.generator.named_buffers() if name.endswith(("w_avg", "magnitude_ema"))]
+        average_over_ranks([*averages, self.adversaries.path_mean])
         settings = self.settings
         weight = average_weight(total, settings.ema_half_life, self.samples_seen, settings.ema_ramp_up)
         move_average(self.average, self.generator, weight)
         self._adapt_augmentation(total)
         self.num_steps += 1
         self.samples_seen += total
-        losses = self.told["generator_loss"] + self.told["discriminator_loss"]
-        return {"loss": losses, **self.told, "augment_p": self.adversaries.p}
+        losses = self.latest_measures["generator_loss"] + self.latest_measures["discriminator_loss"]
+        return {"loss": losses, **self.latest_measures, "augment_p": self.adversaries.p}
 
     def _reals(self, batch: Batch) -> Tensor:
-        """(B, T, 3, H, W), -1..1, mirrored half of the time. Few may be left out, so that groups of pictures are whole."""
+        """(B, T, 3, H, W), -1..1, mirrored half of the time. The last clips are left out if their pictures do not fill a group."""
         frames = batch.frames_BTCHW
         num_frames = max(1, frames.shape[1])
         if len(frames) * num_frames > GROUP_SIZE:
@@ -126,7 +125,7 @@ class Prior(Learner):
         yield from torch.split(reals_BTCHW, clips)
 
     def _adapt_augmentation(self, num_new: int) -> None:
-        """Every ``ada_every`` steps, by the mean sign of what the discriminator said of real pictures since the last time."""
+        """Adapts p every ``ada_every`` steps, by the mean sign of the discriminator's outputs for real pictures since the last time."""
         signs, settings = self.adversaries.signs, self.settings
         own = [float(sum(float(one.sum()) for one in signs)), float(sum(one.numel() for one in signs))]
         signs.clear()
@@ -135,7 +134,7 @@ class Prior(Learner):
         if (self.num_steps + 1) % settings.ada_every:
             return
         mean_sign = self.sign_sum / max(1.0, self.sign_count)
-        self.told["real_sign"] = mean_sign
+        self.latest_measures["real_sign"] = mean_sign
         if settings.ada is not None and settings.ada_fixed_p is None:
             pictures_seen = num_new * settings.ada_every
             self.adversaries.p = next_p(
@@ -146,7 +145,7 @@ class Prior(Learner):
     # validation
 
     def validate(self) -> dict[str, float]:
-        """Writes a grid of samples, and measures how far generated pictures are from real ones."""
+        """Writes a grid of generated pictures, and measures their distance from real ones. Empty if fidelity is not measured."""
         settings = self.settings
         if self.run.fabric.is_global_zero:
             write_grid(self.average, settings.grid_seeds, settings.grid_truncation, self.samples_seen, self.run)
@@ -190,14 +189,14 @@ class Prior(Learner):
 
     def numbers(self) -> dict[str, Any]:
         own = {"augment_p": self.adversaries.p, "sign_sum": self.sign_sum, "sign_count": self.sign_count}
-        return {**super().numbers(), **own, "told": dict(self.told)}
+        return {**super().numbers(), **own, "told": dict(self.latest_measures)}
 
     def put(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], path: Path) -> None:
         super().put(tensors, numbers, path)
         try:
             self.adversaries.p = float(numbers["augment_p"])
             self.sign_sum, self.sign_count = float(numbers["sign_sum"]), float(numbers["sign_count"])
-            self.told = dict(numbers["told"])
+            self.latest_measures = dict(numbers["told"])
             path_mean = tensors["path_mean"]
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, error) from error
@@ -207,10 +206,10 @@ class Prior(Learner):
         self.adversaries.signs.clear()
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Does nothing: the stage keeps no file or process open."""
 
 
 def fit_prior(recipe: PriorRecipe, run: Run, display: Display) -> Ended:
-    """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
+    """Runs the stage, from its checkpoint if there is one. Writes ``best.safetensors`` and ``last.safetensors``."""
     source = make_source(recipe, run, shuffle=True)
     return run_stage(lambda: Prior(recipe, run), source, recipe.prior, run, display)

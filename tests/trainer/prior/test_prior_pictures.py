@@ -103,7 +103,7 @@ def test_bad_pictures_are_left_out_by_name(folder: Path, tmp_path: Path, caplog:
     assert [len(batch) for batch in source] == [5, 8, 8, 6]
     reasons = {bad.key: bad.reason for bad, _ in source.bad}
     assert set(reasons) == {"03.png", "04.png", "05.png"}
-    assert reasons["03.png"] == "it is damaged, or no picture"
+    assert reasons["03.png"] == "it is damaged or not a picture"
     assert reasons["05.png"].startswith("it is 90x20, smaller than 32 px")
     assert len([record for record in caplog.records if "left out" in record.message]) == 3
     assert sum(len(batch) for batch in reader(tmp_path, shuffle=False, upscale=True)) == 28
