@@ -1,12 +1,14 @@
 # make demo    builds a dataset from the sample sources, fits a tiny model to it, makes videos of sounds
 # make test    passes the tests
-# make check   linters, types, import contracts                  make clean   removes what the demo made
+# make check   linters, types, import contracts, the documentation  make clean   removes what the demo made
+# make docs    builds the documentation and serves it on this machine
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV): a few minutes the first time (torch is large)."
@@ -26,6 +28,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MKDOCS) build --strict --quiet
+
+docs: $(READY)
+	$(MKDOCS) serve --dev-addr 127.0.0.1:8790
 
 clean:
 	rm -rf manifests/demo manifests/demo-sources runs/demo

@@ -16,49 +16,51 @@ KEPT = Verdict()
 
 
 class ProbeSettings(Settings):
-    """What the header alone may rule out, before any decode. None switches a rule off."""
+    """What the header alone may rule out, before any decode."""
 
     min_short_side_px: int | None = Field(360, gt=0)
-    """Shorter side of the displayed picture, in pixels, at the least."""
+    """Shorter side of the displayed picture, in pixels, at the least. None: no such rule."""
     allow_portrait: bool = False
     """Whether a picture higher than wide may stay."""
     min_seconds: float | None = Field(None, ge=0)
     """Length of the video at the least. None: that of the shortest clip."""
     max_seconds: float | None = Field(4 * 3600, gt=0)
-    """Length of the video (or of its wanted section) at the most."""
+    """Length of the video (or of its wanted section) at the most. None: no such rule."""
 
 
 class JudgeSettings(Settings):
-    """The rules for a clip. None switches a rule off."""
+    """The rules for a clip."""
 
     max_black_share: float | None = Field(0.96, ge=0, le=1)
-    """Share of black frames (mean luma below 12 of 255) at the most. A night storm is black but for its lightning."""
+    """Share of black frames (mean luma below 12 of 255) at the most. A night storm is black but for its lightning. None: no such rule."""
     max_white_share: float | None = Field(0.5, ge=0, le=1)
-    """Share of white frames at the most."""
+    """Share of white frames at the most. None: no such rule."""
     min_luma_std: float | None = Field(4.0, ge=0)
-    """Contrast (standard deviation of luma, 0..255) at the least."""
+    """Contrast (standard deviation of luma, 0..255) at the least. None: no such rule."""
     max_still_share: float | None = Field(0.8, ge=0, le=1)
-    """Share of time in which the picture stands still, at the most: slide shows, photographs with sound."""
+    """Share of time in which the picture stands still, at the most: slide shows, photographs with sound. None: no such rule."""
     min_motion: float | None = Field(0.4, ge=0)
-    """Mean change of luma (0..255) in a fifth of a second, at the least: end cards, and photographs that are slowly zoomed."""
+    """Mean change of luma (0..255) in a fifth of a second, at the least: end cards, and photographs that are slowly zoomed.
+    None: no such rule."""
     min_sharpness: float | None = Field(0.0003, ge=0)
-    """Variance of the Laplacian over that of luma at 360 lines, at the least. Soft footage has 0.001, sharp 0.01 and more."""
+    """Variance of the Laplacian over that of luma at 360 lines, at the least. Soft footage has 0.001, sharp 0.01 and more.
+    None: no such rule."""
     min_cropped_share: float | None = Field(0.4, ge=0, le=1)
-    """Share of the picture that must be left when black bars are cut off."""
+    """Share of the picture that must be left when black bars are cut off. None: no such rule."""
     min_covered_share: float | None = Field(0.95, ge=0, le=1)
-    """Share of the clip that has sound, at the least."""
+    """Share of the clip that has sound, at the least. None: no such rule."""
     max_silent_share: float | None = Field(0.8, ge=0, le=1)
-    """Share of the clip below -60 dBFS, at the most."""
+    """Share of the clip below -60 dBFS, at the most. None: no such rule."""
     min_loudness_lufs: float | None = -55.0
-    """Integrated loudness in LUFS, at the least."""
+    """Integrated loudness in LUFS, at the least. None: no such rule."""
     max_clipped_share: float | None = Field(0.02, ge=0, le=1)
-    """Share of samples cut off at full scale, at the most."""
+    """Share of samples cut off at full scale, at the most. None: no such rule."""
     max_dc_offset: float | None = Field(0.05, ge=0, le=1)
-    """Offset of the sound's mean, as a share of full scale, at the most."""
+    """Offset of the sound's mean, as a share of full scale, at the most. None: no such rule."""
     max_speech_share: float | None = Field(0.3, ge=0, le=1)
-    """Share of the clip with a voice, at the most."""
+    """Share of the clip with a voice, at the most. None: no such rule."""
     max_music_share: float | None = Field(0.05, ge=0, le=1)
-    """Estimated share of the clip with music, at the most. On recordings of nature the estimate stays below 0.03."""
+    """Estimated share of the clip with music, at the most. On recordings of nature the estimate stays below 0.03. None: no such rule."""
     min_agreement: float | None = Field(None, ge=-1, le=1)
     """Bare cosine of sound and picture in the shared space, at the least. What counts as high depends on the encoders:
     ``agreement.false_accept_rate`` says it without a cosine. None: that decides, and without it agreement is stored, not enforced."""
