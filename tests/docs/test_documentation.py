@@ -133,7 +133,7 @@ def _strings() -> str:
 
 def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
     page = (DOCS / "troubleshooting.md").read_text()
-    messages = re.findall(r"^```text\n(.+)\n```$", page, re.MULTILINE)
+    messages = re.findall(r"^``` { .text .message }\n(.+)\n```$", page, re.MULTILINE)
     assert len(messages) >= 20
     strings = _strings()
     missing = [message for message in messages if message.removeprefix("…: ").removesuffix(" …") not in strings]
