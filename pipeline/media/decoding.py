@@ -24,7 +24,8 @@ from pipeline.media.tracks import picture_track, sound_track
 Luma = npt.NDArray[np.uint8]
 
 NO_PICTURE_TIMES = {"avi"}
-"""Containers that store only when a picture is decoded. With B-frames libavformat's guess is out of order; ffmpeg goes by decoding time."""
+"""Containers that store only when a picture is decoded. With B-frames libavformat's guess is out of order; ffmpeg goes by decoding time.
+The last pictures, which come when no packet is left, have none: each follows the one before."""
 
 MAX_SECONDS = 24 * 3600.0
 """Time stamps beyond this are no video's: what is made of them (gaps, windows) would have no end."""
@@ -134,6 +135,7 @@ class Decoding:
         self.changes_seconds: list[float] = []
         """When the picture's size or format, or the sound's rate or channels, became another."""
         self._form: tuple[Any, ...] | None = None
+        self._next_stamp: int | None = None
         self.end_byte = 0
         """Where in the file the last packet so far ends."""
 
@@ -172,9 +174,8 @@ class Decoding:
                 continue
             for frame in self._frames(packet):
                 if isinstance(frame, av.VideoFrame):
-                    yield from self._picture(
-                        frame, frame.dts if container.format.name in NO_PICTURE_TIMES else frame.pts, origin
-                    )
+                    stamp = self._decoded_at(frame) if container.format.name in NO_PICTURE_TIMES else frame.pts
+                    yield from self._picture(frame, stamp, origin)
                 elif isinstance(frame, av.AudioFrame) and resampler is not None:
                     yield from self._sound(resampler, frame)
         if resampler is not None:
@@ -203,6 +204,12 @@ class Decoding:
         except av.error.FFmpegError as error:
             self._note(error)
             return ()
+
+    def _decoded_at(self, frame: av.VideoFrame) -> int | None:
+        """Its decoding time; of one that has none, the time at which the picture before ends."""
+        stamp = self._next_stamp if frame.dts is None else frame.dts
+        self._next_stamp = None if stamp is None else stamp + max(frame.duration or 1, 1)
+        return stamp
 
     def _note(self, error: Exception) -> None:
         self.num_errors += 1
