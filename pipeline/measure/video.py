@@ -30,16 +30,17 @@ from pipeline.measure.scenes import (
     scenes_between,
 )
 from pipeline.measure.sound import SAMPLE_RATE_HZ, SoundTrack, measure_sound, to_mono
+from pipeline.media.boxes import bytes_of_next_file
 from pipeline.media.decoding import Decoding, Picture
 from pipeline.media.facts import MediaFacts, VideoFacts
 from pipeline.media.ffmpeg import versions
 from pipeline.schema import PictureMeasures, SoundMeasures, Span, TimeMeasures, flat, from_flat, stable_hash
 from pipeline.settings import Settings
 
-VERSION = 3
+VERSION = 4
 """Raise it when the numbers change: stored measures are then not used again."""
 UNKNOWN_FPS = 25.0
-READ_TO_THE_END = {"flv"}
+READ_TO_THE_END = {"flv", "asf"}
 """Formats whose last bytes are media."""
 UNREAD_BYTES = 64 << 10
 
@@ -317,15 +318,19 @@ def _check_all_read(
             f"the time stamps go back, and {lost_seconds:.1f} s of picture or sound come at times that are taken, as where files were "
             "joined byte by byte: split the file, or join its parts with ffmpeg's concat demuxer",
         )
+    if section_end is not None:
+        return
     num_bytes = path.stat().st_size
-    rest = num_bytes - decoding.end_byte
-    if (
-        facts.container in READ_TO_THE_END
-        and section_end is None
-        and rest > max(UNREAD_BYTES, missing_share * num_bytes)
-    ):
+    rest = _unread_bytes(path, facts.container, decoding.end_byte)
+    if rest > max(UNREAD_BYTES, missing_share * num_bytes):
         raise MediaError(
             "joined",
-            f"the last {rest} of {num_bytes} bytes cannot be read, as where files were joined byte by byte: split the file, or join its "
-            "parts with ffmpeg's concat demuxer",
+            f"{rest} of {num_bytes} bytes, at the end, cannot be read, as where files were joined byte by byte: split the file, or join "
+            "its parts with ffmpeg's concat demuxer",
         )
+
+
+def _unread_bytes(path: Path, container: str, end_byte: int) -> int:
+    if container in READ_TO_THE_END:
+        return path.stat().st_size - end_byte
+    return bytes_of_next_file(path, end_byte) if container.startswith("mov") else 0

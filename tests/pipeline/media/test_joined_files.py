@@ -13,6 +13,7 @@ from pipeline.errors import MediaError
 from pipeline.measure.clips import ClipSettings
 from pipeline.measure.scenes import SceneSettings
 from pipeline.measure.video import MeasuredVideo, MeasureSettings, measure_video
+from pipeline.media.boxes import outer_boxes
 from pipeline.media.cut import CutSettings, RenditionSettings, cut_clip
 from pipeline.media.decoding import Decoding, Picture, SoundBlock
 from pipeline.media.ffmpeg import probe
@@ -138,12 +139,41 @@ def test_a_section_behind_the_join_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "says"), [("mkv", r"time stamps go back, and 3\.0 s"), ("flv", "bytes cannot be read")]
+    ("suffix", "options", "says"),
+    [
+        ("mkv", {}, r"time stamps go back, and 3\.0 s"),
+        ("flv", {}, "at the end, cannot be read"),
+        ("mp4", {}, "at the end, cannot be read"),
+        ("mp4", {"faststart": True}, "at the end, cannot be read"),
+        ("mov", {}, "at the end, cannot be read"),
+        ("wmv", {"video_codec": "wmv2", "audio_codec": "wmav2", "preset": None}, "at the end, cannot be read"),
+    ],
+    ids=str,
 )
-def test_what_is_lost_of_other_joined_files_is_said(tmp_path: Path, suffix: str, says: str) -> None:
+def test_what_is_lost_of_other_joined_files_is_said(
+    tmp_path: Path, suffix: str, options: dict[str, object], says: str
+) -> None:
     with pytest.raises(MediaError, match=says) as caught:
-        measured(joined(tmp_path, suffix))
+        measured(joined(tmp_path, suffix, **options))
     assert caught.value.code == "joined"
+
+
+def test_a_header_that_is_told_again_is_no_other_file(tmp_path: Path) -> None:
+    """Fragments whose times go on, with the header before each, as some recorders write them: all of it is read."""
+    fragments = ["-movflags", "frag_keyframe+empty_moov+default_base_moof"]
+    path = tmp_path / "a.mp4"
+    write_video(path, numbered_frames(range(150)), SOUND[: 6 * SOUND_HZ], fps=FPS, gop=25, extra=fragments)
+    content = path.read_bytes()
+    boxes = list(outer_boxes(path))
+    header = b"".join(content[b.start : b.start + b.num_bytes] for b in boxes if b.kind in (b"ftyp", b"moov"))
+    again = [
+        (header if b.kind == b"moof" else b"") + content[b.start : b.start + b.num_bytes]
+        for b in boxes
+        if b.kind in (b"moof", b"mdat")
+    ]
+    path.write_bytes(b"".join(again))
+    assert sum(box.kind == b"moov" for box in outer_boxes(path)) > 2
+    assert measured(path).num_frames == 150
 
 
 def test_a_track_that_begins_again_alone_is_told(tmp_path: Path) -> None:
