@@ -1,4 +1,4 @@
-"""What must hold of a recipe before the stages that invert sounds begin."""
+"""Checks of a recipe before the stages student, invert and video begin."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def needs_student(recipe: InvertRecipe) -> bool:
-    """Whether the picture encoder takes no gradients, so that a student of it has to guide."""
+    """Whether the picture encoder has no gradients, so that a student network has to guide instead."""
     return recipe.align.partner.is_packaged
 
 
 def check_guide(settings: GuideSettings, recipe: InvertRecipe, field: str) -> None:
-    """Raises UserError for what shows before any weights are loaded."""
+    """Raises UserError for settings that can be refused before any weights are loaded."""
     check_partner(recipe.align.partner, "align.partner")
-    named = settings.sound_weights
-    if named is not None and not is_url(named) and not Path(named).expanduser().is_file():
-        raise EncoderError(f"{field}.sound_weights: {named} is no file")
+    weights = settings.sound_weights
+    if weights is not None and not is_url(weights) and not Path(weights).expanduser().is_file():
+        raise EncoderError(f"{field}.sound_weights: {weights} is no file")
     if settings.sound_kind == "small" and not recipe.align.partner.is_packaged:
         raise RecipeError(
             f"{field}.sound_kind: small belongs to the packaged picture encoder, and align.partner is "
@@ -34,21 +34,21 @@ def check_guide(settings: GuideSettings, recipe: InvertRecipe, field: str) -> No
 
 
 def check_student(recipe: InvertRecipe) -> None:
-    """Raises UserError for what shows before any work."""
+    """Raises UserError for settings that can be refused before any work."""
     check_invert(recipe)
 
 
 def check_invert(recipe: InvertRecipe) -> None:
-    """Raises UserError for what shows before any work."""
+    """Raises UserError for settings that can be refused before any work."""
     settings = recipe.invert
     check_guide(settings.guide, recipe, "invert.guide")
     check_pair(settings.judge, "invert.judge")
     if recipe.reader.num_frames < 2:
         raise RecipeError("reader.num_frames: a clip of one frame is no video; take 2 or more, the paper's are 5")
-    named = settings.generator
-    if named is None:
+    generator = settings.generator
+    if generator is None:
         return
-    if is_url(named) and settings.generator_sha256 is None:
-        raise RecipeError("invert.generator is a URL: give invert.generator_sha256, so that it cannot change unseen")
-    if not is_url(named) and not Path(named).expanduser().is_file():
-        raise EncoderError(f"invert.generator: {named} is no file")
+    if is_url(generator) and settings.generator_sha256 is None:
+        raise RecipeError("invert.generator is a URL: give invert.generator_sha256, so that a changed file is refused")
+    if not is_url(generator) and not Path(generator).expanduser().is_file():
+        raise EncoderError(f"invert.generator: {generator} is no file")

@@ -1,4 +1,4 @@
-"""The shared space as a guide: where sounds and texts lie in it, and generated pictures with a gradient back to their pixels.
+"""The shared space as a guide: embeddings of sounds and texts, and of generated pictures with a gradient back to their pixels.
 
 Shape suffixes: B samples, N pictures, K cutouts of each, C = 3 colours, H W rows and columns, D width of the space.
 """
@@ -36,7 +36,7 @@ STUDENT_CHECKPOINT = "student/last.safetensors"
 
 
 class DifferentiableEncoder(Protocol):
-    """A picture encoder that gradients pass through."""
+    """A picture encoder with gradients."""
 
     width: int
 
@@ -45,22 +45,22 @@ class DifferentiableEncoder(Protocol):
 
 
 def cutouts(pictures_NCHW: Tensor, number: int, smallest: float) -> list[Tensor]:
-    """``number`` batches (N, C, side, side) of random squares, each at one place in all pictures of the batch.
+    """``number`` batches (N, C, side, side) of random squares; within a batch the place is the same for all pictures.
 
-    Draws from torch's CPU generator. The side is between ``smallest`` and all of the picture's. Differentiable.
+    The side is a random share, ``smallest`` to 1, of the picture's side. Random numbers come from torch's CPU generator. Differentiable.
     """
     side = pictures_NCHW.shape[-1]
-    found = []
+    squares = []
     for _ in range(number):
         share, across, down = torch.rand(3).tolist()
         size = max(1, round(side * (smallest + (1 - smallest) * share)))
         left, top = round(across * (side - size)), round(down * (side - size))
-        found.append(pictures_NCHW[:, :, top : top + size, left : left + size])
-    return found
+        squares.append(pictures_NCHW[:, :, top : top + size, left : left + size])
+    return squares
 
 
 def real_sounds(batch: Batch) -> list[NDArray[np.float32]]:
-    """The batch's sounds without the silence that was put after them."""
+    """The sounds of a batch, (samples,) each, at 44.1 kHz, without the silence that fills their windows."""
     rate_hz = MelConfig().sample_rate_hz
     return [
         row[: max(1, min(len(row), round(seconds * rate_hz)))].numpy()
@@ -69,10 +69,10 @@ def real_sounds(batch: Batch) -> list[NDArray[np.float32]]:
 
 
 class Guide:
-    """Frozen F_a, F_v and F_t. Making one loads their weights."""
+    """The frozen encoders of sound (F_a), picture (F_v) and text (F_t). The constructor loads their weights."""
 
     def __init__(self, settings: GuideSettings, recipe: InvertRecipe, run: Run, field: str) -> None:
-        """Raises EncoderError or CheckpointError where an encoder is not there, or two do not share a space."""
+        """Raises EncoderError or CheckpointError if an encoder is missing, or if two encoders do not share a space."""
         self.settings, self.device = settings, run.fabric.device
         precision = run.settings.precision
         self.partner: Partner = load_partner(recipe.align.partner, self.device, precision, "align.partner")
@@ -84,9 +84,11 @@ class Guide:
             )
         self._texts = TextEmbeddings(self.partner, self.device)
         self._prompts, self._use_captions = recipe.align.prompts, recipe.align.use_captions
-        self._texts.classes(run.classes, self._prompts)  # one without a word for a class is refused before any step
+        self._texts.classes(
+            run.classes, self._prompts
+        )  # an encoder that does not know a class is refused here, before any step
         self.schooling: LearningStudent | None = None
-        """The student that stands in for the picture encoder. None: that has gradients of its own."""
+        """The student that replaces the picture encoder. None: the picture encoder has gradients."""
         if isinstance(self.partner, OpenClipPartner):
             self.looking: DifferentiableEncoder = self.partner
         else:
@@ -96,26 +98,26 @@ class Guide:
 
     @property
     def encoder_ids(self) -> tuple[str, str]:
-        """Ids of the picture and the sound encoder."""
+        """``encoder_id`` of the picture encoder and of the sound encoder."""
         return self.partner.encoder_id, self.sound.encoder_id
 
     def networks(self) -> dict[str, nn.Module]:
-        """What of the guide learns: a student, where there is one."""
+        """The networks of the guide that learn: the student, if there is one."""
         return {} if self.schooling is None else {"student": self.schooling.student}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Of ``networks``."""
+        """The optimizers of ``networks``."""
         return {} if self.schooling is None else {"optimizer_student": self.schooling.optimizer}
 
     def sounds(self, batch: Batch) -> Tensor:
-        """(B, D): F_a of the batch's sounds, without the silence that was put after them."""
+        """(B, D): F_a of the batch's sounds, without the silence that fills their windows."""
         if not len(batch):
             return torch.zeros(0, self.partner.width, device=self.device)
         rows = self.sound.embed_sounds(real_sounds(batch), MelConfig().sample_rate_hz)
         return torch.from_numpy(np.asarray(rows)).to(self.device)
 
     def texts(self, batch: Batch, *identity: object) -> Tensor:
-        """(B, D): F_t of the captions or class prompts; zeros for a sample of which nothing is known."""
+        """(B, D): F_t of the captions or class prompts; zeros for a sample without either."""
         texts = [
             sample_text(labels, caption, self._prompts, self._use_captions, *identity, dataset, key)
             for labels, caption, dataset, key in zip(
@@ -125,17 +127,17 @@ class Guide:
         return self._texts.rows(texts)
 
     def lesson_phase(self, pictures: Callable[[Part], Tensor], count: int) -> list[Phase[Part]]:
-        """The phase in which the student goes on learning, on ``count`` random ones of the ``pictures`` of a micro-batch.
+        """The phase in which the student learns from ``count`` random pictures of a micro-batch, which ``pictures`` returns.
 
-        None where there is no student, or with ``count`` 0.
+        The list is empty without a student, and for ``count`` 0.
         """
         schooling = self.schooling
         if schooling is None or not count:
             return []
 
         def lesson(part: Part) -> Terms:
-            shown = pictures(part)
-            return schooling.lesson(shown[torch.randperm(len(shown))[:count]])
+            pictures_NCHW = pictures(part)
+            return schooling.lesson(pictures_NCHW[torch.randperm(len(pictures_NCHW))[:count]])
 
         return [
             Phase(
@@ -151,35 +153,38 @@ class Guide:
     def pictures(self, pictures_NCHW: Tensor) -> Tensor:
         """(K, N, D): F_v of random cutouts of pictures, rows of length 1, with gradient.
 
-        It sees what people see: a value outside -1..1 is shown as the nearest in it, and has no gradient.
+        Values are clamped to -1..1, as in a picture file: values outside have no gradient.
         """
         cut = cutouts(pictures_NCHW.clamp(-1, 1), self.settings.num_cutouts, self.settings.smallest_cutout)
-        return torch.stack([self.looking.look(some) for some in cut])
+        return torch.stack([self.looking.look(squares_NCHW) for squares_NCHW in cut])
 
 
-def clip_loss(seen_KND: Tensor, wanted_ND: Tensor) -> Tensor:
-    """(N,): 1 - cos(F_v(G(ŵ)), F(x)), the mean over cutouts (the paper's L_CLIP). A row of zeros in ``wanted_ND`` asks nothing: 0."""
-    wanted_ND = functional.normalize(wanted_ND, dim=1)
-    cosines_N = (seen_KND * wanted_ND).sum(2).mean(0)
-    return torch.where(wanted_ND.any(1), 1 - cosines_N, torch.zeros_like(cosines_N))
+def clip_loss(pictures_KND: Tensor, targets_ND: Tensor) -> Tensor:
+    """(N,): 1 - cos(F_v(G(ŵ)), F(x)), the mean over cutouts: L_CLIP of "Sound-Guided Semantic Video Generation", section 3.1.
+
+    ``pictures_KND`` are unit vectors. A row of zeros in ``targets_ND`` means that there is no target: its loss is 0.
+    """
+    targets_ND = functional.normalize(targets_ND, dim=1)
+    cosines_N = (pictures_KND * targets_ND).sum(2).mean(0)
+    return torch.where(targets_ND.any(1), 1 - cosines_N, torch.zeros_like(cosines_N))
 
 
 def _sound_encoder(settings: GuideSettings, partner: Partner, run: Run, field: str) -> SoundEncoder:
     if settings.sound_kind == "small":
         return load_pair(EncoderPairSettings(), field=field).sound
     running = ComputeOptions(run.fabric.device, batch_size=64)
-    named = f"{field}.sound_weights"
+    setting = f"{field}.sound_weights"
     if settings.sound_weights is None:
         path = run.folder / ALIGN_CHECKPOINT
         if not path.is_file():
-            raise EncoderError(f"{named}: {path} is not there: run the stage align first, or name a sound encoder")
+            raise EncoderError(f"{setting}: {path} is not there: run the stage align first, or name a sound encoder")
     else:
-        path = resolve_weights(settings.sound_weights, settings.sound_sha256, field=named)
+        path = resolve_weights(settings.sound_weights, settings.sound_sha256, field=setting)
     if settings.sound_kind == "align":
         trained_with = read_align_config(path).picture_id
         if trained_with not in (None, partner.encoder_id):
             raise EncoderError(
-                f"{named}: {path} was trained against {trained_with}, and align.partner is {partner.encoder_id}; "
+                f"{setting}: {path} was trained against {trained_with}, and align.partner is {partner.encoder_id}; "
                 f"name the same picture encoder in both"
             )
     return load_sound(settings.sound_kind, path, file_sha256(path), running)

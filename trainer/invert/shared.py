@@ -1,4 +1,4 @@
-"""What the stages invert and video share: the model and the guide, what is heard in training, and the files that they leave."""
+"""What the stages invert and video share: model, guide, the encoder's input in training, the reader, and the files they write."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PRIOR = "prior"
 
 
 class SoundVideoStage(Learner):
-    """A stage that trains a model of sound and video, or a part of it, under the guide of ``invert.guide``."""
+    """Base class of the stages that train a sound-to-video model, or a part of it, with the guide ``invert.guide``."""
 
     def __init__(
         self, recipe: InvertRecipe, run: Run, model: SoundVideoModel, generator_config: GeneratorConfig
     ) -> None:
-        """Loads the guide's encoders. Raises EncoderError or CheckpointError where one is not there."""
+        """Loads the guide's encoders. Raises EncoderError or CheckpointError if one is missing."""
         super().__init__(run)
         self.recipe, self.generator_config = recipe, generator_config
         self.model = model.to(self.device).eval()
@@ -50,7 +50,7 @@ class SoundVideoStage(Learner):
         return self.model.config
 
     def generates(self) -> SoundVideoModel:
-        """The model that others are to use."""
+        """The model that is exported."""
         return self.model
 
     def export(self) -> None:
@@ -59,7 +59,7 @@ class SoundVideoStage(Learner):
             self.save_model(BEST)
 
     def save_model(self, name: str) -> None:
-        """Writes what ``generates`` into the stage's folder."""
+        """Writes the model that ``generates`` returns to the file ``name`` in the stage's folder."""
         header = SoundVideoHeader(
             stage=cast("Literal['invert', 'video']", self.name),
             model=self.model.config,
@@ -71,18 +71,18 @@ class SoundVideoStage(Learner):
         save_model(self.folder / name, header, self.generates())
 
     def keep_if_best(self, value: float | None) -> None:
-        """Keeps the model as the best where ``value`` is larger than any before; None: nothing was measured."""
+        """Writes the model as the best if ``value`` is larger than all before. None: nothing was measured."""
         if value is not None and (self.best is None or value > self.best):
             self.best = value
             if self.run.fabric.is_global_zero:
                 self.save_model(BEST)
 
     def identity(self) -> tuple[str, int, int]:
-        """What decides the draws of the step in hand, with a sample's dataset and key."""
+        """Identity of the current step. With a sample's dataset and key it decides the sample's random choices."""
         return self.name, self.run.settings.seed, self.num_steps
 
     def heard_mels(self, batch: Batch) -> Tensor:
-        """(B, M, T): what the encoder hears of a batch in training, augmented."""
+        """(B, M, T): the augmented mels of a batch, the encoder's input in training."""
         if len(batch):
             settings = self.recipe.invert.augment
             return augmented_mels(batch, self.model.front_end, settings, self.device, *self.identity())
@@ -94,16 +94,16 @@ class SoundVideoStage(Learner):
         return batch.frames_BTCHW.to(self.device).float() / 127.5 - 1
 
     def share_statistics(self) -> None:
-        """Running statistics of what learned become one on all ranks. Every rank must call it."""
+        """Averages the running statistics of the trained networks over ranks. Every rank must call it."""
         learned: Mapping[str, nn.Module] = {"inversion": self.model.inversion, **self.guide.networks()}
         average_over_ranks([one for each in learned.values() for one in each.buffers() if one.is_floating_point()])
 
 
 def generator_file(recipe: InvertRecipe, folder: Path) -> GeneratorFile:
-    """The generator that the run stands on. Raises CheckpointError where there is none, GeneratorError or EncoderError."""
-    named = recipe.invert.generator
-    if named is not None:
-        return read_generator_file(resolve_weights(named, recipe.invert.generator_sha256, field="invert.generator"))
+    """The run's generator: ``invert.generator``, else the prior stage's. Raises CheckpointError, GeneratorError or EncoderError."""
+    location = recipe.invert.generator
+    if location is not None:
+        return read_generator_file(resolve_weights(location, recipe.invert.generator_sha256, field="invert.generator"))
     for name in (BEST, LAST):
         if (folder / PRIOR / name).is_file():
             return read_generator_file(folder / PRIOR / name)
@@ -113,21 +113,21 @@ def generator_file(recipe: InvertRecipe, folder: Path) -> GeneratorFile:
 
 
 def generator_px(recipe: InvertRecipe) -> int | None:
-    """Side of the generator's pictures, which is that of the frames it is fitted to. None: its URL was not fetched yet.
+    """Side of the generator's pictures, in pixels; frames are read at this size. None: the generator is a URL that is not fetched yet.
 
     Raises CheckpointError, RecipeError, GeneratorError or EncoderError.
     """
-    named, sha256 = recipe.invert.generator, recipe.invert.generator_sha256
-    if named is not None and is_url(named) and (sha256 is None or not cached_path(named, sha256).is_file()):
+    location, sha256 = recipe.invert.generator, recipe.invert.generator_sha256
+    if location is not None and is_url(location) and (sha256 is None or not cached_path(location, sha256).is_file()):
         return None
-    is_trained_here = named is None and (recipe.stages is None or PRIOR in recipe.stages)
+    is_trained_here = location is None and (recipe.stages is None or PRIOR in recipe.stages)
     if is_trained_here and not any((recipe.folder / PRIOR / name).is_file() for name in (BEST, LAST)):
         return generator_config(recipe.prior).resolution
     return generator_file(recipe, recipe.folder).config.resolution
 
 
 def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
-    """Of the model that the stages invert and video train."""
+    """The config of the model that the stages invert and video train."""
     return SoundVideoConfig(
         backbone=recipe.invert.backbone,
         num_frames=recipe.reader.num_frames,
@@ -150,9 +150,9 @@ def clip_reader(
     mel: bool = False,
     whole: bool = False,
 ) -> Reader:
-    """This rank's clips of a split, with frames of the generator's size; ``whole``: all ranks' clips. Raises DataError.
+    """This rank's reader of the clips of a split, with frames of ``side_px``. ``whole``: it reads all ranks' clips. Raises DataError.
 
-    Mels are left out unless they are wanted: in training the augmented sounds have their own.
+    In training ``mel`` is False: the mels of the augmented sounds are computed instead.
     """
     wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "sound": sound, "mel": mel}
     return rank_reader(run.mixes(split), recipe.reader.model_copy(update=wanted), run, split, whole=whole)

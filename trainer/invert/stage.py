@@ -1,8 +1,8 @@
-"""The invert stage: the sound inversion encoder E_a learns to put sounds into W+, where the generator draws what fits them.
+"""The invert stage: the sound inversion encoder E_a learns to map sounds to styles in W+ whose pictures fit the sounds.
 
-ŵ_a = E_a(x_a) + w, and L_enc = L_CLIP(a↔v) + L_CLIP(a↔t) + λ_b |ŵ_a - w̄|² ("Sound-Guided Semantic Video Generation",
-section 3.1). It hears whole windows in one half of the steps and single segments in the other, since the recurrent blocks
-of the next stage are driven by segments.
+ŵ_a = E_a(x_a) + w, and L_enc = L_CLIP(a↔v) + L_CLIP(a↔t) + λ_b |ŵ_a - w̄|² ("Sound-Guided Semantic Video Generation", section 3.1).
+In one half of the steps the encoder gets whole windows, in the other half single segments, which drive the recurrent blocks of the
+video stage.
 
 Shape suffixes: B samples, S segments, M mel bands, T mel frames, K cutouts, C H W of pictures, L layers that take a style
 each, D numbers of a style or of the space.
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
 NAME = "invert"
 MEASURES = ("sound_loss", "text_loss", "style_loss", "loss")
 NUM_SHOWN = 16
-"""Sounds of the validation split whose pictures are in the sample grid, at the most."""
+"""Largest number of pictures in the grid of a validation."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuidedClips:
-    """Some clips of a batch, on the device: what the losses take."""
+    """Some clips of a batch, on the device, as the losses take them."""
 
     reals_BTCHW: Tensor
     """Real frames, -1..1."""
     mels_BMT: Tensor
     seconds_B: Tensor
-    """Length of the real sound in each window."""
+    """Length of the sound in each window, in seconds; silence follows it."""
     sounds_BD: Tensor
     """F_a of the clips' sounds."""
     texts_BD: Tensor
@@ -68,7 +68,7 @@ class GuidedClips:
 
 
 class Invert(SoundVideoStage):
-    """The stage: the model whose inversion encoder learns, its optimizer, and the guide."""
+    """The stage: the model, the optimizer of its inversion encoder, and the guide."""
 
     name = NAME
 
@@ -81,10 +81,10 @@ class Invert(SoundVideoStage):
         longest = settings.max_gradient_norm
         self.phases = [
             Phase(NAME, self.optimizer, 1, self._loss, MEASURES, max_gradient_norm=longest),
-            *self.guide.lesson_phase(self._shown, recipe.student.refresh_pictures),
+            *self.guide.lesson_phase(self._lesson_pictures, recipe.student.refresh_pictures),
         ]
         self._segment: int | None = None
-        """The segment of the windows that this step hears; None: the whole windows."""
+        """The segment of the windows that is the input of this step. None: the whole windows."""
         self._judge: EncoderPair | None = None
         self._validation: Reader | None = None
         self._from_start: Mapping[str, object] = {}
@@ -102,9 +102,9 @@ class Invert(SoundVideoStage):
     # one step
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Learns from one batch; its measures, or none where no rank has a sample.
+        """Learns from one batch. Returns its measures; empty if no rank has a sample.
 
-        Raises FitError for a loss or gradient that is not finite; all is then as before the step.
+        Raises FitError for a loss or gradient that is not finite; the stage is then unchanged.
         """
         self.draw_alike()
         total = int(gather_numbers([len(batch)], self.device).sum())
@@ -115,17 +115,17 @@ class Invert(SoundVideoStage):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.inversion.train()
-        # the same on every rank: the windows of one step are of one length
+        # the same choice on every rank, so that all inputs of a step have one length
         chosen = (self.num_steps * 7919 + self.run.settings.seed) % (2 * self.model.config.num_frames)
         self._segment = chosen if chosen < self.model.config.num_frames else None
-        parts = [(part, len(part.mels_BMT) / total) for part in self._heard(batch).split(settings.micro_batch_size)]
+        parts = [(part, len(part.mels_BMT) / total) for part in self._guided(batch).split(settings.micro_batch_size)]
         measures = self.learn(self.phases, parts, [self.model, *self.guide.networks().values()], batch)
         self.share_statistics()
         self.num_steps += 1
         self.samples_seen += total
         return {**measures, "learning_rate": rate}
 
-    def _heard(self, batch: Batch) -> GuidedClips:
+    def _guided(self, batch: Batch) -> GuidedClips:
         sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
         return GuidedClips(self.reals(batch), self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD)
 
@@ -139,8 +139,8 @@ class Invert(SoundVideoStage):
             return model.invert(mels, model.base_styles(latents)).float()
 
     @torch.no_grad()
-    def _shown(self, part: GuidedClips) -> Tensor:
-        """(N, 3, H, W): a generated picture and a real frame of each clip, a random square of them all."""
+    def _lesson_pictures(self, part: GuidedClips) -> Tensor:
+        """(N, 3, H, W) for the student: a generated picture and a real frame of each clip, cropped to one random square."""
         pictures = torch.cat([self.model.draw(self._styles(part)).clamp(-1, 1), part.reals_BTCHW[:, 0]])
         return cutouts(pictures, 1, self.settings.guide.smallest_cutout)[0]
 
@@ -160,9 +160,9 @@ class Invert(SoundVideoStage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cosines of generated pictures with their own sound and with those of other classes, by the judge; and a sample grid.
+        """Mean cosines, by the judge, of generated pictures with their own sounds and with sounds of other classes. Writes a picture grid.
 
-        ``guide_own_minus_wrong`` is the same difference by the guide: where it alone grows, pictures learn to deceive it.
+        ``guide_own_minus_wrong`` is the same difference by the guide. If it alone grows, the pictures deceive the guide.
         """
         mixes = self.run.mixes("validation")
         if not mixes:
@@ -177,33 +177,37 @@ class Invert(SoundVideoStage):
             self._judge = load_judge(self.settings.judge, self.guide.encoder_ids, "invert.judge")
         self.model.eval()
         self.draw_alike()
-        seen, heard, guided, guiding, described, shown = [], [], [], [], [], []
+        pictures: list[Tensor] = []
+        judge_pictures, judge_sounds = [], []
+        guide_pictures, guide_sounds = [], []
+        labels: list[tuple[str, ...]] = []
         for batch in self._validation:
             rows_BD, pictures_BCHW = self._drawn(batch)
-            guided.append(gather_rows(rows_BD)[0])
-            guiding.append(gather_rows(self.guide.sounds(batch))[0])
-            seen.append(gather_rows(judged_pictures(self._judge, pictures_BCHW).to(self.device))[0])
-            heard.append(gather_rows(judged_sounds(self._judge, batch).to(self.device))[0])
-            shown.append(gather_rows(pictures_BCHW)[0].cpu())
-            described += gather_items(list(batch.labels))
-            if len(described) >= self.settings.validation_samples:
+            guide_pictures.append(gather_rows(rows_BD)[0])
+            guide_sounds.append(gather_rows(self.guide.sounds(batch))[0])
+            judge_pictures.append(gather_rows(judged_pictures(self._judge, pictures_BCHW).to(self.device))[0])
+            judge_sounds.append(gather_rows(judged_sounds(self._judge, batch).to(self.device))[0])
+            pictures.append(gather_rows(pictures_BCHW)[0].cpu())
+            labels += gather_items(list(batch.labels))
+            if len(labels) >= self.settings.validation_samples:
                 break
-        own, wrong = _own_and_wrong(torch.cat(seen), torch.cat(heard), described)
-        if self.run.fabric.is_global_zero and described:
-            pictures = grid(to_uint8(torch.cat(shown)[:NUM_SHOWN]))
+        own, wrong = _own_and_wrong(torch.cat(judge_pictures), torch.cat(judge_sounds), labels)
+        if self.run.fabric.is_global_zero and labels:
+            picture_grid = grid(to_uint8(torch.cat(pictures)[:NUM_SHOWN]))
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
-            write_png(folder / f"{self.samples_seen:010d}.png", pictures)
-            self.run.stats.picture(NAME, "samples", self.samples_seen, pictures)
-        measures = {"num_samples": float(len(described)), "own_cosine": own}
+            write_png(folder / f"{self.samples_seen:010d}.png", picture_grid)
+            self.run.stats.picture(NAME, "samples", self.samples_seen, picture_grid)
+        measures = {"num_samples": float(len(labels)), "own_cosine": own}
         if wrong is not None:
             measures |= {"wrong_cosine": wrong, "own_minus_wrong": own - wrong}
-            of_guide, others = _own_and_wrong(torch.cat(guided), torch.cat(guiding), described)
-            measures["guide_own_minus_wrong"] = of_guide - (others or 0.0)
+            guide_own, guide_wrong = _own_and_wrong(torch.cat(guide_pictures), torch.cat(guide_sounds), labels)
+            measures["guide_own_minus_wrong"] = guide_own - (guide_wrong or 0.0)
         self.keep_if_best(own if wrong is None else own - wrong)
         return measures
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The guide's embeddings (B, D) of the pictures of a batch's sounds, and the pictures (B, 3, H, W), about -1..1."""
         if not len(batch) or batch.mels_BMT is None:
             side = self.model.generator.resolution
             empty = torch.zeros(0, self.guide.partner.width, device=self.device)
@@ -215,12 +219,12 @@ class Invert(SoundVideoStage):
 
 
 def start_hearing(model: SoundVideoModel, path: Path) -> None:
-    """Puts an align checkpoint's convolutions into the inversion encoder, where there is one and it has the same backbone."""
+    """Copies the convolutions of an align checkpoint into the inversion encoder, if the file exists and has the same backbone."""
     if not path.is_file() or read_align_config(path).backbone != model.config.backbone:
         return
-    held = read_state_dict(path)
+    align_tensors = read_state_dict(path)
     own = model.inversion.state_dict()
-    renamed = {name.replace("feature_extractor.", "body.", 1): tensor for name, tensor in held.items()}
+    renamed = {name.replace("feature_extractor.", "body.", 1): tensor for name, tensor in align_tensors.items()}
     known = {name: tensor for name, tensor in renamed.items() if name in own and own[name].shape == tensor.shape}
     model.inversion.load_state_dict({**own, **known})
 
@@ -228,30 +232,30 @@ def start_hearing(model: SoundVideoModel, path: Path) -> None:
 def guided_losses(
     model: SoundVideoModel, guide: Guide, styles_NLD: Tensor, sounds_ND: Tensor, texts_ND: Tensor
 ) -> dict[str, Tensor]:
-    """The three terms of L_enc, each the mean over the pictures of ``styles_NLD``, without their weights."""
-    seen_KND = guide.pictures(model.draw(styles_NLD))
+    """The three terms of L_enc, unweighted, each the mean over the pictures of ``styles_NLD``."""
+    pictures_KND = guide.pictures(model.draw(styles_NLD))
     return {
-        "sound_loss": clip_loss(seen_KND, sounds_ND).mean(),
-        "text_loss": clip_loss(seen_KND, texts_ND).mean(),
+        "sound_loss": clip_loss(pictures_KND, sounds_ND).mean(),
+        "text_loss": clip_loss(pictures_KND, texts_ND).mean(),
         "style_loss": (styles_NLD - model.w_avg).square().mean(),
     }
 
 
-def _own_and_wrong(seen_ND: Tensor, heard_ND: Tensor, labels: list[tuple[str, ...]]) -> tuple[float, float | None]:
-    """Mean cosine of pictures with their own sounds, and with sounds that share no label with them; None: there are none."""
-    cosines_NN = torch.nn.functional.normalize(seen_ND, dim=1) @ torch.nn.functional.normalize(heard_ND, dim=1).T
+def _own_and_wrong(pictures_ND: Tensor, sounds_ND: Tensor, labels: list[tuple[str, ...]]) -> tuple[float, float | None]:
+    """Mean cosine of pictures with their own sounds, and with sounds without a common label. None: there are no such sounds."""
+    cosines_NN = torch.nn.functional.normalize(pictures_ND, dim=1) @ torch.nn.functional.normalize(sounds_ND, dim=1).T
     apart = torch.tensor([[not set(one) & set(other) for other in labels] for one in labels])
     wrong = cosines_NN.cpu()[apart]
     return float(cosines_NN.diagonal().mean()), float(wrong.mean()) if len(wrong) else None
 
 
 def fit_invert(recipe: InvertRecipe, run: Run, display: Display) -> Ended:
-    """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
-    held = generator_file(recipe, run.folder)
+    """Runs the stage, from its checkpoint if there is one. Writes ``best.safetensors`` and ``last.safetensors``."""
+    prior_file = generator_file(recipe, run.folder)
     torch.manual_seed(run.settings.seed)
-    model = SoundVideoModel(model_config(recipe), held.generator())
+    model = SoundVideoModel(model_config(recipe), prior_file.generator())
     settings = recipe.invert
     if settings.start_from_align:
         start_hearing(model, run.folder / ALIGN_CHECKPOINT)
     source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution)
-    return run_stage(lambda: Invert(recipe, run, model, held.config), source, settings, run, display)
+    return run_stage(lambda: Invert(recipe, run, model, prior_file.config), source, settings, run, display)

@@ -1,8 +1,8 @@
-"""The student: a small network that learns to see as a picture encoder does that gradients cannot pass through.
+"""The student: a small network that learns the embeddings of a picture encoder without gradients.
 
-The packaged picture encoder looks at one picture at a time and gives no gradients. A generator can only be guided by what has a
-gradient, and often, so a smaller network first learns to give the same embeddings (distillation, Hinton et al., arXiv:1503.02531,
-with the cosine as its measure), on frames of the datasets and on generated pictures.
+The packaged picture encoder takes one picture at a time and has no gradients, but a guide needs gradients in every step. Therefore a
+small network first learns to compute the same embeddings (distillation, Hinton et al., arXiv:1503.02531, with the cosine as its
+measure), on frames of the datasets and on generated pictures.
 
 Shape suffixes: N pictures, C = 3 colours, H W rows and columns, D width of the space.
 """
@@ -32,23 +32,23 @@ METADATA_KEY = "hearscape_student"
 
 
 class StudentConfig(Settings):
-    """What a student is besides its weights; written into its file."""
+    """The settings of a student, stored in the header of its file."""
 
     teacher_id: str
     """``encoder_id`` of the picture encoder that it learned from."""
     width: int = Field(ge=1)
-    """Numbers in an embedding."""
+    """Width of an embedding."""
     backbone: str = "resnet10t"
     """Name of the timm network."""
     side_px: int = Field(64, ge=16, le=1024)
-    """Side of what the network sees, in pixels; pictures are brought to it."""
+    """Side of the network's input, in pixels; pictures are scaled to it."""
 
 
 class Student(nn.Module):
     """(N, 3, H, W) square pictures, about -1..1 -> (N, D), rows of length 1."""
 
     def __init__(self, config: StudentConfig) -> None:
-        """Raises EncoderError for a network that timm has not."""
+        """Raises EncoderError for a network that timm does not know."""
         super().__init__()
         if not timm.is_model(config.backbone):
             raise EncoderError(f"timm has no network named {config.backbone!r}; 'resnet10t' is a small one")
@@ -70,14 +70,14 @@ class Teacher(Protocol):
         """RGB frames, uint8, square -> (B, D), unit vectors."""
 
 
-def taught(teacher: Teacher, pictures_NCHW: Tensor) -> Tensor:
-    """(N, D): what the teacher says of each picture, -1..1."""
+def teacher_embeddings(teacher: Teacher, pictures_NCHW: Tensor) -> Tensor:
+    """(N, D): the teacher's embeddings of pictures, -1..1."""
     as_bytes = to_uint8(pictures_NCHW).permute(0, 3, 1, 2).cpu()
     return teacher.embed_frames(as_bytes[:, None]).to(pictures_NCHW.device)
 
 
 class LearningStudent:
-    """A student that guides, and goes on learning on what is generated: nobody can learn to draw what only the student believes in."""
+    """A student that guides, and keeps learning from generated pictures, so that the generator cannot learn to deceive it."""
 
     def __init__(self, student: Student, teacher: Teacher, learning_rate: float, device: torch.device) -> None:
         self.student, self.teacher = student.eval().requires_grad_(False).to(device), teacher
@@ -91,15 +91,15 @@ class LearningStudent:
         return rows_ND
 
     def lesson(self, pictures_NCHW: Tensor) -> Terms:
-        """1 - the mean cosine of student and teacher; ``student_cosine`` tells it."""
-        wanted_ND = taught(self.teacher, pictures_NCHW)
+        """Loss: 1 - the mean cosine of student and teacher. Its measure ``student_cosine`` is that cosine."""
+        targets_ND = teacher_embeddings(self.teacher, pictures_NCHW)
         self.student.train()
-        cosine = (self.student(pictures_NCHW) * wanted_ND).sum(1).mean()
+        cosine = (self.student(pictures_NCHW) * targets_ND).sum(1).mean()
         return Terms(1 - cosine, {"student_cosine": float(cosine.detach())})
 
 
 def save_student(path: Path, student: Student) -> None:
-    """Writes ``path``, through a temporary name."""
+    """Writes ``path`` through a temporary name."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.state_dict().items()}
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata={METADATA_KEY: student.config.model_dump_json()})
@@ -109,7 +109,7 @@ def save_student(path: Path, student: Student) -> None:
 
 
 def load_student(path: Path, teacher_id: str) -> Student:
-    """Raises CheckpointError where there is none, a damaged one, or one that learned from another encoder."""
+    """The student of a file. Raises CheckpointError if the file is missing or damaged, or its student has another teacher."""
     if not path.is_file():
         raise CheckpointError(
             f"{path} is not there: the picture encoder has no gradients, so a student of it has to learn first; "

@@ -1,4 +1,4 @@
-"""The student stage: frames and generated pictures, seen by the picture encoder and by the student that learns from it.
+"""The student stage: the student learns the picture encoder's embeddings of frames and of generated pictures.
 
 Shape suffixes: B samples, T frames, N pictures, C = 3 colours, H W rows and columns, L layers that take a style each,
 D numbers of a style or of the space.
@@ -24,7 +24,7 @@ from trainer.engine.stats import Display
 from trainer.invert.checks import needs_student
 from trainer.invert.guide import cutouts
 from trainer.invert.shared import clip_reader, generator_file
-from trainer.invert.student import Student, StudentConfig, save_student, taught
+from trainer.invert.student import Student, StudentConfig, save_student, teacher_embeddings
 from trainer.model.generator import Generator
 from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 NAME = "student"
 MEASURES = ("cosine",)
 NUM_VALIDATED = 256
-"""Pictures of each kind that a validation looks at, at the most."""
+"""Largest number of frames in a validation; it uses a quarter as many generated pictures."""
 
 
 class StudentStage(Learner):
-    """The stage: the student, its optimizer, its teacher, and the generator whose pictures it has to understand."""
+    """The stage: the student, its optimizer, its teacher, and the generator that draws some of its pictures."""
 
     name = NAME
 
@@ -81,9 +81,9 @@ class StudentStage(Learner):
             self._validation.close()
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Learns from the frames of one batch and as many generated pictures as the settings say.
+        """Learns from the frames of one batch, and from generated pictures. Returns its measures; empty if no rank has a sample.
 
-        Raises FitError for a loss that is not finite; all is then as before the step.
+        Raises FitError for a loss that is not finite; the stage is then unchanged.
         """
         self.draw_alike()
         total = int(gather_numbers([len(batch)], self.device).sum())
@@ -102,7 +102,7 @@ class StudentStage(Learner):
         return {"loss": 1 - measures["cosine"], **measures, "learning_rate": rate}
 
     def _pictures(self, batch: Batch) -> Tensor:
-        """(N, 3, side, side), -1..1: a random square of every frame, mirrored half of the time, and of generated pictures."""
+        """(N, 3, side, side), -1..1: frames and generated pictures, cropped to one random square, half of them mirrored."""
         frames_NCHW = batch.frames_BTCHW.flatten(0, 1).to(self.device).float() / 127.5 - 1
         share = self.settings.generated_share
         count = round(len(frames_NCHW) * share / (1 - share))
@@ -112,7 +112,7 @@ class StudentStage(Learner):
 
     @torch.no_grad()
     def generated(self, count: int) -> Tensor:
-        """(count, 3, H, W) of random styles: of two latents, the layers mixed, more or less truncated, and moved off W."""
+        """(count, 3, H, W) of random styles: layers mixed from two latents, random truncation, and noise that leaves W."""
         generator = self.generator
         one, other = (torch.randn(count, generator.z_dim).to(self.device) for _ in range(2))
         first_NLD, second_NLD = generator.mapping(one), generator.mapping(other)
@@ -126,13 +126,13 @@ class StudentStage(Learner):
         return pictures.clamp(-1, 1)
 
     def _loss(self, pictures_NCHW: Tensor) -> Terms:
-        wanted_ND = taught(self.teacher, pictures_NCHW)
-        cosine = (self.student(pictures_NCHW) * wanted_ND).sum(1).mean()
+        targets_ND = teacher_embeddings(self.teacher, pictures_NCHW)
+        cosine = (self.student(pictures_NCHW) * targets_ND).sum(1).mean()
         return Terms(1 - cosine, {"cosine": float(cosine.detach())})
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The mean cosine of student and teacher, on whole frames that it did not learn from and on new generated pictures."""
+        """The mean cosine of student and teacher, on frames of the validation split and on new generated pictures."""
         self.draw_alike()
         self.student.eval()
         measures = {}
@@ -144,25 +144,26 @@ class StudentStage(Learner):
             self._from_start = self._validation.state_dict()
         if self._validation is not None:
             self._validation.load_state_dict(self._from_start)
-            found = [torch.zeros(0)]
+            cosines = [torch.zeros(0)]
             for batch in self._validation:
                 frames = batch.frames_BTCHW.flatten(0, 1).to(self.device).float() / 127.5 - 1
-                found.append(gather_rows(self._cosines(frames))[0].cpu())
-                if sum(map(len, found)) >= NUM_VALIDATED:
+                cosines.append(gather_rows(self._cosines(frames))[0].cpu())
+                if sum(map(len, cosines)) >= NUM_VALIDATED:
                     break
-            measures["frame_cosine"] = float(torch.cat(found)[:NUM_VALIDATED].mean())
+            measures["frame_cosine"] = float(torch.cat(cosines)[:NUM_VALIDATED].mean())
         drawn_N = gather_rows(self._cosines(self.generated(NUM_VALIDATED // 4)))[0]
         return {**measures, "generated_cosine": float(drawn_N.mean())}
 
     def _cosines(self, pictures_NCHW: Tensor) -> Tensor:
         if not len(pictures_NCHW):
             return torch.zeros(0, device=self.device)
-        cosines_N: Tensor = (self.student(pictures_NCHW) * taught(self.teacher, pictures_NCHW)).sum(1)
+        targets_ND = teacher_embeddings(self.teacher, pictures_NCHW)
+        cosines_N: Tensor = (self.student(pictures_NCHW) * targets_ND).sum(1)
         return cosines_N
 
 
 def fit_student(recipe: InvertRecipe, run: Run, display: Display) -> Ended:
-    """Runs the stage, and leaves ``last.safetensors``. Done at once where the picture encoder has gradients of its own."""
+    """Runs the stage. Writes ``last.safetensors``. Returns at once if the picture encoder has gradients."""
     if not needs_student(recipe):
         return "done"
     generator = generator_file(recipe, run.folder).generator()

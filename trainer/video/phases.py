@@ -1,8 +1,8 @@
-"""What is learned in a step of the video stage: blocks and encoder from the discriminators and the guide, and the discriminators.
+"""The phases of a step of the video stage: the model learns from the discriminators and the guide, then the discriminators learn.
 
 total = L_Dv + L_DI + λ_enc L_enc ("Sound-Guided Semantic Video Generation", section 3.3), with the non-saturating logistic
-loss, lazy R1, and for the video discriminator pairs of a clip and a sound (Reed et al., arXiv:1605.05396, section 4.2):
-a real clip with the sound of another class is no match.
+loss, lazy R1, and for the video discriminator pairs of a clip and a sound (Reed et al., arXiv:1605.05396, section 4.2): a real clip
+with the sound of another class counts as wrong.
 
 Shape suffixes: B clips, T frames (one for each segment of sound), M mel bands, C H W of pictures, L layers that take a style
 each, D numbers of a style or of the space.
@@ -34,16 +34,16 @@ GENERATOR = "generator"
 
 @dataclass(frozen=True, slots=True)
 class Clips:
-    """Some clips of a batch, on the device: what the losses take."""
+    """Some clips of a batch, on the device, as the losses take them."""
 
     reals_BTCHW: Tensor
     """Real frames, -1..1."""
     segments_BTMS: Tensor
-    """Mels of the segments of sound that drive the walk; some are spliced of two clips' sounds."""
+    """Mels of the segments of sound that drive the walk. In some clips the later segments are of another clip's sound."""
     sounds_BTD: Tensor
-    """F_a of the clip that each segment is of."""
+    """F_a of the clip that each segment comes from."""
     texts_BTD: Tensor
-    """F_t of it; zeros where nothing is known."""
+    """F_t of the clip that each segment comes from; zeros without caption and label."""
     own_BD: Tensor
     """F_a of the real clip's own sound."""
     other_BD: Tensor
@@ -61,24 +61,24 @@ class Clips:
 
 @dataclass
 class Contest:
-    """What generates, what judges, and the losses between them."""
+    """The model, the discriminators, the guide, and the losses between them."""
 
     settings: VideoSettings
     invert: InvertSettings
     model: SoundVideoModel
     guide: Guide | None
-    """None: without the CLIP losses."""
+    """None: the CLIP losses are left out."""
     image: Discriminator | None
-    """None: without this discriminator."""
+    """The discriminator of frames, D_I. None: it is left out."""
     video: VideoDiscriminator | None
-    """None: without this discriminator."""
+    """The discriminator of clips, D_v. None: it is left out."""
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-    """The precision that the networks compute in."""
+    """Context for the precision of the networks."""
     fakes: tuple[Clips, Tensor] | None = None
-    """What was generated last, and for which clips."""
+    """The clips that were used last, and the frames that were generated for them."""
 
     def walked(self, clips: Clips) -> Tensor:
-        """(B, T, L, D): the styles of every frame, of new latents and noise."""
+        """(B, T, L, D): the styles of every frame, for new random latents and noise."""
         model, device = self.model, clips.reals_BTCHW.device
         batch, steps = clips.segments_BTMS.shape[:2]
         base = model.base_styles(torch.randn(batch, model.generator.z_dim).to(device))
@@ -87,17 +87,17 @@ class Contest:
             return model.walk(clips.segments_BTMS, base, noise).float()
 
     def drawn(self, styles_BTLD: Tensor) -> Tensor:
-        """(B, T, C, H, W)."""
+        """The frames (B, T, C, H, W) of the styles, about -1..1."""
         pictures = self.model.draw(styles_BTLD.flatten(0, 1))
         return pictures.view(*styles_BTLD.shape[:2], *pictures.shape[1:])
 
     def shown(self, clips_BTCHW: Tensor) -> Tensor:
-        """What a discriminator sees of clips: augmented, all frames of a clip alike."""
+        """The discriminators' input: the clips, augmented. All frames of a clip are changed in the same way."""
         settings = self.settings
         return clips_BTCHW if settings.augment is None else augment(clips_BTCHW, settings.augment_p, settings.augment)
 
     def judged(self, clips_BTCHW: Tensor) -> Tensor:
-        """(N, C, H, W): a few random frames, the same ones of all clips. Few may be left out, so that groups of pictures are whole."""
+        """(N, C, H, W): ``judged_frames`` random frames, the same of all clips. The last are left out if they do not fill a group."""
         assert self.image is not None
         chosen = torch.randperm(clips_BTCHW.shape[1])[: self.settings.judged_frames]
         frames = clips_BTCHW[:, chosen].flatten(0, 1)
@@ -107,13 +107,13 @@ class Contest:
         return frames
 
     def judge_image(self, frames_NCHW: Tensor) -> Tensor:
-        """Logits of frames."""
+        """Logits of frames by D_I, (N, 1)."""
         assert self.image is not None
         logits: Tensor = self.image(frames_NCHW)
         return logits
 
     def judge_video(self, clips_BTCHW: Tensor, sounds_BD: Tensor) -> Tensor:
-        """Logits of clips that are said to have these sounds."""
+        """Logits (B, 1) of pairs of a clip and a sound by D_v."""
         assert self.video is not None
         with self.autocast():
             logits: Tensor = self.video(clips_BTCHW, sounds_BD if self.video.sound_width else None)
@@ -129,8 +129,8 @@ class Contest:
         image = generator_loss(self.judge_image(self.judged(self.shown(pictures)))) if self.image is not None else zero
         video = zero
         if self.video is not None:
-            heard_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
-            video = generator_loss(self.judge_video(self.shown(pictures), heard_BD))
+            driving_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
+            video = generator_loss(self.judge_video(self.shown(pictures), driving_BD))
         guided = self._guided(styles_BTLD, pictures, clips) if self.guide is not None else zero
         loss = settings.image_weight * image + settings.video_weight * video + settings.guide_weight * guided
         measures = {"image_loss": image, "video_loss": video, "guide_loss": guided, "loss": loss}
@@ -139,22 +139,22 @@ class Contest:
     def _guided(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> Tensor:
         assert self.guide is not None
         invert = self.invert
-        seen = self.guide.pictures(pictures_BTCHW.flatten(0, 1))
+        pictures_KND = self.guide.pictures(pictures_BTCHW.flatten(0, 1))
         return (
-            invert.sound_weight * clip_loss(seen, clips.sounds_BTD.flatten(0, 1)).mean()
-            + invert.text_weight * clip_loss(seen, clips.texts_BTD.flatten(0, 1)).mean()
+            invert.sound_weight * clip_loss(pictures_KND, clips.sounds_BTD.flatten(0, 1)).mean()
+            + invert.text_weight * clip_loss(pictures_KND, clips.texts_BTD.flatten(0, 1)).mean()
             + invert.style_weight * (styles_BTLD - self.model.w_avg).square().mean()
         )
 
     @torch.no_grad()
     def generated(self, clips: Clips) -> Tensor:
-        """(B, T, C, H, W), without gradient: the same for all phases after the generator's own, as long as no other clips come between."""
+        """Generated frames (B, T, C, H, W), without gradient. The frames for the latest clips are cached, so that phases share them."""
         if self.fakes is None or self.fakes[0] is not clips:
             self.fakes = (clips, self.drawn(self.walked(clips)))
         return self.fakes[1]
 
     def discriminate_images(self, clips: Clips) -> Terms:
-        """Frames of generated clips against real ones."""
+        """L_DI: frames of generated clips against frames of real ones."""
         fake = self.judge_image(self.judged(self.shown(self.generated(clips))))
         real = self.judge_image(self.judged(self.shown(clips.reals_BTCHW)))
         loss = discriminator_loss(real, fake)
@@ -164,9 +164,9 @@ class Contest:
         )
 
     def discriminate_videos(self, clips: Clips) -> Terms:
-        """Generated clips, and real ones with a sound of another class, against real ones with their own."""
-        heard_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
-        fake = self.judge_video(self.shown(self.generated(clips)), heard_BD)
+        """L_Dv: generated clips, and real clips with a sound of another class, against real clips with their own sound."""
+        driving_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
+        fake = self.judge_video(self.shown(self.generated(clips)), driving_BD)
         shown = self.shown(clips.reals_BTCHW)
         real = self.judge_video(shown, clips.own_BD)
         loss = discriminator_loss(real, fake)
@@ -192,7 +192,7 @@ class Contest:
 
 
 def video_phases(contest: Contest) -> Sequence[Phase[Clips]]:
-    """In the order in which a step runs them."""
+    """The phases in the order in which a step runs them."""
     settings, model = contest.settings, contest.model
     learning: list[tuple[nn.Module, float]] = [(model.blocks, settings.block_learning_rate)]
     if settings.inversion_learning_rate is not None:

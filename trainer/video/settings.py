@@ -1,4 +1,4 @@
-"""What the video stage is told, and what of it can be refused before any work."""
+"""Settings of the video stage."""
 
 from __future__ import annotations
 
@@ -13,85 +13,85 @@ from trainer.invert.settings import InvertRecipe
 
 
 class VideoSettings(Settings):
-    """How the recurrent blocks are fitted, against a discriminator of frames and one of clips."""
+    """How the recurrent blocks are trained, against a discriminator of frames and one of clips."""
 
     blocks: Literal["three", "one"] = "three"
-    """three: a recurrent block for coarse, middle and fine layers each. one: a single one (one of the paper's ablations)."""
+    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all (one of the paper's ablations)."""
     hidden_width: int = Field(256, ge=1)
-    """Numbers that a recurrent block remembers."""
+    """Width of a recurrent block's hidden state."""
     noise_width: int = Field(32, ge=1)
-    """Numbers of noise that a block gets in each step."""
+    """Width of the noise that a block gets in each step."""
     guide_weight: float = Field(1.0, ge=0)
-    """λ_enc: weight of L_enc, as ``invert`` has it, on every frame. 0: without (one of the paper's ablations)."""
+    """λ_enc: weight of L_enc, with the weights of ``invert``, on every frame. 0: left out (one of the paper's ablations)."""
     image_weight: float = Field(1.0, ge=0)
-    """Weight of the image discriminator's loss. 0: there is none (one of the paper's ablations)."""
+    """Weight of the image discriminator's loss L_DI. 0: no image discriminator (one of the paper's ablations)."""
     video_weight: float = Field(1.0, ge=0)
-    """Weight of the video discriminator's loss. 0: there is none (one of the paper's ablations)."""
+    """Weight of the video discriminator's loss L_Dv. 0: no video discriminator (one of the paper's ablations)."""
     hears: bool = True
-    """Whether the video discriminator is told the sound, and learns that a real clip with another's sound is no match."""
+    """Whether the video discriminator gets the sound too, and learns that a real clip with another clip's sound is wrong."""
     mismatch_weight: float = Field(0.5, ge=0)
-    """Weight of those mismatched real clips in the video discriminator's loss."""
+    """Weight, in the video discriminator's loss, of real clips with the sound of another class."""
     spliced_share: float = Field(0.3, ge=0, le=1)
-    """Share of the clips whose sound changes to another clip's on the way, so that every segment has to be heard."""
+    """Share of the clips whose sound changes to another clip's sound at a random segment, so that every segment matters."""
     inversion_learning_rate: float | None = Field(1e-4, gt=0)
-    """Of AdamW for the inversion encoder. None: it stays as ``invert`` left it."""
+    """Learning rate of AdamW for the inversion encoder. None: the encoder is not trained."""
     block_learning_rate: float = Field(5e-4, gt=0)
-    """Of AdamW for the recurrent blocks."""
+    """Learning rate of AdamW for the recurrent blocks."""
     generator_learning_rate: float | None = Field(None, gt=0)
-    """Of AdamW for the generator's synthesis network. None: it stays as it is."""
+    """Learning rate of AdamW for the generator's synthesis network. None: the generator is not trained."""
     discriminator_learning_rate: float = Field(2e-3, gt=0)
-    """Of Adam for both discriminators."""
+    """Learning rate of Adam for both discriminators."""
     discriminator_widths: tuple[int, ...] = Field((256, 256, 128, 64, 32), min_length=2, max_length=9)
-    """Channels of the video discriminator at 4, 8, 16, ... pixels; it looks at clips of the last of these sizes."""
+    """Channels of the video discriminator at 4, 8, 16, ... pixels. The last of these sizes is the size of its input."""
     judged_frames: int = Field(2, ge=1)
-    """Frames of each clip that the image discriminator sees."""
+    """Frames of each clip that the image discriminator gets."""
     image_discriminator_from_prior: bool = True
-    """Whether the image discriminator begins as the one beside the generator, where there is one."""
+    """Whether the image discriminator starts with the weights of the discriminator in the generator's file, if it has one."""
     r1_gamma: float = Field(1.0, ge=0)
-    """Weight of R1 (half of it, as in the formula) in both discriminators. 0: none."""
+    """gamma of R1 for both discriminators; the penalty has the weight gamma / 2. 0: no R1."""
     r1_every: int = Field(16, ge=1)
-    """Steps from one R1 to the next."""
+    """Steps from one R1 phase to the next."""
     augment: AdaSettings | None = AdaSettings(quarter_turn=0.0, luma_flip=0.0, hue=0.0)
-    """What augmentation may do to what the discriminators see; all frames of a clip alike. None: none."""
+    """Transforms of the discriminators' input; all frames of a clip are changed in the same way. None: no augmentation."""
     augment_p: float = Field(0.3, ge=0, le=1)
-    """Probability of each augmentation."""
+    """p: the probability of a transform whose own number is 1."""
     ema_half_life: float = Field(2000.0, gt=0)
-    """Clips after which an earlier model counts half in the averaged one, which generates."""
+    """Half-life of the averaged model, in clips. The averaged model is the one that generates."""
     ema_ramp_up: float | None = Field(0.1, gt=0)
-    """The half-life is at most this share of the clips seen. None: the whole half-life from the start."""
+    """Limit of the half-life, as a share of the clips seen. None: no limit."""
     num_samples: int = Field(300_000, ge=1)
-    """Clips until the stage is done, counting a clip each time it is seen."""
+    """Number of clips to learn from; a clip counts each time it is read."""
     validate_every_samples: int = Field(20_000, ge=1)
     """Clips from one validation to the next."""
     save_every_samples: int = Field(20_000, ge=1)
     """Clips from one checkpoint to the next."""
     validation_samples: int = Field(200, ge=1)
-    """Most clips of the validation split that are used: the first ones in its order."""
+    """Largest number of clips of the validation split that are used, the first in its order."""
     batch_size: int = Field(16, ge=1)
-    """Clips of one step, on all ranks together."""
+    """Clips in one step, over all ranks."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Clips of one rank that activations are held of at once. None: all of them."""
+    """Clips of one rank whose activations are in memory at once. None: all clips."""
     max_gradient_norm: float = Field(5.0, gt=0)
-    """Longer gradients of what generates are shortened to this."""
+    """Longer gradients of the model are scaled down to this norm."""
     num_shown: int = Field(4, ge=1, le=64)
-    """Clips of the validation split of which each validation writes a picture strip and a short mp4."""
+    """Clips for which each validation writes a strip of frames and a short mp4."""
     judge: EncoderPairSettings = EncoderPairSettings()
-    """The encoders that measure in validations whether the sound matters: best ones that are not the guide's."""
+    """The encoders that measure whether the sound matters. They should not be the guide's, which the model may learn to deceive."""
 
     @model_validator(mode="after")
-    def _learns(self) -> Self:
+    def _check_weights(self) -> Self:
         if not (self.guide_weight or self.image_weight or self.video_weight):
             raise ValueError("guide_weight, image_weight and video_weight are all 0: nothing would be learned")
         return self
 
     @property
     def discriminator_px(self) -> int:
-        """Side of the clips that the video discriminator sees, in pixels."""
+        """Side of the video discriminator's input, in pixels."""
         return 4 << (len(self.discriminator_widths) - 1)
 
 
 class VideoRecipe(InvertRecipe, Protocol):
-    """What the stage asks of a recipe."""
+    """The parts of a recipe that the stage uses."""
 
     @property
     def video(self) -> VideoSettings: ...

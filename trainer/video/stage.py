@@ -1,4 +1,4 @@
-"""The video stage: recurrent blocks learn to walk through W+ with the sound, against discriminators of frames and of clips.
+"""The video stage: recurrent blocks learn to move the styles with the sound, against discriminators of frames and of clips.
 
 Shape suffixes: B samples, T frames (one for each segment of sound), C H W of pictures, D width of the space.
 """
@@ -50,32 +50,34 @@ HEADLINE = (
 
 
 class Video(SoundVideoStage):
-    """The stage: the model, its average, both discriminators, and their optimizers."""
+    """The stage: the model, the averaged model, both discriminators, and their optimizers."""
 
     name = NAME
     headline: Sequence[str] = HEADLINE
 
-    def __init__(self, recipe: VideoRecipe, run: Run, model: SoundVideoModel, held: GeneratorFile) -> None:
-        """``held``: the file of the generator, and of the discriminator beside it."""
-        super().__init__(recipe, run, model, held.config)
+    def __init__(self, recipe: VideoRecipe, run: Run, model: SoundVideoModel, prior_file: GeneratorFile) -> None:
+        """``prior_file``: the generator's file, which may hold a discriminator too."""
+        super().__init__(recipe, run, model, prior_file.config)
         self.settings = settings = recipe.video
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        """What generates: the average of the model over training."""
+        """The average of the model over training; this model generates and is exported."""
         self.contest = Contest(
             settings,
             recipe.invert,
             self.model,
             self.guide if settings.guide_weight else None,
-            make_image_discriminator(settings, held).to(self.device) if settings.image_weight else None,
+            make_image_discriminator(settings, prior_file).to(self.device) if settings.image_weight else None,
             self._video_discriminator().to(self.device) if settings.video_weight else None,
             run.fabric.autocast,
         )
         self.phases = [
             *video_phases(self.contest),
-            *self.guide.lesson_phase(self._shown, recipe.student.refresh_pictures if settings.guide_weight else 0),
+            *self.guide.lesson_phase(
+                self._lesson_pictures, recipe.student.refresh_pictures if settings.guide_weight else 0
+            ),
         ]
-        self.told: dict[str, float] = {}
-        """The latest value of every measure: some phases are not run in every step."""
+        self.latest_measures: dict[str, float] = {}
+        """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
         self.validation = VideoValidation(recipe, run, self.guide.encoder_ids)
 
     def _video_discriminator(self) -> VideoDiscriminator:
@@ -88,21 +90,21 @@ class Video(SoundVideoStage):
         )
 
     def networks(self) -> Mapping[str, nn.Module]:
-        found: dict[str, nn.Module] = {"model": self.model, "average": self.average, **self.guide.networks()}
+        networks: dict[str, nn.Module] = {"model": self.model, "average": self.average, **self.guide.networks()}
         judges = {"image_discriminator": self.contest.image, "video_discriminator": self.contest.video}
-        return found | {name: network for name, network in judges.items() if network is not None}
+        return networks | {name: network for name, network in judges.items() if network is not None}
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         own = {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}
         return {**own, **self.guide.optimizers()}
 
     def numbers(self) -> dict[str, Any]:
-        return {**super().numbers(), "told": dict(self.told)}
+        return {**super().numbers(), "told": dict(self.latest_measures)}
 
     def put(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], path: Path) -> None:
         super().put(tensors, numbers, path)
         try:
-            self.told = dict(numbers["told"])
+            self.latest_measures = dict(numbers["told"])
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, error) from error
 
@@ -110,14 +112,14 @@ class Video(SoundVideoStage):
         return self.average
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Does nothing: the stage keeps no file or process open."""
 
     # one step
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """Runs the phases whose turn it is; the measures, or none where no rank has a sample.
+        """Runs the phases that are due. Returns the measures; empty if no rank has a sample.
 
-        Raises FitError for a loss or gradient that is not finite; all is then as before the step.
+        Raises FitError for a loss or gradient that is not finite; the stage is then unchanged.
         """
         self.draw_alike()
         total = int(gather_numbers([len(batch)], self.device).sum())
@@ -129,7 +131,7 @@ class Video(SoundVideoStage):
         self.model.inversion.train()
         networks = [network for name, network in self.networks().items() if name != "average"]
         try:
-            self.told |= self.learn(self.phases, parts, networks, batch)
+            self.latest_measures |= self.learn(self.phases, parts, networks, batch)
         finally:
             self.contest.fakes = None
             self.model.inversion.eval()
@@ -139,10 +141,10 @@ class Video(SoundVideoStage):
         move_average(self.average, self.model, weight)
         self.num_steps += 1
         self.samples_seen += total
-        return self.told
+        return self.latest_measures
 
     def _clips(self, batch: Batch) -> Clips:
-        """The batch on the device, with the sounds of some clips spliced."""
+        """The clips of a batch, on the device. In some clips the sound changes to the next clip's at a random segment."""
         own_BD = self.guide.sounds(batch)
         texts_BD = self.guide.texts(batch, *self.identity())
         segments = self.model.segments_of(self.heard_mels(batch), batch.seconds_B)
@@ -168,8 +170,8 @@ class Video(SoundVideoStage):
         )
 
     @torch.no_grad()
-    def _shown(self, clips: Clips) -> Tensor:
-        """(N, 3, H, W): a generated and a real frame of each clip, a random square of them all: what the student goes on learning on."""
+    def _lesson_pictures(self, clips: Clips) -> Tensor:
+        """(N, 3, H, W) for the student: a generated and a real frame of each clip, cropped to one random square."""
         drawn = self.contest.generated(clips).clamp(-1, 1)
         chosen = int(torch.randint(drawn.shape[1], ()))
         pictures = torch.cat([drawn[:, chosen], clips.reals_BTCHW[:, chosen]])
@@ -178,23 +180,23 @@ class Video(SoundVideoStage):
     # validation
 
     def validate(self) -> dict[str, float]:
-        """Writes samples, and measures on clips that it does not learn from whether the sound matters. Empty where there are none."""
+        """Writes frames and videos of the validation split, and measures whether the sound matters. Empty if there is no such split."""
         measures = self.validation.measure(self.average, self.samples_seen)
         self.keep_if_best(measures.get(BEST_BY))
         return measures
 
 
-def make_image_discriminator(settings: VideoSettings, held: GeneratorFile) -> Discriminator:
-    """The one beside the generator where the settings say so and there is one, else a new one for pictures of its size."""
-    if settings.image_discriminator_from_prior and held.discriminator_config is not None:
-        return held.discriminator().train()
-    return build_discriminator(held.config)
+def make_image_discriminator(settings: VideoSettings, prior_file: GeneratorFile) -> Discriminator:
+    """The discriminator in the generator's file, if it has one and the settings use it; else one with random weights."""
+    if settings.image_discriminator_from_prior and prior_file.discriminator_config is not None:
+        return prior_file.discriminator().train()
+    return build_discriminator(prior_file.config)
 
 
 def start_model(recipe: VideoRecipe, run: Run) -> tuple[SoundVideoModel, GeneratorFile]:
-    """The model as the stage begins: what invert left, and recurrent blocks that have learned nothing; and the generator's file.
+    """The initial model of the stage, with the encoder of the invert stage and new recurrent blocks; and the generator's file.
 
-    Raises CheckpointError where invert has left nothing, or a model of other settings.
+    Raises CheckpointError if the invert stage has written no model, or one with other settings.
     """
     path = next((run.folder / INVERT / name for name in (BEST, LAST) if (run.folder / INVERT / name).is_file()), None)
     if path is None:
@@ -214,14 +216,14 @@ def start_model(recipe: VideoRecipe, run: Run) -> tuple[SoundVideoModel, Generat
 
 
 def fit_video(recipe: VideoRecipe, run: Run, display: Display) -> Ended:
-    """Runs the stage, from its checkpoint if there is one, and leaves ``best.safetensors`` and ``last.safetensors``."""
-    model, held = start_model(recipe, run)
+    """Runs the stage, from its checkpoint if there is one. Writes ``best.safetensors`` and ``last.safetensors``."""
+    model, prior_file = start_model(recipe, run)
     settings = recipe.video
     source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution)
-    return run_stage(lambda: Video(recipe, run, model, held), source, settings, run, display)
+    return run_stage(lambda: Video(recipe, run, model, prior_file), source, settings, run, display)
 
 
 def check_video(recipe: VideoRecipe) -> None:
-    """Raises UserError for what shows before any work."""
+    """Raises UserError for settings that can be refused before any work."""
     check_invert(recipe)
     check_pair(recipe.video.judge, "video.judge")

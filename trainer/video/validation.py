@@ -1,4 +1,4 @@
-"""What the video stage shows and measures of its model: strips of frames, short videos, and whether the sound matters."""
+"""The validation of the video stage: strips of frames, short videos, and the measure of whether the sound matters."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 STAGE = "video"
 BEST_BY = "right_minus_wrong"
-"""The measure that decides which model is kept as the best."""
+"""The measure that decides which model is kept as the best; higher is better."""
 SHOWN_FPS = 10.0
-"""Frames a second of the short videos of a validation."""
+"""Frame rate of the short videos."""
 STRIP_FRAMES = 8
 
 
 class VideoValidation:
-    """Clips that the stage does not learn from, and the encoders that judge. Rank 0 alone measures; the others wait for it."""
+    """The clips of the validation split, and the judge. Only rank 0 measures; the other ranks wait for it."""
 
     def __init__(self, recipe: VideoRecipe, run: Run, guide_ids: tuple[str, str]) -> None:
         self._recipe, self._settings, self._run, self._guide_ids = recipe, recipe.video, run, guide_ids
@@ -44,20 +44,20 @@ class VideoValidation:
         self._judge: EncoderPair | None = None
 
     def measure(self, model: SoundVideoModel, samples_seen: int) -> dict[str, float]:
-        """Writes ``samples/SEEN.png`` and ``samples/SEEN-KEY.mp4``, and measures. Empty where there is nothing to compare."""
+        """Writes ``samples/SEEN.png`` and ``samples/SEEN-KEY.mp4``. Returns the measures; empty if there is nothing to compare."""
         measures: dict[str, float] = {}
         if self._run.fabric.is_global_zero:
             clips = self._held_out(model.generator.resolution)
             if clips:
                 self._show(model, clips[:: max(1, len(clips) // self._settings.num_shown)], samples_seen)
                 measures = self._prove(model, clips)
-        return _told_to_all(measures)
+        return _from_rank_0(measures)
 
     def _held_out(self, side_px: int) -> list[HeldOutClip]:
         if self._clips is None:
             self._clips = []
             if self._run.mixes("validation"):
-                # read by one rank, whatever the number of ranks: every one of them has all the clips otherwise
+                # whole: this rank reads all clips; otherwise it would read only its own share
                 size = min(self._settings.batch_size, self._settings.validation_samples)
                 reader = clip_reader(self._recipe, self._run, "validation", size, side_px, whole=True)
                 try:
@@ -92,10 +92,10 @@ class VideoValidation:
         self._run.stats.picture(STAGE, "samples", samples_seen, joined)
 
 
-def _told_to_all(measures: dict[str, float]) -> dict[str, float]:
-    """What rank 0 measured, on every rank. Every rank must call it."""
+def _from_rank_0(measures: dict[str, float]) -> dict[str, float]:
+    """The measures of rank 0, on every rank. Every rank must call it."""
     if num_ranks() == 1:
         return measures
-    told: list[dict[str, float]] = [measures]
-    torch.distributed.broadcast_object_list(told, src=0)
-    return told[0]
+    messages: list[dict[str, float]] = [measures]
+    torch.distributed.broadcast_object_list(messages, src=0)
+    return messages[0]

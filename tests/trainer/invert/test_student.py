@@ -21,7 +21,7 @@ from trainer.invert.student import (
     StudentConfig,
     load_student,
     save_student,
-    taught,
+    teacher_embeddings,
 )
 from trainer.invert.student_stage import StudentStage
 from trainer.streaming.reader import Reader
@@ -66,7 +66,7 @@ def test_what_it_is_taught_is_what_the_teacher_says_of_each_picture(guided: Path
     reader.close()
     frames_NCHW = batch.frames_BTCHW.flatten(0, 1)
     wanted = torch.cat([stage.teacher.embed_frames(one[None, None]) for one in frames_NCHW])
-    assert torch.allclose(taught(stage.teacher, frames_NCHW.float() / 127.5 - 1), wanted, atol=1e-6)
+    assert torch.allclose(teacher_embeddings(stage.teacher, frames_NCHW.float() / 127.5 - 1), wanted, atol=1e-6)
 
 
 def test_half_of_a_step_is_generated(guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
