@@ -104,12 +104,14 @@ class MappingNetwork(nn.Module):
 
         Always float32, under autocast too: w_avg is a mean of many steps, and truncation needs both in one type.
         """
-        with torch.autocast(self._device_type, enabled=False):
+        with torch.autocast(self._autocast_device, enabled=False):
             return self._styles(z_BZ, c_BC, truncation_psi, truncation_cutoff, update_emas)
 
     @property
-    def _device_type(self) -> str:
-        return next(self.parameters()).device.type
+    def _autocast_device(self) -> str:
+        """Device type for autocast. Meta tensors, which have shapes only, are not known to it: they count as cpu."""
+        device_type = next(self.parameters()).device.type
+        return "cpu" if device_type == "meta" else device_type
 
     def _styles(
         self, z_BZ: Tensor | None, c_BC: Tensor | None, psi: float, cutoff: int | None, update_emas: bool
