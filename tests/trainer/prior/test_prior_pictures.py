@@ -71,7 +71,7 @@ def test_it_goes_on_in_mid_epoch(folder: Path) -> None:
     other = reader(folder)
     other.load_state_dict(state)
     assert begun + numbers(other) + numbers(other) == wanted
-    with pytest.raises(DataError, match="of other seed"):
+    with pytest.raises(DataError, match="has other seed"):
         reader(folder, seed=9).load_state_dict(state)
 
 
