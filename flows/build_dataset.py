@@ -6,33 +6,21 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
-from pipeline.runtime.interrupts import INTERRUPTED, interruptible
+from pipeline.runtime.commands import Command, run_command
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m flows.build_dataset", description="Build a dataset from a recipe.")
-    parser.add_argument("recipe", help="path of a recipe (TOML)")
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe (TOML)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="change one setting of the recipe; may be repeated"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and end")
-    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(words)
-    with interruptible(f"python -m flows.build_dataset {shlex.join(words)}"):
-        return _run(words, options)
-    return INTERRUPTED
-
-
-def _run(words: Sequence[str], options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, command_line: str) -> int:
     # Not above: each process that decodes imports this module once more, and has no use for Prefect.
     from rich.console import Console  # noqa: PLC0415
 
@@ -47,7 +35,20 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
         direct.check(recipe)
         print(direct.summary_text(direct.run_now(recipe, Console(stderr=True))))  # noqa: T201
 
-    return direct.exit_code(work, f"python -m flows.build_dataset {shlex.join(words)}")
+    return direct.exit_code(work, command_line)
+
+
+BUILD = Command(
+    summary="build a dataset from a recipe",
+    add_options=_add_options,
+    run=_run,
+    details="The same command continues a build that was interrupted. --dry-run prints every setting of the recipe.",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
+    return run_command(BUILD, "python -m flows.build_dataset", arguments)
 
 
 if __name__ == "__main__":

@@ -7,30 +7,27 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.runtime.interrupts import INTERRUPTED, interruptible
+from pipeline.runtime.commands import Command, run_command
 
-RECIPE = "manifests/recipes/demo.toml"
+RECIPE = "demo"
 PORT = 8765
 """The links of the samples name it, and each dataset says where its clips came from: another port gives other bytes."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.demo", description="Build a dataset from the sample sources."
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="change one setting of the build's recipe"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one setting of the recipe")
     parser.add_argument(
         "--port", type=int, default=PORT, help="port that serves the samples, on loopback (%(default)s)"
     )
     parser.add_argument("--keep-server", action="store_true", help="keep serving the samples when the build is done")
-    return parser
 
 
 def _free_port(wanted: int) -> int:
@@ -45,27 +42,19 @@ def _free_port(wanted: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: those of ``flows.build_dataset``."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(words)
-    with interruptible(shlex.join(["python", "-m", "flows.demo", *words])):
-        return _run(words, options)
-    return INTERRUPTED
-
-
-def _run(words: Sequence[str], options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, command_line: str) -> int:
     # Not above: each process that renders or decodes imports this module once more, and has no use for Prefect.
     from rich.console import Console  # noqa: PLC0415
 
     from flows import direct  # noqa: PLC0415
     from flows.server import check_prefect  # noqa: PLC0415
     from pipeline.build.recipe import load_recipe  # noqa: PLC0415
+    from pipeline.starter import recipe_path  # noqa: PLC0415
     from pipeline.synthetic.render import render_catalogue, sources_locked  # noqa: PLC0415
     from pipeline.synthetic.serve import serve_folder  # noqa: PLC0415
 
     def work() -> None:
-        recipe = load_recipe(RECIPE, options.set)
+        recipe = load_recipe(recipe_path(RECIPE), options.set)
         check_prefect()
         console = Console(stderr=True)
         folder = Path(recipe.sources[0]).parent
@@ -80,7 +69,15 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
                 with contextlib.suppress(KeyboardInterrupt):
                     threading.Event().wait()
 
-    return direct.exit_code(work, shlex.join(["python", "-m", "flows.demo", *words]))
+    return direct.exit_code(work, command_line)
+
+
+DEMO = Command(summary="build a dataset from painted sample sources", add_options=_add_options, run=_run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: those of ``flows.build_dataset``."""
+    return run_command(DEMO, "python -m flows.demo", arguments)
 
 
 if __name__ == "__main__":

@@ -17,3 +17,6 @@ os.environ.setdefault("PREFECT_PLUGINS_ENABLED", "false")
 warnings.filterwarnings(
     "ignore", "Failed to create the Prefect home directory"
 )  # flows.server.check_home tells what to do
+
+DEFAULT_PORT = 4200
+"""The port in ``[tool.prefect.api]`` of pyproject.toml, which is what `prefect` commands in this folder talk to."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import SourceListError, UserError
-from pipeline.runtime.interrupts import INTERRUPTED, interruptible
+from pipeline.errors import SourceListError
+from pipeline.runtime.commands import Command, run_command
 
-RECIPE = "manifests/recipes/fit-tiny.toml"
+RECIPE = "fit-tiny"
 HELD_OUT = "validation"
 SHOWN_PX = 256
 SEEDS = 4
@@ -27,10 +26,7 @@ SECONDS = 8
 """Of each video, at the most."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.demo", description="Fit a tiny model to the demo's dataset, and hear it work."
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="FOLDER", default="manifests/demo", help="the dataset (%(default)s)")
     parser.add_argument(
         "--sources",
@@ -40,7 +36,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", metavar="runs/NAME", default="runs/demo", help="the run's folder (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one setting of the recipe")
-    return parser
 
 
 def held_out_files(folder: Path) -> list[Path]:
@@ -59,27 +54,15 @@ def held_out_files(folder: Path) -> list[Path]:
     return files
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, else that of the first command that did not end well."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(words)
-    with interruptible(shlex.join(["python", "-m", "trainer.demo", *words])):
-        return _run(options)
-    return INTERRUPTED
-
-
-def _run(options: argparse.Namespace) -> int:
-    from trainer import evaluate, fit, generate  # noqa: PLC0415 (slow to import)
+def _run(options: argparse.Namespace, _: str) -> int:
+    from pipeline.starter import recipe_path  # noqa: PLC0415 (after --help)
+    from trainer import evaluate, fit, generate  # noqa: PLC0415
 
     out = Path(options.out)
-    try:
-        sounds = held_out_files(Path(options.sources))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+    sounds = held_out_files(Path(options.sources))
     changes = [word for change in options.set for word in ("--set", change)]
     began = time.monotonic()
-    code = fit.main(["--shards", options.shards, "--recipe", RECIPE, "--out", str(out), *changes])
+    code = fit.main(["--shards", options.shards, "--recipe", recipe_path(RECIPE), "--out", str(out), *changes])
     if code:
         return code
     minutes = (time.monotonic() - began) / 60
@@ -93,6 +76,14 @@ def _run(options: argparse.Namespace) -> int:
     return evaluate.main(
         ["--checkpoint", str(out), "--shards", options.shards, "--split", HELD_OUT, "--seeds", str(SEEDS), *report]
     )
+
+
+DEMO = Command(summary="fit a tiny model to the demo's dataset, and hear it work", add_options=_add_options, run=_run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, else that of the first command that did not end well."""
+    return run_command(DEMO, "python -m trainer.demo", arguments)
 
 
 if __name__ == "__main__":

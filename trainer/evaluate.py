@@ -7,60 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from pipeline.encoders.pair import EncoderPairSettings
-from pipeline.errors import DataError, HearscapeError, ManifestError, OutputError, UserError
+from pipeline.runtime.commands import DONE, Command, run_command
 from pipeline.runtime.interrupts import INTERRUPTED
-from pipeline.runtime.process_folder import system_folder
-from pipeline.runtime.remote import Retries
-from pipeline.settings import Settings
-
-if TYPE_CHECKING:
-    from pipeline.encoders.pair import EncoderPair
-    from trainer.model.sound_video import SoundVideoConfig
-    from trainer.model.sound_video_file import SoundVideoHeader
-    from trainer.proof.sound_proof import HeldOutClip
-
-FEW_SOURCES = 10
-"""Below it the intervals are said to be rough: they are drawn from the sources."""
-SMALLEST_PX = 16
 
 
-class EvaluateRecipe(Settings):
-    """What is measured, on what, by which encoders."""
-
-    split: str = "validation"
-    """Split of the datasets whose clips are taken; the model must not have learned from it."""
-    num_clips: int = Field(default=200, ge=2)
-    """Most clips that are taken: as many of each dataset, the first ones in its order, which is a shuffle."""
-    num_seeds: int = Field(default=1, ge=1, le=1000)
-    """Latents that each clip is generated with."""
-    seed: int = Field(default=0, ge=0)
-    """Decides latents, noise, which other sounds are taken, and the bootstrap."""
-    truncation: float | None = Field(default=None, ge=0, le=2)
-    """psi of the latents. None: the model's own."""
-    batch_size: int = Field(default=16, ge=1)
-    """Pictures that are drawn at once."""
-    encoders: EncoderPairSettings = EncoderPairSettings()
-    """What measures agreement, in the words of a build recipe: the packaged pair unless others are named. Best is one that was not part
-    of the training's loss."""
-    device: str = "auto"
-    """Where the model runs: auto (a GPU if there is one), cpu, cuda, or cuda:1 and so on."""
-    retries: Retries = Retries()
-    """What is done when a server of datasets does not answer as it should."""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate", description="Measure whether a model's videos follow the sound."
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="runs/NAME", required=True, help="folder of a run, or a model's file")
     parser.add_argument("--sha256", help="of a checkpoint that is a URL")
     parser.add_argument(
@@ -77,241 +32,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json if it is there")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 and so on")
-    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 measured, whatever came out; 1 failed; 2 refused (the message says what to put right)."""
-    options = _parser().parse_args(arguments)
+def _run(options: argparse.Namespace, _: str) -> int:
+    from pipeline.runtime.process_folder import system_folder  # noqa: PLC0415 (after --help)
+    from pipeline.runtime.recipe_file import read_recipe  # noqa: PLC0415
+    from trainer.proof.evaluation import EvaluateRecipe, evaluate, result_text  # noqa: PLC0415
+
+    given = {"split": options.split, "num_clips": options.clips, "num_seeds": options.seeds, "device": options.device}
+    changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     try:
         system_folder()
+        recipe = read_recipe(EvaluateRecipe, options.recipe, [*options.set, *changes])
         result = evaluate(
-            _recipe(options), options.checkpoint, options.shards, options.sha256, options.json, options.overwrite
+            recipe, options.checkpoint, options.shards, options.sha256, options.json, overwrite=options.overwrite
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except HearscapeError as error:
-        print(f"failed: {error}", file=sys.stderr)  # noqa: T201
-        return 1
     except KeyboardInterrupt:
         print("\nInterrupted; nothing was written.", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     print(result_text(result))  # noqa: T201
-    return 0
+    return DONE
 
 
-def _recipe(options: argparse.Namespace) -> EvaluateRecipe:
-    from pipeline.runtime.recipe_file import read_recipe  # noqa: PLC0415 (after --help)
-
-    given = {"split": options.split, "num_clips": options.clips, "num_seeds": options.seeds, "device": options.device}
-    changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    return read_recipe(EvaluateRecipe, options.recipe, [*options.set, *changes])
-
-
-def evaluate(
-    recipe: EvaluateRecipe,
-    checkpoint: str,
-    shards: str,
-    sha256: str | None = None,
-    json_path: Path | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Measures a checkpoint on the datasets below ``shards``; the result as plain values, also written to ``json_path``.
-
-    Raises UserError for what cannot be used or compared.
-    """
-    from pipeline.encoders.device import pick_device  # noqa: PLC0415
-    from pipeline.encoders.pair import load_pair  # noqa: PLC0415
-    from trainer.model.sound_video_file import find_model, load_model  # noqa: PLC0415
-    from trainer.proof.sound_proof import EvaluateSettings, prove  # noqa: PLC0415
-
-    _check_output(json_path, overwrite)
-    device = pick_device(recipe.device, "--device")
-    path = find_model(checkpoint, sha256)
-    model, header = load_model(path)
-    locations = locations_with(shards, recipe.split, recipe.retries)
-    judge = load_pair(recipe.encoders)
-    clips = read_clips(locations, recipe, header.model, model.generator.resolution)
-    settings = EvaluateSettings(
-        num_seeds=recipe.num_seeds,
-        seed=recipe.seed,
-        truncation=recipe.truncation,
-        batch_size=recipe.batch_size,
-        use_blocks=header.stage == "video",
-    )
-    measures = prove(model.to(device), clips, judge, settings)
-    result = _result(path, header, judge, locations, recipe, measures)
-    if json_path is not None:
-        _write(json_path, result)
-    return result
-
-
-def locations_with(shards: str, split: str, retries: Retries | None = None) -> list[str]:
-    """The datasets below a folder or URL that have samples of a split. Raises ManifestError where there is none."""
-    from pipeline.dataset.manifest import find_manifests, read_manifest  # noqa: PLC0415
-
-    found = [(location, read_manifest(location, retries)) for location in find_manifests(shards, retries)]
-    if not found:
-        raise ManifestError(
-            f"{shards}: there is no dataset below it; build one with 'python -m flows.build_dataset RECIPE', or name another folder"
-        )
-    chosen = [location for location, manifest in found if manifest.clips.splits.get(split)]
-    if not chosen:
-        there = "; ".join(f"{manifest.name}: {', '.join(manifest.splits) or 'none'}" for _, manifest in found)
-        raise ManifestError(
-            f"--split {split}: no dataset below {shards} has samples of it; the splits there are: {there}"
-        )
-    return chosen
-
-
-def read_clips(
-    locations: Sequence[str], recipe: EvaluateRecipe, config: SoundVideoConfig, resolution: int
-) -> list[HeldOutClip]:
-    """Clips as the model would see them in training: its window and frames, at its generator's resolution.
-
-    Raises DataError where a dataset cannot be read.
-    """
-    from trainer.proof.sound_proof import held_out_clips  # noqa: PLC0415
-    from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings  # noqa: PLC0415
-
-    settings = ReaderSettings(
-        num_frames=config.num_frames,
-        picture_px=max(resolution, SMALLEST_PX),
-        window_seconds=config.window_seconds,
-        upscale=True,
-        mel=False,
-        batch_size=8,
-        num_workers=0,
-        retries=recipe.retries,
-    )
-    clips: list[HeldOutClip] = []
-    for number, location in enumerate(locations):
-        limit = (recipe.num_clips - len(clips)) // (len(locations) - number)
-        if not limit:
-            continue
-        reader = Reader([DatasetMix(location=location)], settings, split=recipe.split, seed=recipe.seed, shuffle=False)
-        try:
-            clips += held_out_clips(reader, limit)
-        finally:
-            reader.close()
-    if not clips:
-        raise DataError(f"no clip of split {recipe.split!r} has a label: no sound can be said to be of another class")
-    return clips
-
-
-def _result(
-    path: Path,
-    header: SoundVideoHeader,
-    judge: EncoderPair,
-    locations: Sequence[str],
-    recipe: EvaluateRecipe,
-    measures: Mapping[str, float],
-) -> dict[str, Any]:
-    judges = {judge.encoder_id, judge.picture.encoder_id, judge.sound.encoder_id}
-    return {
-        "checkpoint": str(path),
-        "stage": header.stage,
-        "samples_seen": header.samples_seen,
-        "datasets": list(locations),
-        "settings": recipe.model_dump(mode="json"),
-        "measured_by": judge.encoder_id,
-        "loss_encoder_ids": list(header.encoder_ids),
-        "measured_by_loss_encoder": bool(judges & set(header.encoder_ids)),
-        "ignores_the_sound": ignores_the_sound(measures),
-        "verdict": verdict(measures),
-        "measures": dict(measures),
-    }
-
-
-def ignores_the_sound(measures: Mapping[str, float]) -> bool:
-    """Whether the interval of the right sound's lead does not lie above 0."""
-    return measures["right_minus_wrong_low"] <= 0
-
-
-def verdict(measures: Mapping[str, float]) -> str:
-    """In plain words: does the right sound win, by how much, how sure is that."""
-    lead, low, high = (measures[f"right_minus_wrong{end}"] for end in ("", "_low", "_high"))
-    among = f"{measures['num_clips']:.0f} clips of {measures['num_sources']:.0f} sources"
-    facts = f"{lead:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {among})"
-    if high < 0:
-        text = f"The model ignores the sound: videos agree less with their own sound than those of another class's sound do, by {facts}."
-    elif low <= 0:
-        text = f"The model ignores the sound: with the right sound videos do not agree with it more than with another class's, {facts}."
-    else:
-        text = f"The sound matters: videos of the right sound agree with it more than those of another class's sound, by {facts}."
-    real = measures.get("real_right_minus_wrong", 0.0)
-    if low > 0 and real > 0:
-        text += f" Real frames lead by {real:+.3f}."
-    if measures["num_sources"] < FEW_SOURCES:
-        text += f" With fewer than {FEW_SOURCES} sources the interval is rough."
-    return text
-
-
-ROWS = (
-    ("agreement, right sound", "agreement_right", None),
-    ("agreement, another class's sound", "agreement_wrong", None),
-    ("agreement, silence", "agreement_silent", None),
-    ("right minus another class's", "right_minus_wrong", None),
-    ("right minus silence", "right_minus_silent", None),
-    ("sound found from video, first", "retrieval_at_1", "retrieval_chance"),
-    ("sound found from video, first 5", "retrieval_at_5", "retrieval_at_5_chance"),
-    ("nearest sound of its class", "retrieval_class", "retrieval_class_chance"),
-    ("class seen is class heard", "class_accuracy", "class_chance"),
-    ("change half-way, followed by", "change_in_time", None),
-    ("halves apart, changed sound", "half_distance_changed", None),
-    ("halves apart, same sound", "half_distance_unchanged", None),
+EVALUATE = Command(
+    summary="measure whether a model's videos follow the sound",
+    add_options=_add_options,
+    run=_run,
+    logs_warnings=True,
 )
-"""What the table says of each measure, and the measure of its chance."""
 
 
-def result_text(result: Mapping[str, Any]) -> str:
-    """The table and the verdict."""
-    measures: Mapping[str, float] = result["measures"]
-    lines = [f"{'':<34}{'value':>8}   {'95 % interval':<20}{'chance':>8}{'real frames':>14}"]
-    for title, name, chance in ROWS:
-        if name not in measures:
-            continue
-        interval = f"{measures[f'{name}_low']:+.3f} to {measures[f'{name}_high']:+.3f}"
-        by_chance = f"{measures[chance]:.3f}" if chance is not None and chance in measures else ""
-        real = f"{measures[f'real_{name}']:.3f}" if f"real_{name}" in measures else ""
-        lines.append(f"{title:<34}{measures[name]:>8.3f}   {interval:<20}{by_chance:>8}{real:>14}".rstrip())
-    lines.append(f"measured by {result['measured_by']}")
-    if result["measured_by_loss_encoder"]:
-        lines.append(
-            "This encoder was part of the loss: the model learned to please it. Another one (--set encoders...) tells more."
-        )
-    if "change_in_time_low" in measures and not result["ignores_the_sound"]:
-        follows = measures["change_in_time_low"] > 0
-        lines.append(
-            f"When the sound changes half-way, the picture {'follows' if follows else 'does not follow, as far as can be told'}."
-        )
-    lines.append(result["verdict"])
-    return "\n".join(lines)
-
-
-def _check_output(path: Path | None, overwrite: bool) -> None:
-    if path is None:
-        return
-    if path.is_dir():
-        raise OutputError(f"--json {path} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise OutputError(f"--json {path} is there already; choose another name, or replace it with --overwrite")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent}: the folder cannot be made: {error.strerror or error}") from error
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 measured, whatever came out; 1 failed; 2 refused (the message says what to put right)."""
+    return run_command(EVALUATE, "python -m trainer.evaluate", arguments)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sys.exit(main())

@@ -6,9 +6,7 @@ Run again, it goes on where it was. ``torchrun --nproc_per_node N -m trainer.fit
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HearscapeError, UserError
-from pipeline.runtime.interrupts import INTERRUPTED, interruptible
+from pipeline.runtime.commands import Command, run_command
 from pipeline.runtime.process_folder import system_folder
 
 if TYPE_CHECKING:
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainer.fit", description="Fit a model to built datasets.")
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="FOLDER", help="folder or URL: every dataset below it is streamed from")
     parser.add_argument(
         "--recipe",
@@ -41,19 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="a.b=c", help="change one setting; may be repeated"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and end")
-    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(words)
-    with interruptible(f"python -m trainer.fit {shlex.join(words)}"):
-        return _run(words, options)
-    return INTERRUPTED
-
-
-def _run(words: Sequence[str], options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, command_line: str) -> int:
     rank = int(os.environ.get("RANK", "0"))
     speaker = f"rank {rank}: " if rank else ""
     try:
@@ -70,8 +57,22 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
         print(f"{speaker}failed: {error}", file=sys.stderr)  # noqa: T201
         return 1
     if number and not rank:
-        print(f"Interrupted. To continue, run it again: python -m trainer.fit {shlex.join(words)}", file=sys.stderr)  # noqa: T201
+        print(f"Interrupted. To continue, run it again: {command_line}", file=sys.stderr)  # noqa: T201
     return 128 + number if number else 0
+
+
+FIT = Command(
+    summary="fit a model to built datasets",
+    add_options=_add_options,
+    run=_run,
+    details="The same command continues a run that was interrupted. --dry-run prints every setting of the recipe.",
+    logs_warnings=True,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
+    return run_command(FIT, "python -m trainer.fit", arguments)
 
 
 def _recipe(options: argparse.Namespace) -> FitRecipe:
@@ -185,5 +186,4 @@ def _signals_noted(run: Run) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sys.exit(main())

@@ -6,7 +6,6 @@ Several sounds go to a folder: ``--sound *.wav --out videos/ --sheet sheet.png``
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ClipError, OutputError, RecipeError, UserError
+from pipeline.errors import ClipError, OutputError, RecipeError
+from pipeline.runtime.commands import Command, run_command
+from pipeline.runtime.interrupts import INTERRUPTED
 from pipeline.runtime.process_folder import system_folder
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ OTHER_VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".webm")
 SETTINGS = ("seconds", "fps", "seed", "truncation", "resolution", "batch_size", "crf")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.generate", description="Turn sounds into videos with a fitted model."
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="runs/NAME", required=True, help="folder of a run, or a model's file")
     parser.add_argument("--sha256", help="of a checkpoint that is a URL")
     parser.add_argument(
@@ -53,23 +51,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, help="pictures that are drawn at once (8)")
     parser.add_argument("--crf", type=int, help="H.264 quality, 0 (lossless) to 51 (18)")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 and so on")
-    return parser
+
+
+def _run(options: argparse.Namespace, _: str) -> int:
+    try:
+        return _make_videos(options)
+    except KeyboardInterrupt:
+        print("Interrupted; what was written whole is kept.", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+
+
+GENERATE = Command(
+    summary="turn sounds into videos with a fitted model", add_options=_add_options, run=_run, logs_warnings=True
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 some sound could not be used, 2 refused (the message says what to put right), 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; what was written whole is kept.", file=sys.stderr)  # noqa: T201
-        return 130
+    return run_command(GENERATE, "python -m trainer.generate", arguments)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _make_videos(options: argparse.Namespace) -> int:
     system_folder()
     jobs = _jobs(options.sound, options.out)
     _check_outputs(jobs, options.sheet, overwrite=options.overwrite)
@@ -235,5 +237,4 @@ def _counted(frames: Iterator[NDArray[np.uint8]], num_frames: int, name: str) ->
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sys.exit(main())

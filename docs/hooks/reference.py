@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from settings_tables import anchor, markdown_of, more_of, settings_text, tables_of
 
 from pipeline.build.recipe import BuildRecipe
-from trainer.evaluate import EvaluateRecipe
+from trainer.proof.evaluation import EvaluateRecipe
 from trainer.recipe import FitRecipe
 
 PROJECT = Path(__file__).parents[2]

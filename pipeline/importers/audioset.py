@@ -16,43 +16,8 @@ from pathlib import Path
 
 from pipeline.errors import SourceListError
 from pipeline.importers.classes import choose_classes
+from pipeline.importers.defaults import AUDIOSET_EXCLUDE, AUDIOSET_NATURE
 from pipeline.sources.rows import Row, read_delimited_rows
-
-NATURE = (
-    "Wind",
-    "Howl (wind)",
-    "Rustling leaves",
-    "Thunderstorm",
-    "Thunder",
-    "Water",
-    "Rain",
-    "Raindrop",
-    "Rain on surface",
-    "Stream",
-    "Waterfall",
-    "Ocean",
-    "Waves, surf",
-    "Steam",
-    "Gurgling",
-    "Fire",
-    "Crackle",
-    "Wildfire",
-)
-"""The classes taken when none are named: all that the ontology has below "Natural sounds", but for the fault of
-recording "Wind noise (microphone)", and for "Hiss", which is the sound of snakes and cats as well."""
-
-EXCLUDE = (
-    "Speech",
-    "*speech*",
-    "Conversation",
-    "Narration, monologue",
-    "Singing",
-    "*singing*",
-    "Music",
-    "*music*",
-    "Musical instrument",
-)
-"""A segment that has one of these labels too is left out, unless told otherwise or that class itself is chosen."""
 
 _CLASS_ID = re.compile(r"/[a-z]/[A-Za-z0-9_]+")
 
@@ -117,13 +82,13 @@ class ClassChoice:
 
     @classmethod
     def of(cls, ontology: Ontology, classes: Sequence[str] | None, exclude: Sequence[str] | None) -> ClassChoice:
-        """Choose by name or glob, with all that is below. None: :data:`NATURE`, and nothing below; :data:`EXCLUDE`."""
+        """Choose by name or glob, with all that is below. None: :data:`AUDIOSET_NATURE`, and nothing below; :data:`AUDIOSET_EXCLUDE`."""
         known = frozenset(ontology.names.values())
         if classes is None:
-            chosen = ontology.ids(choose_classes(NATURE, known, missing_ok=True))
+            chosen = ontology.ids(choose_classes(AUDIOSET_NATURE, known, missing_ok=True))
         else:
             chosen = ontology.with_descendants(ontology.ids(choose_classes(classes, known)))
-        unwanted = choose_classes(EXCLUDE if exclude is None else exclude, known, missing_ok=exclude is None)
+        unwanted = choose_classes(AUDIOSET_EXCLUDE if exclude is None else exclude, known, missing_ok=exclude is None)
         excluded = ontology.with_descendants(ontology.ids(unwanted))
         return cls(chosen, excluded - chosen if exclude is None else excluded, ontology.names)
 

@@ -21,7 +21,7 @@ from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.reported import make_rows, write_dataset
 from tests.trainer.sounding import saved_run
 from trainer import evaluate
-from trainer.evaluate import locations_with
+from trainer.proof.evaluation import locations_with
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 

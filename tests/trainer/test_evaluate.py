@@ -11,11 +11,11 @@ import pytest
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from tests import paired
 from tests.trainer.sounding import CONFIG, saved_run
-from trainer.evaluate import (
+from trainer.evaluate import main
+from trainer.proof.evaluation import (
     EvaluateRecipe,
     ignores_the_sound,
     locations_with,
-    main,
     read_clips,
     result_text,
     verdict,

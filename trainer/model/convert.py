@@ -10,81 +10,39 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
-from pipeline.encoders.weights import resolve_weights
-from pipeline.errors import GeneratorError, UserError
-from trainer.model.generator import Generator, GeneratorConfig, weights_sha256
-from trainer.model.generator_file import GeneratorFile
-from trainer.model.load import read_generator_file, save_generator
+from pipeline.runtime.commands import DONE, REFUSED, Command, run_command
 
 
-def convert(source: str, target: Path, sha256: str | None = None, *, generator_only: bool = False) -> list[str]:
-    """Write ``target``; returns what was found, in lines. Raises GeneratorError or EncoderError."""
-    if target.suffix != ".safetensors":
-        raise GeneratorError(f"{target} should end in .safetensors, which is what is written")
-    if not target.parent.is_dir():
-        raise GeneratorError(f"there is no folder {target.parent} to write {target.name} to; make it first")
-    held = read_generator_file(resolve_weights(source, sha256, field="IN"))
-    generator = held.generator()
-    with_judge = held.discriminator_config is not None and not generator_only
-    judge = held.discriminator() if with_judge else None
-    save_generator(target, held.config, generator, held.discriminator_config if with_judge else None, judge)
-    return found(held, generator, judge)
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="path or URL: official .pkl, rosinality's .pt, or .safetensors")
+    parser.add_argument("target", metavar="OUT.safetensors", type=Path, help="the file to write")
+    parser.add_argument("--sha256", help="of IN; a URL needs it")
+    parser.add_argument("--generator-only", action="store_true", help="leave the discriminator out")
 
 
-def found(held: GeneratorFile, generator: Generator, judge: nn.Module | None) -> list[str]:
-    """What a file held, in lines for people."""
-    config = held.config
-    groups = generator.layer_groups
-    lines = [
-        f"{held.origin}: {held.form}",
-        f"  network        {network_name(config)}, {config.resolution} x {config.resolution}, {config.num_colours} colours",
-        f"  latent, style  {config.z_dim}, {config.w_dim}; {config.mapping_layers} mapping layers; "
-        + (f"{config.c_dim} classes" if config.c_dim else "no classes"),
-        f"  W+             {generator.num_ws} layers: coarse {_span(groups.coarse)}, middle {_span(groups.middle)}, "
-        f"fine {_span(groups.fine)}",
-        f"  parameters     {num_parameters(generator.mapping):,} mapping, {num_parameters(generator.synthesis):,} synthesis",
-        f"  half precision {config.num_half} highest resolutions, clamp {config.conv_clamp}",
-        f"  discriminator  {f'{num_parameters(judge):,} parameters' if judge is not None else 'none'}",
-        f"  weights        SHA-256 {weights_sha256(generator)}",
-    ]
-    return lines + [f"  note: {note}" for note in held.notes]
+def _run(options: argparse.Namespace, _: str) -> int:
+    from trainer.model.conversion import convert  # noqa: PLC0415 (after --help)
+
+    try:
+        lines = convert(options.source, options.target, options.sha256, generator_only=options.generator_only)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return REFUSED
+    print("\n".join([*lines, f"written: {options.target}"]))  # noqa: T201
+    return DONE
 
 
-def network_name(config: GeneratorConfig) -> str:
-    """As people call it."""
-    if config.kind == "stylegan2":
-        return "StyleGAN2"
-    if config.conv_kernel == 1 and config.radial_filters:
-        return "StyleGAN3-R"
-    return "StyleGAN3-T" if config.conv_kernel == 3 and not config.radial_filters else "StyleGAN3"
-
-
-def num_parameters(network: nn.Module) -> int:
-    """Numbers that training would change."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _span(layers: range) -> str:
-    return f"{layers[0]}-{layers[-1]}" if layers else "none"
+CONVERT = Command(
+    summary="bring a published StyleGAN into this project's format",
+    add_options=_add_options,
+    run=_run,
+    details="Prints what the file is and what was found in it. Runs nothing that a pickle holds.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0, or 2 when the file cannot be converted."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.model.convert", description=__doc__)
-    parser.add_argument("source", metavar="IN", help="path or URL: official .pkl, rosinality's .pt, or .safetensors")
-    parser.add_argument("target", metavar="OUT.safetensors", type=Path)
-    parser.add_argument("--sha256", help="of IN; a URL needs it")
-    parser.add_argument("--generator-only", action="store_true", help="leave the discriminator out")
-    options = parser.parse_args(arguments)
-    try:
-        lines = convert(options.source, options.target, options.sha256, generator_only=options.generator_only)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    print("\n".join([*lines, f"written: {options.target}"]))  # noqa: T201
-    return 0
+    """Exit codes: 0 done, 2 when the file cannot be converted."""
+    return run_command(CONVERT, "python -m trainer.model.convert", arguments)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.agreement.__main__ import calibrate_dataset, main
+from pipeline.agreement.__main__ import main
 from pipeline.agreement.calibration import Calibration, calibrate, read_calibration
+from pipeline.agreement.dataset_calibration import calibrate_dataset
 from pipeline.dataset.manifest import Counts, Manifest, Rendition, read_manifest, write_manifest
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
 from pipeline.dataset.verify import verify

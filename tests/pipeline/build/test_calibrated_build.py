@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.agreement.__main__ import calibrate_dataset
 from pipeline.agreement.calibration import Calibration, read_calibration
+from pipeline.agreement.dataset_calibration import calibrate_dataset
 from pipeline.build.build import Build, BuildSummary, SourceBatch
 from pipeline.build.recipe import load_recipe
 from pipeline.dataset.manifest import Manifest, read_manifest

@@ -9,17 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceListError
-from pipeline.importers.__main__ import (
-    VGGSOUND_NATURE,
-    Imported,
-    import_audioset,
-    import_landscape,
-    import_vggsound,
-    main,
-)
-from pipeline.importers.audioset import EXCLUDE, NATURE, Ontology, read_ontology, split_of
+from pipeline.importers.__main__ import main
+from pipeline.importers.audioset import Ontology, read_ontology, split_of
 from pipeline.importers.classes import choose_classes
+from pipeline.importers.defaults import AUDIOSET_EXCLUDE, AUDIOSET_NATURE, VGGSOUND_NATURE
 from pipeline.importers.landscape import times_in_link
+from pipeline.importers.published import Imported, import_audioset, import_landscape, import_vggsound
 from pipeline.schema import Source
 from pipeline.sources.lists import read_sources
 
@@ -284,9 +279,9 @@ def test_what_is_no_ontology(tmp_path: Path, text: str, name: str, message: str)
 
 
 def test_the_presets_are_names() -> None:
-    assert len(set(NATURE)) == len(NATURE) == 18
+    assert len(set(AUDIOSET_NATURE)) == len(AUDIOSET_NATURE) == 18
     unwanted = {"Speech", "Child speech, kid speaking", "Narration, monologue", "Sad music", "Male singing"}
-    assert choose_classes(EXCLUDE, [*NATURE, *unwanted], missing_ok=True) == unwanted
+    assert choose_classes(AUDIOSET_EXCLUDE, [*AUDIOSET_NATURE, *unwanted], missing_ok=True) == unwanted
 
 
 # --- Landscape --------------------------------------------------------------------------------------------------------
@@ -429,7 +424,7 @@ def test_the_command_for_audioset_and_landscape(tmp_path: Path, capsys: pytest.C
 def test_the_command_refuses_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, VGGSOUND)
     assert main(["vggsound", str(path), "--classes", "thundr", "--out", str(tmp_path / "x.csv")]) == 2
-    assert capsys.readouterr().err == "no class 'thundr': did you mean 'thunder'?\n"
+    assert capsys.readouterr().err == "error: no class 'thundr': did you mean 'thunder'?\n"
     assert main(["vggsound", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x.csv")]) == 2
     assert "there is no such file" in capsys.readouterr().err
     assert main(["vggsound", str(path), "--out", str(tmp_path / "x.txt")]) == 2

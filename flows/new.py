@@ -1,0 +1,34 @@
+"""Recipes and a source list to start from: ``hearscape new FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline.runtime.commands import DONE, Command
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to write into; . is the current one")
+
+
+def _run(options: argparse.Namespace, _: str) -> int:
+    from pipeline.starter import new_folder  # noqa: PLC0415 (after --help)
+
+    folder: Path = options.folder
+    num_recipes = len([path for path in new_folder(folder) if path.suffix == ".toml"])
+    manifests = folder / "manifests"
+    print(  # noqa: T201
+        f"{manifests / 'recipes'}: {num_recipes} recipes\n{manifests / 'sources'}: a source list, and README.md on its columns\n\n"
+        f"1. Put your links into {manifests / 'sources' / 'example.csv'}\n"
+        f"2. hearscape build {manifests / 'recipes' / 'landscape.toml'} --dry-run"
+    )
+    return DONE
+
+
+NEW = Command(
+    summary="lay down recipes and a source list to start from",
+    add_options=_add_options,
+    run=_run,
+    details="Writes into FOLDER/manifests. Files that are there already are never replaced: the command is refused.",
+)
