@@ -18,7 +18,7 @@ from file_tables import TABLES
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
-from settings_tables import anchor, markdown_of, more_of, settings_text, tables_of
+from settings_tables import anchor, markdown_of, more_of, place_of, settings_text, tables_of
 
 from pipeline.build.recipe import BuildRecipe
 from trainer.proof.evaluation import EvaluateRecipe
@@ -67,7 +67,7 @@ def settings_page(kind: type[BaseModel], intro: str) -> str:
             level = "#" * (2 + table.path.count("."))
             bracket = f"[[{table.path}]]" if table.is_list else f"[{table.path}]"
             parts.append(f"{level} {bracket.replace('[', chr(92) + '[')} {{#{anchor(table.path)}}}")
-            parts += [markdown_of(table.intro), more_of(table.kind)]
+            parts += [markdown_of(table.intro), more_of(table.kind), f"In the code: {place_of(table.kind)}."]
         parts.append(settings_text(table))
     return "\n\n".join(part for part in parts if part) + "\n"
 

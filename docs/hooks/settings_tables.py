@@ -231,6 +231,11 @@ def more_of(kind: Model) -> str:
     return _plain_marks(text)
 
 
+def place_of(kind: Model) -> str:
+    """The class, and the file that it stands in."""
+    return f"`{kind.__name__}` in `{kind.__module__.replace('.', '/')}.py`"
+
+
 def _plain_marks(text: str) -> str:
     return re.sub(r":[a-z]+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
 

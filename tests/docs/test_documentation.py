@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -15,6 +16,9 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+
+from flows.commands import HEARSCAPE
+from pipeline.runtime.commands import parser_of
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
@@ -108,6 +112,23 @@ def test_every_command_is_in_the_reference(reference: ModuleType) -> None:
     assert [name for name in _commands() if f"## python -m {name}\n" not in page] == []
     assert "--dry-run" in page
     assert "{verify,withdraw}" in page
+
+
+def _command_lines(page: Path) -> list[list[str]]:
+    """The words of each line of a page's blocks that calls ``hearscape``, continued ones joined."""
+    text = page.read_text().replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in re.findall(r"^    (hearscape .+)$", text, re.MULTILINE)]
+
+
+def test_the_command_lines_of_the_pages_can_be_read() -> None:
+    lines = [words for page in (PROJECT / "README.md", *PAGES) for words in _command_lines(page)]
+    assert len(lines) > 20
+    parser = parser_of(HEARSCAPE, "hearscape")
+    for _, *words in lines:
+        if words[:2] == ["report", "serve"]:
+            parser_of(HEARSCAPE.commands["report"].variants["serve"], "hearscape report serve").parse_args(words[2:])
+        else:
+            parser.parse_args(words)  # ends the test where a word is not known
 
 
 def _text(node: ast.expr) -> str:
