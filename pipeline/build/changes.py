@@ -83,7 +83,7 @@ class Looker:
     def _replaced_here(
         self, listed: Sequence[Source], finished: Mapping[str, str], records: DoneRecords
     ) -> Iterator[str]:
-        """Of files on this machine, by size, time and inode, and where these are others by what is in them. One that is gone by now
+        """Of files on this machine, by size, times and inode, and where these are others by what is in them. One that is gone by now
         changes nothing."""
         local = {s.source_id: s for s in listed if s.source_id in finished and scheme_of(s.url) in LOCAL}
         to_hash: list[tuple[Source, str]] = []

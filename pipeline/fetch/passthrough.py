@@ -64,9 +64,11 @@ def local_path(url: str) -> Path:
 
 
 def local_key(path: Path) -> str:
-    """Names what lies there by path, size, modification time and inode. Raises OSError."""
+    """Names what lies there by path, size, inode, and the times of the last change of content and of anything else (ctime): the first of
+    them may be put back after a change, the second may not. Raises OSError."""
     status = path.stat()
-    return stable_hash("local", path, status.st_size, status.st_mtime_ns, status.st_ino, length=40)
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return stable_hash("local", path, status.st_size, *times, status.st_ino, length=40)
 
 
 def key_of_link(url: str) -> str:
@@ -78,7 +80,7 @@ def key_of_link(url: str) -> str:
 
 
 def use_local(url: str, store: DownloadStore) -> Fetched:
-    """The file where it lies. It is hashed once for each change of its size or modification time."""
+    """The file where it lies. It is hashed once for each change of what :func:`local_key` looks at."""
     path = local_path(url)
     name = repr(str(path))
     with explained(name):

@@ -132,6 +132,27 @@ def test_a_file_that_was_only_touched_is_read_once_and_not_done_again(
     assert run(recipe)[1] == []
 
 
+def test_content_that_was_changed_in_place_is_found_though_size_and_time_were_put_back(
+    videos: list[Path], contents: list[Path], tmp_path: Path
+) -> None:
+    videos[0].write_bytes(videos[0].read_bytes().ljust(1 << 17, b"\0"))  # what is behind the last box is no media
+    recipe = recipe_for(videos, tmp_path)
+    run(recipe)
+    before = videos[0].stat()
+    other = contents[3].read_bytes().ljust(1 << 17, b"\0")
+    with videos[0].open("r+b") as file:
+        file.write(other)
+    os.utime(videos[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = videos[0].stat()
+    assert [getattr(after, name) for name in ("st_size", "st_mtime_ns", "st_ino")] == [
+        getattr(before, name) for name in ("st_size", "st_mtime_ns", "st_ino")
+    ]
+    videos[1].chmod(0o600)  # read once more, but not done again
+    assert run(recipe)[1] == ["s00000"]
+    assert entries(tmp_path / "hostile")["s00000"]["content_sha256"] == sha256_of(videos[0])
+    assert run(recipe)[1] == []
+
+
 def test_files_that_failed_are_tried_again_when_they_are_others(
     videos: list[Path], contents: list[Path], tmp_path: Path
 ) -> None:
