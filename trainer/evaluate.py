@@ -5,6 +5,11 @@ Clips that training never saw are generated from their own sound, another class'
 
 from __future__ import annotations
 
+from pipeline.runtime.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # of Ctrl-C, also while what follows is imported
+
 import argparse
 import json
 import sys

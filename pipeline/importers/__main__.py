@@ -9,6 +9,11 @@ The lists come from their publishers; nothing is downloaded here.
 
 from __future__ import annotations
 
+from pipeline.runtime.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # of Ctrl-C, also while what follows is imported
+
 import argparse
 import sys
 from collections.abc import Sequence

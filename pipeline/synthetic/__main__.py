@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.runtime.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # of Ctrl-C, also while what follows is imported
+
 import argparse
 import contextlib
 import logging

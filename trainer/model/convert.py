@@ -5,6 +5,11 @@ Prints what the file is and what was found in it. ``--generator-only`` leaves th
 
 from __future__ import annotations
 
+from pipeline.runtime.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # of Ctrl-C, also while what follows is imported
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -8,6 +8,11 @@ the same kind of machine. With ``--report``, the calibration and the model card 
 
 from __future__ import annotations
 
+from pipeline.runtime.interrupts import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # of Ctrl-C, also while what follows is imported
+
 import argparse
 import logging
 import tempfile
