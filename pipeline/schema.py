@@ -282,6 +282,8 @@ class Fetched:
     """Where in the source's timeline the file begins: above 0 when only a section was fetched."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """title, uploader, licence, upload_date, webpage_url, extractor, format, fetched_url: what was found of these."""
+    is_new: bool = field(default=False, compare=False)
+    """Whether it was put into the store by this very fetch, and its hash is of what was written there."""
 
 
 def stable_hash(*parts: object, length: int = 16) -> str:

@@ -45,7 +45,8 @@ def _fetched_whole(run: SourceRun) -> Fetched:
     for _ in range(2):
         fetched = fetch(run.source, tools.store, tools.recipe.download, tools.hosts, tools.stop, failures)
         path = Path(fetched.path)
-        if not path.is_relative_to(tools.store.root) or _has_sum(path, fetched.content_sha256):
+        is_ours = path.is_relative_to(tools.store.root)
+        if fetched.is_new or not is_ours or _has_sum(path, fetched.content_sha256):
             return fetched
         LOG.warning("%s is not what was fetched: fetched again", path)
         tools.store.release(fetched.content_sha256)

@@ -21,7 +21,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -181,7 +181,8 @@ class DownloadStore:
         target = self._object_path(record)
         with self._exclusive():
             self._pin(digest)
-            if self._is_whole(record):
+            was_there = self._is_whole(record)
+            if was_there:
                 path.unlink()
                 os.utime(target)
             else:
@@ -191,7 +192,7 @@ class DownloadStore:
                     self._total_bytes += record.num_bytes
             self._write_record(record)
         self._keep_to_budget()
-        return self._fetched(record)
+        return replace(self._fetched(record), is_new=not was_there)
 
     def add_outside(self, key: str, path: Path, sha256: str, provenance: Mapping[str, Any] | None = None) -> Fetched:
         """Remember a file that lies elsewhere. It is used in place and never deleted; pinned only for symmetry."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.build import source_file
 from pipeline.build.build import Build, BuildPlan, BuildSummary
 from pipeline.build.recipe import load_recipe
 from pipeline.errors import DownloadError, NothingKeptError
@@ -16,6 +17,7 @@ from pipeline.fetch.failures import FetchFailures
 from pipeline.fetch.settings import DownloadSettings
 from pipeline.media import ffmpeg as media
 from pipeline.runtime.folder import Folder
+from pipeline.runtime.hashing import sha256_of
 from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, FaultyServer
 from tests.footage import FPS, noise, shots
@@ -158,6 +160,29 @@ def test_a_cut_that_failed_for_good_is_not_made_again_until_that_is_wanted(
     place.build("cut.quality=20", "judge.max_black_share=0.8", "execution.try_failed_again=true")
     assert place.asked_for() >= {"good"}
     assert place.ledger()["good"]["state"] == "kept"
+
+
+def test_a_file_is_hashed_once_when_it_is_fetched_and_again_by_later_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(source_file, "sha256_of", count)
+    objects = place.output / "state" / "downloads" / "objects"
+    num_stored = len(list(objects.rglob("*.mp4")))
+    assert num_stored > 0
+    place.build("cut.quality=20")
+    assert len(hashed) > 0  # files that an earlier run has fetched
+    hashed.clear()
+    shutil.rmtree(place.output / "state")
+    place.build("cut.quality=21")
+    assert len(list(objects.rglob("*.mp4"))) == num_stored
+    contents = [line["content_sha256"] for line in place.ledger().values() if line["content_sha256"]]
+    assert len(hashed) == len(contents) - len(set(contents)), "only what lay there already is hashed"
 
 
 def test_a_stored_file_that_was_damaged_is_fetched_again(
