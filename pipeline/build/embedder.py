@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from pipeline.encoders.pair import (
 from pipeline.errors import ClipError, EncoderError, WorkerError
 from pipeline.measure.previews import read_frames, read_sounds
 from pipeline.measure.sound import SAMPLE_RATE_HZ
-from pipeline.runtime.damage import NAMED, check_name, read_json_whole, read_whole
+from pipeline.runtime.damage import NAMED, check_name, read_named, read_whole, write_named
 from pipeline.runtime.folder import Folder
 from pipeline.runtime.stop import Stop
 from pipeline.runtime.waiting import add_waited, held
@@ -188,17 +189,21 @@ class Embedder:
             return self._prompts[key]
 
     def _prompt_rows(self, texts: Sequence[str], name: str, state: Folder) -> npt.NDArray[np.float32] | None:
-        rows = read_whole(state, f"{name}.npy", lambda content: _rows(content, len(texts)))
+        rows = read_whole(state, f"{name}.npz", lambda content: _named_rows(content, len(texts), f"{name}.npz"))
         if rows is not None:
             return rows
-        problem = read_json_whole(state, f"{name}.json", lambda values: str(values["problem"]))
+        problem = read_named(state, f"{name}.json", lambda values: str(values["problem"]))
         if problem is None:
             timeout_seconds = LOAD_SECONDS + SECONDS_PER_TEXT * len(texts)
             content, problem = self._workers.run(_embed_texts, timeout_seconds, self._settings, tuple(texts))
             if content is not None:
-                state.write_bytes(f"{name}.npy", content)
-                return _rows(content, len(texts))
-            state.write_json(f"{name}.json", {"problem": problem})
+                rows = _rows(content, len(texts))
+                packed = io.BytesIO()
+                named: dict[str, Any] = {"rows": rows, NAMED: np.array(f"{name}.npz")}
+                np.savez(packed, **named)
+                state.write_bytes(f"{name}.npz", packed.getvalue())
+                return rows
+            write_named(state, f"{name}.json", {"problem": problem, "encoder_id": self.encoder_id})
         LOG.warning(
             "margins over other classes are not measured: %s. To try again, delete %s/%s.json",
             problem,
@@ -216,7 +221,17 @@ Rows = npt.NDArray[np.float32]
 
 def _rows(content: bytes, num_rows: int) -> npt.NDArray[np.float32]:
     """Raises ValueError where the npy is damaged."""
-    rows: npt.NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
+    return _checked_rows(np.load(io.BytesIO(content), allow_pickle=False), num_rows)
+
+
+def _named_rows(content: bytes, num_rows: int, name: str) -> npt.NDArray[np.float32]:
+    """Of a file that says where it belongs. Raises one of ``UNREADABLE`` where it is damaged, or belongs elsewhere."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        check_name(str(arrays[NAMED]), name)
+        return _checked_rows(arrays["rows"], num_rows)
+
+
+def _checked_rows(rows: npt.NDArray[np.float32], num_rows: int) -> npt.NDArray[np.float32]:
     if rows.ndim != 2 or len(rows) != num_rows:
         raise ValueError(f"rows of shape {rows.shape}, not {num_rows} of them")
     if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=0.01):

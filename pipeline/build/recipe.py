@@ -38,8 +38,8 @@ class ExecutionSettings(Settings):
     workers: int | None = Field(None, ge=1)
     """Processes that decode and encode at once. None: one per core."""
     process_memory_bytes: int | None = Field(4 << 30, ge=256 << 20)
-    """Memory that one process may hold that decodes or encodes; one that holds more is ended, and its source fails for now. 8K video needs
-    most of the default. Linux only. None: no limit."""
+    """Memory that one process may hold that decodes or encodes; one that holds more is ended, and its source fails: for now,
+    and for good when that was so in three runs. 8K video needs most of the default. Linux only. None: no limit."""
     downloads: int = Field(4, ge=1)
     """Sources that are fetched at once."""
     batch_size: int = Field(64, ge=1)

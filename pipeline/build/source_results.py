@@ -12,7 +12,7 @@ from pipeline.agreement.measures import agreement
 from pipeline.build.embedder import embedded_name, read_embeddings, with_name
 from pipeline.build.source_file import fetched_file, of_one_file
 from pipeline.build.source_run import SourceRun, scratch_folder
-from pipeline.build.timeouts import TIMED_OUT
+from pipeline.build.timeouts import COUNTED
 from pipeline.errors import ClipError, MediaError, PreviewError
 from pipeline.fetch.download import fetch_key
 from pipeline.fetch.failures import failure_of
@@ -112,7 +112,7 @@ def remembered(
     except ClipError as error:
         run.tools.stop.check()  # what fails while all is being ended says nothing of the source
         failure = failure_of(run.stage, error)
-        if not failure.transient and run.stage != "fetch" and failure.code != TIMED_OUT:  # those keep their own
+        if not failure.transient and run.stage != "fetch" and failure.code not in COUNTED:  # those keep their own
             write_named(state, name, {"failed": flat(failure)})
         raise
     write_named(state, name, made.to_json())

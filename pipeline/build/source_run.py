@@ -64,7 +64,12 @@ class SourceRun:
 
     @property
     def timeouts(self) -> Timeouts:
-        return Timeouts(self.tools.state, try_again=self.tools.recipe.execution.try_failed_again)
+        return Timeouts(
+            self.tools.state,
+            try_again=self.tools.recipe.execution.try_failed_again,
+            memory_bytes=self.tools.recipe.execution.process_memory_bytes,
+            source_id=self.source.source_id,
+        )
 
     @contextlib.contextmanager
     def timed(self, stage: Stage, media_seconds: float = 0.0, *, reused: bool = False) -> Iterator[None]:

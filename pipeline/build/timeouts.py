@@ -1,57 +1,73 @@
-"""Time-outs that recur: what takes too long in several runs under the same limit is not tried for ever."""
+"""Limits of time and memory that are met again and again: what fails of the same limit in several runs is not tried for ever."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 
 from pipeline.errors import ClipError
+from pipeline.runtime.damage import read_named, write_named
 from pipeline.runtime.folder import Folder
 from pipeline.schema import stable_hash
 
 TIMED_OUT = "timed_out"
+OUT_OF_MEMORY = "out_of_memory"
+COUNTED = frozenset({TIMED_OUT, OUT_OF_MEMORY})
+"""Codes of errors that are counted here."""
 MAX_TIMES = 3
-"""The machine may have been busy, so a time-out passes; this many runs that end alike are no chance."""
+"""The machine may have been busy, so such an error passes; this many runs that end alike are no chance."""
+MORE_MEMORY = (
+    "raise execution.process_memory_bytes (--set execution.process_memory_bytes=8000000000), and set "
+    "execution.try_failed_again=true for that run"
+)
 
 
 class Timeouts:
-    """Counts them in the state, by work and limit. ``try_again``: those that are there count no more."""
+    """Counts them in the state, by work and limit. ``try_again``: those that are there count no more. ``memory_bytes`` is the limit of
+    memory that all work has; None: only the machine's. ``source_id`` is told by the counts that are written, for people."""
 
-    def __init__(self, state: Folder, *, try_again: bool = False) -> None:
-        self._state, self._try_again = state, try_again
+    def __init__(
+        self, state: Folder, *, try_again: bool = False, memory_bytes: int | None = None, source_id: str = ""
+    ) -> None:
+        self._state, self._try_again, self._memory_bytes, self._source_id = state, try_again, memory_bytes, source_id
 
     @contextlib.contextmanager
     def counted(self, key: str, limit_seconds: float, advice: str) -> Iterator[None]:
-        """Around work that raises a ClipError ``timed_out`` above ``limit_seconds``; ``key`` names it.
+        """Around work that raises a ClipError ``timed_out`` above ``limit_seconds``, ``out_of_memory`` above the limit of memory; ``key``
+        names it.
 
         Raises one that is no TransientError from the last of MAX_TIMES on.
         """
-        hashed = stable_hash("timeouts", 1, key, f"{limit_seconds:.3f}", length=40)
-        name = f"timeouts/{hashed[:2]}/{hashed}.json"
-        times = 0 if self._try_again else self._times(name)
-        if times >= MAX_TIMES:
-            raise self._lasting(times, limit_seconds, advice)
+        limits = {TIMED_OUT: f"{limit_seconds:.3f}", OUT_OF_MEMORY: f"{self._memory_bytes} bytes"}
+        names = {code: _name(key, limit) for code, limit in limits.items()}
+        times = {code: 0 if self._try_again else self._times(name) for code, name in names.items()}
+        for code, count in times.items():
+            if count >= MAX_TIMES:
+                raise self._lasting(code, count, limit_seconds, advice)
         try:
             yield
         except ClipError as error:
-            if error.code != TIMED_OUT:
+            if error.code not in COUNTED:
                 raise
-            self._state.write_json(name, {"times": times + 1})
-            if times + 1 < MAX_TIMES:
+            count = times[error.code] + 1
+            write_named(self._state, names[error.code], {"times": count, "source_id": self._source_id})
+            if count < MAX_TIMES:
                 raise
-            raise self._lasting(times + 1, limit_seconds, advice) from error
-        if times:
-            self._state.remove(name)
+            raise self._lasting(error.code, count, limit_seconds, advice) from error
+        for code, count in times.items():
+            if count:
+                self._state.remove(names[code])
 
     def _times(self, name: str) -> int:
-        try:
-            return int(self._state.read_json(name)["times"])
-        except FileNotFoundError:
-            return 0
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-            return 0  # damaged: as if it had not been counted
+        return read_named(self._state, name, lambda values: int(values["times"])) or 0
 
-    @staticmethod
-    def _lasting(times: int, limit_seconds: float, advice: str) -> ClipError:
-        return ClipError(TIMED_OUT, f"took longer than {limit_seconds:.0f} s in each of {times} runs: {advice}")
+    def _lasting(self, code: str, times: int, limit_seconds: float, advice: str) -> ClipError:
+        if code == TIMED_OUT:
+            return ClipError(code, f"took longer than {limit_seconds:.0f} s in each of {times} runs: {advice}")
+        held = f"more memory than {self._memory_bytes} bytes" if self._memory_bytes else "more memory than there is"
+        return ClipError(code, f"took {held} in each of {times} runs: {MORE_MEMORY}")
+
+
+def _name(key: str, limit: str) -> str:
+    hashed = stable_hash("timeouts", 1, key, limit, length=40)
+    return f"timeouts/{hashed[:2]}/{hashed}.json"

@@ -130,8 +130,10 @@ def test_agreement_is_measured_stored_and_enforced_without_embedding_twice(folde
 
 def check_margins(output: Path, rows: list[dict[str, Any]], embedded: dict[str, dict[str, Any]]) -> None:
     """The label is none of the classes: the shown class is the clip's own."""
-    (stored,) = (output / "state" / "prompts").glob("*.npy")
-    prompts = np.load(stored)
+    (stored,) = (output / "state" / "prompts").glob("*.npz")
+    with np.load(stored) as arrays:
+        prompts = arrays["rows"]
+        assert str(arrays["kept_as"]) == f"prompts/{stored.name}"
     assert prompts.shape == (len(NATURE_CLASSES), WIDTH)
     for row in rows:
         picture, sound = (np.asarray(embedded[row["key"]][name], np.float32) for name in ("picture", "sound"))

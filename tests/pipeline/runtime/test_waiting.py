@@ -27,6 +27,7 @@ from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for, run_build
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
+from tests.needs import needs_proc
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,75 @@ def test_the_third_time_out_under_one_limit_is_final(
     monkeypatch.setattr(source_results, "measure_video", as_it_is)
     assert failure(recipe_for(videos[:1], tmp_path, ["measure.timeout_seconds=120.0"])) == ("kept", False)
     assert failure(recipe_for(videos[:1], tmp_path, ["execution.try_failed_again=true"])) == ("kept", False)
+
+
+def take_too_much(*_: Any, **__: Any) -> MeasuredVideo:
+    return take_too_much_of(bytearray(1 << 30))
+
+
+def take_too_much_of(memory: bytearray) -> MeasuredVideo:
+    memory[::4096] = b"1" * len(memory[::4096])
+    time.sleep(60)
+    raise AssertionError("it was not ended")
+
+
+@needs_proc
+def test_the_third_time_that_a_source_takes_too_much_memory_is_final(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(videos[:1], tmp_path, ["execution.process_memory_bytes=900000000"])
+    as_it_is = source_results.measure_video
+    monkeypatch.setattr(source_results, "measure_video", take_too_much)
+    assert [failure(recipe) for _ in range(3)] == [("out_of_memory", True)] * 2 + [("out_of_memory", False)]
+    (entry,) = map(json.loads, Path(recipe.output, "ledger.jsonl").read_text().splitlines())
+    said = "took more memory than 900000000 bytes in each of 3 runs: raise execution.process_memory_bytes"
+    assert entry["failure"]["message"].startswith(said)
+    build = Build(recipe)
+    assert build.plan().batches == ()
+    build.close()
+    monkeypatch.setattr(source_results, "measure_video", as_it_is)
+    more = ["execution.process_memory_bytes=4000000000", "execution.try_failed_again=true"]
+    assert failure(recipe_for(videos[:1], tmp_path, more)) == ("kept", False)
+
+
+def test_memory_is_counted_by_limit_and_apart_from_time(tmp_path: Path) -> None:
+    def ends(code: str, memory_bytes: int | None) -> type[Exception]:
+        timeouts = Timeouts(Folder(tmp_path), memory_bytes=memory_bytes)
+        with pytest.raises(ClipError) as caught, timeouts.counted("a", 60.0, "raise it"):
+            raise WorkerError(code, "ended")
+        return caught.type
+
+    assert [ends("out_of_memory", 1000) for _ in range(2)] == [WorkerError] * 2
+    assert [ends("timed_out", 1000), ends("out_of_memory", None), ends("out_of_memory", 2000)] == [WorkerError] * 3
+    assert [ends("out_of_memory", 1000), ends("timed_out", 1000)] == [ClipError] * 2  # the second is not tried any more
+    assert ends("timed_out", 2000) is WorkerError
+
+
+def test_a_count_of_time_outs_says_whose_it_is_and_where_it_belongs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def late(key: str) -> type[Exception]:
+        timeouts = Timeouts(Folder(tmp_path), source_id="rain 7")
+        with pytest.raises(ClipError) as caught, timeouts.counted(key, 60.0, "raise it"):
+            raise WorkerError("timed_out", "ended")
+        return caught.type
+
+    assert [late("a") for _ in range(3)] == [WorkerError, WorkerError, ClipError]
+    (of_a,) = tmp_path.rglob("*.json")
+    assert json.loads(of_a.read_text()) == {
+        "times": 3, "source_id": "rain 7", "kept_as": str(of_a.relative_to(tmp_path)),
+    }  # fmt: skip
+    late("b")
+    (of_b,) = set(tmp_path.rglob("*.json")) - {of_a}
+    of_b.write_bytes(of_a.read_bytes())
+    assert late("b") is WorkerError
+    assert (
+        f"{of_b.relative_to(tmp_path)} is damaged (it is {of_a.relative_to(tmp_path)}, put into the place"
+        in caplog.text
+    )
+    of_a.write_bytes(b"{")
+    assert late("a") is WorkerError
+    assert f"{of_a.relative_to(tmp_path)} is damaged" in caplog.text
 
 
 def test_a_download_that_never_ends_in_its_time_is_given_up(
