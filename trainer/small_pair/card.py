@@ -56,7 +56,7 @@ class _Card:
             "# The packaged small pair",
             "",
             f"`{encoder_id}`: a picture tower and a sound tower, small networks of this project's own making on the features of two "
-            "published ones, for demos and tests. For real work name others (see the README).",
+            "published ones, for demos and tests. For real work name others (docs/howto/encoders.md).",
             "",
             "Pictures go through EfficientNet-Lite0 without its last block (learned from ImageNet; read after each group of blocks), "
             "sounds through YAMNet (learned from AudioSet): both published by Google under Apache 2.0 (LICENSE-APACHE-2.0.txt; the file of "
