@@ -1,7 +1,7 @@
-"""The whole model on the demo's dataset: ``python -m trainer.demo``, after ``python -m flows.demo``.
+"""Fit and test a small model on the demo's dataset: ``python -m trainer.demo``, after ``python -m flows.demo``.
 
-Fits the tiny recipe, makes a video of the sound of every sample that it did not learn from, draws a contact sheet, and measures
-whether the sound matters. Run again, it goes on where it was.
+Fits the tiny recipe, generates a video for the sound of every held-out sample, draws a contact sheet, and measures whether the sound
+matters. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ RECIPE = "fit-tiny"
 HELD_OUT = "validation"
 SHOWN_PX = 256
 SEEDS = 4
-"""Latents that each clip is measured with."""
+"""Latents for each clip when it is measured."""
 SECONDS = 8
-"""Of each video, at the most."""
+"""Largest length of a video, in seconds."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def held_out_files(folder: Path) -> list[Path]:
-    """The sample files that are not learned from, as the folder's source list has it. Raises SourceListError."""
+    """The source files of the split ``validation`` in the folder's source list. Raises SourceListError."""
     table = folder / "sources.csv"
     try:
         with table.open(encoding="utf-8", newline="") as file:
@@ -67,9 +67,9 @@ def _run(options: argparse.Namespace, _: str) -> int:
         return code
     minutes = (time.monotonic() - began) / 60
     print(f"model     {out} (fitted in {minutes:.1f} min)", flush=True)  # noqa: T201
-    shown = ["--seconds", str(SECONDS), "--resolution", str(SHOWN_PX), "--overwrite"]
-    named = ["--sound", *map(str, sounds), "--out", str(out / "videos"), "--sheet", str(out / "sheet.png")]
-    code = generate.main(["--checkpoint", str(out), *named, *shown])
+    form = ["--seconds", str(SECONDS), "--resolution", str(SHOWN_PX), "--overwrite"]
+    paths = ["--sound", *map(str, sounds), "--out", str(out / "videos"), "--sheet", str(out / "sheet.png")]
+    code = generate.main(["--checkpoint", str(out), *paths, *form])
     if code:
         return code
     report = ["--json", str(out / "sound-matters.json"), "--overwrite"]
@@ -82,7 +82,7 @@ DEMO = Command(summary="fit a tiny model to the demo's dataset, and hear it work
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, else that of the first command that did not end well."""
+    """Exit codes: 0 done, else that of the first command that failed."""
     return run_command(DEMO, "python -m trainer.demo", arguments)
 
 

@@ -1,6 +1,7 @@
-"""Does the sound matter? ``python -m trainer.evaluate --checkpoint runs/NAME --shards manifests/`` says so in numbers and in words.
+"""Does the sound matter? ``python -m trainer.evaluate --checkpoint runs/NAME --shards manifests/`` answers in numbers and in words.
 
-Clips that training never saw are generated from their own sound, another class's, silence, and one that changes class half-way.
+Videos of clips that were not in training are generated from their own sound, a sound of another class, silence, and a sound that changes
+class half-way.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def _run(options: argparse.Namespace, _: str) -> int:
     from pipeline.runtime.recipe_file import read_recipe  # noqa: PLC0415
     from trainer.proof.evaluation import EvaluateRecipe, evaluate, result_text  # noqa: PLC0415
 
-    given = {"split": options.split, "num_clips": options.clips, "num_seeds": options.seeds, "device": options.device}
-    changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    settings = {"split": options.split, "num_clips": options.clips, "num_seeds": options.seeds, "device": options.device}
+    changes = [f"{name}={json.dumps(value)}" for name, value in settings.items() if value is not None]
     try:
         system_folder()
         recipe = read_recipe(EvaluateRecipe, options.recipe, [*options.set, *changes])
@@ -68,7 +69,7 @@ EVALUATE = Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 measured, whatever came out; 1 failed; 2 refused (the message says what to put right)."""
+    """Exit codes: 0 measured, whatever the result; 1 failed; 2 refused (the message says what to correct)."""
     return run_command(EVALUATE, "python -m trainer.evaluate", arguments)
 
 

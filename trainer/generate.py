@@ -1,6 +1,6 @@
-"""Turn sounds into videos with a fitted model: ``python -m trainer.generate --checkpoint runs/NAME --sound rain.wav --out rain.mp4``.
+"""Generate videos from sounds with a fitted model: ``python -m trainer.generate --checkpoint runs/NAME --sound rain.wav --out rain.mp4``.
 
-Several sounds go to a folder: ``--sound *.wav --out videos/ --sheet sheet.png``. A sound that cannot be used costs its own video alone.
+Several sounds go to a folder: ``--sound *.wav --out videos/ --sheet sheet.png``. A sound that cannot be used does not stop the others.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace, _: str) -> int:
     try:
         return _make_videos(options)
     except KeyboardInterrupt:
-        print("Interrupted; what was written whole is kept.", file=sys.stderr)  # noqa: T201
+        print("Interrupted; complete videos are kept.", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
 
 
@@ -67,7 +67,7 @@ GENERATE = Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 some sound could not be used, 2 refused (the message says what to put right), 130 interrupted."""
+    """Exit codes: 0 done, 1 a sound could not be used, 2 refused (the message says what to correct), 130 interrupted."""
     return run_command(GENERATE, "python -m trainer.generate", arguments)
 
 
@@ -99,14 +99,14 @@ def _make_videos(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class VideoJob:
-    """A sound, and the video that is made of it."""
+    """A sound and the path of its video."""
 
     sound: Path
     video: Path
 
 
 def _jobs(sounds: Sequence[Path], out: Path) -> list[VideoJob]:
-    """Raises OutputError where ``out`` does not fit the sounds."""
+    """The path of every sound's video. Raises OutputError if ``out`` does not fit the sounds."""
     if out.suffix.lower() in OTHER_VIDEOS:
         raise OutputError(f"--out {out}: videos are written as mp4; name it {out.with_suffix(SUFFIX)}")
     if out.suffix.lower() == SUFFIX and not out.is_dir():
@@ -125,7 +125,7 @@ def _jobs(sounds: Sequence[Path], out: Path) -> list[VideoJob]:
 
 
 def _check_outputs(jobs: Sequence[VideoJob], sheet: Path | None, *, overwrite: bool) -> None:
-    """Raises OutputError for what cannot be written or is there already; makes the folders."""
+    """Makes the folders. Raises OutputError for outputs that exist already or cannot be written."""
     outputs = [job.video for job in jobs] + ([] if sheet is None else [sheet])
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise OutputError(f"--sheet {sheet}: contact sheets are written as PNG; name it {sheet.with_suffix('.png')}")
@@ -134,11 +134,11 @@ def _check_outputs(jobs: Sequence[VideoJob], sheet: Path | None, *, overwrite: b
         raise OutputError(f"{own[0]} is one of the sounds; choose another --out")
     if folders := [path for path in outputs if path.is_dir()]:
         raise OutputError(f"{folders[0]} is a folder; choose another name")
-    there = [str(path) for path in outputs if path.exists()]
-    if there and not overwrite:
-        more = f" and {len(there) - 3} more" if len(there) > 3 else ""
+    existing = [str(path) for path in outputs if path.exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
         raise OutputError(
-            f"{', '.join(there[:3])}{more}: there already; choose another name, or replace with --overwrite"
+            f"{', '.join(existing[:3])}{more}: there already; choose another name, or replace with --overwrite"
         )
     for path in outputs:
         try:
@@ -147,22 +147,22 @@ def _check_outputs(jobs: Sequence[VideoJob], sheet: Path | None, *, overwrite: b
             raise OutputError(f"{path.parent}: the folder cannot be made: {error.strerror or error}") from error
 
 
-def _settings(given: Mapping[str, Any]) -> GenerateSettings:
-    """Raises RecipeError, all problems at once, each with its option."""
+def _settings(options: Mapping[str, Any]) -> GenerateSettings:
+    """The settings of the command line. Raises RecipeError with all problems, each with the name of its option."""
     from pydantic import ValidationError  # noqa: PLC0415 (after --help)
 
     from pipeline.runtime.recipe_file import problems_of  # noqa: PLC0415
     from trainer.rendering.sound_to_video import GenerateSettings  # noqa: PLC0415
 
     try:
-        return GenerateSettings.model_validate({name: value for name, value in given.items() if value is not None})
+        return GenerateSettings.model_validate({name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         lines = [f"--{line.replace('_', '-', 1)}" for line in problems_of(error)]
         raise RecipeError("\n  ".join(lines)) from error
 
 
 def _model(options: argparse.Namespace, settings: GenerateSettings) -> tuple[SoundVideoModel, GenerateSettings]:
-    """The model on its device, and the settings as it needs them."""
+    """The model on its device, and the settings; without the recurrent blocks for a model of the invert stage."""
     from pipeline.encoders.device import pick_device  # noqa: PLC0415
     from trainer.model.sound_video_file import find_model, load_model  # noqa: PLC0415
 
@@ -170,50 +170,52 @@ def _model(options: argparse.Namespace, settings: GenerateSettings) -> tuple[Sou
     path = find_model(options.checkpoint, options.sha256)
     model, header = load_model(path)
     if header.stage == "invert":
-        print(f"{path} is of the invert stage: each segment of sound shows its own picture, nothing carries them on")  # noqa: T201
+        print(f"{path} is of the invert stage: each segment of sound gives its own picture, without recurrent blocks")  # noqa: T201
         settings = settings.model_copy(update={"use_blocks": False})
     return model.to(device), settings
 
 
 def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> SheetRow:
-    """Writes a video; the row that shows it. Raises MediaError for a sound that cannot be used."""
+    """Writes a video, and returns its row of the contact sheet. Raises MediaError for a sound that cannot be used."""
     from trainer.rendering.contact_sheet import SheetRow, shown_frames, tile  # noqa: PLC0415
     from trainer.rendering.sound_file import open_sound  # noqa: PLC0415
-    from trainer.rendering.sound_to_video import frames_of, hear, num_frames_of, styles_of  # noqa: PLC0415
+    from trainer.rendering.sound_to_video import encode_sound, frames_of, num_frames_of, styles_of  # noqa: PLC0415
     from trainer.rendering.video_writer import write_mp4  # noqa: PLC0415
 
     sound = open_sound(job.sound)
-    heard = hear(model, sound, settings.seconds)
-    styles_SLD = styles_of(model, heard.features_SF, settings.seed, settings.truncation, use_blocks=settings.use_blocks)
-    num_frames = num_frames_of(heard, settings)
+    encoded = encode_sound(model, sound, settings.seconds)
+    styles_SLD = styles_of(
+        model, encoded.features_SF, settings.seed, settings.truncation, use_blocks=settings.use_blocks
+    )
+    num_frames = num_frames_of(encoded.seconds, settings)
     seconds = num_frames / settings.fps
     drawn = frames_of(model, styles_SLD, num_frames, settings)
-    wanted = set(shown_frames(num_frames))
-    kept: list[NDArray[np.uint8]] = []
+    sheet_frames = set(shown_frames(num_frames))
+    tiles: list[NDArray[np.uint8]] = []
 
-    def noted(frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    def keep_tiles(frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         for number, frame in enumerate(frames):
-            if number in wanted:
-                kept.append(tile(frame))
+            if number in sheet_frames:
+                tiles.append(tile(frame))
             yield frame
 
-    with _counted(noted(drawn), num_frames, job.video.name) as frames:
+    with _counted(keep_tiles(drawn), num_frames, job.video.name) as frames:
         write_mp4(job.video, frames, settings.fps, sound, crf=settings.crf)
     side = settings.resolution or model.generator.resolution
     print(  # noqa: T201
         f"{job.video}: {seconds:.1f} s, {num_frames} frames of {side} x {side} at {settings.fps:g} a second, seed {settings.seed}"
     )
-    if settings.seconds is not None and settings.seconds - heard.seconds > 1 / settings.fps:
+    if settings.seconds is not None and settings.seconds - encoded.seconds > 1 / settings.fps:
         print(  # noqa: T201
-            f"{job.sound} ends after {heard.seconds:.1f} s: silence follows, and the last picture stays"
+            f"{job.sound} ends after {encoded.seconds:.1f} s: silence follows, and the last picture stays"
         )
     note = f"{seconds:.1f} s\nseed {settings.seed}"
-    return SheetRow(job.sound.stem, note, kept, heard.mel_MT, min(1.0, heard.seconds / seconds))
+    return SheetRow(job.sound.stem, note, tiles, encoded.mel_MT, min(1.0, encoded.seconds / seconds))
 
 
 @contextmanager
 def _counted(frames: Iterator[NDArray[np.uint8]], num_frames: int, name: str) -> Iterator[Iterator[NDArray[np.uint8]]]:
-    """The same frames, on a terminal with a line that says how many are done and how much time is left."""
+    """The same frames; on a terminal a progress bar shows how many are done and the remaining time."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 

@@ -23,8 +23,8 @@ from trainer.rendering.contact_sheet import SheetRow, draw_sheet, shown_frames
 from trainer.rendering.sound_file import Sound, as_stereo, open_sound, sound_of_array
 from trainer.rendering.sound_to_video import (
     GenerateSettings,
+    encode_sound,
     generate,
-    hear,
     interpolate_styles,
     num_frames_of,
     styles_of,
@@ -106,13 +106,13 @@ def test_one_or_two_segments_and_wrong_times() -> None:
 
 def test_a_long_sound_is_heard_as_the_model_hears_it_at_once(model: SoundVideoModel) -> None:
     sound = np.concatenate([tone(200.0 * 2**octave, 1.3, seed=octave) for octave in range(6)])  # 7.8 s: two chunks
-    heard = hear(model, sound_of_array(sound, RATE_HZ))
+    encoded = encode_sound(model, sound_of_array(sound, RATE_HZ))
     segments = model.segments_of_sound(torch.from_numpy(sound))
-    assert heard.seconds == pytest.approx(7.8)
+    assert encoded.seconds == pytest.approx(7.8)
     assert len(segments) == 16
-    torch.testing.assert_close(heard.features_SF, model.inversion.features(segments), rtol=1e-4, atol=1e-4)
-    assert heard.mel_MT.shape == (128, round(7.8 / 0.5 * 64))
-    carried = styles_of(model, heard.features_SF, seed=4)
+    torch.testing.assert_close(encoded.features_SF, model.inversion.features(segments), rtol=1e-4, atol=1e-4)
+    assert encoded.mel_MT.shape == (128, round(7.8 / 0.5 * 64))
+    carried = styles_of(model, encoded.features_SF, seed=4)
     noise = walk_noise(4, 16, model.num_noise)
     base = model.base_styles(torch.randn(16, generator=torch.Generator().manual_seed(4))[None])
     torch.testing.assert_close(carried, model.walk(segments[None], base, noise[None])[0], rtol=1e-4, atol=1e-4)
@@ -121,7 +121,7 @@ def test_a_long_sound_is_heard_as_the_model_hears_it_at_once(model: SoundVideoMo
 def test_a_last_segment_that_is_hardly_there_is_left_out(model: SoundVideoModel) -> None:
     lengths = {0.01: 1, 0.74: 1, 0.76: 2, 1.5: 3, 1.52: 3, 1.8: 4}
     for seconds, wanted in lengths.items():
-        assert len(hear(model, sound_of_array(tone(500, seconds), RATE_HZ)).features_SF) == wanted, seconds
+        assert len(encode_sound(model, sound_of_array(tone(500, seconds), RATE_HZ)).features_SF) == wanted, seconds
 
 
 def test_the_noise_of_a_walk_begins_the_same_whatever_its_length() -> None:
@@ -146,9 +146,9 @@ def test_frames_are_counted_and_scaled(model: SoundVideoModel) -> None:
     frames = list(generate(model, tone(300, 1.0, 8000), 8000, settings))
     assert len(frames) == 30
     assert frames[0].shape == (40, 40, 3)
-    heard = hear(model, sound_of_array(tone(300, 1.0), RATE_HZ))
-    assert num_frames_of(heard, GenerateSettings(fps=25.0)) == 25
-    assert num_frames_of(heard, GenerateSettings(fps=25.0, seconds=2.0)) == 50
+    encoded = encode_sound(model, sound_of_array(tone(300, 1.0), RATE_HZ))
+    assert num_frames_of(encoded.seconds, GenerateSettings(fps=25.0)) == 25
+    assert num_frames_of(encoded.seconds, GenerateSettings(fps=25.0, seconds=2.0)) == 50
 
 
 @pytest.mark.parametrize(
@@ -252,12 +252,12 @@ def test_a_video_holds_its_frames_and_its_sound(tmp_path: Path) -> None:
     stereo = np.stack([tone(500, 3.0), tone(2000, 3.0)], axis=1)
     path = tmp_path / "video.mp4"
     assert write_mp4(path, iter(frames), 10, sound_of_array(stereo, RATE_HZ)) == 30
-    seen, heard, rate_hz = decoded(path)
+    seen, encoded, rate_hz = decoded(path)
     assert seen.shape == (30, 32, 48, 3)
     for number, colour in enumerate(colours):
         assert abs(seen[number * 10 + 5].reshape(-1, 3).mean(0) - colour).max() < 4, "colours are off"
-    assert (rate_hz, heard.shape[1]) == (RATE_HZ, 2)
-    middle = heard[RATE_HZ : 2 * RATE_HZ]
+    assert (rate_hz, encoded.shape[1]) == (RATE_HZ, 2)
+    middle = encoded[RATE_HZ : 2 * RATE_HZ]
     assert [round(pitch_hz(middle[:, side], rate_hz)) for side in (0, 1)] == [500, 2000]
     content = path.read_bytes()
     assert content.find(b"moov") < content.find(b"mdat"), "a player would have to load all of it first"
@@ -274,8 +274,8 @@ def test_the_sound_is_as_long_as_the_picture(tmp_path: Path) -> None:
             track = container.streams.audio[0]
             assert track.duration is not None and track.time_base is not None
             assert float(track.duration * track.time_base) == pytest.approx(2.0, abs=0.001)
-        _, heard, _ = decoded(tmp_path / "a.mp4")
-        loud = abs(heard[round(1.2 * RATE_HZ) : round(1.8 * RATE_HZ)]).max()
+        _, encoded, _ = decoded(tmp_path / "a.mp4")
+        loud = abs(encoded[round(1.2 * RATE_HZ) : round(1.8 * RATE_HZ)]).max()
         assert loud < 1e-3 if seconds == 0.5 else loud > 0.2
 
 
@@ -357,9 +357,9 @@ def test_the_command_writes_a_video_of_a_sound(run: Path, tmp_path: Path, capsys
     told = capsys.readouterr()
     assert f"{out}: 1.2 s, 12 frames of 16 x 16 at 10 a second, seed 0" in told.out
     assert told.err == ""
-    frames, heard, rate_hz = decoded(out)
+    frames, encoded, rate_hz = decoded(out)
     assert len(frames) == 12
-    assert round(pitch_hz(heard[2000:9000, 0], rate_hz)) == pytest.approx(600, abs=2)
+    assert round(pitch_hz(encoded[2000:9000, 0], rate_hz)) == pytest.approx(600, abs=2)
     content = out.read_bytes()
     assert main(words) == 2
     assert "there already" in capsys.readouterr().err
@@ -379,11 +379,11 @@ def test_seconds_cut_a_sound_or_let_the_last_picture_stay(
     assert main([*words, "--out", str(tmp_path / "long.mp4"), "--seconds", "3"]) == 0
     assert "a.wav ends after 2.0 s: silence follows, and the last picture stays" in capsys.readouterr().out
     assert len(decoded(tmp_path / "cut.mp4")[0]) == 8
-    frames, heard, rate_hz = decoded(tmp_path / "long.mp4")
+    frames, encoded, rate_hz = decoded(tmp_path / "long.mp4")
     assert len(frames) == 30
     assert abs(frames[20:].astype(int) - frames[29]).max() <= 2
     assert abs(frames[0].astype(int) - frames[29]).max() > 10
-    assert abs(heard[round(2.2 * rate_hz) :]).max() < 1e-3
+    assert abs(encoded[round(2.2 * rate_hz) :]).max() < 1e-3
 
 
 def test_a_bad_sound_costs_its_own_video_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -460,7 +460,7 @@ def test_a_model_of_the_invert_stage_shows_each_segment_alone(
     assert main([*words, "--fps", "2", "--crf", "0"]) == 0
     assert "is of the invert stage" in capsys.readouterr().out
     model = random_model()
-    features = hear(model, open_sound(tmp_path / "a.wav")).features_SF
+    features = encode_sound(model, open_sound(tmp_path / "a.wav")).features_SF
     alone = styles_of(model, features, use_blocks=False)
     base = model.base_styles(torch.randn(16, generator=torch.Generator().manual_seed(0))[None])
     torch.testing.assert_close(alone, base + model.inversion.offsets(features))

@@ -1,4 +1,4 @@
-"""How sure a mean over clips is: intervals by bootstrap over the sources that the clips are of.
+"""Confidence intervals of means over clips, by bootstrap over the clips' sources.
 
 Shape suffixes: N clips, S sources, R resamples.
 """
@@ -18,7 +18,7 @@ NORMAL = 1.959964
 
 
 class Bootstrap:
-    """Intervals of means over clips: whole sources are drawn with replacement, as clips of one are not independent."""
+    """Intervals of means over clips. Whole sources are drawn with replacement, because clips of one source are not independent."""
 
     def __init__(self, sources: Sequence[str], num_resamples: int, seed: int) -> None:
         names = sorted(set(sources))
@@ -28,7 +28,7 @@ class Bootstrap:
         self._drawn_RS = rng.integers(0, len(names), (num_resamples, len(names)))
 
     def interval(self, values_N: Floats) -> tuple[float, float]:
-        """The 2.5th and 97.5th percentile of the mean; clips without a value are NaN."""
+        """The 2.5th and 97.5th percentile of the mean. Clips without a value are NaN and are left out."""
         known_N = np.isfinite(values_N)
         sums_S = np.bincount(self._source_N, np.where(known_N, values_N, 0.0), self._num_sources)
         counts_S = np.bincount(self._source_N, known_N, self._num_sources)

@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     from trainer.proof.sound_proof import HeldOutClip
 
 FEW_SOURCES = 10
-"""Below it the intervals are said to be rough: they are drawn from the sources."""
+"""With fewer sources the report calls the intervals rough: they are bootstrapped over the sources."""
 SMALLEST_PX = 16
 
 
 class EvaluateRecipe(Settings):
-    """What is measured, on what, by which encoders."""
+    """What is measured, on which clips, by which encoders."""
 
     split: str = "validation"
-    """Split of the datasets whose clips are taken; the model must not have learned from it."""
+    """Split of the datasets whose clips are used. The model must not have learned from it."""
     num_clips: int = Field(default=200, ge=2)
-    """Most clips that are taken: as many of each dataset, the first ones in its order, which is a shuffle."""
+    """Largest number of clips: equally many of each dataset, the first in its order, which is shuffled when it is built."""
     num_seeds: int = Field(default=1, ge=1, le=1000)
-    """Latents that each clip is generated with."""
+    """Latents for each clip."""
     seed: int = Field(default=0, ge=0)
-    """Decides latents, noise, which other sounds are taken, and the bootstrap."""
+    """Seed of latents, noise, the choice of other sounds, and the bootstrap."""
     truncation: float | None = Field(default=None, ge=0, le=2)
     """psi of the latents. None: the model's own."""
     batch_size: int = Field(default=16, ge=1)
-    """Pictures that are drawn at once."""
+    """Pictures that are generated at once."""
     encoders: EncoderPairSettings = EncoderPairSettings()
-    """What measures agreement, in the words of a build recipe: the packaged pair unless others are named. Best is one that was not part
-    of the training's loss."""
+    """The encoders that measure agreement, with the fields of a build recipe; by default the packaged pair. They should not be part of the
+    training's loss."""
     device: str = "auto"
     """Where the model runs: auto (a GPU if there is one), cpu, cuda, or cuda:1 and so on."""
     retries: Retries = Retries()
-    """What is done when a server of datasets does not answer as it should."""
+    """How often, and after what waits, a request to a server is repeated."""
 
 
 def evaluate(
@@ -60,9 +60,9 @@ def evaluate(
     json_path: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Measures a checkpoint on the datasets below ``shards``; the result as plain values, also written to ``json_path``.
+    """Measures a checkpoint on the datasets below ``shards``. Returns the result as plain values, and writes it to ``json_path``.
 
-    Raises UserError for what cannot be used or compared.
+    Raises UserError for a checkpoint, dataset or output that cannot be used.
     """
     from pipeline.encoders.device import pick_device  # noqa: PLC0415
     from pipeline.encoders.pair import load_pair  # noqa: PLC0415
@@ -91,19 +91,19 @@ def evaluate(
 
 
 def locations_with(shards: str, split: str, retries: Retries | None = None) -> list[str]:
-    """The datasets below a folder or URL that have samples of a split. Raises ManifestError where there is none."""
+    """The datasets below a folder or URL that have samples of a split. Raises ManifestError if there is none."""
     from pipeline.dataset.manifest import find_manifests, read_manifest  # noqa: PLC0415
 
-    found = [(location, read_manifest(location, retries)) for location in find_manifests(shards, retries)]
-    if not found:
+    manifests = [(location, read_manifest(location, retries)) for location in find_manifests(shards, retries)]
+    if not manifests:
         raise ManifestError(
             f"{shards}: there is no dataset below it; build one with 'python -m flows.build_dataset RECIPE', or name another folder"
         )
-    chosen = [location for location, manifest in found if manifest.clips.splits.get(split)]
+    chosen = [location for location, manifest in manifests if manifest.clips.splits.get(split)]
     if not chosen:
-        there = "; ".join(f"{manifest.name}: {', '.join(manifest.splits) or 'none'}" for _, manifest in found)
+        splits = "; ".join(f"{manifest.name}: {', '.join(manifest.splits) or 'none'}" for _, manifest in manifests)
         raise ManifestError(
-            f"--split {split}: no dataset below {shards} has samples of it; the splits there are: {there}"
+            f"--split {split}: no dataset below {shards} has samples of it; the splits there are: {splits}"
         )
     return chosen
 
@@ -111,9 +111,9 @@ def locations_with(shards: str, split: str, retries: Retries | None = None) -> l
 def read_clips(
     locations: Sequence[str], recipe: EvaluateRecipe, config: SoundVideoConfig, resolution: int
 ) -> list[HeldOutClip]:
-    """Clips as the model would see them in training: its window and frames, at its generator's resolution.
+    """Clips in the form of the model's training: its window and number of frames, at its generator's resolution.
 
-    Raises DataError where a dataset cannot be read.
+    Raises DataError if a dataset cannot be read, or no clip has a label.
     """
     from trainer.proof.sound_proof import held_out_clips  # noqa: PLC0415
     from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings  # noqa: PLC0415
@@ -139,7 +139,7 @@ def read_clips(
         finally:
             reader.close()
     if not clips:
-        raise DataError(f"no clip of split {recipe.split!r} has a label: no sound can be said to be of another class")
+        raise DataError(f"no clip of split {recipe.split!r} has a label: sounds of another class cannot be chosen")
     return clips
 
 
@@ -168,12 +168,12 @@ def _result(
 
 
 def ignores_the_sound(measures: Mapping[str, float]) -> bool:
-    """Whether the interval of the right sound's lead does not lie above 0."""
+    """Whether the interval of ``right_minus_wrong`` includes 0 or lies below it."""
     return measures["right_minus_wrong_low"] <= 0
 
 
 def verdict(measures: Mapping[str, float]) -> str:
-    """In plain words: does the right sound win, by how much, how sure is that."""
+    """One or two sentences: whether the right sound agrees better, by how much, and with which interval."""
     lead, low, high = (measures[f"right_minus_wrong{end}"] for end in ("", "_low", "_high"))
     among = f"{measures['num_clips']:.0f} clips of {measures['num_sources']:.0f} sources"
     facts = f"{lead:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {among})"
@@ -205,7 +205,7 @@ ROWS = (
     ("halves apart, changed sound", "half_distance_changed", None),
     ("halves apart, same sound", "half_distance_unchanged", None),
 )
-"""What the table says of each measure, and the measure of its chance."""
+"""Title, measure, and the measure of its chance, for each row of the table."""
 
 
 def result_text(result: Mapping[str, Any]) -> str:
@@ -222,12 +222,12 @@ def result_text(result: Mapping[str, Any]) -> str:
     lines.append(f"measured by {result['measured_by']}")
     if result["measured_by_loss_encoder"]:
         lines.append(
-            "This encoder was part of the loss: the model learned to please it. Another one (--set encoders...) tells more."
+            "This encoder was part of the loss, so that its measures flatter. Another one (--set encoders...) is a better judge."
         )
     if "change_in_time_low" in measures and not result["ignores_the_sound"]:
         follows = measures["change_in_time_low"] > 0
         lines.append(
-            f"When the sound changes half-way, the picture {'follows' if follows else 'does not follow, as far as can be told'}."
+            f"When the sound changes half-way, the picture {'follows' if follows else 'does not follow measurably'}."
         )
     lines.append(result["verdict"])
     return "\n".join(lines)

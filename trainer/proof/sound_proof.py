@@ -1,8 +1,8 @@
-"""The proof that sound matters: for held-out clips, what is generated from the right sound against other sounds and silence.
+"""Measures whether the sound matters: compares the videos of held-out clips for the right sound, other sounds and silence.
 
-For each clip four videos are drawn, with the same latent and the same noise: from its own sound, from a sound of another class, from
-silence, and from a sound that changes class half-way. An encoder pair looks at the frames and says how well they agree with sounds.
-The clips' real frames give the upper reference. All intervals are 95 %, by bootstrap over the sources.
+For each clip four videos are generated with the same latent and noise: from its own sound, from a sound of another class, from silence,
+and from a sound that changes class half-way. The judge, an encoder pair, measures the agreement of the frames with sounds. The clips'
+real frames are the upper reference. All intervals are 95 %, by bootstrap over the sources.
 
 Shape suffixes: N clips, D width of the space, T frames, S segments, K samples of sound, C classes, R resamples.
 """
@@ -38,31 +38,31 @@ Floats = NDArray[np.float64]
 SOUND_HZ = 44_100
 SHARES = ("retrieval_at_1", "retrieval_at_5", "retrieval_class", "class_accuracy")
 TIE = 1e-6
-"""Cosines that differ by less are equal."""
+"""Cosines that differ by less count as equal."""
 
 
 class EvaluateSettings(Settings):
-    """How the proof is taken."""
+    """How the measures are computed."""
 
     num_seeds: int = Field(default=1, ge=1, le=1000)
-    """Latents that each clip is generated with; its measures are their means."""
+    """Latents for each clip; a clip's measures are the means over them."""
     seed: int = Field(default=0, ge=0)
-    """Decides latents, noise, which other sounds are taken, and the bootstrap."""
+    """Seed of latents, noise, the choice of other sounds, and the bootstrap."""
     truncation: float | None = Field(default=None, ge=0, le=2)
     """psi of the latents. None: the model's own."""
     batch_size: int = Field(default=16, ge=1)
-    """Pictures that are drawn at once."""
+    """Pictures that are generated at once."""
     num_resamples: int = Field(default=2000, ge=100)
     """Resamples of the bootstrap."""
     prompt: str = Field(default="a photo of {}", pattern=r"^[^{}]*\{\}[^{}]*$")
-    """The words that stand for a class, with {} for its name."""
+    """Text of a class for the judge, with {} for the class name."""
     use_blocks: bool = True
-    """Whether the recurrent blocks carry the styles on. False for a model of the invert stage."""
+    """Whether the recurrent blocks compute the styles. False for a model of the invert stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutClip:
-    """A clip that the model never learned from."""
+    """A clip that the model has not learned from."""
 
     key: str
     source_id: str
@@ -74,7 +74,7 @@ class HeldOutClip:
 
 
 def held_out_clips(batches: Iterable[Batch], limit: int | None = None) -> list[HeldOutClip]:
-    """The first ``limit`` clips of a reader that have a label; silence that only fills a window up is left out."""
+    """The first ``limit`` clips of a reader that have a label, without the silence that fills their windows."""
     clips: list[HeldOutClip] = []
     num_unlabelled = 0
     for batch in batches:
@@ -96,7 +96,7 @@ def held_out_clips(batches: Iterable[Batch], limit: int | None = None) -> list[H
             break
     if num_unlabelled:
         logger.warning(
-            "%d clips have no label and were left out: no sound is of another class than theirs", num_unlabelled
+            "%d clips have no label and were left out: another class than theirs is not defined", num_unlabelled
         )
     return clips[:limit]
 
@@ -108,21 +108,21 @@ def prove(
     settings: EvaluateSettings | None = None,
     classes: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Every measure by name; one that cannot be taken is not there. A measure with an interval has ``_low`` and ``_high`` beside it.
+    """All measures by name; a measure that cannot be computed is left out. A measure with an interval has ``_low`` and ``_high`` beside it.
 
-    - ``agreement_right``, ``_wrong``, ``_silent``: mean cosine of a clip's sound with the video made of it, of a sound of another
-      class, of silence; ``right_minus_wrong``, ``right_minus_silent``: the differences, clip by clip.
+    - ``agreement_right``, ``_wrong``, ``_silent``: mean cosine of a clip's sound with the video generated from it, from a sound of
+      another class, from silence; ``right_minus_wrong``, ``right_minus_silent``: the mean differences over clips.
     - ``retrieval_at_1``, ``_at_5``: share of videos whose sound is the nearest, or among the five nearest, of all clips' sounds;
       ``retrieval_class``: share whose nearest sound is of the same class.
-    - ``class_accuracy``: share of videos nearest to the prompt of their sound's class. The chance of both class measures is what
-      the same answers would get if they were shuffled over the clips.
-    - ``change_in_time``: the sound is of class A in the first half and of B in the second; by how much each half agrees better with
-      its own class's sound than with the other's, mean of ``change_first_half`` and ``change_second_half``. 0: nothing changes.
-      ``half_distance_changed``, ``_unchanged``: 1 - cosine between the halves' frames, with and without the change.
-    - ``real_...``: the same of the clips' real frames.
+    - ``class_accuracy``: share of videos that are nearest to the prompt of their sound's class. The chance of both class measures is the
+      score of the same answers, shuffled over the clips.
+    - ``change_in_time``: the sound is of class A in the first half and of class B in the second. The measure is how much better each
+      half agrees with its own sound than with the other: the mean of ``change_first_half`` and ``change_second_half``. 0: no change.
+      ``half_distance_changed``, ``_unchanged``: 1 - cosine between the frames of the halves, with and without the change.
+    - ``real_...``: the same for the clips' real frames.
 
-    ``classes``: None, or those that a picture may be taken for; else those of the clips. Without gradient; the model stays as it is.
-    Raises DataError where there are too few clips, sources or classes to compare (:func:`comparable`).
+    ``classes``: the classes of ``class_accuracy``; None: those of the clips. The model is unchanged, without gradients. Raises DataError if
+    there are too few clips, sources or classes to compare (:func:`comparable`).
     """
     chosen = settings or EvaluateSettings()
     compared = comparable(clips)
@@ -135,10 +135,7 @@ def prove(
 
 
 def comparable(clips: Sequence[HeldOutClip]) -> list[HeldOutClip]:
-    """Those clips that another one can be compared with: of another source, and without a label in common.
-
-    Raises DataError where there are none.
-    """
+    """The clips for which another clip of another source without a common label exists. Raises DataError if there are none."""
     apart_NN = mismatched([clip.source_id for clip in clips], [clip.labels for clip in clips])
     has_others = [bool(apart_N.any()) for apart_N in apart_NN]
     kept = [clip for clip, has_other in zip(clips, has_others, strict=True) if has_other]
@@ -159,14 +156,15 @@ def comparable(clips: Sequence[HeldOutClip]) -> list[HeldOutClip]:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What a judge saw in the videos of one seed, or in the real frames: rows of length 1."""
+class _VideoEmbeddings:
+    """The judge's mean embeddings of the videos of one seed, or of the real frames: rows of length 1."""
 
     right_ND: Floats
     wrong_ND: Floats | None = None
     silent_ND: Floats | None = None
     halves: Mapping[str, Floats] = field(default_factory=dict)
-    """first, second: of the changing sound; first_same, second_same: of the clip's own. NaN where a video has too few frames."""
+    """first, second: halves of the video of the changing sound. first_same, second_same: of the clip's own sound. NaN if a video has
+    too few frames."""
 
 
 class _Proof:
@@ -185,7 +183,7 @@ class _Proof:
         self.bootstrap = Bootstrap(sources, settings.num_resamples, settings.seed)
         self.sounds_ND = judge.sound.embed_sounds([clip.sound_N for clip in clips], SOUND_HZ).astype(np.float64)
         self.classes, self.prompts_CD = self._prompts(classes)
-        self.found: dict[str, float] = {
+        self.results: dict[str, float] = {
             "num_clips": float(len(clips)),
             "num_sources": float(len(set(sources))),
             "num_classes": float(len({label for own in self.labels for label in own})),
@@ -193,7 +191,7 @@ class _Proof:
         }
 
     def _prompts(self, classes: Sequence[str] | None) -> tuple[list[str], Floats | None]:
-        """Classes that the judge has words for; fewer than two say nothing."""
+        """The classes that the judge can embed, and their embeddings; None with fewer than two."""
         names, rows = [], []
         for name in sorted({label for own in self.labels for label in own} if classes is None else set(classes)):
             try:
@@ -211,21 +209,22 @@ class _Proof:
             self._measure(self._generated(number, partners), partners, "", per_clip, chances)
         self._measure(self._real(), self._partners(0), "real_", per_clip, chances)
         for name, values in per_clip.items():
-            self._tell(name, np.mean(values, axis=0))
+            self._add_mean(name, np.mean(values, axis=0))
         count = len(self.clips)
-        self.found |= {name: float(np.mean(values)) for name, values in chances.items()}
-        self.found |= {"retrieval_chance": 1 / count, "retrieval_at_5_chance": min(5, count) / count}
-        return self.found
+        self.results |= {name: float(np.mean(values)) for name, values in chances.items()}
+        self.results |= {"retrieval_chance": 1 / count, "retrieval_at_5_chance": min(5, count) / count}
+        return self.results
 
-    def _tell(self, name: str, values_N: Floats) -> None:
+    def _add_mean(self, name: str, values_N: Floats) -> None:
+        """Adds the mean over clips and its interval to the results, unless no clip has a value."""
         if not np.isfinite(values_N).any():
             return
-        self.found[name] = float(np.nanmean(values_N))
-        tell = self.bootstrap.interval_of_share if name.endswith(SHARES) else self.bootstrap.interval
-        self.found[f"{name}_low"], self.found[f"{name}_high"] = tell(values_N)
+        self.results[name] = float(np.nanmean(values_N))
+        interval_of = self.bootstrap.interval_of_share if name.endswith(SHARES) else self.bootstrap.interval
+        self.results[f"{name}_low"], self.results[f"{name}_high"] = interval_of(values_N)
 
     def _partners(self, number: int) -> NDArray[np.intp]:
-        """(N,): for each clip one of another source and class."""
+        """(N,): for each clip the index of a clip of another source and class, chosen at random."""
         chosen = []
         for clip, apart_N in zip(self.clips, self.apart_NN, strict=True):
             candidates = np.flatnonzero(apart_N)
@@ -233,9 +232,9 @@ class _Proof:
             chosen.append(candidates[int(place * len(candidates))])
         return np.asarray(chosen)
 
-    # what is drawn, and what the judge sees in it
+    # embeddings of generated and real frames
 
-    def _generated(self, number: int, partners: NDArray[np.intp]) -> _Seen:
+    def _generated(self, number: int, partners: NDArray[np.intp]) -> _VideoEmbeddings:
         sounds = [clip.sound_N for clip in self.clips]
         wrong = [sounds[partner] for partner in partners]
         seeds = [int(stable_hash("latent", self.settings.seed, number, clip.key, length=15), 16) for clip in self.clips]
@@ -247,18 +246,18 @@ class _Proof:
             "first_same": _halves(right, 0),
             "second_same": _halves(right, 1),
         }
-        return _Seen(
+        return _VideoEmbeddings(
             _means(right),
             _means(self._embedded(wrong, seeds)),
             _means(self._embedded([np.zeros_like(sound) for sound in sounds], seeds)),
             halves,
         )
 
-    def _real(self) -> _Seen:
-        return _Seen(_means(self.judge.picture.embed_groups([clip.frames_THWC for clip in self.clips])))
+    def _real(self) -> _VideoEmbeddings:
+        return _VideoEmbeddings(_means(self.judge.picture.embed_groups([clip.frames_THWC for clip in self.clips])))
 
     def _embedded(self, sounds: Sequence[Samples], seeds: Sequence[int]) -> list[NDArray[np.float32]]:
-        """(T, D) of the frames that each sound becomes, one for each of its segments."""
+        """For each sound the embeddings (T, D) of its generated frames, one for each segment of the sound."""
         return self.judge.picture.embed_groups(
             draw_videos(
                 self.model,
@@ -270,52 +269,53 @@ class _Proof:
             )
         )
 
-    # what follows from it
+    # measures
 
     def _measure(
         self,
-        seen: _Seen,
+        videos: _VideoEmbeddings,
         partners: NDArray[np.intp],
         prefix: str,
         per_clip: dict[str, list[Floats]],
         chances: dict[str, list[float]],
     ) -> None:
-        """Adds the values of every clip to ``per_clip``, and what chance would give to ``chances``."""
+        """Adds the measures of every clip to ``per_clip``, and the scores of chance to ``chances``."""
         sounds_ND = self.sounds_ND
-        cosines_NN = seen.right_ND @ sounds_ND.T
+        cosines_NN = videos.right_ND @ sounds_ND.T
         right_N = np.diagonal(cosines_NN).copy()
-        # real frames have no video of another sound: they are held against that sound itself
-        pair = (seen.right_ND, sounds_ND[partners]) if seen.wrong_ND is None else (seen.wrong_ND, sounds_ND)
+        # real frames have no video of another sound: they are compared with the other sound itself
+        pair = (videos.right_ND, sounds_ND[partners]) if videos.wrong_ND is None else (videos.wrong_ND, sounds_ND)
         wrong_N = _cosines(*pair)
-        told: dict[str, Floats] = {
+        measures: dict[str, Floats] = {
             "agreement_right": right_N,
             "agreement_wrong": wrong_N,
             "right_minus_wrong": right_N - wrong_N,
         }
-        if seen.silent_ND is not None:
-            silent_N = _cosines(seen.silent_ND, sounds_ND)
-            told |= {"agreement_silent": silent_N, "right_minus_silent": right_N - silent_N}
+        if videos.silent_ND is not None:
+            silent_N = _cosines(videos.silent_ND, sounds_ND)
+            measures |= {"agreement_silent": silent_N, "right_minus_silent": right_N - silent_N}
         before_N = (cosines_NN >= right_N[:, None] - TIE).sum(1) - 1
-        told |= {"retrieval_at_1": (before_N < 1) * 1.0, "retrieval_at_5": (before_N < 5) * 1.0}
+        measures |= {"retrieval_at_1": (before_N < 1) * 1.0, "retrieval_at_5": (before_N < 5) * 1.0}
         shared_NN = np.asarray([[bool(set(a) & set(b)) for b in self.labels] for a in self.labels])
         nearest_NN = _shares_of_nearest(cosines_NN)
-        told["retrieval_class"] = (nearest_NN * shared_NN).sum(1)
+        measures["retrieval_class"] = (nearest_NN * shared_NN).sum(1)
         chances[f"{prefix}retrieval_class_chance"].append(float((nearest_NN @ shared_NN).mean()))
         if self.prompts_CD is not None:
             is_of_NC = np.asarray([[name in own for name in self.classes] for own in self.labels])
             named_N = is_of_NC.any(1)
-            nearest_NC = _shares_of_nearest(seen.right_ND @ self.prompts_CD.T)
-            told["class_accuracy"] = np.where(named_N, (nearest_NC * is_of_NC).sum(1), np.nan)
+            nearest_NC = _shares_of_nearest(videos.right_ND @ self.prompts_CD.T)
+            measures["class_accuracy"] = np.where(named_N, (nearest_NC * is_of_NC).sum(1), np.nan)
             if named_N.any():
                 chances[f"{prefix}class_chance"].append(float((nearest_NC[named_N] @ is_of_NC[named_N].T).mean()))
-        if seen.halves:
-            told |= self._change(seen.halves, partners)
-        for name, values in told.items():
+        if videos.halves:
+            measures |= self._change(videos.halves, partners)
+        for name, values in measures.items():
             per_clip[prefix + name].append(values)
 
     def _change(self, halves: Mapping[str, Floats], partners: NDArray[np.intp]) -> dict[str, Floats]:
-        lean_ND = self.sounds_ND - self.sounds_ND[partners]
-        first_N, second_N = _cosines(halves["first"], lean_ND), -_cosines(halves["second"], lean_ND)
+        own_minus_other_ND = self.sounds_ND - self.sounds_ND[partners]
+        first_N = _cosines(halves["first"], own_minus_other_ND)
+        second_N = -_cosines(halves["second"], own_minus_other_ND)
         changed_N = 1 - _cosines(halves["first"], halves["second"])
         unchanged_N = 1 - _cosines(halves["first_same"], halves["second_same"])
         return {
@@ -329,7 +329,7 @@ class _Proof:
 
 
 def _cosines(rows_ND: Floats, others_ND: Floats) -> Floats:
-    """(N,): row by row."""
+    """(N,): the cosine of each row with the row of the same index."""
     products: Floats = (rows_ND * others_ND).sum(1)
     return products
 
@@ -339,7 +339,7 @@ def _means(frames: Sequence[NDArray[np.float32]]) -> Floats:
 
 
 def _halves(frames: Sequence[NDArray[np.float32]], half: int) -> Floats:
-    """(N, D): the frames of one half; one in the middle belongs to none."""
+    """(N, D): the mean embedding of the frames of one half, 0 or 1; a frame in the middle belongs to neither."""
     rows = []
     for rows_TD in frames:
         count = len(rows_TD) // 2
@@ -349,7 +349,7 @@ def _halves(frames: Sequence[NDArray[np.float32]], half: int) -> Floats:
 
 
 def _shares_of_nearest(cosines: Floats) -> Floats:
-    """Rows of sum 1: all on the nearest column; equally on those that tie for it."""
+    """Rows with sum 1: 1 in the column with the highest cosine, divided equally between columns that tie."""
     nearest = cosines >= cosines.max(1, keepdims=True) - TIE
     shares: Floats = nearest / nearest.sum(1, keepdims=True)
     return shares

@@ -1,4 +1,4 @@
-"""The videos that the proof looks at: one frame for each segment of a sound, and sounds that change half-way.
+"""The videos of the proof: one frame for each segment of a sound; and sounds that change half-way.
 
 Shape suffixes: B sounds, S segments, M mel bands, T mel frames, L layers that take a style each, D numbers of a style, N noise
 numbers, K samples of sound.
@@ -22,9 +22,9 @@ Samples = NDArray[np.float32]
 
 
 def spliced(first_K: Samples, second_K: Samples) -> Samples:
-    """The first half of one sound and the second half of another, of the same loudness; as long as the shorter of the two.
+    """The first half of one sound and the second half of another, at the same RMS level; as long as the shorter sound.
 
-    Otherwise the louder half alone would decide what the quieter one's spectrogram shows.
+    Without the same level the louder half would set the maximum that the mel is relative to, and the quieter half would nearly vanish.
     """
     length = min(len(first_K), len(second_K))
     halves = [first_K[: length // 2], second_K[length // 2 : length]]
@@ -44,7 +44,8 @@ def draw_videos(
     batch_size: int = 16,
     use_blocks: bool = True,
 ) -> list[Frames]:
-    """(S, H, W, 3) RGB for each sound (mono, at the model's rate): a frame for each of its segments, with its seed's latent and noise."""
+    """For each sound (mono, at the model's rate) a video (S, H, W, 3), uint8 RGB: one frame for each segment, with its seed's latent and
+    noise."""
     device = model.w_avg.device
     segments = [model.segments_of_sound(torch.from_numpy(sound).to(device)) for sound in sounds]
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -54,13 +55,13 @@ def draw_videos(
     for length, indices in by_length.items():
         step = max(1, batch_size // length)
         for start in range(0, len(indices), step):
-            some = indices[start : start + step]
+            batch = indices[start : start + step]
             base_BLD = model.base_styles(
-                latents([seeds[i] for i in some], model.generator.z_dim).to(device), truncation
+                latents([seeds[i] for i in batch], model.generator.z_dim).to(device), truncation
             )
-            segments_BSMT = torch.stack([segments[i] for i in some])
+            segments_BSMT = torch.stack([segments[i] for i in batch])
             if use_blocks:
-                noise_BSN = torch.stack([walk_noise(seeds[i], length, model.num_noise) for i in some]).to(device)
+                noise_BSN = torch.stack([walk_noise(seeds[i], length, model.num_noise) for i in batch]).to(device)
                 styles_BSLD = model.walk(segments_BSMT, base_BLD, noise_BSN)
             else:
                 styles_BSLD = torch.stack(
@@ -70,6 +71,6 @@ def draw_videos(
                     ]
                 )
             drawn = [draw_pictures(model, part) for part in torch.split(styles_BSLD.flatten(0, 1), batch_size)]
-            frames = np.concatenate(drawn).reshape(len(some), length, *drawn[0].shape[1:])
-            videos |= dict(zip(some, frames, strict=True))
+            frames = np.concatenate(drawn).reshape(len(batch), length, *drawn[0].shape[1:])
+            videos |= dict(zip(batch, frames, strict=True))
     return [videos[index] for index in range(len(sounds))]

@@ -1,4 +1,4 @@
-"""A contact sheet: a row for each sound, with its name, frames over time, and its spectrogram below the frames it goes with.
+"""A contact sheet: one row for each sound, with its name, frames of its video over time, and the spectrogram below them.
 
 Shape suffixes: M mel bands, T mel frames, H W rows and columns.
 """
@@ -35,27 +35,27 @@ class SheetRow:
     frames: Sequence[NDArray[np.uint8]]
     """RGB (H, W, 3) of any size, from first to last; :func:`tile` makes small ones."""
     mel_MT: NDArray[np.float32]
-    """0..1, lowest band first; as long as the video times ``heard_share``."""
-    heard_share: float = 1.0
-    """Share of the video that has sound, 0..1; below 1, silence follows."""
+    """0..1, lowest band first. It covers the share ``sound_share`` of the video."""
+    sound_share: float = 1.0
+    """Share of the video that has sound, 0..1; the rest is silence."""
 
 
 def shown_frames(num_frames: int) -> list[int]:
-    """Which frames of a video a row shows: the middles of ``NUM_SHOWN`` equal parts, each frame once."""
+    """The indices of the frames that a row shows: the middles of ``NUM_SHOWN`` equal parts; all frames of a shorter video."""
     number = min(NUM_SHOWN, num_frames)
     return [int((part + 0.5) * num_frames / number) for part in range(number)]
 
 
 def tile(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) as small as a sheet shows it, so that nobody need keep it whole."""
-    side = TILE_PX - 2  # so that neighbours can be told apart
+    """A frame (H, W, 3), scaled to the size in the sheet, so that the whole frame need not stay in memory."""
+    side = TILE_PX - 2  # a gap between neighbours
     larger = max(frame.shape[:2]) > side
     scaled = cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA if larger else cv2.INTER_CUBIC)
     return np.asarray(scaled, np.uint8)
 
 
 def draw_sheet(rows: Sequence[SheetRow]) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB. Frames are scaled to ``TILE_PX``; the spectrogram has the same time axis as the frames above it."""
+    """The sheet, (H, W, 3) RGB. Frames are scaled to ``TILE_PX``. The spectrogram has the time axis of the frames above it."""
     width = LABEL_PX + NUM_SHOWN * TILE_PX + 2 * GAP_PX
     row_px = TILE_PX + STRIP_PX + GAP_PX
     sheet = Image.new("RGB", (width, GAP_PX + row_px * len(rows)), PAPER)
@@ -79,18 +79,18 @@ def draw_sheet(rows: Sequence[SheetRow]) -> NDArray[np.uint8]:
 
 
 def _strip(row: SheetRow) -> NDArray[np.uint8]:
-    """(STRIP_PX, width of all frames, 3) RGB, high sounds on top."""
+    """The spectrogram, (STRIP_PX, width of all frames, 3) RGB, high frequencies on top."""
     width = NUM_SHOWN * TILE_PX
     strip = np.zeros((STRIP_PX, width, 3), np.uint8)
-    heard = max(1, min(width, round(width * row.heard_share)))
+    sound_px = max(1, min(width, round(width * row.sound_share)))
     grey = (np.flipud(row.mel_MT).clip(0, 1) * 255).astype(np.uint8)
-    scaled = cv2.resize(grey, (heard, STRIP_PX), interpolation=cv2.INTER_AREA)
-    strip[:, :heard] = cv2.applyColorMap(scaled, cv2.COLORMAP_MAGMA)[:, :, ::-1]
+    scaled = cv2.resize(grey, (sound_px, STRIP_PX), interpolation=cv2.INTER_AREA)
+    strip[:, :sound_px] = cv2.applyColorMap(scaled, cv2.COLORMAP_MAGMA)[:, :, ::-1]
     return strip
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: float) -> list[str]:
-    """At most three lines that are no wider; what does not fit ends in an ellipsis."""
+    """The text in at most three lines, none wider than ``width_px``. A longer text is cut and ends in an ellipsis."""
     lines: list[str] = []
     rest = text
     while rest and len(lines) < 3:
@@ -107,7 +107,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 
 def write_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
-    """Writes the PNG ``path``, through a temporary name. Raises OutputError where it cannot be written."""
+    """Writes the PNG ``path`` through a temporary name. Raises OutputError if it cannot be written."""
     done, data = cv2.imencode(".png", np.ascontiguousarray(draw_sheet(rows)[:, :, ::-1]))
     if not done:
         raise OutputError(f"{path}: a sheet of {len(rows)} rows cannot be written as PNG; take fewer sounds")

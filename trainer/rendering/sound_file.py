@@ -1,6 +1,6 @@
-"""Sounds of any length, gone through block by block: out of a file (soundfile, else PyAV) or out of memory.
+"""Reads sounds of any length block by block, from a file (soundfile, else PyAV) or from memory.
 
-Nothing here holds more than a block and what a resampler keeps of one, whatever the length.
+Memory holds one block and the state of a resampler, whatever the length of the sound.
 
 Shape suffixes: N samples of a block, C channels.
 """
@@ -28,11 +28,11 @@ AAC_RATES_HZ = (
 )  # fmt: skip
 """Sample rates that AAC has."""
 MOST_LEVEL = 1e4
-"""Samples of a file of floats that are larger were never scaled; encoders refuse far larger ones."""
+"""Largest sample value that is accepted. Larger values come from files of floats that were not scaled, and encoders refuse them."""
 PLAYED_RATE_HZ = 48_000
-"""What another rate becomes in a video."""
+"""Sample rate, in a video, of a sound whose own rate AAC does not have."""
 NO_OTHER_FILES = {"protocol_whitelist": "none"}
-"""A playlist that is given as a sound opens nothing."""
+"""Option for libav: a playlist given as a sound cannot open other files."""
 
 HALF_POWER = 0.5**0.5
 FRONT, CENTRE, SIDES, BACK = (
@@ -55,49 +55,49 @@ STEREO_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """A sound that can be gone through from its beginning as often as wanted."""
+    """A sound that can be read from its start any number of times."""
 
     name: str
-    """The file, for messages."""
+    """Name of the file, for messages."""
     rate_hz: int
     num_channels: int
     read: Callable[[], Iterator[Samples]]
-    """Its blocks, (N, C), not checked."""
+    """Returns the blocks (N, C), unchecked."""
 
     def blocks(self, seconds: float | None = None) -> Iterator[Samples]:
-        """(N, C) float32, about -1..1; no more than the first ``seconds``.
+        """The blocks (N, C), float32, about -1..1, of the first ``seconds``; None: of the whole sound.
 
-        Raises MediaError for a sound without samples, for NaN or infinity, and for a file that is damaged, naming it.
+        Raises MediaError, with the name of the file, for a sound without samples, with NaN or infinity, or that cannot be decoded.
         """
         left = None if seconds is None else max(1, round(seconds * self.rate_hz))
         is_empty = True
         for block in self.read():
-            taken = block if left is None else block[:left]
-            if not len(taken):
+            samples_NC = block if left is None else block[:left]
+            if not len(samples_NC):
                 continue
-            if not np.isfinite(taken).all():
+            if not np.isfinite(samples_NC).all():
                 raise MediaError("sound_not_finite", f"{self.name}: the sound holds NaN or infinity")
-            if (peak := float(np.abs(taken).max())) > MOST_LEVEL:
+            if (peak := float(np.abs(samples_NC).max())) > MOST_LEVEL:
                 raise MediaError(
                     "sound_level", f"{self.name}: its samples reach {peak:.3g}, where 1 is full scale; scale them"
                 )
             is_empty = False
-            yield taken
+            yield samples_NC
             if left is not None:
-                left -= len(taken)
+                left -= len(samples_NC)
                 if left <= 0:
                     return
         if is_empty:
             raise MediaError("sound_empty", f"{self.name}: the sound has no samples")
 
     def mono(self, rate_hz: int, seconds: float | None = None) -> Iterator[Samples]:
-        """(N,) blocks of the mean of its channels, at another rate (soxr, high quality, as ``pipeline.encoders.mel.resampled``)."""
+        """Blocks (N,) of the mean over channels, resampled to ``rate_hz`` (soxr, high quality, as ``pipeline.encoders.mel.resampled``)."""
         blocks = (block.mean(axis=1, dtype=np.float32) for block in self.blocks(seconds))
         return _at_rate(blocks, self.rate_hz, rate_hz, 1)
 
     def played(self, seconds: float | None = None) -> tuple[int, int, Iterator[Samples]]:
-        """Rate, channels and blocks (N, C) of what a video of it holds: mono and stereo as they are, more as stereo, at a rate that
-        AAC has.
+        """Rate in Hz, number of channels and blocks (N, C) for the track of a video: more than two channels become stereo, and a rate
+        that AAC does not have becomes ``PLAYED_RATE_HZ``.
         """
         rate_hz = self.rate_hz if self.rate_hz in AAC_RATES_HZ else PLAYED_RATE_HZ
         num_channels = min(self.num_channels, 2)
@@ -106,7 +106,7 @@ class Sound:
 
 
 def as_stereo(block_NC: Samples) -> Samples:
-    """(N, 2) of three channels or more; never louder than full scale. Layouts that WAVE does not have: all in the middle."""
+    """Downmix of three or more channels to (N, 2), never above full scale (ITU-R BS.775). Channels of other layouts go to both sides."""
     shares = np.asarray(STEREO_OF.get(block_NC.shape[1], [(1.0, 1.0)] * block_NC.shape[1]), np.float32)
     mixed: Samples = block_NC @ (shares / shares.sum(axis=0))
     return mixed
@@ -130,7 +130,7 @@ def _at_rate(blocks: Iterable[Samples], from_hz: int, to_hz: int, num_channels: 
 
 
 def sound_of_array(samples: NDArray[np.floating], rate_hz: int, name: str = "the sound") -> Sound:
-    """A sound in memory, (samples,) or (samples, channels). Raises MediaError for a rate that no sound has."""
+    """A sound from an array, (samples,) or (samples, channels). Raises MediaError for a sample rate out of range."""
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not samples.shape[1]):
         raise ValueError(f"a sound is (samples,) or (samples, channels), got {samples.shape}")
     columns = samples[:, None] if samples.ndim == 1 else samples
@@ -144,9 +144,9 @@ def sound_of_array(samples: NDArray[np.floating], rate_hz: int, name: str = "the
 
 
 def open_sound(path: Path) -> Sound:
-    """The sound of a file: whatever libsndfile reads, else the first sound track of whatever ffmpeg reads.
+    """The sound of a file that libsndfile can read, else the first sound track of a file that ffmpeg can read.
 
-    Only the header is read. Raises MediaError, naming the file, where there is none.
+    Only the header is read now. Raises MediaError, with the name of the file, if it has no sound.
     """
     name = str(path)
     if not path.is_file():
@@ -185,7 +185,7 @@ def _by_soundfile(path: Path) -> Callable[[], Iterator[Samples]]:
 
 
 def _track_of(path: Path) -> tuple[int, int]:
-    """Rate and channels."""
+    """Sample rate in Hz and number of channels of the first sound track."""
     try:
         with path.open("rb") as file, av.open(file, mode="r", options=NO_OTHER_FILES) as container:
             if not container.streams.audio:
@@ -214,7 +214,7 @@ def _by_av(path: Path, num_channels: int) -> Callable[[], Iterator[Samples]]:
 
 
 def _alike(frames: Iterable[av.AudioFrame], layout: av.AudioLayout, rate_hz: int) -> Iterator[av.AudioFrame]:
-    """Frames of floats, all with the channels and the rate of the header: broadcasts change them on the way."""
+    """Converts frames to planar floats with the layout and rate of the header: recorded broadcasts may change both in the middle."""
     resampler, kind = None, None
     for frame in frames:
         own = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -222,7 +222,7 @@ def _alike(frames: Iterable[av.AudioFrame], layout: av.AudioLayout, rate_hz: int
             if resampler is not None:
                 yield from resampler.resample(None)
             resampler, kind = av.AudioResampler("fltp", layout, rate_hz), own
-        frame.pts = None  # where stamps have gaps the sound has none
+        frame.pts = None  # gaps between time stamps are not filled with silence
         yield from resampler.resample(frame)
     if resampler is not None:
         yield from resampler.resample(None)

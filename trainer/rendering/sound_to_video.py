@@ -1,10 +1,10 @@
-"""From a sound of any length to the frames of a video, a few at a time.
+"""Generates the frames of a video from a sound of any length, a few frames at a time.
 
-    sound     |-- window --|-- window --|-- w         heard window by window, as in training
+    sound     |-- window --|-- window --|-- w         encoded window by window, as in training
     segments  | 0 | 1 | 2 | 3 | 4 | 5 | 6 |           each gives one row of styles, at its middle
-    frames    ........................................ styles in between: a smooth curve through those of the segments
+    frames    ........................................ their styles are interpolated between the segments by a smooth curve
 
-What is kept of a sound is a row of features, and the styles, for each segment: about 70 MB for an hour at 1024 pixels.
+Memory holds the features and the styles of each segment: about 70 MB for an hour at 1024 pixels.
 
 Shape suffixes: S segments, F features, L layers that take a style each, D numbers of a style, N noise numbers, A instants,
 M mel bands, T mel frames, B frames of a batch, C H W of pictures.
@@ -32,53 +32,53 @@ from trainer.model.sound_video import SoundVideoModel
 from trainer.rendering.sound_file import Samples, Sound, sound_of_array
 
 WINDOWS_AT_ONCE = 4
-"""Windows of sound that are in memory at a time."""
+"""Windows of sound that are encoded at once."""
 SHOWN_COLUMNS = 64
-"""Columns of a segment in the spectrogram that is for eyes."""
+"""Columns of a segment in the spectrogram of the contact sheet."""
 MOST_COLUMNS = 1024
-"""Of all of it."""
+"""Largest number of columns of that spectrogram."""
 MAX_SEED = 2**63 - 1
 
 
 class GenerateSettings(Settings):
-    """How a video is made of a sound."""
+    """How a video is generated from a sound."""
 
     seconds: float | None = Field(default=None, gt=0, le=86_400)
-    """Length of the video. Shorter than the sound: it is cut. Longer: silence follows, and the last picture stays. None: the sound's."""
+    """Length of the video, in seconds. A longer sound is cut. After a shorter one silence follows, and the last picture stays. None: the
+    length of the sound."""
     fps: float = Field(default=25.0, ge=1, le=240)
-    """Frames for each second."""
+    """Frames per second."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Decides the latent, which is what does not come from the sound, and the noise of the walk. The same seed, the same video."""
+    """Seed of the latent, which decides all that does not come from the sound, and of the noise. The same seed gives the same video."""
     truncation: float | None = Field(default=None, ge=0, le=2)
-    """psi of the style that a sound's inversion is added to; less is nearer to the average picture. None: the model's own."""
+    """psi of the style that a sound's inversion is added to; lower values are nearer to the average picture. None: the model's own."""
     resolution: int | None = Field(default=None, ge=16, le=8192, multiple_of=2)
-    """Side of the pictures, in pixels; scaled from the generator's own (bicubic). None: as they are drawn."""
+    """Side of the pictures, in pixels, scaled from the generator's resolution (bicubic). None: the generator's resolution."""
     batch_size: int = Field(default=8, ge=1)
-    """Pictures that are drawn at once."""
+    """Pictures that are generated at once."""
     crf: int = Field(default=18, ge=0, le=51)
-    """Quality of the H.264 picture: 0 is lossless, 18 can hardly be told from it, 51 is the worst."""
+    """Quality of the H.264 picture: 0 is lossless, 18 is visually nearly lossless, 51 is the worst."""
     use_blocks: bool = True
-    """Whether the recurrent blocks carry the styles on. False: every segment shows its own inversion, which is all that a model
-    of the invert stage has learned."""
+    """Whether the recurrent blocks compute the styles. False: every segment gets its own inversion, for a model of the invert stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoundFeatures:
-    """What the model made of a sound."""
+    """The encoded sound."""
 
     features_SF: Tensor
-    """What the inversion encoder heard in each segment."""
+    """Features of the inversion encoder for each segment."""
     mel_MT: NDArray[np.float32]
-    """Its spectrogram as the model saw it, 0..1, for eyes: at most ``MOST_COLUMNS``."""
+    """The model's spectrogram of the sound, 0..1, for display: at most ``MOST_COLUMNS`` columns."""
     seconds: float
-    """Length of the sound that was heard."""
+    """Length of the sound that was read, in seconds."""
 
 
 @torch.no_grad()
-def hear(model: SoundVideoModel, sound: Sound, seconds: float | None = None) -> SoundFeatures:
-    """Goes through a sound, or its first ``seconds``, once. A last segment less than half of which is sound is left out.
+def encode_sound(model: SoundVideoModel, sound: Sound, seconds: float | None = None) -> SoundFeatures:
+    """Encodes a sound, or its first ``seconds``, in one pass. A last segment with less than half a segment of sound is left out.
 
-    Raises MediaError for a sound that cannot be heard, naming it.
+    Raises MediaError, with the name of the file, for a sound that cannot be used.
     """
     config, device = model.config, model.w_avg.device
     rate_hz = config.mel.sample_rate_hz
@@ -92,13 +92,13 @@ def hear(model: SoundVideoModel, sound: Sound, seconds: float | None = None) -> 
         shown_SMT = functional.adaptive_avg_pool2d(segments_SMT, (segments_SMT.shape[1], SHOWN_COLUMNS))
         mels.append(shown_SMT.half().cpu())
         num_samples += len(chunk)
-    heard = num_samples / rate_hz
-    num_segments = max(1, math.floor(heard / config.segment_seconds + 0.5))
-    num_columns = max(1, round(heard / config.segment_seconds * SHOWN_COLUMNS))
+    sound_seconds = num_samples / rate_hz
+    num_segments = max(1, math.floor(sound_seconds / config.segment_seconds + 0.5))
+    num_columns = max(1, round(sound_seconds / config.segment_seconds * SHOWN_COLUMNS))
     mel_MT = torch.cat(mels).permute(1, 0, 2).flatten(1)[:, :num_columns].float()
     if num_columns > MOST_COLUMNS:
         mel_MT = functional.adaptive_avg_pool2d(mel_MT[None], (len(mel_MT), MOST_COLUMNS))[0]
-    return SoundFeatures(torch.cat(features)[:num_segments], mel_MT.numpy(), heard)
+    return SoundFeatures(torch.cat(features)[:num_segments], mel_MT.numpy(), sound_seconds)
 
 
 def _chunks(blocks: Iterator[Samples], size: int) -> Iterator[Samples]:
@@ -118,7 +118,7 @@ def _chunks(blocks: Iterator[Samples], size: int) -> Iterator[Samples]:
 
 
 def walk_noise(seed: int, num_segments: int, num_noise: int) -> Tensor:
-    """(S, N): standard normal, its beginning the same however many segments there are; another stream than the latent's."""
+    """(S, N): standard normal noise. The first rows are the same for any number of segments; the latent uses another stream."""
     source = torch.Generator().manual_seed(int(stable_hash("noise of a walk", seed, length=15), 16))
     return torch.stack([torch.randn(num_noise, generator=source) for _ in range(num_segments)])
 
@@ -132,7 +132,7 @@ def styles_of(
     *,
     use_blocks: bool = True,
 ) -> Tensor:
-    """(S, L, D), on the CPU: the styles of every segment, for the latent and the noise of a seed."""
+    """The styles (S, L, D) of every segment, on the CPU, for the latent and the noise of a seed."""
     device = model.w_avg.device
     base_1LD = model.base_styles(latents([seed], model.generator.z_dim).to(device), truncation)
     if not use_blocks:
@@ -142,35 +142,35 @@ def styles_of(
 
 
 def interpolate_styles(styles_SLD: Tensor, times: Sequence[float], at: Sequence[float]) -> Tensor:
-    """(A, L, D): styles at the instants ``at``, on a smooth curve through ``styles_SLD``, which stand at ``times`` (rising).
+    """(A, L, D): styles at the times ``at``, interpolated between ``styles_SLD`` at the increasing ``times``; all in seconds.
 
-    Each number follows a monotone cubic (Fritsch and Butland 1984, as in scipy's ``PchipInterpolator``): between two segments it
-    never leaves the span of their values. Before the first time and after the last it stays. Only the styles around ``at``
-    are touched, so that it costs the same in a long video. Raises ValueError for times that do not fit or do not rise.
+    Each number follows a monotone cubic (Fritsch and Butland 1984, scipy's ``PchipInterpolator``), which stays between the values of its
+    two segments. Before the first time and after the last it is constant. Only the styles around ``at`` are used, so that the cost does
+    not depend on the length of the video. Raises ValueError for times that do not increase, or whose number differs.
     """
-    known = np.asarray(times, np.float64)
-    if len(known) != len(styles_SLD) or not len(known) or not bool((np.diff(known) > 0).all()):
-        raise ValueError(f"{len(styles_SLD)} rows of styles need as many rising times, got {len(known)}")
-    inside = np.clip(np.asarray(at, np.float64), known[0], known[-1])
-    if not len(inside) or len(known) == 1:
-        return styles_SLD[:1].expand(len(inside), *styles_SLD.shape[1:])
-    # the slope at a time depends on its neighbours, at an end on two of them
-    first = max(0, int(np.searchsorted(known, inside.min(), side="right")) - 3)
-    last = min(len(known), int(np.searchsorted(known, inside.max(), side="left")) + 3)
-    curve = PchipInterpolator(known[first:last], styles_SLD[first:last].double().numpy(), axis=0)
-    return torch.from_numpy(curve(inside)).to(styles_SLD.dtype)
+    knots_S = np.asarray(times, np.float64)
+    if len(knots_S) != len(styles_SLD) or not len(knots_S) or not bool((np.diff(knots_S) > 0).all()):
+        raise ValueError(f"{len(styles_SLD)} rows of styles need as many rising times, got {len(knots_S)}")
+    at_A = np.clip(np.asarray(at, np.float64), knots_S[0], knots_S[-1])
+    if not len(at_A) or len(knots_S) == 1:
+        return styles_SLD[:1].expand(len(at_A), *styles_SLD.shape[1:])
+    # the slope at a knot depends on its neighbours; at an end, on the two next knots
+    first = max(0, int(np.searchsorted(knots_S, at_A.min(), side="right")) - 3)
+    last = min(len(knots_S), int(np.searchsorted(knots_S, at_A.max(), side="left")) + 3)
+    curve = PchipInterpolator(knots_S[first:last], styles_SLD[first:last].double().numpy(), axis=0)
+    return torch.from_numpy(curve(at_A)).to(styles_SLD.dtype)
 
 
-def num_frames_of(heard: SoundFeatures, settings: GenerateSettings) -> int:
-    """Frames of the video: the last one may go on after the sound's end, by less than a frame."""
-    seconds = heard.seconds if settings.seconds is None else settings.seconds
+def num_frames_of(sound_seconds: float, settings: GenerateSettings) -> int:
+    """Number of frames of the video. The last frame may end after the sound, by less than its length."""
+    seconds = sound_seconds if settings.seconds is None else settings.seconds
     return max(1, math.ceil(round(seconds * settings.fps, 6)))
 
 
 def frames_of(
     model: SoundVideoModel, styles_SLD: Tensor, num_frames: int, settings: GenerateSettings
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames (H, W, 3), RGB, drawn a batch at a time. Frame i is that of the instant i / fps."""
+    """The frames (H, W, 3), uint8 RGB, generated a batch at a time. Frame i has the styles at i / fps seconds."""
     step = model.config.segment_seconds
     times = [(segment + 0.5) * step for segment in range(len(styles_SLD))]
     for first in range(0, num_frames, settings.batch_size):
@@ -180,7 +180,7 @@ def frames_of(
 
 @torch.no_grad()
 def draw_pictures(model: SoundVideoModel, styles_BLD: Tensor, resolution: int | None = None) -> NDArray[np.uint8]:
-    """(B, H, W, 3), RGB: the pictures of styles; a single colour is shown as grey."""
+    """The pictures (B, H, W, 3), uint8 RGB, of styles. A generator with one colour gives grey pictures."""
     pictures_BCHW = model.draw(styles_BLD.to(model.w_avg.device)).float()
     if resolution is not None and resolution != pictures_BCHW.shape[3]:
         pictures_BCHW = functional.interpolate(pictures_BCHW, (resolution, resolution), mode="bicubic", antialias=True)
@@ -191,11 +191,11 @@ def draw_pictures(model: SoundVideoModel, styles_BLD: Tensor, resolution: int | 
 def generate(
     model: SoundVideoModel, sound: NDArray[np.floating], rate_hz: int, settings: GenerateSettings | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames (H, W, 3) uint8, RGB, of a video for a sound, (samples,) or (samples, channels), floats.
+    """The frames (H, W, 3), uint8 RGB, of the video of a sound: floats, (samples,) or (samples, channels).
 
-    Raises MediaError for a sound without samples, or with NaN or infinity: at once, before the first frame.
+    Raises MediaError, before the first frame, for a sound without samples, or with NaN or infinity.
     """
     chosen = settings or GenerateSettings()
-    heard = hear(model, sound_of_array(sound, rate_hz), chosen.seconds)
-    styles_SLD = styles_of(model, heard.features_SF, chosen.seed, chosen.truncation, use_blocks=chosen.use_blocks)
-    return frames_of(model, styles_SLD, num_frames_of(heard, chosen), chosen)
+    encoded = encode_sound(model, sound_of_array(sound, rate_hz), chosen.seconds)
+    styles_SLD = styles_of(model, encoded.features_SF, chosen.seed, chosen.truncation, use_blocks=chosen.use_blocks)
+    return frames_of(model, styles_SLD, num_frames_of(encoded.seconds, chosen), chosen)

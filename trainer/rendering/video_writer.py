@@ -1,6 +1,6 @@
-"""Writes an mp4 with its sound while the pictures are being drawn: only a few of them are ever in memory.
+"""Writes an mp4 with sound while its pictures are generated, so that only a few of them are in memory.
 
-The same pictures and sound give the same bytes, with the same versions of the encoders.
+The same pictures and sound give the same bytes with the same versions of the encoders.
 
 Shape suffixes: N samples, C channels; H W rows and columns.
 """
@@ -20,23 +20,23 @@ from pipeline.errors import OutputError
 from trainer.rendering.sound_file import Samples, Sound
 
 THREADS = 4
-"""Of x264: another number gives other bytes, so it does not depend on the machine."""
+"""Threads of x264. The number changes the bytes, so it does not depend on the machine."""
 SOUND_BITS_PER_SECOND = 96_000
-"""Of each channel."""
+"""Bit rate of AAC for each channel."""
 MOST_PER_SECOND = 1001
-"""Frame rates are fractions with at most this below the line, as 30000/1001 is."""
+"""Largest denominator of a frame rate, as in 30000/1001."""
 
 
 def write_mp4(
     path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, sound: Sound | None = None, *, crf: int = 18
 ) -> int:
-    """Encode RGB frames (H, W, 3) uint8, of even sides, and a sound to the mp4 ``path``. Returns the number of frames.
+    """Encodes RGB frames (H, W, 3), uint8, with even sides, and a sound to the mp4 ``path``. Returns the number of frames.
 
-    H.264 (4:2:0, BT.709) and AAC, ready to be streamed. The sound is as long as the picture: cut, or followed by silence;
-    more than two channels become two. ``path`` is written through a temporary name, and stays as it was if anything fails.
+    The file has H.264 (4:2:0, BT.709) and AAC, with its index first. The sound is cut to the length of the picture, or followed by
+    silence; more than two channels become two. ``path`` is written through a temporary name; after an error it is unchanged.
 
-    Raises OutputError where it cannot be written, ValueError for no frames or unequal ones, and whatever ``frames`` and
-    ``sound`` raise.
+    Raises OutputError if the file cannot be written, ValueError for no frames or frames of different sizes, and the errors that
+    ``frames`` and ``sound`` raise.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -77,7 +77,7 @@ def _encode(
         container.mux(picture.encode(encoded))
         count += 1
         if track is not None:
-            track.go_on_until(count / fps)
+            track.encode_until(count / fps)
         frame = next(frames, None)
     container.mux(picture.encode(None))
     if track is not None:
@@ -100,7 +100,7 @@ def _picture_track(
 
 
 class _SoundTrack:
-    """The sound of a video, encoded as far as the picture has come."""
+    """The sound track of a video, encoded in step with the picture."""
 
     def __init__(self, container: av.container.OutputContainer, sound: Sound) -> None:
         self._container = container
@@ -114,27 +114,29 @@ class _SoundTrack:
         self._num_wanted = 0
         self._frame_size = 1024  # samples of one AAC frame
 
-    def go_on_until(self, seconds: Fraction) -> None:
+    def encode_until(self, seconds: Fraction) -> None:
+        """Encodes all complete AAC frames up to ``seconds``."""
         self._num_wanted = round(seconds * self._rate_hz)
         while self._num_encoded + self._frame_size <= self._num_wanted:
-            self._encode(self._frame_size)
+            self._encode_samples(self._frame_size)
 
     def end(self) -> None:
-        self._encode(self._num_wanted - self._num_encoded)
+        """Encodes the rest up to the last ``seconds``, and flushes the encoder."""
+        self._encode_samples(self._num_wanted - self._num_encoded)
         self._container.mux(self._track.encode(None))
         self._blocks = None
 
-    def _encode(self, count: int) -> None:
+    def _encode_samples(self, count: int) -> None:
         if not count:
             return
-        planes_CN = np.ascontiguousarray(self._taken(count).T)
+        planes_CN = np.ascontiguousarray(self._next_samples(count).T)
         frame = av.AudioFrame.from_ndarray(planes_CN, format="fltp", layout=self._layout)
         frame.sample_rate, frame.pts, frame.time_base = self._rate_hz, self._num_encoded, Fraction(1, self._rate_hz)
         self._container.mux(self._track.encode(frame))
         self._num_encoded += count
 
-    def _taken(self, count: int) -> Samples:
-        """The next (count, C) samples; silence after the sound's end."""
+    def _next_samples(self, count: int) -> Samples:
+        """The next samples (count, C), with silence after the end of the sound."""
         while len(self._waiting) < count and self._blocks is not None:
             block = next(self._blocks, None)
             if block is None:
