@@ -1,6 +1,6 @@
-"""``python -m trainer.model.convert IN OUT.safetensors``: any generator that can be read into our format.
+"""``python -m trainer.model.convert IN OUT.safetensors``: converts a generator from any supported format into ours.
 
-Prints what the file is and what was found in it. ``--generator-only`` leaves the discriminator out.
+Prints the format of the file and its contents. ``--generator-only`` leaves the discriminator out.
 """
 
 from __future__ import annotations

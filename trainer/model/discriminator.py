@@ -20,7 +20,7 @@ from trainer.model.filters import binomial_filter, downsample
 from trainer.model.layers import EPSILON, GAIN, EqualLinear, MappingNetwork, activate
 
 BASE = 4
-"""Side of the last feature maps."""
+"""Side of the last feature maps, in pixels."""
 
 
 class Conv(nn.Module):
@@ -80,10 +80,10 @@ class DiscriminatorBlock(nn.Module):
 
 
 def deviation_of_batch(x_BCHW: Tensor, group_size: int) -> Tensor:
-    """(B, 1, H, W): for each group of samples their mean standard deviation, the same number everywhere.
+    """(B, 1, H, W): a constant map for each sample, the mean standard deviation within its group (Progressive GAN, section 3).
 
-    A group is every S-th sample of the batch, S being the number of groups. Raises ValueError for a batch that
-    ``group_size`` (or the batch, where that is smaller) does not divide.
+    A group is every S-th sample of the batch; S is the number of groups. A batch smaller than ``group_size`` is one group. Raises
+    ValueError for a larger batch that ``group_size`` does not divide.
     """
     batch = len(x_BCHW)
     group = min(group_size, batch)
@@ -134,7 +134,7 @@ class Discriminator(nn.Module):
         mapping_width: int | None = None,
         channels_last: bool = False,
     ) -> None:
-        """``mapping_width``: numbers that labels become; None: as many as the last feature maps have channels."""
+        """``mapping_width``: width of the embedded labels. None: the number of channels of the last feature maps."""
         super().__init__()
         self.sides = [BASE << index for index in range(len(widths))][:0:-1]
         if [*self.sides, BASE][0] != resolution:
@@ -153,7 +153,7 @@ class Discriminator(nn.Module):
         self.b4 = Epilogue(widths[0], mapped, group_size, clamp=clamp)
 
     def parameters_below(self, num_blocks: int) -> list[nn.Parameter]:
-        """All parameters but those of the ``num_blocks`` highest resolutions, of which there are ``len(self.sides)``."""
+        """All parameters except those of the ``num_blocks`` highest resolutions; there are ``len(self.sides)`` blocks."""
         above = tuple(f"b{side}." for side in self.sides[:num_blocks])
         return [one for name, one in self.named_parameters() if not above or not name.startswith(above)]
 

@@ -27,8 +27,8 @@ def binomial_filter() -> Tensor:
 def low_pass(num_taps: int, cutoff: float, width: float, rate: float, *, radial: bool = False) -> Tensor:
     """Taps of a Kaiser-windowed low-pass filter, their sum 1: (K,), used along both axes, or (K, K) if ``radial``.
 
-    ``cutoff``, the width of the transition band ``width`` and the sampling rate ``rate`` are in cycles per picture
-    width. The radial one is a jinc, equal in all directions (StyleGAN3-R). One tap is no filter at all.
+    ``cutoff``, the width of the transition band ``width`` and the sampling rate ``rate`` are in cycles per picture width. The radial
+    filter is a jinc, equal in all directions (StyleGAN3-R). One tap is the identity.
     """
     if num_taps == 1:
         return torch.ones(1)
@@ -45,7 +45,7 @@ def low_pass(num_taps: int, cutoff: float, width: float, rate: float, *, radial:
 
 
 def upsample(x_BCHW: Tensor, taps: Tensor, factor: int, padding: tuple[int, int], gain: float = 1.0) -> Tensor:
-    """Convolves with ``taps`` after ``factor - 1`` zeros were put after every pixel and row.
+    """Inserts ``factor - 1`` zeros after every pixel and row, then convolves with ``taps``.
 
     ``taps`` is (K,) for both axes or (K, K). ``padding`` (before, after) counts pixels of the result, along both axes;
     negative ones cut off. Sides become ``side * factor + before + after - K + 1``. ``gain`` times ``factor`` squared
@@ -73,10 +73,10 @@ def downsample(x_BCHW: Tensor, taps: Tensor, factor: int, padding: tuple[int, in
 
 
 def blur(x_BCHW: Tensor, half_width: float) -> Tensor:
-    """Each pixel becomes a Gaussian that is half as high ``half_width`` pixels from its middle; sides stay, outside is 0.
+    """Gaussian blur. The Gaussian is half as high at ``half_width`` pixels from its middle. Sides are kept; the outside counts as 0.
 
-    The Gaussian's deviation is ``half_width`` / sqrt(2 ln 2). It ends after three half widths, so that less than a third of
-    a pixel changes nothing.
+    The standard deviation is ``half_width`` / sqrt(2 ln 2). The kernel ends after three half widths; a half width below a third of a pixel
+    changes nothing.
     """
     reach = int(3 * half_width)
     if reach == 0:
@@ -88,7 +88,7 @@ def blur(x_BCHW: Tensor, half_width: float) -> Tensor:
 
 def _upsample_once(x_BCHW: Tensor, taps_KK: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     num_channels = x_BCHW.shape[1]
-    # the transposed convolution gives everything that any pixel reaches; what padding asks for is a window of that
+    # the transposed convolution returns the full result; the padding selects a window of it
     weight = taps_KK.expand(num_channels, 1, *taps_KK.shape)
     full = functional.conv_transpose2d(x_BCHW, weight, stride=stride, groups=num_channels)
     cuts: list[int] = []

@@ -1,7 +1,6 @@
-"""A whole generator: latents to styles to pictures, and the settings that describe one.
+"""The generator, from latents to styles to pictures, and its config.
 
-Other code reads ``num_ws``, ``layer_groups``, ``w_avg`` and calls ``mapping`` and ``synthesis``; it need not know which
-StyleGAN it has.
+``num_ws``, ``layer_groups``, ``w_avg``, ``mapping`` and ``synthesis`` are the same for StyleGAN2 and StyleGAN3.
 
 Shape suffixes: B batch, C colours, H W rows and columns, Z numbers of a latent, D of a style, L layers that take a style each.
 """
@@ -24,48 +23,48 @@ from trainer.model.stylegan2 import BASE, NoiseMode, StyleGan2Synthesis
 from trainer.model.stylegan3 import Band, FirForm, StyleGan3Synthesis, bands
 
 MAX_RATIO = 4
-"""Of the sampling rates of neighbouring layers; published networks double."""
+"""Largest ratio between the sampling rates of neighbouring layers. Published networks have at most 2."""
 NUM_FOR_AVERAGE = 10_000
-"""Latents that ``estimate_w_avg`` takes."""
+"""Number of latents in ``estimate_w_avg``."""
 
 
 class GeneratorConfig(Settings):
-    """What a generator is besides its weights; written into our files, and read out of others."""
+    """The settings that define a generator; stored in our files, and derived from files of other formats."""
 
     kind: Literal["stylegan2", "stylegan3"]
     """Which synthesis network. StyleGAN3-T and -R differ in ``conv_kernel`` and ``radial_filters``."""
     resolution: int = Field(ge=8, le=4096)
     """Side of a picture, in pixels; a power of two."""
     z_dim: int = Field(default=512, ge=1, le=65536)
-    """Numbers in a latent."""
+    """Width of a latent."""
     c_dim: int = Field(default=0, ge=0, le=65536)
-    """Numbers in a label. 0: the generator knows no classes."""
+    """Width of a label. 0: the generator has no classes."""
     w_dim: int = Field(default=512, ge=1, le=65536)
-    """Numbers in a style."""
+    """Width of a style."""
     num_colours: int = Field(default=3, ge=1, le=64)
-    """Colours of a picture."""
+    """Number of colour channels of a picture."""
     mapping_layers: int = Field(default=8, ge=1, le=64)
-    """Layers from latent to style."""
+    """Layers of the mapping network."""
     channel_base: int = Field(default=32768, ge=1, le=2**24)
-    """Channels at a resolution are this divided by it, at most ``channel_max``."""
+    """The channels at a resolution are this number divided by the resolution, at most ``channel_max``."""
     channel_max: int = Field(default=512, ge=1, le=65536)
-    """Most channels."""
+    """Largest number of channels."""
     widths: tuple[int, ...] | None = None
     """stylegan2: channels at 4, 8, ... pixels. None: from ``channel_base`` and ``channel_max``."""
     num_half: int = Field(default=0, ge=0, le=16)
-    """How many of the highest resolutions compute in half precision, once that is switched on (official: num_fp16_res)."""
+    """Number of highest resolutions that use half precision when it is switched on (num_fp16_res in the official code)."""
     conv_clamp: float | None = Field(default=None, gt=0)
-    """Limit of activations, which half precision needs. None: no limit."""
+    """Limit of activations, for half precision. None: no limit."""
     w_avg_beta: float = Field(default=0.998, ge=0, lt=1)
-    """Weight of the old average style at each update."""
+    """Weight of the old average style in each update."""
     conv_kernel: int = Field(default=3, ge=1, le=15)
     """stylegan3: side of the kernels, 3 (T) or 1 (R)."""
     radial_filters: bool = False
     """stylegan3: downsampling filters equal in all directions (R)."""
     num_layers: int = Field(default=14, ge=4, le=64)
-    """stylegan3: layers without input and colours."""
+    """stylegan3: number of layers, without the input and the layer to colours."""
     num_critical: int = Field(default=2, ge=1, le=16)
-    """stylegan3: last layers that sample critically."""
+    """stylegan3: number of last layers with critical sampling."""
     first_cutoff: float = Field(default=2.0, ge=1, le=64)
     """stylegan3: cutoff of the first layer, cycles per picture width."""
     first_stopband: float = Field(default=2**2.1, gt=1, le=256)
@@ -73,15 +72,15 @@ class GeneratorConfig(Settings):
     last_stopband_rel: float = Field(default=2**0.3, gt=1, le=4)
     """stylegan3: stopband of the last layer, as a multiple of its cutoff."""
     margin: int = Field(default=10, ge=0, le=256)
-    """stylegan3: samples around the picture."""
+    """stylegan3: margin around the picture, in samples."""
     filter_size: int = Field(default=6, ge=2, le=16)
-    """stylegan3: taps of a filter for each step of its factor."""
+    """stylegan3: number of filter taps per unit of the resampling factor."""
     oversampling: int = Field(default=2, ge=1, le=8)
-    """stylegan3: factor at which rectifiers run."""
+    """stylegan3: oversampling of the rectifiers."""
     output_scale: float = 0.25
-    """stylegan3: of the picture."""
+    """stylegan3: factor on the picture."""
     magnitude_beta: float = Field(default=0.999, ge=0, lt=1)
-    """stylegan3: weight of the old magnitude at each update."""
+    """stylegan3: weight of the old magnitude in each update."""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratorConfig:
@@ -105,7 +104,7 @@ class GeneratorConfig(Settings):
 
 
 class LayerGroups(NamedTuple):
-    """Which layers of W+ decide what: disjoint, together all of them."""
+    """The layers of W+ in three groups, disjoint and complete."""
 
     coarse: range
     """Layout and pose."""
@@ -118,8 +117,7 @@ class LayerGroups(NamedTuple):
 class Generator(nn.Module):
     """Latents (B, Z) to pictures (B, C, resolution, resolution), about -1..1, float32.
 
-    ``mapping(z)`` gives W+, (B, L, D); ``synthesis(ws)`` takes W, (B, D), or W+. Their state dict has the published
-    names.
+    ``mapping(z)`` returns W+ (B, L, D). ``synthesis(ws)`` takes W (B, D) or W+. The state dict has the published names.
     """
 
     def __init__(self, mapping: MappingNetwork, synthesis: StyleGan2Synthesis | StyleGan3Synthesis) -> None:
@@ -138,7 +136,7 @@ class Generator(nn.Module):
         noise_mode: NoiseMode = "const",
         update_emas: bool = False,
     ) -> Tensor:
-        """``update_emas``, for training, moves the average style and StyleGAN3's magnitudes."""
+        """``update_emas``, for training, updates the average style and StyleGAN3's magnitudes."""
         ws_BLD = self.mapping(
             z_BZ, c_BC, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, update_emas=update_emas
         )
@@ -147,7 +145,7 @@ class Generator(nn.Module):
 
     @property
     def w_avg(self) -> Tensor:
-        """(D,): the average style, towards which truncation moves."""
+        """(D,): the average style, the target of truncation."""
         return self.mapping.w_avg
 
     @property
@@ -157,15 +155,15 @@ class Generator(nn.Module):
         return LayerGroups(range(first), range(first, second), range(second, self.num_ws))
 
     def freeze_input(self, w_D: Tensor | None = None) -> None:
-        """StyleGAN3: one style (None: ``w_avg``) places every picture, so that walks through W+ do not turn or drift.
+        """StyleGAN3: one style (None: ``w_avg``) sets the input transform of every picture, so that pictures do not turn or drift.
 
-        StyleGAN2 has nothing to freeze. It is not saved with the weights.
+        For StyleGAN2 it does nothing. The frozen style is not saved with the weights.
         """
         if isinstance(self.synthesis, StyleGan3Synthesis):
             self.synthesis.input.frozen_w_D = (self.w_avg if w_D is None else w_D).detach().clone()
 
     def use_half(self, dtype: torch.dtype | None) -> None:
-        """The highest resolutions compute in ``dtype`` from now on, as many as the config says; None: none of them."""
+        """Sets the number type of the ``num_half`` highest resolutions. None: float32."""
         self.synthesis.half_dtype = dtype
 
 
@@ -177,7 +175,7 @@ def build_generator(
     fir: FirForm = "convolution",
     recompute: bool = False,
 ) -> Generator:
-    """A generator with random weights. The other arguments change speed and memory alone: ``benchmarks/generator.py``."""
+    """A generator with random weights. The other arguments change speed and memory only; ``benchmarks/generator.py`` measures them."""
     synthesis: StyleGan2Synthesis | StyleGan3Synthesis
     if config.kind == "stylegan2":
         synthesis = StyleGan2Synthesis(
@@ -233,7 +231,7 @@ def build_discriminator(config: GeneratorConfig, *, channels_last: bool = True) 
 
 
 def widths_of(config: GeneratorConfig) -> tuple[int, ...]:
-    """Channels at 4, 8, ..., resolution pixels: what is named, or channel_base / side, at most channel_max."""
+    """Channels at 4, 8, ..., resolution pixels: ``widths``, or else channel_base / side, at most channel_max."""
     if config.widths is not None:
         return config.widths
     sides = [BASE << index for index in range(int(math.log2(config.resolution // BASE)) + 1)]
@@ -241,7 +239,7 @@ def widths_of(config: GeneratorConfig) -> tuple[int, ...]:
 
 
 def bands_of(config: GeneratorConfig) -> list[Band]:
-    """stylegan3: the signals between the layers."""
+    """stylegan3: the bands of the signals between the layers."""
     return bands(
         config.resolution,
         config.num_colours,
@@ -257,16 +255,16 @@ def bands_of(config: GeneratorConfig) -> list[Band]:
 
 
 def latents(seeds: list[int], z_dim: int) -> Tensor:
-    """(len(seeds), Z): a standard normal row for each seed, the same whatever the others are."""
+    """(len(seeds), Z): a standard normal row for each seed. A row depends on its own seed only."""
     rows = [torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)
 
 
 @torch.no_grad()
 def estimate_w_avg(mapping: MappingNetwork, num_latents: int = NUM_FOR_AVERAGE) -> Tensor:
-    """(D,): the mean style of as many latents, always the same ones, for files that do not hold it.
+    """(D,): the mean style of ``num_latents`` fixed latents, for files without an average style.
 
-    A conditional network is averaged over its classes in turn.
+    For a conditional network the latents go through its classes in turn.
     """
     device = mapping.w_avg.device
     source = torch.Generator().manual_seed(0)
@@ -282,7 +280,7 @@ def estimate_w_avg(mapping: MappingNetwork, num_latents: int = NUM_FOR_AVERAGE) 
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Of all tensors and their names: equal for equal weights, whatever file they came from."""
+    """SHA-256 over all tensors and their names: equal for equal weights, whatever the format of their file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""What a file holds of a generator, whatever its format: the config, the tensors by name, and what was noticed."""
+"""The contents of a generator's file, independent of its format: config, tensors by name, and notes of the reader."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from trainer.model.stylegan3 import FirForm
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
 NUM_SHOWN = 3
-"""How many mismatches a message names."""
+"""Largest number of mismatches in a message."""
 FILTERS = ("resample_filter", "up_filter", "down_filter")
-"""Official buffers that follow from the config: compared, not loaded."""
+"""Official buffers that follow from the config: they are compared, not loaded."""
 W_AVG = "mapping.w_avg"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class DiscriminatorConfig(Settings):
-    """What a discriminator is besides its weights."""
+    """The settings that define a discriminator."""
 
     resolution: int = Field(ge=8, le=4096)
     """Side of a picture, in pixels."""
     widths: tuple[int, ...]
     """Channels at 4, 8, ... pixels."""
     c_dim: int = Field(default=0, ge=0, le=65536)
-    """Numbers in a label. 0: it knows no classes."""
+    """Width of a label. 0: the discriminator has no classes."""
     num_colours: int = Field(default=3, ge=1, le=64)
-    """Colours of a picture."""
+    """Number of colour channels of a picture."""
     num_half: int = Field(default=0, ge=0, le=16)
-    """How many of the highest resolutions compute in half precision, once that is switched on."""
+    """Number of highest resolutions that use half precision when it is switched on."""
     conv_clamp: float | None = Field(default=None, gt=0)
     """Limit of activations. None: no limit."""
     group_size: int = Field(default=4, ge=0, le=1024)
-    """Samples whose deviation is taken together. 0: it is left out."""
+    """Samples in a group whose standard deviation is a feature. 0: the feature is left out."""
     mapping_layers: int = Field(default=8, ge=1, le=64)
-    """Layers from label to projection."""
+    """Layers of the network that embeds labels."""
     mapping_width: int | None = Field(default=None, ge=1, le=65536)
-    """Numbers that a label becomes. None: as many as channels at 4 pixels."""
+    """Width of an embedded label. None: the number of channels at 4 pixels."""
 
     @model_validator(mode="after")
     def _check(self) -> DiscriminatorConfig:
@@ -62,18 +62,18 @@ class DiscriminatorConfig(Settings):
 
 @dataclass(frozen=True, slots=True)
 class GeneratorFile:
-    """A generator as a file holds it: names of tensors are ours, which are the published ones."""
+    """A generator, and maybe a discriminator, read from a file. Tensors have the published names."""
 
     origin: str
-    """The file, for messages."""
+    """Name of the file, for messages."""
     form: str
-    """Which kind of file it was, for people."""
+    """Format of the file, for messages."""
     config: GeneratorConfig
     tensors: Mapping[str, Tensor]
     discriminator_config: DiscriminatorConfig | None = None
     discriminator_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What was done besides reading."""
+    """What the reader had to add or choose, for messages."""
 
     def generator(
         self,
@@ -83,13 +83,13 @@ class GeneratorFile:
         fir: FirForm = "convolution",
         recompute: bool = False,
     ) -> Generator:
-        """The generator, in eval mode. Raises GeneratorError where tensors do not fit the config."""
+        """The generator, in eval mode. Raises GeneratorError if the tensors do not fit the config."""
         try:
             with torch.device("meta"):
                 empty = build_generator(self.config)
         except ValueError as error:
-            raise GeneratorError(f"{self.origin} has settings that design no network: {error}") from error
-        check_tensors_fit(empty, self.tensors, self.origin, optional=(W_AVG,))  # before memory is taken for it
+            raise GeneratorError(f"{self.origin} has settings that do not define a network: {error}") from error
+        check_tensors_fit(empty, self.tensors, self.origin, optional=(W_AVG,))  # before memory is allocated
         network = build_generator(
             self.config, grouped=grouped, channels_last=channels_last, fir=fir, recompute=recompute
         )
@@ -99,7 +99,7 @@ class GeneratorFile:
         return network.eval()
 
     def discriminator(self, *, channels_last: bool = True) -> Discriminator:
-        """The discriminator, in eval mode. Raises GeneratorError where the file has none, or one that does not fit."""
+        """The discriminator, in eval mode. Raises GeneratorError if the file has none, or its tensors do not fit."""
         if self.discriminator_config is None:
             raise GeneratorError(f"{self.origin} holds no discriminator")
         with torch.device("meta"):
@@ -129,7 +129,7 @@ def build_discriminator_of(config: DiscriminatorConfig, *, channels_last: bool =
 def check_tensors_fit(
     network: nn.Module, tensors: Mapping[str, Tensor], origin: str, optional: Iterable[str] = ()
 ) -> None:
-    """Raises GeneratorError, with the first mismatches, unless every tensor is there, of its shape, and no other."""
+    """Raises GeneratorError, with the first mismatches, unless ``tensors`` has exactly the network's tensors with their shapes."""
     wanted = network.state_dict()
     problems = [f"{name} is missing" for name in wanted if name not in tensors and name not in optional]
     problems += [
@@ -147,15 +147,15 @@ def check_tensors_fit(
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, optional: Iterable[str] = ()) -> None:
-    """Put ``tensors`` into ``network``; filters among them must be those that the network has by design.
+    """Loads ``tensors`` into ``network``. Filters among them must equal those that follow from the config.
 
-    Raises GeneratorError for tensors that do not fit, are not finite, or for another filter.
+    Raises GeneratorError for tensors that do not fit or are not finite, and for another filter.
     """
     check_tensors_fit(network, tensors, origin, optional)
     wanted = network.state_dict()
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS or not bool(tensor.isfinite().all()):
-            raise GeneratorError(f"{origin} is damaged: {name[:80]} holds NaN, infinity or no fractions")
+            raise GeneratorError(f"{origin} is damaged: {name[:80]} holds NaN, infinity or integers")
         if name not in wanted:
             _check_filter(network, name, tensor, origin)
     network.load_state_dict({name: tensors[name] for name in wanted if name in tensors}, strict=False)
@@ -171,11 +171,11 @@ def _check_filter(network: nn.Module, name: str, tensor: Tensor, origin: str) ->
     if ours is None or ours.numel() == 1:
         return  # official networks also keep filters that they do not use
     if ours.shape != tensor.shape or not torch.allclose(ours, tensor.float(), atol=1e-5):
-        raise GeneratorError(f"{origin} uses another filter than its settings design ({name}); that is not supported")
+        raise GeneratorError(f"{origin} uses another filter than its settings define ({name}); that is not supported")
 
 
 def checked_config(kind: type[ConfigT], values: Mapping[str, object], origin: str) -> ConfigT:
-    """The config, or GeneratorError with every problem."""
+    """The validated config. Raises GeneratorError with all problems."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:

@@ -18,14 +18,14 @@ from torch.nn import functional
 import pipeline.runtime.processor  # noqa: F401 - before any network computes
 
 SLOPE = 0.2
-"""Of the leaky rectifier, below zero."""
+"""Slope of the leaky rectifier below zero."""
 GAIN = math.sqrt(2)
-"""After a rectifier, to keep the variance."""
+"""Factor after a rectifier, which keeps the variance."""
 EPSILON = 1e-8
 
 
 def activate(x: Tensor, gain: float = GAIN, clamp: float | None = None) -> Tensor:
-    """Leaky rectifier times ``gain``, limited to ±``clamp`` (None: not limited)."""
+    """Leaky rectifier times ``gain``, clamped to ±``clamp`` (None: not clamped)."""
     x = functional.leaky_relu(x, SLOPE) * gain
     return x if clamp is None else x.clamp(-clamp, clamp)
 
@@ -151,7 +151,7 @@ def modulated_conv(
     gain: Tensor | None = None,
     grouped: bool = False,
 ) -> Tensor:
-    """Convolution whose input channels are scaled by a style, its outputs brought back to unit variance.
+    """Convolution whose input channels are scaled by a style, with demodulation of its outputs to unit variance.
 
     StyleGAN2, equations 1 and 3. ``up`` 2 is a transposed convolution of stride 2, before any filter. ``gain`` is a
     scalar on the result. The default scales activations before and after one convolution that the whole batch shares;
@@ -163,7 +163,7 @@ def modulated_conv(
         energy_OI = weight_OIKK.float().square().sum((2, 3))
         scale_BO = (style_BI.square() @ energy_OI.T + EPSILON).rsqrt()
     if x_BIHW.dtype in (torch.float16, torch.bfloat16) and scale_BO is not None:
-        # demodulation cancels these, which keep half precision from overflowing
+        # factors that demodulation cancels; they keep half precision from overflowing
         largest_B1 = style_BI.abs().amax(1, keepdim=True).clamp(min=EPSILON)
         fan_in = weight_OIKK[0].numel()
         style_BI, scale_BO = style_BI / largest_B1, scale_BO * largest_B1 * math.sqrt(fan_in)
@@ -199,7 +199,7 @@ def _grouped(
 
 
 def styles_of_layers(ws: Tensor, num_ws: int, w_dim: int) -> Tensor:
-    """W or W+ to W+: (B, D) is repeated for every layer, (B, L, D) passes. Raises ValueError for other shapes."""
+    """W or W+ to W+: (B, D) is repeated for every layer, (B, L, D) is returned. Raises ValueError for other shapes."""
     if ws.ndim == 2 and ws.shape[1] == w_dim:
         return ws[:, None].expand(-1, num_ws, -1)
     if ws.ndim == 3 and ws.shape[1:] == (num_ws, w_dim):

@@ -1,7 +1,7 @@
-"""Generators from files: official pickles, rosinality's checkpoints, our own safetensors. Nothing in a file is run.
+"""Loads generators from official pickles, rosinality's checkpoints and our own safetensors. Nothing in a file is executed.
 
-``load_generator`` is what other code calls. Our files hold the generator under ``generator.``, a discriminator under
-``discriminator.``, and both configs as JSON in the header.
+Our files hold the generator's tensors under ``generator.``, those of a discriminator under ``discriminator.``, and both configs as JSON
+in the header.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def load_generator(
     fir: FirForm = "convolution",
     recompute: bool = False,
 ) -> Generator:
-    """The generator of a file, on the CPU, in eval mode; its parameters want no gradients until asked to.
+    """The generator of a file, on the CPU, in eval mode, without gradients.
 
-    A URL needs ``sha256`` and is fetched once. What the file is, it says itself. The other arguments are those of
-    ``build_generator``. Raises GeneratorError for a file that is damaged, hostile or of another network, EncoderError
-    where it cannot be had.
+    A URL needs ``sha256`` and is fetched once. The format is recognised by the contents. The other arguments are those of
+    ``build_generator``. Raises GeneratorError for a file that is damaged, hostile or of another network, EncoderError if it cannot be
+    fetched.
     """
-    held = read_generator_file(resolve_weights(str(path_or_url), sha256, field="generator"))
-    network = held.generator(grouped=grouped, channels_last=channels_last, fir=fir, recompute=recompute)
-    logger.info("%s: %s, %d pixels", held.origin, held.form, held.config.resolution)
+    file = read_generator_file(resolve_weights(str(path_or_url), sha256, field="generator"))
+    network = file.generator(grouped=grouped, channels_last=channels_last, fir=fir, recompute=recompute)
+    logger.info("%s: %s, %d pixels", file.origin, file.form, file.config.resolution)
     return network.requires_grad_(False)
 
 
 def read_generator_file(path: Path) -> GeneratorFile:
-    """What a file holds, its kind found by how it begins. Raises GeneratorError."""
+    """Reads a file in any supported format, recognised by its first bytes. Raises GeneratorError."""
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -1,4 +1,4 @@
-"""``python -m trainer.model.parity FOLDER``: how far our networks are from recorded outputs of others.
+"""``python -m trainer.model.parity FOLDER``: compares our networks with recorded outputs of other implementations.
 
 FOLDER holds ``.safetensors`` files, each with a network's tensors under their official names (``state/mapping.*``,
 ``state/synthesis.*``, ``discriminator/*``), inputs and outputs (``io/z``, ``io/w``, ``io/w_truncated_0.7``,
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 
 
 def official_config(arguments: dict[str, Any], tensors: dict[str, Tensor], origin: str) -> GeneratorConfig:
-    """Our config of official constructor arguments."""
+    """Our config for the constructor arguments of an official network."""
     is_third = "synthesis.input.weight" in tensors
     names = {
         "img_resolution": "resolution",
@@ -46,30 +46,33 @@ def official_config(arguments: dict[str, Any], tensors: dict[str, Tensor], origi
 
 @torch.no_grad()
 def output_differences(path: Path, *, grouped: bool = False, fir: FirForm = "convolution") -> dict[str, float]:
-    """Output -> largest difference, relative to the largest recorded number. Raises GeneratorError."""
+    """For each output the largest difference, relative to the largest recorded number. Raises GeneratorError."""
     try:
         with safe_open(path, framework="pt") as opened:
             arguments = json.loads((opened.metadata() or {})["config"])
-        held = load_file(path)
+        recorded = load_file(path)
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise GeneratorError(f"{path} is no recorded network: {type(error).__name__} {error}") from error
     origin = str(path)
-    state = {name.removeprefix("state/"): one for name, one in held.items() if name.startswith("state/")}
+    state = {name.removeprefix("state/"): one for name, one in recorded.items() if name.startswith("state/")}
     config = official_config(arguments, state, origin)
     generator = build_generator(config, grouped=grouped, fir=fir).eval()
     fill(generator, state, origin)
-    found = {
-        "mapping": _difference(generator.mapping(held["io/z"]), held["io/w"]),
-        "truncation": _difference(generator.mapping(held["io/z"], truncation_psi=0.7), held["io/w_truncated_0.7"]),
-        "image": _difference(generator.synthesis(held["io/w"]), held["io/image"]),
-        "image from z": _difference(generator(held["io/z"]), held["io/image"]),
+    z_BZ, w_BLD = recorded["io/z"], recorded["io/w"]
+    differences = {
+        "mapping": _difference(generator.mapping(z_BZ), w_BLD),
+        "truncation": _difference(generator.mapping(z_BZ, truncation_psi=0.7), recorded["io/w_truncated_0.7"]),
+        "image": _difference(generator.synthesis(w_BLD), recorded["io/image"]),
+        "image from z": _difference(generator(z_BZ), recorded["io/image"]),
     }
-    judge_state = {name.removeprefix("discriminator/"): one for name, one in held.items() if "discriminator/" in name}
+    judge_state = {
+        name.removeprefix("discriminator/"): one for name, one in recorded.items() if "discriminator/" in name
+    }
     if judge_state:
         judge = build_discriminator_of(DiscriminatorConfig(resolution=config.resolution, widths=widths_of(config)))
         fill(judge, judge_state, origin)
-        found["logits"] = _difference(judge(held["io/d_image"]), held["io/d_logits"])
-    return found
+        differences["logits"] = _difference(judge(recorded["io/d_image"]), recorded["io/d_logits"])
+    return differences
 
 
 def _difference(ours: Tensor, recorded: Tensor) -> float:
@@ -77,7 +80,7 @@ def _difference(ours: Tensor, recorded: Tensor) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0, 1 where a difference is above the tolerance, 2 without recordings."""
+    """The command. Exit codes: 0 equal within the tolerance, 1 a larger difference, 2 no recordings."""
     parser = argparse.ArgumentParser(prog="python -m trainer.model.parity", description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
@@ -88,11 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise GeneratorError(f"{options.folder} holds no .safetensors files")
         for path in paths:
             for grouped, fir in ((False, "convolution"), (True, "convolution"), (False, "matrix")):
-                found = output_differences(path, grouped=grouped, fir="matrix" if fir == "matrix" else "convolution")
-                worst = max(worst, *found.values())
-                form = f"{'grouped' if grouped else 'scaled'}, {fir}"
-                numbers = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-                print(f"{path.name:28} {form:20} {numbers}")  # noqa: T201
+                form: FirForm = "matrix" if fir == "matrix" else "convolution"
+                differences = output_differences(path, grouped=grouped, fir=form)
+                worst = max(worst, *differences.values())
+                title = f"{'grouped' if grouped else 'scaled'}, {fir}"
+                numbers = "  ".join(f"{name} {value:.1e}" for name, value in differences.items())
+                print(f"{path.name:28} {title:20} {numbers}")  # noqa: T201
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

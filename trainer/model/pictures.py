@@ -1,4 +1,7 @@
-"""Pictures that a generator draws, as bytes and files."""
+"""Pictures of a generator: as arrays of bytes, as a grid, and as PNG files.
+
+Shape suffixes: B pictures, C colours, H W rows and columns, Z width of a latent.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def pictures(
     label: int | None = None,
     batch_size: int = 8,
 ) -> Tensor:
-    """(len(seeds), H, W, colours) uint8, on the CPU: -1 is 0 and 1 is 255. ``label`` is a class, where there are any."""
+    """The pictures of the seeds: (len(seeds), H, W, colours), uint8, on the CPU. ``label`` is the class, for a generator with classes.
+
+    Raises GeneratorError if a generator with classes gets no label, or one that it does not have.
+    """
     device = generator.w_avg.device
     if generator.c_dim and (label is None or not 0 <= label < generator.c_dim):
         raise GeneratorError(f"this generator has classes: give --label, 0 to {generator.c_dim - 1}")
@@ -40,12 +46,12 @@ def pictures(
 
 
 def to_uint8(pictures_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W) about -1..1 -> (B, H, W, C) uint8."""
+    """(B, C, H, W), about -1..1 -> (B, H, W, C), uint8. -1 becomes 0, 1 becomes 255; values outside are clamped."""
     return (pictures_BCHW.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def grid(pictures_BHWC: Tensor, num_columns: int | None = None) -> NDArray[np.uint8]:
-    """(rows * H, columns * W, C): pictures in reading order, the rest black. ``num_columns`` None: about square."""
+    """(rows * H, columns * W, C): the pictures in reading order; unused cells are black. ``num_columns`` None: about square."""
     count, height, width, colours = pictures_BHWC.shape
     columns = num_columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -55,8 +61,10 @@ def grid(pictures_BHWC: Tensor, num_columns: int | None = None) -> NDArray[np.ui
 
 
 def write_png(path: Path, picture_HWC: NDArray[np.uint8]) -> None:
-    """Write ``path`` through a temporary name. Raises GeneratorError where that cannot be."""
-    order = [2, 1, 0] if picture_HWC.shape[2] == 3 else [0]  # OpenCV writes blue first; other colours are not for eyes
+    """Writes ``path`` through a temporary name. Raises GeneratorError if that fails."""
+    order = (
+        [2, 1, 0] if picture_HWC.shape[2] == 3 else [0]
+    )  # OpenCV expects BGR; of any other number of colours only the first is shown
     done, data = cv2.imencode(".png", np.ascontiguousarray(picture_HWC[:, :, order]))
     if not done:
         raise GeneratorError(f"a picture of {picture_HWC.shape} cannot be written as PNG; take fewer seeds")

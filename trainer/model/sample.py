@@ -1,4 +1,4 @@
-"""``python -m trainer.model.sample CHECKPOINT --seeds 0-15 --truncation 0.7 --out grid.png``: pictures of a generator."""
+"""``python -m trainer.model.sample CHECKPOINT --seeds 0-15 --truncation 0.7 --out grid.png``: a grid of a generator's pictures."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ MAX_SEED = 2**63 - 1
 
 def seeds_of(text: str) -> list[int]:
     """``0-3,7`` -> 0, 1, 2, 3, 7. Raises GeneratorError for anything else."""
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
         if match is None:
             raise GeneratorError(f"--seeds: {part!r} is neither a number nor a range; write 0-15 or 1,5,8-10")
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or len(found) + last - first >= MAX_SEEDS:
+        if last < first or len(seeds) + last - first >= MAX_SEEDS:
             raise GeneratorError(f"--seeds: {part!r} counts down, or there are more than {MAX_SEEDS:,} pictures")
-        found += range(first, last + 1)
-    return found
+        seeds += range(first, last + 1)
+    return seeds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0, or 2 when there is nothing to show."""
+    """The command. Exit codes: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m trainer.model.sample", description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="path or URL of a generator")
     parser.add_argument("--sha256", help="of CHECKPOINT; a URL needs it")

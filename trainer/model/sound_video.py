@@ -1,8 +1,8 @@
 """From sound to styles: the inversion encoder, the recurrent blocks, and the whole model with its generator.
 
-After "Sound-Guided Semantic Video Generation" (ECCV 2022), section 3: a sound is inverted into W+, and recurrent blocks for
-coarse, middle and fine layers carry the styles from one segment of the sound to the next. Where the paper is silent, this
-is ours: a block also pulls the styles towards the inversion of the segment that is heard, so that sound reaches every frame.
+After "Sound-Guided Semantic Video Generation" (ECCV 2022), section 3: a sound is inverted into W+, and recurrent blocks for coarse,
+middle and fine layers compute the styles of each segment of the sound from those of the segment before. Not in the paper: a block also
+pulls the styles towards the inversion of the current segment, so that the sound reaches every frame.
 
 Shape suffixes: B samples, S segments, M mel bands, T mel frames of a segment, F features, L layers that take a style each,
 G layers of one group, D numbers of a style, Z of a latent, N noise numbers, K samples of sound, C H W of pictures.
@@ -26,26 +26,26 @@ from pipeline.settings import Settings
 from trainer.model.generator import Generator
 
 START_PULL = 0.7
-"""How far a step moves from the styles before to those of the segment that is heard, before training."""
+"""Initial value of ``pull``: the share of the way from the styles before to the inversion of the current segment."""
 
 
 class SoundVideoConfig(Settings):
-    """What a model is besides its weights; written into its file."""
+    """The settings that define a model; stored in its file."""
 
     version: Literal[1] = 1
     """Version of this format."""
     backbone: str = "resnet18"
-    """Name of the timm network that hears."""
+    """Name of the timm network that encodes mels."""
     num_frames: int = Field(default=5, ge=2, le=256)
-    """Frames of a training clip: a window of sound is cut into as many segments, and each gives one frame's styles."""
+    """Frames of a training clip. A window of sound is cut into this many segments, and each gives the styles of one frame."""
     window_seconds: float = Field(default=10.0, gt=0, le=600)
-    """Span of a training clip, in seconds."""
+    """Length of a training clip, in seconds."""
     hidden_width: int = Field(default=256, ge=1, le=65536)
-    """Numbers that a recurrent block remembers."""
+    """Width of a recurrent block's hidden state."""
     noise_width: int = Field(default=32, ge=1, le=65536)
-    """Numbers of noise that each block gets in each step."""
+    """Width of the noise that a block gets in each step."""
     blocks: Literal["three", "one"] = "three"
-    """three: a recurrent block for coarse, middle and fine layers each. one: a single one for all layers (the paper's ablation)."""
+    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all layers (the paper's ablation)."""
     truncation: float = Field(default=0.7, gt=0, le=1)
     """psi of the style that a sound's inversion is added to."""
     mel: MelConfig = MelConfig()
@@ -64,7 +64,7 @@ class SoundVideoConfig(Settings):
 
     @property
     def segment_samples(self) -> int:
-        """The same in samples of sound."""
+        """Length of a segment, in samples of sound."""
         return round(self.segment_seconds * self.mel.sample_rate_hz)
 
 
@@ -72,7 +72,7 @@ class SoundInversion(nn.Module):
     """E_a: mels to offsets in W+. A timm network, and a head for the coarse, the middle and the fine layers (section 3.1)."""
 
     def __init__(self, backbone: str, groups: Sequence[int], w_dim: int) -> None:
-        """``groups``: how many layers each group has. Raises EncoderError for a network that timm has not."""
+        """``groups``: the number of layers of each group. Raises EncoderError for a network that timm does not know."""
         super().__init__()
         if not timm.is_model(backbone):
             raise EncoderError(f"timm has no network named {backbone!r}; the paper's is 'resnet18'")
@@ -106,10 +106,10 @@ class SoundInversion(nn.Module):
 
 
 class RecurrentBlock(nn.Module):
-    """Carries the styles of one group of layers a step further: w^t = w^{t-1} + pull (ŵ_t - w^{t-1}) + residual.
+    """One step of the styles of a group of layers: w^t = w^{t-1} + pull (ŵ_t - w^{t-1}) + residual.
 
-    ``ŵ_t`` is the inversion of the segment that is heard now. ``pull``, 0..1, is learned, one for each layer; the residual
-    comes from a GRU (Cho et al., arXiv:1406.1078) that sees the styles before, the sound's features and noise.
+    ``ŵ_t`` is the inversion of the current segment. ``pull``, 0..1, is learned, one number for each layer. The residual comes from a GRU
+    (Cho et al., arXiv:1406.1078) whose input is the styles before, ``ŵ_t``, the sound's features and noise.
     """
 
     def __init__(self, num_layers: int, w_dim: int, num_features: int, hidden_width: int, noise_width: int) -> None:
@@ -119,26 +119,26 @@ class RecurrentBlock(nn.Module):
         self.residual = nn.Linear(hidden_width, num_layers * w_dim)
         nn.init.zeros_(self.residual.bias)
         with torch.no_grad():
-            self.residual.weight.mul_(0.01)  # at first a walk is little more than the inversions themselves
+            self.residual.weight.mul_(0.01)  # at first the styles nearly equal the inversions
         self.pull = nn.Parameter(torch.full((num_layers, 1), math.log(START_PULL / (1 - START_PULL))))
 
     def forward(
-        self, before_BGD: Tensor, wanted_BGD: Tensor, features_BF: Tensor, noise_BN: Tensor, memory: Tensor | None
+        self, before_BGD: Tensor, inverted_BGD: Tensor, features_BF: Tensor, noise_BN: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The styles after the step, and what the block remembers."""
-        seen = torch.cat([features_BF, before_BGD.mean(1), wanted_BGD.mean(1), noise_BN], 1)
-        memory = self.cell(seen, memory)
-        residual_BGD = self.residual(memory).view_as(before_BGD)
-        return before_BGD + torch.sigmoid(self.pull) * (wanted_BGD - before_BGD) + residual_BGD, memory
+        """The styles (B, G, D) after the step, and the block's hidden state."""
+        inputs = torch.cat([features_BF, before_BGD.mean(1), inverted_BGD.mean(1), noise_BN], 1)
+        hidden = self.cell(inputs, hidden)
+        residual_BGD = self.residual(hidden).view_as(before_BGD)
+        return before_BGD + torch.sigmoid(self.pull) * (inverted_BGD - before_BGD) + residual_BGD, hidden
 
 
 class SoundVideoModel(nn.Module):
-    """Sound to styles to pictures: what the stages ``invert`` and ``video`` train, and ``trainer.generate`` runs."""
+    """Sound to styles to pictures: the model that the stages ``invert`` and ``video`` train, and that ``trainer.generate`` runs."""
 
     def __init__(self, config: SoundVideoConfig, generator: Generator) -> None:
-        """The generator's input transform is frozen at its average style, so that the picture does not turn or drift.
+        """Freezes the generator's input transform at its average style, so that the picture does not turn or drift.
 
-        Raises EncoderError for a backbone that timm has not.
+        Raises EncoderError for a backbone that timm does not know.
         """
         super().__init__()
         self.config = config
@@ -159,65 +159,65 @@ class SoundVideoModel(nn.Module):
         return self.generator.w_avg
 
     def base_styles(self, z_BZ: Tensor, truncation: float | None = None) -> Tensor:
-        """(B, L, D): w, the truncated styles of latents. ``truncation`` None: the config's psi. Without gradient."""
+        """(B, L, D): w, the truncated styles of latents, without gradient. ``truncation`` None: psi of the config."""
         psi = self.config.truncation if truncation is None else truncation
         with torch.no_grad():
             ws_BLD: Tensor = self.generator.mapping(z_BZ, truncation_psi=psi)
         return ws_BLD
 
     def invert(self, mels_BMT: Tensor, base_BLD: Tensor) -> Tensor:
-        """(B, L, D): ŵ_a = E_a(x_a) + w, of mels of any length."""
+        """(B, L, D): ŵ_a = E_a(x_a) + w (section 3.1), for mels of any length."""
         offsets_BLD: Tensor = self.inversion(mels_BMT)
         return base_BLD + offsets_BLD
 
     def walk(self, segments_BSMT: Tensor, base_BLD: Tensor, noise_BSN: Tensor) -> Tensor:
-        """(B, S, L, D): the styles of every segment, the first its inversion, each later one from the one before.
+        """(B, S, L, D): the styles of every segment. The first is its inversion; each later one is computed from the one before.
 
-        ``noise_BSN`` is standard normal, ``num_noise`` numbers for each step.
+        ``noise_BSN`` is standard normal, with ``num_noise`` numbers for each segment.
         """
         features = self.inversion.features(segments_BSMT.flatten(0, 1))
         return self.carry(features.view(*segments_BSMT.shape[:2], -1), base_BLD, noise_BSN)
 
     def carry(self, features_BSF: Tensor, base_BLD: Tensor, noise_BSN: Tensor) -> Tensor:
-        """``walk`` for segments whose features are there already: of a long sound they fit in memory, its mels do not."""
+        """``walk`` from the features of the segments. For a long sound the features fit into memory, the mels do not."""
         batch, steps = features_BSF.shape[:2]
         offsets = self.inversion.offsets(features_BSF.flatten(0, 1))
-        wanted_BSLD = offsets.view(batch, steps, *base_BLD.shape[1:]) + base_BLD[:, None]
-        styles = wanted_BSLD[:, 0]
-        walked = [styles]
-        memories: list[Tensor | None] = [None] * len(self.blocks)
+        inverted_BSLD = offsets.view(batch, steps, *base_BLD.shape[1:]) + base_BLD[:, None]
+        styles = inverted_BSLD[:, 0]
+        all_styles = [styles]
+        hidden: list[Tensor | None] = [None] * len(self.blocks)
         for step in range(1, steps):
             parts = []
             each = zip(
                 torch.split(styles, self._sizes, 1),
-                torch.split(wanted_BSLD[:, step], self._sizes, 1),
+                torch.split(inverted_BSLD[:, step], self._sizes, 1),
                 noise_BSN[:, step].chunk(len(self.blocks), 1),
                 strict=True,
             )
-            for number, (before, wanted, noise) in enumerate(each):
-                after, memories[number] = self.blocks[number](
-                    before, wanted, features_BSF[:, step], noise, memories[number]
+            for number, (before, inverted, noise) in enumerate(each):
+                after, hidden[number] = self.blocks[number](
+                    before, inverted, features_BSF[:, step], noise, hidden[number]
                 )
                 parts.append(after)
             styles = torch.cat(parts, 1)
-            walked.append(styles)
-        return torch.stack(walked, 1)
+            all_styles.append(styles)
+        return torch.stack(all_styles, 1)
 
     @property
     def num_noise(self) -> int:
-        """Numbers of noise in each step of a walk."""
+        """Width of the noise for one segment, over all blocks."""
         return self.config.noise_width * len(self.blocks)
 
     def draw(self, styles_BLD: Tensor) -> Tensor:
-        """Pictures (B, C, H, W), about -1..1."""
+        """The pictures (B, C, H, W), about -1..1, of styles."""
         pictures: Tensor = self.generator.synthesis(styles_BLD, noise_mode="const")
         return pictures
 
     def segments_of(self, mels_BMT: Tensor, seconds_B: Tensor | None = None) -> Tensor:
-        """(B, S, M, T): the mels of windows, (B, M, frames), cut into ``config.num_frames`` equal segments, a rest left out.
+        """(B, S, M, T): the mels of windows (B, M, frames), cut into ``config.num_frames`` equal segments; a remainder is left out.
 
-        ``seconds_B``: length of the real sound in each window; None: all of it. A sound that is shorter than its window is cut
-        over its own length, as the reader spreads its frames, and each of its segments ends in silence (0).
+        ``seconds_B``: length of the sound in each window; None: the whole window. A sound that is shorter than its window is cut over its
+        own length, as the reader spreads its frames, and each of its segments is filled up with silence (0).
         """
         steps, frames = self.config.num_frames, mels_BMT.shape[2]
         length = frames // steps
@@ -235,15 +235,15 @@ class SoundVideoModel(nn.Module):
 
     @torch.no_grad()
     def segments_of_sound(self, sound_K: Tensor) -> Tensor:
-        """(S, M, T): a mono sound of any length at ``config.mel.sample_rate_hz``, heard window by window, as in training.
+        """(S, M, T): the segments of a mono sound (K,) at ``config.mel.sample_rate_hz``, with mels of whole windows, as in training.
 
-        Silence follows until the last window is whole; segments that hold nothing but that silence are left out.
-        Raises MediaError for a sound without samples, or with NaN or infinity.
+        The last window is filled up with silence; segments with silence only are left out. Raises MediaError for a sound without samples,
+        or with NaN or infinity.
         """
         config = self.config
         window = round(config.window_seconds * config.mel.sample_rate_hz)
         num_segments = max(1, math.ceil(len(sound_K) / (window / config.num_frames)))
         padded = functional.pad(sound_K, (0, -len(sound_K) % window)) if len(sound_K) else sound_K
         windows = padded.view(-1, window) if len(padded) else padded[None]
-        cut = [self.segments_of(self.front_end(some)) for some in torch.split(windows, 16)]
+        cut = [self.segments_of(self.front_end(part)) for part in torch.split(windows, 16)]
         return torch.cat(cut).flatten(0, 1)[:num_segments]

@@ -1,4 +1,4 @@
-"""A sound-to-video model in one file: safetensors, its config and its generator's in the header."""
+"""A sound-to-video model in one safetensors file, with the configs of the model and its generator in the header."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from trainer.model.sound_video import SoundVideoConfig, SoundVideoModel
 
 METADATA_KEY = "hearscape_sound_video"
 CANDIDATES = ("video/best.safetensors", "video/last.safetensors", "invert/best.safetensors", "invert/last.safetensors")
-"""Where a run's model lies, the best first."""
+"""Paths of the model in a run's folder, in the order in which they are tried."""
 
 
 class SoundVideoHeader(Settings):
-    """What the header of a file says."""
+    """The header of a file."""
 
     version: Literal[1] = 1
     """Version of this format."""
     stage: Literal["invert", "video"]
-    """The stage that wrote it. After ``invert`` alone the recurrent blocks have not learned yet."""
+    """The stage that wrote the file. After ``invert`` the recurrent blocks are not trained yet."""
     model: SoundVideoConfig
-    """The model."""
+    """Config of the model."""
     generator: GeneratorConfig
-    """Its generator."""
+    """Config of the generator."""
     encoder_ids: tuple[str, ...] = ()
-    """The encoders that were part of the losses: picture and text, sound."""
+    """Ids of the encoders in the losses: of picture and text, and of sound."""
     classes: tuple[str, ...] = ()
-    """Labels of the clips that it learned from."""
+    """Labels of the clips in training."""
     samples_seen: int = Field(default=0, ge=0)
-    """Samples of the stage that it learned from."""
+    """Number of samples that the stage has learned from."""
 
 
 def save_model(path: Path, header: SoundVideoHeader, model: SoundVideoModel) -> None:
-    """Writes ``path``, through a temporary name."""
+    """Writes ``path`` through a temporary name."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata={METADATA_KEY: header.model_dump_json()})
@@ -55,9 +55,9 @@ def save_model(path: Path, header: SoundVideoHeader, model: SoundVideoModel) -> 
 
 
 def find_model(checkpoint: str, sha256: str | None = None) -> Path:
-    """The file of ``checkpoint``: a file or URL (which needs its SHA-256), or a run's folder, whose best model it is.
+    """The path of a model: of a file, of a URL (with its SHA-256) once it is fetched, or of the best model in a run's folder.
 
-    Raises CheckpointError, or EncoderError where a URL cannot be had.
+    Raises CheckpointError, or EncoderError if a URL cannot be fetched.
     """
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
@@ -74,9 +74,9 @@ def find_model(checkpoint: str, sha256: str | None = None) -> Path:
 
 
 def load_model(path: Path) -> tuple[SoundVideoModel, SoundVideoHeader]:
-    """The model of a file, on the CPU, in eval mode, without gradients; and what its header says.
+    """The model of a file, on the CPU, in eval mode, without gradients; and the header.
 
-    Raises CheckpointError for a file that is damaged or not of such a model, GeneratorError for settings that design none.
+    Raises CheckpointError for a file that is damaged or holds no such model, GeneratorError for settings that do not define a model.
     """
     header, tensors = _read(path)
     with torch.device("meta"):

@@ -19,9 +19,9 @@ from trainer.model.filters import binomial_filter, downsample, upsample
 from trainer.model.layers import GAIN, EqualLinear, activate, modulated_conv, styles_of_layers
 
 NoiseMode = Literal["const", "random", "none"]
-"""const: the noise pictures that belong to the network. random: new ones every time. none: no noise."""
+"""const: the network's own noise pictures. random: new noise for every picture. none: no noise."""
 BASE = 4
-"""Side of the constant that everything starts from."""
+"""Side of the constant input, in pixels."""
 
 
 class StyledConv(nn.Module):
@@ -57,7 +57,7 @@ class StyledConv(nn.Module):
         )
 
     def _noise(self, x: Tensor, noise_mode: NoiseMode) -> Tensor:
-        """(H, W), or (B, 1, H, W) where each picture has its own."""
+        """(H, W), or (B, 1, H, W) with different noise for each picture."""
         if noise_mode == "const":
             return self.noise_const
         return torch.randn(len(x), 1, *x.shape[2:], device=x.device)
@@ -125,7 +125,7 @@ class StyleGan2Synthesis(nn.Module):
 
     ``widths`` are the channels at 4, 8, ..., ``resolution`` pixels. ``half_dtype`` (None: nothing) is the type in which
     the ``num_half`` highest resolutions, of 8 pixels and more, compute. ``grouped`` chooses the form of the modulated
-    convolution, ``channels_last`` how activations lie in memory: both change speed alone.
+    convolution, ``channels_last`` the memory format of activations: both change speed only.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class StyleGan2Synthesis(nn.Module):
             setattr(self, f"b{side}", block)
 
     def forward(self, ws: Tensor, *, noise_mode: NoiseMode = "const", update_emas: bool = False) -> Tensor:
-        """``update_emas`` is there for likeness to StyleGAN3: nothing is averaged here."""
+        """``update_emas`` is accepted as for StyleGAN3, and ignored: there are no averages."""
         del update_emas
         ws_BLD = styles_of_layers(ws, self.num_ws, self.w_dim).float()
         x: Tensor | None = None

@@ -22,16 +22,16 @@ from trainer.model.filters import downsample, downsampling_matrix, low_pass, ups
 from trainer.model.layers import GAIN, EqualLinear, activate, modulated_conv, styles_of_layers
 
 FirForm = Literal["convolution", "matrix"]
-"""How separable filters run: as depthwise convolutions, or as products with a banded matrix for each axis."""
+"""Form of separable filters: depthwise convolutions, or products with a banded matrix for each axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The signal between two layers."""
+    """Band and size of the signal between two layers."""
 
     cutoff: float
     half_width: float
-    """Of the transition band above the cutoff."""
+    """Half width of the transition band above the cutoff."""
     rate: int
     """Samples per picture width."""
     side: int
@@ -52,11 +52,11 @@ def bands(
     last_stopband_rel: float = 2**0.3,
     margin: int = 10,
 ) -> list[Band]:
-    """``num_layers + 1`` signals: the layers' outputs, the last being the picture. Appendix C.1.
+    """The bands of ``num_layers + 1`` signals: the outputs of the layers; the last is the picture (appendix C.1).
 
     Cutoff and stopband grow geometrically up to the last ``num_critical`` layers, which sample critically.
     """
-    found = []
+    signals = []
     last_cutoff = resolution / 2
     last_stopband = last_cutoff * last_stopband_rel
     for index in range(num_layers + 1):
@@ -67,7 +67,7 @@ def bands(
         half_width = max(stopband, rate / 2) - cutoff
         is_last = index >= num_layers - 1
         num_channels = max(1, round(min(channel_base / 2 / cutoff, channel_max)))
-        found.append(
+        signals.append(
             Band(
                 cutoff=cutoff,
                 half_width=half_width,
@@ -76,14 +76,14 @@ def bands(
                 num_channels=num_colours if index == num_layers else num_channels,
             )
         )
-    return found
+    return signals
 
 
 class FourierInput(nn.Module):
-    """(B, D) -> (B, C, side, side): waves of random directions and phases within the band, then mixed. Appendix F.
+    """(B, D) -> (B, C, side, side): waves with random directions and phases within the band, then a 1x1 convolution (appendix F).
 
-    The style turns and moves the waves by (cos, sin, x, y); ``transform``, (3, 3), does so from outside, in units of
-    the picture's width: its inverse is what the picture will show. ``frozen_w_D``, when set, takes the place of every style.
+    The style rotates and moves the waves by (cos, sin, x, y). ``transform`` (3, 3) does the same for all pictures, in units of the
+    picture's width; the picture moves by its inverse. ``frozen_w_D``, if set, replaces every style.
     """
 
     freqs: Tensor
@@ -111,7 +111,7 @@ class FourierInput(nn.Module):
         inverse_B33 = self._style_transform(w_BD) @ self.transform
         phases_BC = self.phases + (self.freqs @ inverse_B33[:, :2, 2:]).squeeze(2)
         freqs_BC2 = self.freqs @ inverse_B33[:, :2, :2]
-        # waves that a transform pushed out of the band fade away
+        # waves that a transform moves out of the band are attenuated
         above = freqs_BC2.norm(dim=2) - self.bandwidth
         amplitudes_BC = (1 - above / (self.rate / 2 - self.bandwidth)).clamp(0, 1)
         reach = 0.5 * self.side / self.rate
@@ -123,7 +123,7 @@ class FourierInput(nn.Module):
         return functional.conv2d(waves_BCHW, mix[:, :, None, None])
 
     def _style_transform(self, w_BD: Tensor) -> Tensor:
-        """(B, 3, 3): turned, then moved, both inverted, since it acts on the sampling grid."""
+        """(B, 3, 3): rotation, then translation, both inverted, because the transform acts on the sampling grid."""
         turn = self.affine(w_BD)
         cos, sin, right, down = (turn / turn[:, :2].norm(dim=1, keepdim=True)).unbind(1)
         zero, one = torch.zeros_like(cos), torch.ones_like(cos)
@@ -135,8 +135,8 @@ class FourierInput(nn.Module):
 class FilteredConv(nn.Module):
     """Modulated convolution, bias, and a rectifier between up- and downsampling: (B, I, H, W) -> (B, O, H', W').
 
-    The rectifier makes frequencies without end; at ``oversampling`` times the higher rate the filter after it removes
-    those that the new rate cannot carry (section 3, figure 2). The last layer, to colours, has no rectifier.
+    A rectifier creates unlimited frequencies. It runs at ``oversampling`` times the higher rate, and the filter after it removes the
+    frequencies that the new rate cannot represent (section 3, figure 2). The last layer, to colours, has no rectifier.
     """
 
     up_filter: Tensor
@@ -224,9 +224,9 @@ class FilteredConv(nn.Module):
 class StyleGan3Synthesis(nn.Module):
     """Styles to pictures: W (B, D) or W+ (B, L, D) -> (B, colours, resolution, resolution), about -1..1.
 
-    ``signals`` come from ``bands``. ``half_dtype`` (None: nothing) is the type in which layers compute whose rate is
-    above ``resolution / 2**num_half``. ``recompute`` saves memory in training: what lies between up- and downsampling
-    is computed again for the gradient. ``fir``, ``grouped`` and ``channels_last`` change speed alone.
+    ``signals`` come from ``bands``. ``half_dtype`` (None: float32) is the number type of layers with a rate above
+    ``resolution / 2**num_half``. ``recompute`` saves memory in training: the activations between up- and downsampling are computed again
+    for the gradient. ``fir``, ``grouped`` and ``channels_last`` change speed only.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class StyleGan3Synthesis(nn.Module):
             setattr(self, self.layer_names[-1], layer)
 
     def forward(self, ws: Tensor, *, noise_mode: str = "const", update_emas: bool = False) -> Tensor:
-        """``update_emas`` moves the magnitudes of training. There is no noise: ``noise_mode`` is for likeness alone."""
+        """``update_emas`` updates the magnitudes. ``noise_mode`` is accepted as for StyleGAN2, and ignored: there is no noise."""
         del noise_mode
         ws_BLD = styles_of_layers(ws, self.num_ws, self.w_dim).float()
         x: Tensor = self.input(ws_BLD[:, 0])

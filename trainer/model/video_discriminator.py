@@ -1,7 +1,7 @@
-"""The video discriminator: clips to logits, with kernels that reach over time, and the sound that a clip is said to have.
+"""The video discriminator: pairs of a clip and a sound to logits, with kernels over space and time.
 
-Residual blocks as in StyleGAN2's discriminator (arXiv:1912.04958, section 4), with 3 x 3 x 3 kernels; the sound enters by
-projection (Miyato and Koyama, arXiv:1802.05637, equation 3).
+Residual blocks as in StyleGAN2's discriminator (arXiv:1912.04958, section 4), with 3 x 3 x 3 kernels. The sound enters by projection
+(Miyato and Koyama, arXiv:1802.05637, equation 3).
 
 Shape suffixes: B clips, T frames, C channels, H W rows and columns, D width of the space of sounds.
 """
@@ -55,7 +55,7 @@ class ClipBlock(nn.Module):
 class VideoDiscriminator(nn.Module):
     """Clips (B, T, colours, side, side), -1..1, and unit vectors of their sounds (B, D), to logits (B, 1).
 
-    ``widths`` are the channels at 4, 8, ..., ``side`` pixels. ``sound_width`` 0: it hears nothing.
+    ``widths`` are the channels at 4, 8, ..., ``side`` pixels. ``sound_width`` 0: it gets no sounds.
     """
 
     def __init__(self, num_frames: int, side_px: int, widths: Sequence[int], *, sound_width: int = 0) -> None:
@@ -74,19 +74,19 @@ class VideoDiscriminator(nn.Module):
             self.hear = EqualLinear(sound_width, widths[0])
 
     def forward(self, clips_BTCHW: Tensor, sounds_BD: Tensor | None = None) -> Tensor:
-        """Frames of another size are brought to ``side_px`` first."""
+        """Frames of another size are scaled to ``side_px`` first."""
         clips = clips_BTCHW
         if clips.shape[-1] != self.side_px:
             joined = clips.flatten(0, 1)
             joined = functional.interpolate(joined, (self.side_px, self.side_px), mode="bilinear", antialias=True)
             clips = joined.view(*clips.shape[:2], *joined.shape[1:])
         x = self.blocks(self.fromrgb(clips.transpose(1, 2)))
-        seen = self.fc(self.conv(x).float().mean(2).flatten(1))
-        logits: Tensor = self.out(seen)
+        features_BC = self.fc(self.conv(x).float().mean(2).flatten(1))
+        logits: Tensor = self.out(features_BC)
         if not self.sound_width:
             return logits
         if sounds_BD is None:
-            raise ValueError(f"this discriminator hears: give sounds of shape (batch, {self.sound_width})")
-        heard = self.hear(sounds_BD * math.sqrt(self.sound_width))
-        matched: Tensor = (seen * heard).sum(1, keepdim=True) / math.sqrt(heard.shape[1])
-        return logits + matched
+            raise ValueError(f"this discriminator needs sounds of shape (batch, {self.sound_width})")
+        projected_BC = self.hear(sounds_BD * math.sqrt(self.sound_width))
+        match_B1: Tensor = (features_BC * projected_BC).sum(1, keepdim=True) / math.sqrt(projected_BC.shape[1])
+        return logits + match_B1

@@ -113,12 +113,12 @@ def test_another_filter_of_stylegan3_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "network.pkl"
     path.write_bytes(official_pickle(TINY3T, generator))
     with pytest.raises(
-        GeneratorError, match=r"another filter than its settings design \(synthesis.L3_36_8.up_filter\)"
+        GeneratorError, match=r"another filter than its settings define \(synthesis.L3_36_8.up_filter\)"
     ):
         load_generator(path)
     config = TINY3T.model_copy(update={"channel_max": 4})
     path.write_bytes(official_pickle(config, tiny(TINY3T)))
-    with pytest.raises(GeneratorError, match=r"channel_max 4.*do not design"):
+    with pytest.raises(GeneratorError, match=r"channel_max 4.*do not define"):
         load_generator(path)
 
 

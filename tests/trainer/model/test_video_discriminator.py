@@ -65,7 +65,7 @@ def test_another_sound_changes_the_logit_of_a_discriminator_that_hears() -> None
     network = made(6)
     one, other = network(clips(0), sounds(0)), network(clips(0), sounds(1))
     assert float((one - other).abs().min()) > 1e-3
-    with pytest.raises(ValueError, match=r"this discriminator hears: give sounds of shape \(batch, 6\)"):
+    with pytest.raises(ValueError, match=r"this discriminator needs sounds of shape \(batch, 6\)"):
         network(clips(0))
 
 

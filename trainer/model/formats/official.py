@@ -1,8 +1,8 @@
 """StyleGAN2-ADA's and StyleGAN3's published ``.pkl`` files, read as data.
 
-Such a pickle holds its networks as persistent objects: a class name, the source code of that class (ignored here), and
-a state of attributes, parameters, buffers and modules. Sizes and settings come from there and from the shapes of the
-tensors. The published files themselves were not tried, only files of the same form.
+Such a pickle holds its networks as persistent objects: a class name, the source code of the class (ignored here), and a state of
+attributes, parameters, buffers and modules. Sizes and settings come from this state and from the shapes of the tensors. Tested with
+files of the same form, not with the published files themselves.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MAX_MODULES = 2_000
 MAX_TENSORS = 10_000
 MAX_DEPTH = 32
 MAX_NAME = 200
-"""Letters in a dotted name; a long key at every depth would make names that are longer than the file."""
+"""Largest length of a dotted name. Long keys at every depth could make names that are longer than the file."""
 _DESIGN = ("first_cutoff", "first_stopband", "last_stopband_rel", "filter_size")
-"""Constructor arguments of StyleGAN3 that the shapes do not tell; the filters in the file are held against them."""
+"""Constructor arguments of StyleGAN3 that do not follow from shapes; the filters in the file are compared with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A network, or a part of one: its class, its attributes and where it is."""
+    """A network or one of its parts: dotted name, class and attributes."""
 
     name: str
     class_name: str
@@ -41,14 +41,14 @@ class Module:
     origin: str
 
     def number(self, key: str, default: Any = None) -> Any:
-        """An attribute that is a number, truth value, text or None."""
+        """An attribute that is a number, bool, text or None. Raises GeneratorError for anything else."""
         value = plain_number(self.attributes.get(key, default), self.origin)
         if not isinstance(value, int | float | str | None):
             raise GeneratorError(f"{self.origin}: {self.name}.{key} is a {type(value).__name__}, not a number")
         return value
 
     def argument(self, key: str, default: Any = None) -> Any:
-        """An argument of the constructor, as it was recorded."""
+        """An argument of the constructor, as recorded in the file."""
         recorded = self.attributes.get("_init_kwargs")
         value = recorded.get(key, default) if isinstance(recorded, dict) else default
         value = plain_number(value, self.origin)
@@ -59,16 +59,16 @@ Modules = dict[str, Module]
 
 
 def read_official(data: memoryview, origin: str) -> GeneratorFile:
-    """The averaged generator ``G_ema`` and the discriminator ``D``, where there is one.
+    """The averaged generator ``G_ema``, and the discriminator ``D`` if the file has one.
 
     Raises GeneratorError for a pickle that is hostile, damaged, or holds another network.
     """
     top, _ = read_pickle(data, origin)
     if not isinstance(top, dict) or not isinstance(top.get("G_ema", top.get("G")), Call):
-        found = f"a {type(top).__name__}" + (
+        contents = f"a {type(top).__name__}" + (
             f" of {', '.join(map(str, list(top)[:5]))}"[:120] if isinstance(top, dict) else ""
         )
-        raise GeneratorError(f"{origin} holds no generator (G_ema) but {found}")
+        raise GeneratorError(f"{origin} holds no generator (G_ema) but {contents}")
     notes = [] if "G_ema" in top else ["it has no averaged generator (G_ema): the generator in training (G) was taken"]
     budget = 2 * len(data)
     modules = dict(_modules(top.get("G_ema", top.get("G")), origin))
@@ -85,14 +85,14 @@ def read_official(data: memoryview, origin: str) -> GeneratorFile:
 
 
 def _modules(record: Any, origin: str) -> Iterator[tuple[str, Module]]:
-    """All modules below a network, by their dotted names."""
+    """All modules of a network, with their dotted names. Raises GeneratorError for too many, too deep or circular ones."""
     waiting = [("", record, 0)]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while waiting:
         name, one, depth = waiting.pop()
-        if id(one) in seen or depth > MAX_DEPTH or len(seen) > MAX_MODULES:
+        if id(one) in visited or depth > MAX_DEPTH or len(visited) > MAX_MODULES:
             raise GeneratorError(f"{origin}: modules are nested in each other too deeply or in a circle; it is refused")
-        seen.add(id(one))
+        visited.add(id(one))
         match one:
             case Call(name=call, args=({"class_name": str(class_name), "state": dict(state)},)) if call == PERSISTENT:
                 pass
@@ -110,31 +110,31 @@ def _modules(record: Any, origin: str) -> Iterator[tuple[str, Module]]:
 
 
 def _below(owner: str, key: Any, origin: str) -> str:
-    """The dotted name of what is called ``key`` in a module."""
+    """The dotted name of the entry ``key`` of a module."""
     if not isinstance(key, str) or len(owner) + len(key) > MAX_NAME:
         raise GeneratorError(
-            f"{origin}: a part of {owner[:80] or 'the network'} has a name that is none; it is refused"
+            f"{origin}: a part of {owner[:80] or 'the network'} has a name that is no text or too long; it is refused"
         )
     return f"{owner}.{key}" if owner else key
 
 
 def _tensors(modules: Modules, origin: str, budget: int) -> dict[str, Tensor]:
-    """Parameters and buffers by dotted names; together not more than ``budget`` bytes."""
-    found: dict[str, Tensor] = {}
+    """Parameters and buffers by dotted names. Raises GeneratorError for more than ``budget`` bytes."""
+    tensors: dict[str, Tensor] = {}
     find_storage = storage_in_pickle(origin, budget)
     for module in modules.values():
         for kind in ("_parameters", "_buffers"):
-            held = module.attributes.get(kind) or {}
-            for key, record in held.items() if isinstance(held, dict) else ():
+            records = module.attributes.get(kind) or {}
+            for key, record in records.items() if isinstance(records, dict) else ():
                 if is_tensor(record):
                     tensor = tensor_of(record, find_storage, origin)
                     budget -= tensor.numel() * tensor.itemsize
-                    if budget < 0 or len(found) == MAX_TENSORS:
+                    if budget < 0 or len(tensors) == MAX_TENSORS:
                         raise GeneratorError(
                             f"{origin}: its tensors are larger than the file, or too many; it is refused"
                         )
-                    found[_below(module.name, key, origin)] = tensor
-    return found
+                    tensors[_below(module.name, key, origin)] = tensor
+    return tensors
 
 
 def _part(modules: Modules, name: str) -> Module:
@@ -190,7 +190,7 @@ def _check_activations(modules: Modules, origin: str) -> None:
 
 
 def _blocks(modules: Modules, prefix: str) -> list[Module]:
-    """The blocks of resolutions, smallest first."""
+    """The blocks of the resolutions, lowest first."""
     names = {int(name.removeprefix(f"{prefix}b")): name for name in modules if _is_block(name, prefix)}
     return [modules[names[side]] for side in sorted(names)]
 
@@ -245,14 +245,14 @@ def _layer_number(name: str) -> int:
 
 
 def _check_channels(config: GeneratorConfig, tensors: dict[str, Tensor], origin: str) -> None:
-    """Layers are named after their sizes, which follow from the settings: a wrong name says what is wrong."""
+    """Raises GeneratorError if the layers' names, which hold their sizes, differ from those that follow from the settings."""
     names = {f"L{index}_{band.side}_{band.num_channels}" for index, band in enumerate(bands_of(config))}
-    found = {name.split(".")[1] for name in tensors if name.startswith("synthesis.L") and name.count(".") > 1}
-    if names != found:
-        differ = ", ".join(sorted(found - names)[:3]) or "nothing"
+    in_file = {name.split(".")[1] for name in tensors if name.startswith("synthesis.L") and name.count(".") > 1}
+    if names != in_file:
+        differ = ", ".join(sorted(in_file - names)[:3]) or "nothing"
         raise GeneratorError(
             f"{origin} has layers that its settings (channel_base {config.channel_base}, channel_max {config.channel_max}) "
-            f"do not design: {differ} instead of {', '.join(sorted(names - found)[:3])}"
+            f"do not define: {differ} instead of {', '.join(sorted(names - in_file)[:3])}"
         )
 
 

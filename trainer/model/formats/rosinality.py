@@ -1,7 +1,7 @@
 """StyleGAN2 checkpoints in the form of rosinality's PyTorch code (``g_ema`` in a ``.pt``), read as data.
 
-The network is the same as the official one under other names: the constant and the kernels have an axis more, noise
-pictures stand apart, and the average style is there only in converted files. Everything is told by names and shapes.
+The network is the official one with other names: the constant and the kernels have one axis more, the noise pictures are separate, and
+only converted files have an average style. The config follows from names and shapes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ MAX_TENSORS = 10_000
 
 
 def read_rosinality(top: Any, find_storage: FindStorage, origin: str, num_bytes: int) -> GeneratorFile:
-    """The averaged generator, and the discriminator ``d`` where there is one. Raises GeneratorError."""
-    held = top.get("g_ema", top.get("g")) if isinstance(top, dict) else None
-    if not isinstance(top, dict) or not isinstance(held, dict):
-        found = ", ".join(map(str, list(top)[:5]))[:120] if isinstance(top, dict) else type(top).__name__
+    """The averaged generator, and the discriminator ``d`` if the file has one. Raises GeneratorError."""
+    records = top.get("g_ema", top.get("g")) if isinstance(top, dict) else None
+    if not isinstance(top, dict) or not isinstance(records, dict):
+        contents = ", ".join(map(str, list(top)[:5]))[:120] if isinstance(top, dict) else type(top).__name__
         raise GeneratorError(
-            f"{origin} holds no generator: wanted 'g_ema', as rosinality's code saves it; found {found}"
+            f"{origin} holds no generator: wanted 'g_ema', as rosinality's code saves it; found {contents}"
         )
     notes = [] if "g_ema" in top else ["it has no averaged generator (g_ema): the generator in training (g) was taken"]
-    theirs = _tensors(held, find_storage, origin, 2 * num_bytes)
+    theirs = _tensors(records, find_storage, origin, 2 * num_bytes)
     average = top.get("latent_avg")
     config, tensors = _generator(theirs, origin)
     if is_tensor(average):
@@ -47,16 +47,18 @@ def read_rosinality(top: Any, find_storage: FindStorage, origin: str, num_bytes:
     return GeneratorFile(origin, "StyleGAN2 in rosinality's form", config, tensors, *judge, tuple(notes))
 
 
-def _tensors(held: dict[Any, Any], find_storage: FindStorage, origin: str, budget: int) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for key, record in held.items():
-        if not isinstance(key, str) or not is_tensor(record) or len(found) == MAX_TENSORS:
+def _tensors(records: dict[Any, Any], find_storage: FindStorage, origin: str, budget: int) -> dict[str, Tensor]:
+    """The tensors by name. Raises GeneratorError for anything else, and for more than ``budget`` bytes."""
+    tensors: dict[str, Tensor] = {}
+    for key, record in records.items():
+        if not isinstance(key, str) or not is_tensor(record) or len(tensors) == MAX_TENSORS:
             raise GeneratorError(f"{origin}: its generator holds more than tensors ({str(key)[:60]!r})")
-        found[key.removeprefix("module.")] = tensor_of(record, find_storage, origin)
-        budget -= found[key.removeprefix("module.")].nbytes
+        name = key.removeprefix("module.")
+        tensors[name] = tensor_of(record, find_storage, origin)
+        budget -= tensors[name].nbytes
         if budget < 0:
             raise GeneratorError(f"{origin}: its tensors are larger than the file; it is refused")
-    return found
+    return tensors
 
 
 def _generator(theirs: dict[str, Tensor], origin: str) -> tuple[GeneratorConfig, dict[str, Tensor]]:
@@ -87,17 +89,17 @@ def _generator(theirs: dict[str, Tensor], origin: str) -> tuple[GeneratorConfig,
 
 
 def _generator_name(name: str) -> str | None:
-    """Our name for theirs; None where it is not one of theirs."""
+    """Our name for a name of rosinality's. None: the name is unknown."""
     if name == "input.input":
         return "synthesis.b4.const"
-    if found := re.fullmatch(r"style\.(\d{1,2})\.(weight|bias)", name):
-        return f"mapping.fc{int(found[1]) - 1}.{found[2]}"  # style.0 normalises
-    if found := re.fullmatch(r"noises\.noise_(\d{1,2})", name):
-        return f"{_conv(int(found[1]))}.noise_const"
-    if found := re.fullmatch(r"(?:conv1|convs\.(\d{1,2}))\.(.+)", name):
-        owner = _conv(0 if found[1] is None else int(found[1]) + 1)
-    elif found := re.fullmatch(r"(?:to_rgb1|to_rgbs\.(\d{1,2}))\.(.+)", name):
-        owner = f"synthesis.b{4 << (0 if found[1] is None else int(found[1]) + 1)}.torgb"
+    if match := re.fullmatch(r"style\.(\d{1,2})\.(weight|bias)", name):
+        return f"mapping.fc{int(match[1]) - 1}.{match[2]}"  # style.0 normalises
+    if match := re.fullmatch(r"noises\.noise_(\d{1,2})", name):
+        return f"{_conv(int(match[1]))}.noise_const"
+    if match := re.fullmatch(r"(?:conv1|convs\.(\d{1,2}))\.(.+)", name):
+        owner = _conv(0 if match[1] is None else int(match[1]) + 1)
+    elif match := re.fullmatch(r"(?:to_rgb1|to_rgbs\.(\d{1,2}))\.(.+)", name):
+        owner = f"synthesis.b{4 << (0 if match[1] is None else int(match[1]) + 1)}.torgb"
     else:
         return None
     parts = {
@@ -108,11 +110,11 @@ def _generator_name(name: str) -> str | None:
         "activate.bias": "bias",
         "bias": "bias",
     }
-    return f"{owner}.{parts[found[2]]}" if found[2] in parts else None
+    return f"{owner}.{parts[match[2]]}" if match[2] in parts else None
 
 
 def _conv(index: int) -> str:
-    """The convolution that is ``index``-th from the constant."""
+    """Our name of the ``index``-th convolution after the constant."""
     return f"synthesis.b{4 << ((index + 1) // 2)}.conv{(index + 1) % 2}"
 
 
@@ -129,7 +131,7 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
 
 
 def _check_kernel(name: str, tensor: Tensor, origin: str) -> None:
-    """Their filters, scaled by 4 where they follow an upsampling."""
+    """Raises GeneratorError for another filter than 1 3 3 1. Filters after an upsampling are scaled by 4."""
     ours = binomial_filter()
     if tensor.shape != ours.shape or not torch.allclose(tensor.float() / tensor.float().sum(), ours, atol=1e-5):
         raise GeneratorError(f"{origin} uses another filter than 1 3 3 1 ({name[:80]}); that is not supported")
@@ -157,7 +159,7 @@ def _add_noise(config: GeneratorConfig, tensors: dict[str, Tensor]) -> int:
 
 
 def _discriminator(theirs: dict[str, Tensor], origin: str) -> tuple[DiscriminatorConfig, dict[str, Tensor]]:
-    blocks = sorted({int(found[1]) for name in theirs if (found := re.match(r"convs\.(\d{1,2})\.conv1\.", name))})
+    blocks = sorted({int(match[1]) for name in theirs if (match := re.match(r"convs\.(\d{1,2})\.conv1\.", name))})
     tensors: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
         if name.endswith(".kernel"):
@@ -201,7 +203,7 @@ def _discriminator_name(name: str, num_blocks: int) -> str | None:
         "conv2.2.bias": "conv1.bias",
         "skip.1.weight": "skip.weight",
     }
-    found = re.fullmatch(r"convs\.(\d{1,2})\.(.+)", name)
-    if found is None or found[2] not in parts or not 1 <= int(found[1]) <= num_blocks:
+    match = re.fullmatch(r"convs\.(\d{1,2})\.(.+)", name)
+    if match is None or match[2] not in parts or not 1 <= int(match[1]) <= num_blocks:
         return None
-    return f"b{4 << (num_blocks + 1 - int(found[1]))}.{parts[found[2]]}"
+    return f"b{4 << (num_blocks + 1 - int(match[1]))}.{parts[match[2]]}"

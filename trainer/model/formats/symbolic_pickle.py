@@ -1,8 +1,8 @@
-"""Pickles read as data: a machine that imports nothing and calls nothing.
+"""Reads pickles as data: a pickle machine that imports nothing and calls nothing.
 
-A pickle is a program. Here its numbers, texts, bytes and containers become themselves, the names in it become ``Global``
-and what it would call becomes ``Call``, a record of the name and the arguments, which other code may read. Names that
-checkpoints have no use for are refused at once. Work and memory grow with the length of the file, nothing else.
+A pickle is a program. This machine keeps its numbers, texts, bytes and containers, turns names into ``Global``, and calls into ``Call``,
+a record of the name and the arguments. Names that no checkpoint needs are refused at once. Work and memory are bounded by the length of
+the file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import IO, Any, cast
 from pipeline.errors import GeneratorError
 
 MAX_OPCODES = 200_000
-"""A file with both networks and their average has some 8,000: sizes of tensors do not count."""
+"""Largest number of steps. A file with both networks and the averaged generator has about 8,000, whatever the sizes of its tensors."""
 MAX_NUMBER_BYTES = 32
-"""Of an integer."""
+"""Largest length of an integer, in bytes."""
 MAX_KEY = 2**31
-"""Above any number that is a key."""
+"""Limit of integers as keys."""
 NUM_SHOWN = 100
-"""Letters of a name that a message shows."""
+"""Letters of a name in a message."""
 
 NAMES = frozenset(
     {
@@ -48,7 +48,7 @@ NAMES = frozenset(
         *(f"numpy.{package}.multiarray.{name}" for package in ("core", "_core") for name in ("_reconstruct", "scalar")),
     }
 )
-"""What checkpoints name; what is made of them is up to the readers of the records."""
+"""The names that checkpoints use. Code that reads the records decides what they mean."""
 _NAME_PATTERNS = re.compile(
     r"torch\.nn\.modules\.[a-z0-9_]+\.[A-Za-z0-9_]+"
     r"|torch\.(Float|Half|Double|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
@@ -61,31 +61,31 @@ _MARK = object()
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name that the pickle would import."""
+    """A name that pickle would import."""
 
     name: str
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """What the pickle would call to make an object, and what it would set on it then."""
+    """A call that pickle would make to create an object, and the state that it would set."""
 
     name: str
     args: tuple[Any, ...]
     state: Any = None
     members: list[Any] = field(default_factory=list)
-    """What would be appended, or set as (key, value)."""
+    """Items that would be appended, or set as (key, value)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Persistent:
-    """Something that lies outside the pickle: in torch's files, a storage."""
+    """A reference to data outside the pickle: in torch's files, a storage."""
 
     key: Any
 
 
 class Window:
-    """Bytes that are read forwards and never past their end; what the opcode reader takes for a file."""
+    """A file-like view of bytes for the opcode reader. Reading past the end raises GeneratorError."""
 
     def __init__(self, data: memoryview, position: int, origin: str) -> None:
         self._data, self._position, self._origin = data, position, origin
@@ -104,19 +104,19 @@ class Window:
 
     def readline(self) -> bytes:
         end = self._position
-        while end < len(self._data):  # a memoryview cannot be searched: look at a piece at a time
+        while end < len(self._data):  # a memoryview has no find: search piece by piece
             piece = bytes(self._data[end : end + 4096])
-            if (found := piece.find(b"\n")) >= 0:
-                return self.read(end + found + 1 - self._position)
+            if (newline := piece.find(b"\n")) >= 0:
+                return self.read(end + newline + 1 - self._position)
             end += len(piece)
         return self.read(len(self._data) - self._position)
 
 
 def read_pickle(data: bytes | memoryview, origin: str, *, start: int = 0, persistent: bool = False) -> tuple[Any, int]:
-    """What one pickle holds, and where it ends. ``persistent``: it may speak of what lies outside it.
+    """The object of one pickle, and the position of its end. ``persistent``: references to data outside the pickle are allowed.
 
-    Dictionaries have texts, whole numbers, bytes and None as keys; sets come back as lists. Raises GeneratorError,
-    which calls the file ``origin``, for a pickle that is damaged, names what no checkpoint needs, or is too large.
+    Keys of dictionaries are texts, integers, bytes or None; sets become lists. Raises GeneratorError, with the file name ``origin``, for
+    a pickle that is damaged, uses a name that no checkpoint needs, or is too large.
     """
     window = Window(memoryview(data), start, origin)
     machine = _Machine(origin, persistent)
@@ -128,7 +128,7 @@ def read_pickle(data: bytes | memoryview, origin: str, *, start: int = 0, persis
     except GeneratorError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        # what the opcode reader and a stack that ran empty raise; whatever the cause, the pickle is not a whole one
+        # errors of the opcode reader and of an empty stack: the pickle is damaged
         raise GeneratorError(
             f"{origin} is damaged or no pickle ({type(error).__name__}: {str(error)[:200]})"
         ) from error
@@ -138,7 +138,7 @@ def read_pickle(data: bytes | memoryview, origin: str, *, start: int = 0, persis
 
 
 class _Machine:
-    """The stack and the memory of a pickle."""
+    """Stack and memo of the pickle machine, with one method for each kind of step."""
 
     def __init__(self, origin: str, persistent: bool) -> None:
         self.origin, self.persistent = origin, persistent
@@ -198,10 +198,10 @@ class _Machine:
             self.stack.append(Call(function.name, args))
 
     def _fill(self, source: object) -> None:
-        """The newest dictionary, from another one or from a list of pairs."""
+        """Fills the dictionary on top of the stack from another dictionary, or from a list of pairs."""
         if not isinstance(source, dict | list | tuple):
             raise GeneratorError(f"{self.origin} makes a dictionary of {type(source).__name__}; it is refused")
-        self.num_copied += len(source)  # one list may be named again and again
+        self.num_copied += len(source)  # one list may be referenced many times
         if self.num_copied > MAX_OPCODES:
             raise GeneratorError(f"{self.origin} copies its dictionaries too often; it is refused")
         for key, value in source.items() if isinstance(source, dict) else source:
@@ -214,7 +214,7 @@ class _Machine:
         pairs = list(zip(members[::2], members[1::2], strict=True))
         if isinstance(target, dict):
             for key, value in pairs:
-                # hashes of tuples can take for ever, those of numbers can be made alike
+                # hashing a nested tuple can take exponential time, and large integers can be chosen to collide
                 if not isinstance(key, str | bytes | None) and not (isinstance(key, int) and abs(key) < MAX_KEY):
                     raise GeneratorError(f"{self.origin} has a {type(key).__name__} as a key; it is refused")
                 target[key] = value
@@ -241,7 +241,7 @@ class _Machine:
 
     def persistent_key(self, key: object) -> None:
         if not self.persistent:
-            raise GeneratorError(f"{self.origin} speaks of something outside it; it is refused")
+            raise GeneratorError(f"{self.origin} refers to data outside the file; it is refused")
         self.stack.append(Persistent(key))
 
     def tuple_of(self, size: int) -> None:

@@ -1,7 +1,7 @@
-"""Tensors out of the files that torch writes, and out of pickles, without torch's unpickler.
+"""Reads tensors from files of ``torch.save`` and from pickles, without torch's unpickler.
 
-A file of ``torch.save`` is a zip (since torch 1.6), or the older form: pickles in a row, then the storages. A tensor
-in a plain pickle carries its storage as bytes of the older form. Only what is asked for is copied.
+A file of ``torch.save`` is a zip (since torch 1.6), or in the older form several pickles, then the storages. A tensor in a plain pickle
+holds its storage as bytes in the older form. Only the requested tensors are copied.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ _NUMPY_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """Numbers in a row, still in the file."""
+    """The numbers of a storage: a view into the file."""
 
     dtype: torch.dtype
     data: memoryview
 
 
 FindStorage = Callable[[Any], Storage]
-"""The storage that a record stands for."""
+"""Returns the storage of a record."""
 
 
 def read_torch_file(data: memoryview, origin: str) -> tuple[Any, FindStorage]:
-    """What a file of ``torch.save`` holds, as records, and the way to its storages. Raises GeneratorError."""
+    """The object in a file of ``torch.save``, as records, and a function that finds its storages. Raises GeneratorError."""
     return _read_zip(data, origin) if bytes(data[:4]) == ZIP_START else _read_legacy(data, origin)
 
 
 def is_torch_file(data: memoryview) -> bool:
-    """Whether these bytes are a file of ``torch.save``, by how they begin."""
+    """Whether these bytes start like a file of ``torch.save``."""
     start = bytes(data[:32])
     return start[:4] == ZIP_START or (start[:1] == b"\x80" and LEGACY_MAGIC.to_bytes(10, "little") in start)
 
 
 def storage_in_pickle(origin: str, most: int) -> FindStorage:
-    """Finds storages that lie as bytes in the pickle itself; together not more than ``most`` bytes, as a text that stands for
-    the bytes can be named again and again."""
+    """A function that finds storages inside the pickle itself. It raises GeneratorError after ``most`` bytes: one text that encodes bytes
+    can be referenced many times."""
 
     known: dict[int, Storage] = {}
     left = most
@@ -74,13 +74,13 @@ def storage_in_pickle(origin: str, most: int) -> FindStorage:
         nonlocal left
         if not (isinstance(record, Call) and record.name == "torch.storage._load_from_bytes" and len(record.args) == 1):
             raise GeneratorError(f"{origin} is damaged: a tensor has no storage")
-        key = id(record.args[0])  # what was read outlives this function, so that its ids stay its own
+        key = id(record.args[0])  # the records outlive this function, so that ids are not reused
         if key not in known:
-            held = bytes_of(record.args[0], origin)
-            left -= len(held)
+            storage_bytes = bytes_of(record.args[0], origin)
+            left -= len(storage_bytes)
             if left < 0:
                 raise GeneratorError(f"{origin}: its tensors are larger than the file; it is refused")
-            top, find_inner = _read_legacy(memoryview(held), origin)
+            top, find_inner = _read_legacy(memoryview(storage_bytes), origin)
             known[key] = find_inner(top)
         return known[key]
 
@@ -98,7 +98,7 @@ def _read_legacy(data: memoryview, origin: str) -> tuple[Any, FindStorage]:
     top, position = read_pickle(data, origin, start=position, persistent=True)
     keys, position = read_pickle(data, origin, start=position)
     types = _storage_types(top, origin)
-    found: dict[str, Storage] = {}
+    storages: dict[str, Storage] = {}
     for key in keys if isinstance(keys, list) else []:
         if not isinstance(key, str) or key not in types or position + 8 > len(data):
             raise GeneratorError(f"{origin} is damaged: it lists a storage that nothing uses, or ends too early")
@@ -107,26 +107,26 @@ def _read_legacy(data: memoryview, origin: str) -> tuple[Any, FindStorage]:
         position += 8
         if not 0 <= num_bytes <= len(data) - position:
             raise GeneratorError(f"{origin} is damaged: a storage of {size:,} numbers does not fit into the file")
-        found[key] = Storage(types[key], data[position : position + num_bytes])
+        storages[key] = Storage(types[key], data[position : position + num_bytes])
         position += num_bytes
-    return top, lambda record: _by_key(record, found, origin)
+    return top, lambda record: _by_key(record, storages, origin)
 
 
 def _storage_types(top: Any, origin: str) -> dict[str, torch.dtype]:
-    """The types of all storages that records below ``top`` speak of."""
-    found: dict[str, torch.dtype] = {}
-    seen: set[int] = set()
+    """The types of all storages that records below ``top`` refer to, by key."""
+    types: dict[str, torch.dtype] = {}
+    visited: set[int] = set()
     waiting = [top]
     while waiting:
         one = waiting.pop()
         if isinstance(one, Persistent):
             key, dtype = _storage_key(one, origin)
-            if found.setdefault(key, dtype) != dtype:
+            if types.setdefault(key, dtype) != dtype:
                 raise GeneratorError(f"{origin} is damaged: storage {key[:40]!r} has two types")
-        elif isinstance(one, dict | list | tuple | Call) and id(one) not in seen:
-            seen.add(id(one))
+        elif isinstance(one, dict | list | tuple | Call) and id(one) not in visited:
+            visited.add(id(one))
             waiting += one.values() if isinstance(one, dict) else _parts(one)
-    return found
+    return types
 
 
 def _parts(one: list[Any] | tuple[Any, ...] | Call) -> list[Any]:
@@ -176,7 +176,7 @@ def _read_zip(data: memoryview, origin: str) -> tuple[Any, FindStorage]:
 
 
 class _Seekable(io.RawIOBase):
-    """A file over bytes that are not copied."""
+    """A seekable file over bytes, without a copy."""
 
     def __init__(self, data: memoryview) -> None:
         self._data, self._position = data, 0
@@ -205,7 +205,7 @@ class _Seekable(io.RawIOBase):
 
 
 def _stored(data: memoryview, info: zipfile.ZipInfo, origin: str) -> memoryview:
-    """An entry's bytes where they lie: torch does not compress, and what is not copied cannot grow."""
+    """The bytes of a zip entry, as a view into the file. torch does not compress; a compressed entry is refused."""
     header = data[info.header_offset : info.header_offset + 30]
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
         raise GeneratorError(f"{origin}: {info.filename[:60]!r} is compressed or locked, which torch.save never does")
@@ -225,29 +225,32 @@ def is_tensor(record: Any) -> bool:
 
 
 def tensor_of(record: Any, find_storage: FindStorage, origin: str) -> Tensor:
-    """The tensor of a record, copied out of the file. Raises GeneratorError for one that its storage does not hold.
+    """The tensor of a record, copied from the file. Raises GeneratorError for a tensor that its storage does not hold.
 
-    A tensor has no more numbers than its storage, so that a small file cannot ask for much memory.
+    A tensor must not have more numbers than its storage, so that a small file cannot take much memory.
     """
     if isinstance(record, Call) and record.name == "torch._utils._rebuild_parameter" and record.args:
         record = record.args[0]
     match record:
-        case Call(name, (held, int(offset), shape, stride, *_)) if name.startswith("torch._utils._rebuild_tensor"):
+        case Call(name, (key, int(offset), shape, stride, *_)) if name.startswith("torch._utils._rebuild_tensor"):
             shape, stride = _sizes(shape, origin), _sizes(stride, origin)
         case _:
             raise GeneratorError(f"{origin} is damaged: {type(record).__name__} where a tensor should be")
-    storage = find_storage(held)
-    num_held = len(storage.data) // storage.dtype.itemsize
+    storage = find_storage(key)
+    num_stored = len(storage.data) // storage.dtype.itemsize
     count = math.prod(shape)
     reach = offset + 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=False))
-    if len(shape) != len(stride) or offset < 0 or count > num_held or (count and reach > num_held):
-        raise GeneratorError(f"{origin} is damaged: a tensor of shape {shape} reaches beyond its {num_held:,} numbers")
+    if len(shape) != len(stride) or offset < 0 or count > num_stored or (count and reach > num_stored):
+        raise GeneratorError(
+            f"{origin} is damaged: a tensor of shape {shape} reaches beyond its {num_stored:,} numbers"
+        )
     if not count:
         return torch.empty(shape, dtype=storage.dtype)
     size = storage.dtype.itemsize
-    raw = np.frombuffer(storage.data, f"i{size}", count=reach - offset, offset=offset * size)  # any type of that size
-    there = np.lib.stride_tricks.as_strided(raw, shape, [step * size for step in stride], writeable=False)
-    copied = torch.from_numpy(np.array(there, order="C"))
+    # integers of the same size stand for any type; they become the storage's type at the end
+    raw = np.frombuffer(storage.data, f"i{size}", count=reach - offset, offset=offset * size)
+    strided = np.lib.stride_tricks.as_strided(raw, shape, [step * size for step in stride], writeable=False)
+    copied = torch.from_numpy(np.array(strided, order="C"))
     return copied if copied.dtype == storage.dtype else copied.view(storage.dtype)
 
 
@@ -256,12 +259,12 @@ def _sizes(value: Any, origin: str) -> tuple[int, ...]:
         value = value.args[0]
     good = isinstance(value, tuple | list) and len(value) <= MAX_DIMENSIONS
     if not good or not all(type(size) is int and 0 <= size < 2**40 for size in value):
-        raise GeneratorError(f"{origin} is damaged: a tensor has a shape that is none")
+        raise GeneratorError(f"{origin} is damaged: the shape of a tensor is not a list of sizes")
     return tuple(value)
 
 
 def bytes_of(record: Any, origin: str) -> bytes:
-    """Bytes, also as protocol 2 writes them: a text and the name of its encoding."""
+    """The bytes of a record: bytes, or as in protocol 2 a text and the name of its encoding. Raises GeneratorError."""
     match record:
         case bytes() | bytearray():
             return bytes(record)
@@ -271,16 +274,16 @@ def bytes_of(record: Any, origin: str) -> bytes:
 
 
 def plain_number(record: Any, origin: str) -> Any:
-    """A number of numpy as one of Python; anything else as it is."""
+    """A numpy number as a Python number; any other record unchanged."""
     if not (isinstance(record, Call) and record.name.endswith(".multiarray.scalar") and len(record.args) == 2):
         return record
-    kind, held = record.args
+    kind, content = record.args
     match kind:
         case Call("numpy.dtype", (str(code), *_)) if code in _NUMPY_NUMBERS:
             dtype = np.dtype(f"<{code}")
         case _:
             raise GeneratorError(f"{origin} holds a number of a type that is not known")
-    data = bytes_of(held, origin)
+    data = bytes_of(content, origin)
     if len(data) != dtype.itemsize:
         raise GeneratorError(f"{origin} is damaged: a number of {len(data)} bytes")
     return np.frombuffer(data, dtype)[0].item()
