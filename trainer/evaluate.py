@@ -45,7 +45,12 @@ def _run(options: argparse.Namespace, _: str) -> int:
     from pipeline.runtime.recipe_file import read_recipe  # noqa: PLC0415
     from trainer.proof.evaluation import EvaluateRecipe, evaluate, result_text  # noqa: PLC0415
 
-    settings = {"split": options.split, "num_clips": options.clips, "num_seeds": options.seeds, "device": options.device}
+    settings = {
+        "split": options.split,
+        "num_clips": options.clips,
+        "num_seeds": options.seeds,
+        "device": options.device,
+    }
     changes = [f"{name}={json.dumps(value)}" for name, value in settings.items() if value is not None]
     try:
         system_folder()

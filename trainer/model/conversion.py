@@ -14,25 +14,25 @@ from trainer.model.load import read_generator_file, save_generator
 
 
 def convert(source: str, target: Path, sha256: str | None = None, *, generator_only: bool = False) -> list[str]:
-    """Write ``target``; returns what was found, in lines. Raises GeneratorError or EncoderError."""
+    """Writes ``target``; returns a description of ``source``, in lines. Raises GeneratorError or EncoderError."""
     if target.suffix != ".safetensors":
         raise GeneratorError(f"{target} should end in .safetensors, which is what is written")
     if not target.parent.is_dir():
         raise GeneratorError(f"there is no folder {target.parent} to write {target.name} to; make it first")
-    held = read_generator_file(resolve_weights(source, sha256, field="IN"))
-    generator = held.generator()
-    with_judge = held.discriminator_config is not None and not generator_only
-    judge = held.discriminator() if with_judge else None
-    save_generator(target, held.config, generator, held.discriminator_config if with_judge else None, judge)
-    return found(held, generator, judge)
+    file = read_generator_file(resolve_weights(source, sha256, field="IN"))
+    generator = file.generator()
+    with_judge = file.discriminator_config is not None and not generator_only
+    judge = file.discriminator() if with_judge else None
+    save_generator(target, file.config, generator, file.discriminator_config if with_judge else None, judge)
+    return description(file, generator, judge)
 
 
-def found(held: GeneratorFile, generator: Generator, judge: nn.Module | None) -> list[str]:
-    """What a file held, in lines for people."""
-    config = held.config
+def description(file: GeneratorFile, generator: Generator, judge: nn.Module | None) -> list[str]:
+    """The contents of a generator's file, in lines for the terminal."""
+    config = file.config
     groups = generator.layer_groups
     lines = [
-        f"{held.origin}: {held.form}",
+        f"{file.origin}: {file.form}",
         f"  network        {network_name(config)}, {config.resolution} x {config.resolution}, {config.num_colours} colours",
         f"  latent, style  {config.z_dim}, {config.w_dim}; {config.mapping_layers} mapping layers; "
         + (f"{config.c_dim} classes" if config.c_dim else "no classes"),
@@ -43,11 +43,11 @@ def found(held: GeneratorFile, generator: Generator, judge: nn.Module | None) ->
         f"  discriminator  {f'{num_parameters(judge):,} parameters' if judge is not None else 'none'}",
         f"  weights        SHA-256 {weights_sha256(generator)}",
     ]
-    return lines + [f"  note: {note}" for note in held.notes]
+    return lines + [f"  note: {note}" for note in file.notes]
 
 
 def network_name(config: GeneratorConfig) -> str:
-    """As people call it."""
+    """The usual name of the architecture."""
     if config.kind == "stylegan2":
         return "StyleGAN2"
     if config.conv_kernel == 1 and config.radial_filters:
@@ -56,7 +56,7 @@ def network_name(config: GeneratorConfig) -> str:
 
 
 def num_parameters(network: nn.Module) -> int:
-    """Numbers that training would change."""
+    """Number of trainable values."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -38,10 +38,10 @@ def _run(options: argparse.Namespace, _: str) -> int:
 
 
 CONVERT = Command(
-    summary="bring a published StyleGAN into this project's format",
+    summary="convert a published StyleGAN into this project's format",
     add_options=_add_options,
     run=_run,
-    details="Prints what the file is and what was found in it. Runs nothing that a pickle holds.",
+    details="Prints the format of the file and its contents. No code in a pickle is run.",
 )
 
 
