@@ -9,32 +9,20 @@ import importlib.util
 import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import ModuleType
 from unittest import mock
 
-COMMANDS: dict[str, Sequence[tuple[str, ...]]] = {
-    "flows.demo": [()],
-    "flows.build_dataset": [()],
-    "flows.serve": [()],
-    "pipeline.report": [(), ("serve",)],
-    "pipeline.manifest": [()],
-    "pipeline.ledger": [()],
-    "pipeline.agreement": [()],
-    "pipeline.importers": [()],
-    "pipeline.synthetic": [()],
-    "trainer.demo": [()],
-    "trainer.fit": [()],
-    "trainer.generate": [()],
-    "trainer.evaluate": [()],
-    "trainer.model.convert": [()],
-    "trainer.model.sample": [()],
-    "trainer.model.parity": [()],
-    "trainer.small_pair": [()],
-    "trainer.small_pair.trunks": [()],
-}
-"""Modules that `python -m` runs, and the words after which each shows another help."""
+from flows.command import PROGRAM
+from flows.commands import HEARSCAPE
+from pipeline.runtime.commands import Command, Group, parser_of
 
+MODULES = ("flows.demo", "pipeline.synthetic", "trainer.demo", "trainer.model.sample", "trainer.model.parity", "trainer.small_pair",
+           "trainer.small_pair.trunks")  # fmt: skip
+"""Modules that `python -m` runs and that are no command of the program `hearscape`."""
+
+PROGRAM_MODULE = "flows.commands"
+"""What it defines is a command of the program alone."""
 WIDTH = "96"
 """Columns of the help."""
 
@@ -50,8 +38,8 @@ def _imported(module: str) -> ModuleType:
     return importlib.import_module(f"{module}.__main__" if is_package else module)
 
 
-def parser_of(module: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser of a command: its ``main`` runs up to the point where it reads its arguments."""
+def parser_in(module: str) -> argparse.ArgumentParser:
+    """The parser of a module: its ``main`` runs up to the point where it reads its arguments."""
     command = _imported(module)
     parsers: list[argparse.ArgumentParser] = []
 
@@ -60,24 +48,35 @@ def parser_of(module: str, words: Sequence[str] = ()) -> argparse.ArgumentParser
         raise _ParserReachedError
 
     with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), contextlib.suppress(_ParserReachedError):
-        command.main(list(words))
+        command.main([])
     return parsers[0]
 
 
-def help_texts(module: str, words: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Command line and help of a command, then of each of its subcommands."""
-    parser = parser_of(module, words)
+def help_of(parser: argparse.ArgumentParser) -> str:
+    """The help as a terminal of ``WIDTH`` columns shows it, without colours."""
     with mock.patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
-        for each in _with_subcommands(parser):
-            yield each.prog, each.format_help()
+        return parser.format_help().strip()
 
 
-def _with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:  # argparse has no public way to them
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in dict.fromkeys(action.choices.values()):
-                yield from _with_subcommands(inner)
+def commands_of(group: Group, *words: str) -> Iterator[tuple[str, Command]]:
+    """The words that choose a command, and the command; those that are chosen within another follow it."""
+    for word, command in group.commands.items():
+        if isinstance(command, Group):
+            yield from commands_of(command, *words, word)
+        else:
+            yield " ".join((*words, word)), command
+            yield from ((" ".join((*words, word, own)), variant) for own, variant in command.variants.items())
+
+
+def module_form(command: Command) -> str | None:
+    """What follows ``python -m`` to run a command. None: it has no module of its own."""
+    module = command.run.__module__
+    for value in vars(importlib.import_module(module)).values():
+        if isinstance(value, Command | Group):
+            for word, inner in value.variants.items():
+                if inner is command and module != PROGRAM_MODULE:
+                    return f"{module.removesuffix('.__main__')} {word}"
+    return module.removesuffix(".__main__") if hasattr(importlib.import_module(module), "main") else None
 
 
 def exit_codes(module: str) -> str | None:
@@ -91,15 +90,21 @@ def commands_text() -> str:
     lines = [
         "# Commands",
         "",
-        "Made from the commands' own help. `python` is the one of the environment: `.venv/bin/python` after `make demo`.",
+        "Made from the commands' own help. `make demo` installs `hearscape` and `python` in `.venv/bin`.",
+        *_section("hearscape", parser_of(HEARSCAPE, PROGRAM)),
     ]
-    for module, forms in COMMANDS.items():
-        lines += ["", f"## python -m {module}"]
-        for words in forms:
-            for number, (prog, text) in enumerate(help_texts(module, words)):
-                if number or words:
-                    lines += ["", f"### {prog.removeprefix('python -m ')}"]
-                lines += ["", "```text", text.strip(), "```"]
+    for words, command in commands_of(HEARSCAPE):
+        lines += _section(f"hearscape {words}", parser_of(command, f"{PROGRAM} {words}"))
+        if module := module_form(command):
+            lines += ["", f"The same command: `python -m {module}`."]
+            if codes := exit_codes(module.partition(" ")[0]):
+                lines += ["", codes]
+    for module in MODULES:
+        lines += _section(f"python -m {module}", parser_in(module))
         if codes := exit_codes(module):
             lines += ["", codes]
     return "\n".join(lines) + "\n"
+
+
+def _section(title: str, parser: argparse.ArgumentParser) -> list[str]:
+    return ["", f"## {title}", "", "```text", help_of(parser), "```"]
