@@ -12,8 +12,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pipeline.errors import SourceListError
 from pipeline.runtime.commands import Command, run_command
+
+if TYPE_CHECKING:
+    from pipeline.synthetic.catalogue import SyntheticSpec
 
 RECIPE = "demo"
 PORT = 8765
@@ -26,6 +31,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--port", type=int, default=PORT, help="port that serves the samples, on loopback (%(default)s)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="build these samples only, such as fire_camp rain_lake"
     )
     parser.add_argument("--keep-server", action="store_true", help="keep serving the samples when the build is done")
 
@@ -42,6 +50,16 @@ def _free_port(wanted: int) -> int:
         return int(probe.getsockname()[1])
 
 
+def _chosen(names: Sequence[str] | None) -> list[SyntheticSpec]:
+    """The samples of these names, or all. Raises SourceListError for a name that none has."""
+    from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415 (after --help)
+
+    specs = {spec.name: spec for spec in catalogue()}
+    if unknown := [name for name in names or () if name not in specs]:
+        raise SourceListError(f"--only {unknown[0]}: there is no such sample; the names are {', '.join(specs)}")
+    return [spec for name, spec in specs.items() if names is None or name in names]
+
+
 def _run(options: argparse.Namespace, command_line: str) -> int:
     # Not above: each process that renders or decodes imports this module once more, and has no use for Prefect.
     from rich.console import Console  # noqa: PLC0415
@@ -54,13 +72,14 @@ def _run(options: argparse.Namespace, command_line: str) -> int:
     from pipeline.synthetic.serve import serve_folder  # noqa: PLC0415
 
     def work() -> None:
+        specs = _chosen(options.only)
         recipe = load_recipe(recipe_path(RECIPE), options.set)
         check_prefect()
         console = Console(stderr=True)
         folder = Path(recipe.sources[0]).parent
         with sources_locked(folder), serve_folder(folder, _free_port(options.port)) as url:
             with console.status(f"Rendering the sample sources in {folder}"):
-                samples = render_catalogue(folder, base_url=url)
+                samples = render_catalogue(folder, specs=specs, base_url=url)
             print(f"{len(samples)} sample sources in {folder}, served at {url}", flush=True)  # noqa: T201
             direct.check(recipe)
             print(direct.summary_text(direct.run_now(recipe, console)), flush=True)  # noqa: T201
