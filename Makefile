@@ -1,14 +1,17 @@
 # make demo    builds a dataset from the sample sources, fits a tiny model to it, makes videos of sounds
-# make test    passes the tests
+# make test    passes the tests, in parallel; make test-fast those that take three minutes; PYTEST_ARGS="tests/pipeline/media -x" some of them
 # make check   linters, types, import contracts, the documentation  make clean   removes what the demo made
 # make docs    builds the documentation and serves it on this machine
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+PYTEST := $(BIN)/python -m pytest --durations=20
+PARALLEL := -n $(WORKERS) --dist loadfile
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: demo test check docs clean
+.PHONY: demo test test-fast check docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV): a few minutes the first time (torch is large)."
@@ -21,7 +24,11 @@ demo: $(READY)
 	$(BIN)/python -m trainer.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(PYTEST) -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
+
+test-fast: $(READY)
+	$(PYTEST) $(PARALLEL) -m "not alone and not slow" $(PYTEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +15,46 @@ from tests.needs import LACKS
 
 os.environ["DO_NOT_TRACK"] = "1"  # before Prefect is imported
 
+if num_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # before anything computes: processes that share the cores take a part of them each; no number depends on it
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(num_workers))))
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # a shell lets a job in the background, and whatever that starts, ignore Ctrl-C, which tests send to commands
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 POISONED_SIZES = tuple(1 << power for power in range(6, 23))
 """Bytes of the buffers that are freed full of NaN."""
+
+SLOW_PLACES = (
+    "faults",
+    "flows/test_cluster.py",
+    "flows/test_command.py",
+    "flows/test_command_line.py",
+    "flows/test_dataset_flow.py",
+    "flows/test_dataset_report.py",
+    "flows/test_demo.py",
+    "flows/test_prefect_faults.py",
+    "flows/test_secrets.py",
+    "flows/test_server.py",
+    "flows/test_short_names.py",
+    "docs",
+    "pipeline/build",
+    "pipeline/report/test_page.py",
+    "pipeline/synthetic",
+    "trainer/align/test_align.py",
+    "trainer/invert",
+    "trainer/prior/test_prior.py",
+    "trainer/small_pair",
+    "trainer/test_ablations.py",
+    "trainer/test_demo.py",
+    "trainer/test_evaluate.py",
+    "trainer/test_fit.py",
+    "trainer/test_fit_stages.py",
+    "trainer/test_generate.py",
+    "trainer/video",
+    "test_wheel.py",
+)
+"""Folders and files below ``tests`` with a browser, a Prefect server, a fit, the wheel, or builds of many files."""
 
 NOTHING_SKIPPED = "HEARSCAPE_NO_SKIPS"
 OURS = ("pipeline", "flows", "trainer")
@@ -50,6 +90,15 @@ def freed_memory_is_poisoned() -> None:
     if torch is not None:
         buffers = [torch.full((size // 4,), torch.nan) for size in POISONED_SIZES for _ in range(2)]
         del buffers
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of ``SLOW_PLACES``."""
+    tests = Path(__file__).parent
+    slow = [tests / place for place in SLOW_PLACES]
+    for item in items:
+        if any(item.path.is_relative_to(place) for place in slow):
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True)

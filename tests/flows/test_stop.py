@@ -17,6 +17,8 @@ from pipeline.dataset.verify import verify
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.needs import needs_proc
 
+pytestmark = pytest.mark.alone
+
 PROJECT = Path(__file__).parents[2]
 
 

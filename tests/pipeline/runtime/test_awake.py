@@ -14,6 +14,8 @@ import pytest
 from pipeline.runtime.awake import awake_seconds, wait_awake
 from tests.faulty_server import Answer, FaultyServer
 
+pytestmark = pytest.mark.alone
+
 BUILD = """
 import sys, threading
 from pathlib import Path

@@ -29,6 +29,8 @@ from pipeline.synthetic.video import write_video
 from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 
+pytestmark = pytest.mark.alone
+
 SOON_SECONDS = 60.0  # a busy machine; what is waited for here would otherwise take an hour or for ever
 RECIPE = """
 name = "stopped"

@@ -29,6 +29,8 @@ from tests.faulty_server import Answer, Fault, FaultyServer
 from tests.footage import FPS, noise, shots
 from tests.needs import needs_proc
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

@@ -19,6 +19,8 @@ from pipeline.errors import MediaError, StoppedError, TransientError, WorkerErro
 from pipeline.runtime.memory import IS_SUPPORTED, resident_bytes
 from pipeline.runtime.workers import Workers
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
