@@ -28,7 +28,7 @@ from flows.server import ServerLostError, all_sent, check_prefect, is_unsent, te
 from pipeline.build.build import Build, BuildSummary
 from pipeline.build.recipe import BuildRecipe
 from pipeline.errors import HearscapeError, UserError
-from pipeline.runtime.interrupts import INTERRUPTED, told
+from pipeline.runtime.interrupts import INTERRUPTED, interrupted_text
 from pipeline.runtime.masking import masked_values
 
 TERMINATED = 128 + signal.SIGTERM
@@ -117,7 +117,7 @@ def exit_code(work: Callable[[], None], again: str) -> int:
 
 
 def _exit_code(work: Callable[[], None], again: str) -> int:
-    words = told(again)
+    words = interrupted_text(again)
     with (
         _second_signal_ends_at_once(signal.SIGINT, KeyboardInterrupt(), words),
         _second_signal_ends_at_once(signal.SIGTERM, TerminationSignal(signal.SIGTERM), words),

@@ -8,7 +8,7 @@
     │   ├── EncoderError            weights that are unknown, missing, damaged, or of another shape
     │   ├── ManifestError           a manifest of another version, or damaged
     │   ├── DataError               a dataset cannot be trained on as asked, or too many of its samples cannot be read
-    │   ├── CalibrationError        no threshold can be had for what is asked: too few clips, or of another encoder
+    │   ├── CalibrationError        the wanted rate gives no threshold: too few clips, or a calibration of another encoder
     │   ├── ReportError             a dataset whose tables cannot be read, so that there is nothing to report
     │   ├── CheckpointError         a checkpoint of a fit that is damaged, foreign, or of another network
     │   ├── GeneratorError          a generator's file that is damaged, foreign, hostile, or of another network
@@ -18,14 +18,14 @@
     │   │   └── TransientDownloadError (TransientError)
     │   ├── MediaError              is not, or is no longer, playable media
     │   ├── ShardError              a shard or its index cannot be read: the samples in it cannot either
-    │   ├── PreviewError            what was kept for the encoders is gone or damaged (TransientError)
+    │   ├── PreviewError            the frames or sound stored for the encoders are missing or damaged (TransientError)
     │   └── WorkerError             the process that worked on it was killed or took too long
     │       └── ... TransientError  mixed in where a retry can help
-    ├── DamagedStateError           kept files that the end of a build needs are missing or damaged: their sources are done again
+    ├── DamagedStateError           state files that finishing a build needs are missing or damaged: their sources are done again
     ├── FitError                    a fit cannot go on: its loss is not finite; a checkpoint is written
-    └── StoppedError                the build was stopped: nothing is to be said of what was at work
+    └── StoppedError                the build was stopped: sources in progress have no outcome, the next run does them
 
-Anything else that is raised is a bug and stops the run, or is written down as one: see :mod:`pipeline.dataset.bugs`.
+Any other exception is a bug. It stops the run or is recorded as a bug: see :mod:`pipeline.dataset.bugs`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class HearscapeError(Exception):
 
 
 class UserError(HearscapeError, ValueError):
-    """Something that the user can put right, found before any work was done."""
+    """Something that the user can correct. It is raised before any work is done."""
 
 
 class RecipeError(UserError):
@@ -58,7 +58,7 @@ class ManifestError(UserError):
 
 
 class CalibrationError(UserError):
-    """No threshold of agreement can be had: too few clips of too few sources, or the calibration of another encoder."""
+    """There is no threshold of agreement: too few clips of too few sources, or the calibration of another encoder."""
 
 
 class DataError(UserError):
@@ -74,7 +74,7 @@ class ReportError(UserError):
 
 
 class GeneratorError(UserError):
-    """A generator's file cannot be used. Nothing that it holds was imported or run."""
+    """A generator's file cannot be used. None of its content was imported or run."""
 
 
 class NothingKeptError(UserError):
@@ -93,17 +93,17 @@ class SourceListError(UserError):
 
 
 class TransientError(HearscapeError):
-    """Mixed into errors that a later try may not meet again."""
+    """Mixed into errors that may not occur again in a later try."""
 
 
 class FitError(HearscapeError):
-    """A fit cannot go on. What it had learned until then is in its checkpoint."""
+    """A fit cannot go on. Its checkpoint holds what was learned until then."""
 
 
 class DamagedStateError(HearscapeError):
-    """The end of a build needs kept files that are missing or damaged.
+    """State files that finishing a build needs are missing or damaged.
 
-    ``source_ids`` are the sources that are to be done again, ``files`` names what is of no use, below ``state``, with what is wrong.
+    ``source_ids``: the sources to do again. ``files``: paths of the unusable files below ``state``, each with its problem.
     """
 
     def __init__(self, source_ids: Iterable[str], files: Mapping[str, str]) -> None:
@@ -112,7 +112,7 @@ class DamagedStateError(HearscapeError):
 
 
 class StoppedError(HearscapeError):
-    """The work was not done because the build was stopped: nothing is to be said of its source, the next run does it."""
+    """The build was stopped before this work was done. Its source has no outcome; the next run does it."""
 
 
 class ClipError(HearscapeError):
@@ -142,7 +142,7 @@ class MediaError(ClipError):
 
 
 class PreviewError(ClipError, TransientError):
-    """The small frames and the sound that were kept for encoders are gone or damaged; another setting makes them again."""
+    """The small frames or the sound stored for the encoders are missing or damaged."""
 
 
 class ShardError(ClipError):

@@ -1,4 +1,4 @@
-"""What a running build tells those who watch it."""
+"""Events that a running build sends to its listeners."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class StageEvent:
     subject: str
     """Source id, or the name of the shard or file."""
     elapsed_seconds: float
-    """Of work: what the source waited for others is left out."""
+    """Seconds of work. Time in which the source waited for other sources is not counted."""
     media_seconds: float = 0.0
     """Length of the media that was worked on."""
     reused: bool = False
-    """The work was done by an earlier run."""
+    """Whether the result of an earlier run was used."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceEvent:
-    """One source has reached its end in this build (before the rules that look at the whole dataset)."""
+    """One source has its outcome in this build (before the rules over the whole dataset)."""
 
     source_id: str
     state: State
@@ -37,7 +37,7 @@ class SourceEvent:
     clips: Mapping[str, int] = field(default_factory=dict)
     """Number of clips by ``kept``, ``failed`` and each reason."""
     code: str = ""
-    """The code of the failure; empty where it did not fail as a whole."""
+    """Code of the source's failure; empty if the source as a whole did not fail."""
 
 
 Event = StageEvent | SourceEvent
@@ -45,4 +45,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """A listener that does nothing."""
+    """A listener that does nothing, for callers that need no events."""

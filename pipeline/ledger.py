@@ -1,4 +1,4 @@
-"""What became of a source: ``python -m pipeline.ledger show manifests/NAME URL_OR_ID``."""
+"""Shows the outcome of a source: ``python -m pipeline.ledger show manifests/NAME URL_OR_ID``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def _show(options: argparse.Namespace, _: str) -> int:
 
     matching = source_histories(read_folder(options.dataset), options.wanted)
     if not matching:
-        shown = mask_secrets(options.wanted)
-        print(f"{shown}: no source of {options.dataset} has this link or id. Rows with the same link are one source, under the id "  # noqa: T201
-              "of the first", file=sys.stderr)  # fmt: skip
+        message = (
+            f"{mask_secrets(options.wanted)}: no source of {options.dataset} has this link or id. Rows with the same link are one "
+            "source, under the id of the first"
+        )
+        print(message, file=sys.stderr)  # noqa: T201
         return FAILED
-    for number, story in enumerate(matching):
-        lines = [json.dumps(story.to_json())] if options.json else [*([""] if number else []), *story.lines()]
+    for number, history in enumerate(matching):
+        lines = [json.dumps(history.to_json())] if options.json else [*([""] if number else []), *history.lines()]
         for line in lines:
             print(line.encode("utf-8", "backslashreplace").decode() if line.isprintable() else ascii(line))  # noqa: T201
     return DONE

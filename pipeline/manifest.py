@@ -1,4 +1,4 @@
-"""Looks into built datasets, and takes sources out of them.
+"""Verifies built datasets and withdraws sources from them.
 
 python -m pipeline.manifest verify manifests/NAME [--deep]
 python -m pipeline.manifest withdraw manifests/NAME --source ID...

@@ -1,4 +1,4 @@
-"""The words that the stages share: source, span, clip, measures, verdict, state. Standard library only.
+"""Types that the stages share: source, span, clip, measures, verdict, state. Standard library only.
 
 Times are integer milliseconds (``_ms``) or float seconds (``_seconds``), by name, from the start of the source's own timeline.
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,96}")
-"""What a source id may look like: it becomes part of file names and of sample keys, so no dots and no slashes."""
+"""A valid source id. It becomes part of file names and sample keys, so dots and slashes are not allowed."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -82,17 +82,17 @@ class Source:
 
 
 def clip_key(source_id: str, span: Span) -> str:
-    """The sample key: the same for the same source and span, in every build."""
+    """The sample key of a clip. It depends on the source and the span only, so it is the same in every build."""
     return f"{source_id}_{span.start_ms:08d}_{span.end_ms:08d}"
 
 
 def source_of_key(key: str) -> str:
-    """The id of the source whose clip has this key: the inverse of :func:`clip_key`."""
+    """The id of the source of the clip with this key: the inverse of :func:`clip_key`."""
     return key.rsplit("_", 2)[0]
 
 
 class State(StrEnum):
-    """What became of a source or clip. Each is in exactly one."""
+    """Outcome of a source or clip. Each has exactly one."""
 
     KEPT = "kept"
     REJECTED = "rejected"
@@ -101,7 +101,7 @@ class State(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why something was rejected. The first rule that says no names the reason."""
+    """Why a source or clip was rejected. The first rule that rejects it gives the reason."""
 
     # a whole source, before any decode
     NO_VIDEO = "no_video"
@@ -134,13 +134,13 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     CLASS_FULL = "class_full"
     SOURCE_FULL = "source_full"
-    # a whole source, when the dataset had been built
+    # a whole source, after the dataset was built
     WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Kept (``reason is None``) or rejected for one reason; ``detail`` says by how much, with both numbers."""
+    """Kept (``reason is None``) or rejected for one reason. ``detail`` names the measured value and the limit."""
 
     reason: Reason | None = None
     detail: str = ""
@@ -152,7 +152,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why something could not be processed. ``stage`` is the stage's name, ``code`` a stable word for grouping."""
+    """Why a source or clip could not be processed. ``code`` is a stable word for grouping; ``transient``: a retry may help."""
 
     stage: str
     code: str
@@ -175,7 +175,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class PictureMeasures:
-    """Numbers found in a clip's picture. Luma is 0 (black) to 255 (white), full range."""
+    """Measures of a clip's picture. Luma is 0 (black) to 255 (white), full range."""
 
     num_frames: int
     luma_mean: float
@@ -191,8 +191,8 @@ class PictureMeasures:
     still_share: float
     """Share of the clip's time in which the picture does not change at all, 0..1."""
     sharpness: float
-    """Variance of luma's Laplacian over the variance of luma, slightly blurred, at 360 lines: 0.01 is sharp, 0.0003 out of focus.
-    The division makes it independent of contrast: a night storm may be sharp."""
+    """Variance of the Laplacian of luma divided by the variance of luma, of a slightly blurred picture 360 lines high: 0.01 is sharp,
+    0.0003 out of focus. The division makes it independent of contrast: a dark picture can be sharp."""
     bar_left_px: int
     bar_top_px: int
     bar_right_px: int
@@ -207,10 +207,10 @@ class PictureMeasures:
 
 @dataclass(frozen=True, slots=True)
 class SoundMeasures:
-    """Numbers found in a clip's sound."""
+    """Measures of a clip's sound."""
 
     loudness_lufs: float | None
-    """Integrated loudness, ITU-R BS.1770-4. None: too quiet or too short for the gate."""
+    """Integrated loudness in LUFS, ITU-R BS.1770-4. None: too quiet or too short for the gate."""
     peak_dbfs: float | None
     """Highest sample, dB full scale. None: digital silence."""
     covered_share: float
@@ -218,13 +218,13 @@ class SoundMeasures:
     silent_share: float
     """Share of the clip below -60 dBFS RMS, in blocks of 100 ms, 0..1."""
     clipped_share: float
-    """Share of samples that stand at full scale for three samples or more, 0..1."""
+    """Share of samples in runs of three samples or more at full scale, 0..1."""
     dc_offset: float
     """Absolute mean of the samples, 0..1 of full scale."""
     dual_mono: bool | None
     """Whether two channels carry the same signal. None: one channel only."""
     speech_share: float
-    """Share of the clip in which silero-vad hears a voice, 0..1."""
+    """Share of the clip in which silero-vad detects speech, 0..1."""
     music_share: float
     """Estimated share of the clip with music (steady harmonic partials), 0..1."""
     sound_hash: str
@@ -241,49 +241,49 @@ class AgreementMeasures:
     best_agreement: float
     """Highest cosine of any one frame and the sound."""
     margin: float | None = None
-    """How much nearer the sound is to the words of the clip's own class than to those of any other: the difference of two cosines,
-    -2..2, below 0 where it sounds more like something else. None: the encoders could not embed the class prompts."""
+    """Cosine of the sound and the prompt of the clip's own class, minus the highest cosine with the prompt of another class: -2..2,
+    below 0 if the sound is nearer to another class. None: the encoders could not embed the class prompts."""
     shown_class: str | None = None
-    """The class whose words are nearest to the picture."""
+    """The class whose prompt is nearest to the picture."""
     heard_class: str | None = None
-    """The class whose words are nearest to the sound."""
+    """The class whose prompt is nearest to the sound."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeMeasures:
-    """Whether picture and sound have their events together: see :mod:`pipeline.measure.rhythm`.
+    """Whether events of picture and sound coincide: see :mod:`pipeline.measure.rhythm`.
 
-    Matches are correlations, -1..1; lags are in seconds, positive where the sound comes after the picture. All are None where
-    nothing rises in one of the two.
+    Matches are correlations, -1..1. Lags are in seconds, positive if the sound comes after the picture. A value is None if the
+    picture or the sound has no rises.
     """
 
     motion_match: float | None = None
-    """How well rises of the sound go with rises of motion, at the best lag."""
+    """Correlation of the rises of the sound with the rises of motion, at the best lag."""
     motion_lag_seconds: float | None = None
     light_match: float | None = None
-    """How well rises of the sound go with rises of brightness, at the best lag."""
+    """Correlation of the rises of the sound with the rises of brightness, at the best lag."""
     light_lag_seconds: float | None = None
 
 
 def flat(record: Any) -> dict[str, Any]:
-    """A dataclass of plain fields as a dict, in the order of its fields."""
+    """The fields of a dataclass as a dict, in their order. Nested values are not converted."""
     return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A source's file in the store (or where it lay already), with what is known of its origin."""
+    """A source's file, in the download store or used in place, with its origin."""
 
     path: str
     """Local path of the file."""
     content_sha256: str
     num_bytes: int
     offset_ms: int = 0
-    """Where in the source's timeline the file begins: above 0 when only a section was fetched."""
+    """Start of the file in the source's timeline: above 0 when only a section was fetched."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """title, uploader, licence, upload_date, webpage_url, extractor, format, fetched_url: what was found of these."""
+    """title, uploader, licence, upload_date, webpage_url, extractor, format, fetched_url: those of them that are known."""
     is_new: bool = field(default=False, compare=False)
-    """Whether it was put into the store by this very fetch, and its hash is of what was written there."""
+    """Whether this fetch has just stored the file, so that its hash is of the bytes that were written."""
 
 
 def stable_hash(*parts: object, length: int = 16) -> str:
@@ -293,7 +293,7 @@ def stable_hash(*parts: object, length: int = 16) -> str:
 
 
 def unit_interval(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts alone."""
+    """A number in [0, 1) from a hash of the parts: the same on every machine and in every run."""
     return int(stable_hash(*parts, length=13), 16) / 16**13
 
 

@@ -15,6 +15,6 @@ class Settings(BaseModel):
 
 
 class JsonRecord(BaseModel):
-    """A part of the manifest or of a calibration: frozen, and no value is taken for one of another type."""
+    """A part of the manifest or of a calibration: frozen, and values are never converted to another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

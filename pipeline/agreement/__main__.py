@@ -1,4 +1,4 @@
-"""``python -m pipeline.agreement calibrate DATASET``: a built dataset's calibration, from its tables."""
+"""``python -m pipeline.agreement calibrate DATASET``: calibrates agreement on a built dataset, from its tables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Calibration: what agreement a wrong pair of picture and sound reaches, so that a wanted share of false accepts becomes a threshold.
+"""Calibration: measures the agreement of wrong pairs, so that a wanted share of false accepts gives a threshold.
 
-True pairs are a clip's picture with its own sound; wrong ones its picture with the sound of a clip of another source and another class.
+A true pair is a clip's picture with its own sound. A wrong pair is its picture with the sound of a clip of another source and class.
 
 Shape suffixes: N clips, D width of the space, M wrong pairs.
 """
@@ -17,22 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agreement.pairs import DrawnPairs, Label, draw_scores
-from pipeline.agreement.roc import Floats, auc, intervals, roc, threshold_at
+from pipeline.agreement.roc import Floats, auc, intervals, threshold_at
 from pipeline.dataset.manifest import FORMAT as MANIFEST_FORMAT
 from pipeline.dataset.manifest import manifest_path, read_manifest
 from pipeline.errors import CalibrationError
 from pipeline.judge.agreement_rule import Calibration, ClassCalibration, ClassPoint, RocPoint
 
-__all__ = ["Calibration", "calibrate", "calibration_of", "read_calibration", "roc"]
+__all__ = ["Calibration", "calibrate", "calibration_of", "read_calibration"]
 
 MIN_INDEPENDENT_PAIRS = 10
-"""With fewer, a calibration is refused: not even a false-accept rate of 10 % could be told."""
+"""Fewest independent pairs of a calibration. With fewer, not even a false-accept rate of 10 % could be estimated."""
 RATES = tuple(
     round(mantissa * 10.0**power, 6)
     for power in (-4, -3, -2, -1)
     for mantissa in ((1, 1.5, 2, 3, 4, 5, 7) if power < -1 else (1, 1.5, 2, 3, 4, 5, 7, 9))
 )
-"""False-accept rates of the stored points; between them the curve is straight, over the rate's logarithm."""
+"""False-accept rates of the stored points. Between them the curve is interpolated linearly over the logarithm of the rate."""
 
 
 def calibrate(
@@ -43,29 +43,29 @@ def calibrate(
     encoder_id: str,
     seed: int = 0,
 ) -> Calibration:
-    """Scores true pairs against wrong ones. Row i of all is clip i; the vectors may have any length.
+    """Compares the scores of true and of wrong pairs. Row i of every argument is clip i; the vectors need not have length 1.
 
-    Clips without direction in the space are left out, and clips without a label where others have one. Without any label, wrong
-    pairs differ by source alone. The numbers depend on the rows and ``seed`` alone.
+    Clips with an embedding of length 0 are left out, and clips without a label if others have one. If no clip has a label, wrong
+    pairs differ by source only. The result depends on the rows and ``seed`` only.
 
-    Raises CalibrationError where there are too few sources or classes, ValueError for arrays that do not fit or are not finite.
+    Raises CalibrationError if there are too few sources or classes, and ValueError for arrays of different lengths or not finite.
     """
     return calibration_of(draw_scores(picture_ND, sound_ND, sources, labels, seed), encoder_id, seed)
 
 
 def calibration_of(drawn: DrawnPairs, encoder_id: str, seed: int = 0) -> Calibration:
-    """The calibration that these pairs make. Raises CalibrationError where there are too few."""
+    """The calibration from these pairs. Raises CalibrationError if there are too few."""
     scores = drawn.scores
     _check_enough(drawn)
     rates = [rate for rate in RATES if rate >= 1 / drawn.num_independent - 1e-9]
     thresholds = [threshold_at(scores.mismatched, rate) for rate in rates]
-    found = intervals(scores, np.asarray(rates), np.asarray(thresholds), seed)
+    bounds = intervals(scores, np.asarray(rates), np.asarray(thresholds), seed)
     points = [
         RocPoint(
             **_point(scores.matched, rate, threshold),
-            **_ends("threshold", found.thresholds[:, i].clip(-1, 1)),
-            **_ends("false_accept", found.false_accepts[:, i]),
-            **_ends("true_accept", found.true_accepts[:, i]),
+            **_low_and_high("threshold", bounds.thresholds[:, i].clip(-1, 1)),
+            **_low_and_high("false_accept", bounds.false_accepts[:, i]),
+            **_low_and_high("true_accept", bounds.true_accepts[:, i]),
         )
         for i, (rate, threshold) in enumerate(zip(rates, thresholds, strict=True))
     ]
@@ -78,15 +78,15 @@ def calibration_of(drawn: DrawnPairs, encoder_id: str, seed: int = 0) -> Calibra
         num_independent_pairs=drawn.num_independent,
         num_left_out=drawn.num_left_out,
         auc=_rounded(auc(scores.matched, scores.mismatched)),
-        auc_low=_rounded(found.auc[0]),
-        auc_high=_rounded(found.auc[1]),
+        auc_low=_rounded(bounds.auc[0]),
+        auc_high=_rounded(bounds.auc[1]),
         points=tuple(points),
         per_class=_per_class(drawn),
     )
 
 
 def read_calibration(location: str) -> Calibration:
-    """The calibration at a path or URL: its own JSON, or that of a dataset's manifest or folder.
+    """Reads the calibration at a path or URL: a JSON of its own, or in a dataset's manifest, which its folder names as well.
 
     Raises CalibrationError or ManifestError.
     """
@@ -106,7 +106,7 @@ def read_calibration(location: str) -> Calibration:
     if calibration is None:
         folder = posixpath.dirname(path) or "."
         raise CalibrationError(
-            f"{path} holds no calibration: run python -m pipeline.agreement calibrate {folder} --write, which says what is missing"
+            f"{path} has no calibration: run python -m pipeline.agreement calibrate {folder} --write, which adds it or says what is missing"
         )
     return calibration
 
@@ -118,18 +118,19 @@ def _check_enough(drawn: DrawnPairs) -> None:
     if len(classes) == 1:
         raise CalibrationError(
             f"all {len(drawn.labels)} clips to calibrate on are of the class {next(iter(classes))!r}: a wrong pair has the sound of "
-            f"another class, so sources of two classes or more are needed, {MIN_INDEPENDENT_PAIRS} at the least"
+            f"another class, so at least {MIN_INDEPENDENT_PAIRS} sources of two or more classes are needed"
         )
     raise CalibrationError(
         f"too few pairs to calibrate on: {len(drawn.labels)} clips of {drawn.num_sources} sources "
-        f"({len(classes)} classes) make {drawn.num_independent} wrong pairs in which no source comes twice, and "
+        f"({len(classes)} classes) give {drawn.num_independent} wrong pairs in which no source occurs twice, and "
         f"{MIN_INDEPENDENT_PAIRS} are needed for a false-accept rate of 10 % (20 for 5 %, 100 for 1 %: one divided by the rate)"
     )
 
 
 def _per_class(drawn: DrawnPairs) -> dict[str, ClassCalibration]:
-    scores, found = drawn.scores, {}
+    scores = drawn.scores
     source_N = scores.sources
+    calibrations = {}
     for label in sorted(frozenset().union(*drawn.labels)):
         inside = np.asarray([label in own for own in drawn.labels])
         own_sources, other_sources = set(source_N[inside].tolist()), set(source_N[~inside].tolist())
@@ -140,13 +141,13 @@ def _per_class(drawn: DrawnPairs) -> dict[str, ClassCalibration]:
         rates = [rate for rate in RATES if rate >= 1 / num_independent - 1e-9]
         true = scores.matched[inside]
         points = [ClassPoint(**_point(true, rate, threshold_at(wrong, rate))) for rate in rates]
-        found[label] = ClassCalibration(
+        calibrations[label] = ClassCalibration(
             num_clips=len(true),
             num_independent_pairs=num_independent,
             auc=_rounded(auc(true, wrong)),
             points=tuple(points),
         )
-    return found
+    return calibrations
 
 
 def _point(matched: Floats, rate: float, threshold: float) -> dict[str, float]:
@@ -154,10 +155,10 @@ def _point(matched: Floats, rate: float, threshold: float) -> dict[str, float]:
     return {"false_accept_rate": rate, "threshold": _rounded(threshold), "true_accept_rate": _rounded(passing)}
 
 
-def _ends(name: str, low_high: Floats) -> dict[str, float]:
+def _low_and_high(name: str, low_high: Floats) -> dict[str, float]:
     return {f"{name}_low": _rounded(low_high[0]), f"{name}_high": _rounded(low_high[1])}
 
 
 def _rounded(value: float) -> float:
-    """So that the last bits, which differ between machines, do not reach a manifest."""
+    """Rounds away the last bits, which differ between machines, so that manifests are equal."""
     return round(float(value), 6)

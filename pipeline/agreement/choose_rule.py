@@ -1,4 +1,4 @@
-"""What a build asks of agreement: the recipe's wish, turned into numbers as soon as a calibration is known, and told in words."""
+"""Resolves the recipe's settings for agreement into a rule with thresholds, from the calibration that they name or imply."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ORIGINS: dict[Origin, str] = {
 
 
 def rule_before_build(wanted: AgreementSettings, judge: JudgeSettings, encoder_id: str | None) -> AgreementRule:
-    """What can be asked of each clip as it is measured; nothing, where the dataset's own clips are to be calibrated on.
+    """The rule that is known before any clip is measured. It has no threshold if the dataset's own clips must be calibrated on first.
 
-    Raises CalibrationError for a calibration that is of other encoders, does not reach as low as the wanted rate, or
-    cannot be read.
+    Raises CalibrationError for a calibration of other encoders, one that has too few pairs for the wanted rate, or one that cannot
+    be read.
     """
     if wanted.false_accept_rate is None or encoder_id is None:
         return bare_cosine(judge)
@@ -41,7 +41,7 @@ def rule_before_build(wanted: AgreementSettings, judge: JudgeSettings, encoder_i
 
 
 def rule_of_own_clips(wanted: AgreementSettings, calibration: Calibration) -> AgreementRule:
-    """What can be asked once the dataset's own clips were calibrated on. Raises CalibrationError as above."""
+    """The rule from the calibration on the dataset's own clips. Raises CalibrationError if it has too few pairs for the wanted rate."""
     return _rule(calibration, wanted, "own clips")
 
 
@@ -54,16 +54,18 @@ def _rule(calibration: Calibration, wanted: AgreementSettings, origin: Origin) -
 
 
 def rule_line(wanted: AgreementSettings, rule: AgreementRule, *, has_encoders: bool) -> str:
-    """What a build asks of agreement, for people."""
+    """The rule as a line of text."""
     if not has_encoders:
         return "agreement: not measured, the recipe names no encoders"
     if rule.min_agreement is None:
         if wanted.false_accept_rate is None:
-            return "agreement: stored, not enforced; agreement.false_accept_rate or judge.min_agreement would"
+            return (
+                "agreement: stored, not enforced; agreement.false_accept_rate or judge.min_agreement would enforce it"
+            )
         return (
-            f"agreement: false accepts {100 * wanted.false_accept_rate:g} %, at a threshold that this dataset's own clips give at the "
-            "end of the build: every clip that passes the other rules is cut first"
+            f"agreement: false accepts {100 * wanted.false_accept_rate:g} %, at a threshold that is calibrated on this dataset's own clips "
+            "at the end of the build; until then every clip that passes the other rules is cut"
         )
-    own = "".join(f", {label} {limit:.4g}" for label, limit in sorted(rule.per_class.items()))
-    promise = f"{rule.words()}; " if rule.words() else ""
-    return f"agreement: {rule.min_agreement:.4g} or more{own} ({promise}{ORIGINS[rule.origin or 'recipe']})"
+    of_classes = "".join(f", {label} {limit:.4g}" for label, limit in sorted(rule.per_class.items()))
+    rate = f"{rule.words()}; " if rule.words() else ""
+    return f"agreement: {rule.min_agreement:.4g} or more{of_classes} ({rate}{ORIGINS[rule.origin or 'recipe']})"

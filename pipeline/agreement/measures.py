@@ -1,4 +1,4 @@
-"""Agreement: how well a clip's sound fits its picture, from their embeddings in the shared space.
+"""Agreement: how well the sound of a clip fits its picture, computed from their embeddings in the shared space.
 
 Shape suffixes: T frames, C classes, D width of the space.
 """
@@ -31,25 +31,25 @@ NATURE_CLASSES = (
     "waterfall",
     "wind",
 )
-"""What nature sounds like, in words that pictures and sounds share."""
+"""Default classes: sounds of nature, in words that describe pictures as well."""
 
 
 class AgreementSettings(Settings):
-    """What is asked of sound and picture in the shared space."""
+    """How well sound and picture must agree in the shared space."""
 
     false_accept_rate: float | None = Field(None, gt=0, lt=1)
-    """Share of wrong pairs (a picture with the sound of another class) that may pass, 0..1: the calibration turns it into a
-    cosine. None: agreement is stored and, unless ``judge.min_agreement`` names a bare cosine, not enforced."""
+    """Share of wrong pairs (a picture with the sound of another class) that may pass, 0..1. The calibration converts it into a
+    cosine. None: agreement is stored, and enforced only by ``judge.min_agreement``."""
     calibration: str | None = None
-    """Where the calibration stands: a dataset's folder or manifest, or a calibration's JSON; path or URL. None: the one that
-    comes with the packaged pair; with other encoders, this dataset's own clips are calibrated on at the end of the build."""
+    """Path or URL of the calibration: a dataset's folder or manifest, or a calibration's JSON. None: that of the packaged pair; with
+    other encoders this dataset's own clips are calibrated on at the end of the build."""
     per_class: bool = False
-    """Whether every class with enough pairs gets a threshold of its own."""
+    """Whether every class with enough pairs has a threshold of its own."""
     classes: tuple[str, ...] | None = NATURE_CLASSES
-    """The classes that a sound is held against for its margin. A source's label that is among them (in any case, spaces or
-    underscores) is its own class. None: neither margin nor classes are measured."""
+    """The classes that a sound is compared with for its margin. A label of the source that is among them (upper or lower case, spaces
+    or underscores) is its own class. None: neither margin nor classes are measured."""
     prompt: str = "a photo of {}"
-    """The words that stand for a class, with {} for its name."""
+    """Text that is embedded for a class, with {} for its name."""
 
     @model_validator(mode="after")
     def _prompts_differ(self) -> Self:
@@ -63,13 +63,13 @@ class AgreementSettings(Settings):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The text of each class; none where margins are not measured."""
+        """The text of each class. Empty if margins are not measured."""
         return tuple(self.prompt.replace("{}", normalised_name(name)) for name in self.classes or ())
 
 
 @dataclass(frozen=True, slots=True)
 class ClassPrompts:
-    """Classes, and where their words lie in the shared space: (C, D), rows of length 1."""
+    """Classes, and the embeddings of their texts: (C, D), rows of length 1."""
 
     names: tuple[str, ...]
     rows: NDArray[np.float32]
@@ -82,10 +82,11 @@ def agreement(
     prompts: ClassPrompts | None = None,
     labels: Sequence[str] = (),
 ) -> AgreementMeasures:
-    """Cosine of the mean picture embedding and the sound, and the best of any one frame, both -1..1; with prompts, the margin.
+    """Cosine of the mean picture embedding and the sound, and the highest cosine of one frame and the sound, both -1..1. With
+    ``prompts`` also the margin: see :func:`class_measures`.
 
-    The mean is taken over frame embeddings of length 1. Vectors of any length will do; one without direction (frames
-    that cancel out) agrees with nothing: 0. For the margin see :func:`class_measures`.
+    Frame embeddings are scaled to length 1 before the mean is taken. The agreement of a vector of length 0, such as the mean of
+    frames that cancel out, is 0.
 
     Raises ValueError for embeddings without frames, of different widths, or not finite.
     """
@@ -98,36 +99,36 @@ def agreement(
     frames = unit_vectors(picture_frames_TD)
     sound = unit_vectors(sound_D)
     picture = unit_vectors(frames.mean(axis=0))
-    each = np.clip(_products(frames, sound), -1.0, 1.0)
-    whole = np.clip(_products(picture, sound), -1.0, 1.0)
+    cosines_T = np.clip(_products(frames, sound), -1.0, 1.0)
+    cosine = np.clip(_products(picture, sound), -1.0, 1.0)
     margin, shown, heard = (None, None, None) if prompts is None else class_measures(picture, sound, prompts, labels)
-    return AgreementMeasures(encoder_id, float(whole), float(each.max()), margin, shown, heard)
+    return AgreementMeasures(encoder_id, float(cosine), float(cosines_T.max()), margin, shown, heard)
 
 
 def class_measures(
     picture_D: NDArray[np.floating], sound_D: NDArray[np.floating], prompts: ClassPrompts, labels: Sequence[str] = ()
 ) -> tuple[float | None, str | None, str | None]:
-    """Margin, shown class and heard class of a clip. The vectors have length 1, or 0 where they have no direction.
+    """Margin, class nearest to the picture, and class nearest to the sound. The vectors have length 1 or 0.
 
-    The clip's own class is the one of its labels (the best heard of several); where none of them is among the classes, the
-    shown class, the one nearest to the picture. The margin is cos(sound, own class) - max over all others of cos(sound, class).
-    None: a vector without direction is near to nothing, and with no other class there is no margin.
+    The clip's own class is the class of its label; of several labels, the one nearest to the sound. If none of its labels is among
+    the classes, it is the class nearest to the picture. The margin is cos(sound, own class) - max over all others of
+    cos(sound, class). A vector of length 0 has no nearest class (None), and without another class there is no margin (None).
     """
-    rows = unit_vectors(prompts.rows)
-    of_picture, of_sound = _products(rows, picture_D), _products(rows, sound_D)
-    shown = int(of_picture.argmax()) if picture_D.any() else None
-    heard = int(of_sound.argmax()) if sound_D.any() else None
-    wanted = {normalised_name(label) for label in labels}
-    own = np.asarray([normalised_name(name) in wanted for name in prompts.names])
-    if not own.any() and shown is not None:
-        own[shown] = True
+    rows_CD = unit_vectors(prompts.rows)
+    picture_cosines_C, sound_cosines_C = _products(rows_CD, picture_D), _products(rows_CD, sound_D)
+    shown = int(picture_cosines_C.argmax()) if picture_D.any() else None
+    heard = int(sound_cosines_C.argmax()) if sound_D.any() else None
+    normalised_labels = {normalised_name(label) for label in labels}
+    is_own_C = np.asarray([normalised_name(name) in normalised_labels for name in prompts.names])
+    if not is_own_C.any() and shown is not None:
+        is_own_C[shown] = True
     margin = None
-    if heard is not None and own.any() and not own.all():
-        margin = float(of_sound[own].max() - of_sound[~own].max())
+    if heard is not None and is_own_C.any() and not is_own_C.all():
+        margin = float(sound_cosines_C[is_own_C].max() - sound_cosines_C[~is_own_C].max())
     names = prompts.names
     return margin, None if shown is None else names[shown], None if heard is None else names[heard]
 
 
 def _products(rows: NDArray[np.floating], vector_D: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The product of each row (..., D) with the vector. Unlike ``@`` it adds in one order, whatever the processor and its cores."""
+    """The product of each row (..., D) with the vector, shape (...). Unlike ``@`` it adds in the same order on every processor."""
     return np.asarray(np.einsum("...d,d->...", rows, vector_D, optimize=False))

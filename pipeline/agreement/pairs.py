@@ -1,5 +1,5 @@
-"""True pairs (a clip's picture and its own sound) and wrong ones (its picture with the sound of a clip of another source and another
-class), drawn from embeddings and scored by cosine.
+"""Draws true pairs (a clip's picture and its own sound) and wrong pairs (its picture and the sound of a clip of another source and
+class), and scores them by the cosine of their embeddings.
 
 Shape suffixes: N clips, D width of the space, M wrong pairs.
 """
@@ -19,13 +19,13 @@ from pipeline.schema import unit_interval
 
 MAX_CLIPS = 20_000
 MAX_PAIRS = 200_000
-"""Of more, so many are drawn: what limits a calibration is the number of sources, not of pairs."""
+"""Of more clips or pairs, so many are drawn: the precision of a calibration is limited by the number of sources."""
 
 Label = str | Sequence[str] | None
 
 
 class ClipPool:
-    """The clips to calibrate on: all, or a sample that depends on their keys alone. Memory does not grow with the dataset."""
+    """The clips to calibrate on: all, or of many a part that is drawn by a hash of their keys. Memory does not grow with the dataset."""
 
     def __init__(self, size: int = MAX_CLIPS) -> None:
         self._size = size
@@ -33,7 +33,7 @@ class ClipPool:
         self._bound = 1.0
 
     def add(self, key: str, source: str, labels: Sequence[str]) -> None:
-        """``source`` names the video, so that its clips are not paired with each other."""
+        """Adds a clip. ``source`` identifies its video: clips of one video are not paired with each other."""
         place = unit_interval("calibration", key)
         if place < self._bound:
             self._chosen.append((place, key, source, tuple(labels)))
@@ -41,7 +41,7 @@ class ClipPool:
                 self._trim()
 
     def clips(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Source and labels of each chosen clip by its key, in the order of the keys."""
+        """Source and labels of each drawn clip by its key, in the order of the keys."""
         if len(self._chosen) > self._size:
             self._trim()
         return {key: (source, labels) for _, key, source, labels in sorted(self._chosen, key=lambda clip: clip[1])}
@@ -53,14 +53,15 @@ class ClipPool:
 
 @dataclass(frozen=True, slots=True)
 class DrawnPairs:
-    """Pairs of a calibration, scored."""
+    """The scored pairs of a calibration."""
 
     scores: PairScores
     labels: tuple[frozenset[str], ...]
-    """Of each clip; all empty where classes are not known."""
+    """Labels of each clip. All are empty if no clip has a label."""
     num_left_out: int
+    """Clips with an embedding of length 0, or without a label although others have one."""
     num_independent: int
-    """Wrong pairs in which no source's picture and no source's sound comes twice."""
+    """Largest number of wrong pairs in which no source gives two pictures or two sounds."""
 
     @property
     def num_sources(self) -> int:
@@ -74,7 +75,10 @@ def draw_scores(
     labels: Sequence[Label],
     seed: int = 0,
 ) -> DrawnPairs:
-    """True pairs and wrong ones (all, or a sample where they are many), scored by cosine. Raises as :func:`calibrate`."""
+    """True and wrong pairs, scored by cosine; of many wrong pairs a part is drawn. Arguments as in :func:`calibrate`.
+
+    Raises ValueError for arrays of different lengths or not finite.
+    """
     if not picture_ND.shape == sound_ND.shape == (len(sources), *picture_ND.shape[1:2]) or len(labels) != len(sources):
         raise ValueError(
             f"embeddings must be (N, D) twice, with N sources and labels; got {picture_ND.shape}, {sound_ND.shape}, "
@@ -106,7 +110,7 @@ def draw_scores(
 
 
 def pass_shares(drawn: DrawnPairs, rule: AgreementRule) -> tuple[float | None, float | None]:
-    """Shares of the true and of the wrong pairs that ``rule`` lets pass; a wrong pair is held against the limit of its picture's
+    """Shares of the true and of the wrong pairs that ``rule`` lets pass, 0..1. A wrong pair is compared with the limit of its picture's
     class. None: there are no such pairs."""
     limits = np.asarray([-np.inf if (limit := rule.limit(own)) is None else limit for own in drawn.labels])
     scores = drawn.scores
@@ -116,36 +120,39 @@ def pass_shares(drawn: DrawnPairs, rule: AgreementRule) -> tuple[float | None, f
 
 
 def _wrong_pairs(source_N: Indices, labels: Sequence[frozenset[str]], seed: int) -> tuple[Indices, Indices]:
-    """Pairs of clips of different sources and classes: all of them, or a sample of MAX_PAIRS."""
+    """Pairs of clips of different sources and classes, as indexes of picture and sound: all of them, or MAX_PAIRS drawn ones."""
     num_clips = len(source_N)
     if num_clips**2 <= MAX_PAIRS:
         picture, sound = (grid.ravel() for grid in np.indices((num_clips, num_clips)))
         return _admissible(picture, sound, source_N, labels)
     rng = np.random.default_rng(seed)
-    found: list[tuple[Indices, Indices]] = []
-    num_found = 0
-    for _ in range(20):  # where nearly all clips are of one class, a draw finds few
+    parts: list[tuple[Indices, Indices]] = []
+    num_pairs = 0
+    for _ in range(20):  # several draws: if nearly all clips are of one class, few pairs are admissible
         drawn = rng.integers(0, num_clips, (2, MAX_PAIRS))
-        found.append(_admissible(drawn[0], drawn[1], source_N, labels))
-        num_found += len(found[-1][0])
-        if num_found >= MAX_PAIRS:
+        parts.append(_admissible(drawn[0], drawn[1], source_N, labels))
+        num_pairs += len(parts[-1][0])
+        if num_pairs >= MAX_PAIRS:
             break
-    picture, sound = (np.concatenate(each)[:MAX_PAIRS] for each in zip(*found, strict=True))
+    picture, sound = (np.concatenate(part)[:MAX_PAIRS] for part in zip(*parts, strict=True))
     return picture, sound
 
 
 def _admissible(
     picture: Indices, sound: Indices, source_N: Indices, labels: Sequence[frozenset[str]]
 ) -> tuple[Indices, Indices]:
-    other = np.flatnonzero(source_N[picture] != source_N[sound])
-    pairs = zip(picture[other].tolist(), sound[other].tolist(), strict=True)
-    apart = other[np.fromiter((labels[i].isdisjoint(labels[j]) for i, j in pairs), bool, len(other))]
-    return picture[apart], sound[apart]
+    """Those of the pairs whose sources and classes differ."""
+    candidates = np.flatnonzero(source_N[picture] != source_N[sound])
+    pairs = zip(picture[candidates].tolist(), sound[candidates].tolist(), strict=True)
+    rows = candidates[np.fromiter((labels[i].isdisjoint(labels[j]) for i, j in pairs), bool, len(candidates))]
+    return picture[rows], sound[rows]
 
 
 def _num_independent(source_N: Indices, labels: Sequence[frozenset[str]]) -> int:
-    """The most wrong pairs in which no source gives two pictures or two sounds: each source of a class that has at most half
-    of them gives one of each; those of a greater class find a partner only among the others (Hall's theorem).
+    """Largest number of wrong pairs in which no source gives two pictures or two sounds (by Hall's theorem).
+
+    If no class has more than half of the sources, every source gives one picture and one sound. The sources of a larger class find
+    partners only among the other sources.
     """
     label_of = {source: min(own, default=None) for source, own in zip(source_N.tolist(), labels, strict=True)}
     counts = Counter(label_of.values())
@@ -156,6 +163,7 @@ def _num_independent(source_N: Indices, labels: Sequence[frozenset[str]]) -> int
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows of length 1; those shorter than 1e-6 become 0."""
     exact = rows.astype(np.float32)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
     unit: NDArray[np.float32] = np.where(lengths > 1e-6, exact / np.maximum(lengths, 1e-6), np.float32(0))
@@ -163,9 +171,9 @@ def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _cosines(picture: NDArray[np.float32], sound: NDArray[np.float32], left: Indices, right: Indices) -> Floats:
-    """Cosines of the rows ``left`` and ``right``, a few thousand at a time."""
-    found = np.empty(len(left), np.float64)
+    """Cosines of the rows ``left`` of ``picture`` and ``right`` of ``sound``, computed in blocks to bound the memory."""
+    cosines = np.empty(len(left), np.float64)
     for start in range(0, len(left), 4096):
         part = slice(start, start + 4096)
-        found[part] = np.einsum("nd,nd->n", picture[left[part]], sound[right[part]], dtype=np.float64)
-    return found
+        cosines[part] = np.einsum("nd,nd->n", picture[left[part]], sound[right[part]], dtype=np.float64)
+    return cosines

@@ -1,4 +1,4 @@
-"""A build: what is still to do, batch by batch, and the end. Knows nothing of who runs the batches, or where."""
+"""A build: plans its batches, runs one batch, and finishes the dataset. Whoever calls it decides where the batches run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.agreement.choose_rule import rule_before_build, rule_line
-from pipeline.build.changes import Changes, Looker
+from pipeline.build.changes import ChangeFinder, Changes
 from pipeline.build.embedder import Embedder
 from pipeline.build.finish import BuildSummary, Finish
 from pipeline.build.one_source import run_source
@@ -48,7 +48,7 @@ from pipeline.sources.lists import SourceList, read_source_lists
 LOG = logging.getLogger(__name__)
 
 MAX_REPAIRS = 5
-"""How often the end of a build begins anew for files that turn out to be damaged."""
+"""How often finishing a build starts again because state files turn out to be damaged."""
 ENCODERS = {"x264": "libx264", "svt_av1": "libsvtav1", "nvenc": "h264_nvenc"}
 
 __all__ = ["BatchResult", "Build", "BuildPlan", "BuildSummary", "SourceBatch"]
@@ -56,8 +56,8 @@ __all__ = ["BatchResult", "Build", "BuildPlan", "BuildSummary", "SourceBatch"]
 
 @dataclass(frozen=True, slots=True)
 class SourceBatch:
-    """Sources that are carried to their end together, and what was found out for all of them: a batch may run in another process,
-    long after, or on another machine."""
+    """Sources that are processed together, with what the plan found out for all of them. A batch may run later, in another process or
+    on another machine."""
 
     batch_id: str
     sources: tuple[Source, ...]
@@ -82,7 +82,7 @@ class BuildPlan:
     num_finished_sources: int
     num_bad_rows: int
     agreement: str
-    """What is asked of agreement, in words."""
+    """The rule of agreement, in words."""
 
 
 def _bug_notes(summary: BuildSummary) -> list[str]:
@@ -98,7 +98,8 @@ def _output_folder(url: str) -> Folder:
 
 
 class Build:
-    """One dataset. Make it in every process that runs its batches; only the one that plans and finishes calls :meth:`check`."""
+    """The build of one dataset. Every process that runs its batches makes one; only the process that plans and finishes calls
+    :meth:`check`."""
 
     def __init__(self, recipe: BuildRecipe) -> None:
         self.recipe = recipe
@@ -115,12 +116,12 @@ class Build:
 
     @functools.cached_property
     def encoder_id(self) -> str | None:
-        """Names the recipe's encoders by what is in their files, which are fetched for it. None: the recipe has none."""
+        """Identifies the recipe's encoders by the content of their files, which are downloaded for that. None: the recipe has none."""
         return find_files(self.recipe.encoders).encoder_id if self.recipe.encoders is not None else None
 
     @functools.cached_property
     def rule(self) -> AgreementRule:
-        """What is asked of agreement before a clip is cut. Raises CalibrationError."""
+        """The rule of agreement that is applied before a clip is cut. Raises CalibrationError."""
         return rule_before_build(self.recipe.agreement, self.recipe.judge, self.encoder_id)
 
     @property
@@ -129,11 +130,11 @@ class Build:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it was closed, or ended by what one of its batches raised: nothing is carried any more."""
+        """Whether it was closed, or stopped by an error of one of its batches. No more sources are processed then."""
         return self._stop.is_set()
 
     def check(self) -> None:
-        """Refuses, before any work, what cannot go well. Raises UserError; takes the output for this build alone."""
+        """Checks the recipe, its files and the disk before any work, and locks the output. Raises UserError."""
         recipe = self.recipe
         encoder = ENCODERS[recipe.cut.codec]
         if not has_encoder(encoder):
@@ -151,18 +152,17 @@ class Build:
         self.output.check_writable()
         self._check_space()
         self._lock.take(clear_tmp=not recipe.execution.scratch)
-        socket_folder()  # clears what killed processes left there, also where this one needs none
+        socket_folder()  # removes files of killed processes, also if this process needs no sockets
         PreviewFiles.clear_marks(self.state)
         if self._store_root().is_dir():
-            DownloadStore(
-                self._store_root()
-            ).close()  # clears what a killed build left there, also where nothing is to be fetched any more
+            # opening it removes files of killed processes, also if nothing is left to fetch
+            DownloadStore(self._store_root()).close()
 
     def plan(self, *, look_only: bool = False) -> BuildPlan:
-        """The batches that are still to do: sources without a final record under this recipe that were not withdrawn, those that are
-        another file by now, and those that failed where the user wants that.
+        """The batches that are still to do. They hold the sources without a final record under this recipe, the sources whose file was
+        replaced, and with ``execution.try_failed_again`` the failed ones. Withdrawn sources are left out.
 
-        The records of sources that were replaced are removed, unless ``look_only``.
+        The records of replaced sources are removed, unless ``look_only``.
         """
         listed = self._sources()
         done = self._records().index(listed.sources)
@@ -184,9 +184,12 @@ class Build:
                 or (entry.ending < finished and source.source_id not in met_bugs)
             )
         ]
-        asked = rule_line(self.recipe.agreement, self.rule, has_encoders=self.recipe.encoders is not None)
         return BuildPlan(
-            self._batches(waiting), len(listed.sources), len(listed.sources) - len(waiting), len(listed.problems), asked
+            batches=self._batches(waiting),
+            num_sources=len(listed.sources),
+            num_finished_sources=len(listed.sources) - len(waiting),
+            num_bad_rows=len(listed.problems),
+            agreement=rule_line(self.recipe.agreement, self.rule, has_encoders=self.recipe.encoders is not None),
         )
 
     def _batches(self, waiting: Sequence[Source]) -> tuple[SourceBatch, ...]:
@@ -208,74 +211,77 @@ class Build:
         withdrawn = frozenset(read_withdrawn(self.output).sources)
         listed = [source for source in self._sources().sources if source.source_id not in withdrawn]
         with DownloadStore(self._store_root()) as store:
-            looker = Looker(store, self.recipe.download, self._stop, self.recipe.execution.downloads)
-            changes = looker.look(listed, finished, self._records())
+            finder = ChangeFinder(store, self.recipe.download, self._stop, self.recipe.execution.downloads)
+            changes = finder.find(listed, finished, self._records())
             if not look_only:
-                looker.forget(listed, changes, self._records())
+                finder.forget(listed, changes, self._records())
         for note in changes.notes():
             LOG.warning("%s", note)
         return changes
 
     def run_batch(self, batch: SourceBatch, listener: Listener) -> BatchResult:
-        """Carries every source of the batch to its end, or, after :meth:`close`, only those that had ended before it.
+        """Processes every source of the batch and records the outcomes. After :meth:`close` the rest of the sources are left out.
 
-        Raises OutputError when the disk is full or a folder of the build is gone, EncoderError where this machine has other weights,
-        and on bugs. Whatever it raises ends the other batches of this process as well, within seconds; only what a broken connection
-        to the state raises (ConnectionError, TimeoutError) leaves them, since the batch may be run again.
+        Raises OutputError if the disk is full or a folder of the build is missing, EncoderError if this machine has other weights,
+        and any bug. An error also stops the other batches of this process, within seconds. A broken connection to the state
+        (ConnectionError, TimeoutError) does not, since the batch can be run again.
         """
         records = self._records_of(batch.rule, batch.encoder_id)
         bugs = self._bugs(batch.rule, batch.encoder_id)
-        with self._batch_running(), self._telling_of_the_disk():
-            states = self._carry(batch, records, bugs, listener)
+        with self._batch_running(), self._disk_errors_explained():
+            states = self._process_sources(batch, records, bugs, listener)
             if not self._stop.is_set():
                 records.close_batch(batch.batch_id, [source.source_id for source in batch.sources])
         return BatchResult(batch.batch_id, dict(states))
 
-    def _carry(self, batch: SourceBatch, records: DoneRecords, bugs: MetBugs, listener: Listener) -> Counter[str]:
-        failures: list[Exception] = []
+    def _process_sources(
+        self, batch: SourceBatch, records: DoneRecords, bugs: MetBugs, listener: Listener
+    ) -> Counter[str]:
+        errors: list[Exception] = []
 
-        def carry(source: Source) -> SourceRecord | None:
-            if failures:
+        def process(source: Source) -> SourceRecord | None:
+            if errors:
                 return None
             try:
                 record = run_source(source, self._tools_for(batch), listener)
-                self._stop.check()  # what failed now may have failed because all was being ended
+                self._stop.check()  # a source that failed now may have failed because of the stop
                 bugs.note(source.source_id, record.failure)
                 records.put(record)
             except StoppedError:
                 return None
             except Exception as error:
-                failures.append(error)
+                errors.append(error)
                 if not isinstance(error, ConnectionError | TimeoutError):
-                    self._stop.set()  # or the end would wait for sources that take hours
+                    self._stop.set()  # otherwise wait() below could take hours
                 raise
             return record
 
         width = self.recipe.execution.downloads + self.num_workers
         pool = ThreadPoolExecutor(min(width, len(batch.sources)), thread_name_prefix=f"batch-{batch.batch_id[:6]}")
         try:
-            done = [pool.submit(carry, source) for source in batch.sources]
+            done = [pool.submit(process, source) for source in batch.sources]
             wait(done)
-            if failures:
-                raise failures[0]  # others may be of the stop that it caused
+            if errors:
+                raise errors[0]  # later ones may be caused by the stop
             return Counter(record.state for future in done if (record := future.result()) is not None)
         except KeyboardInterrupt:
-            self._stop.set()  # or we would wait below for sources that nobody wants any more
+            self._stop.set()  # otherwise the shutdown below would wait for running sources
             raise
         finally:
             pool.shutdown(cancel_futures=True)
 
     @contextlib.contextmanager
-    def _telling_of_the_disk(self) -> Iterator[None]:
+    def _disk_errors_explained(self) -> Iterator[None]:
+        """Raises an OSError of a full disk or a missing folder as an OutputError that names the folder."""
         try:
             yield
         except OSError as error:
             execution = self.recipe.execution
             named = {"execution.scratch": execution.scratch, "execution.store": execution.store}
             folders = {str(self.output): self.output.local_path} | {name: Path(p) for name, p in named.items() if p}
-            if (told := disk_error(error, folders)) is None:
+            if (explained := disk_error(error, folders)) is None:
                 raise
-            raise told from error
+            raise explained from error
 
     @contextlib.contextmanager
     def _batch_running(self) -> Iterator[None]:
@@ -291,20 +297,20 @@ class Build:
     def finish(self, listener: Listener) -> BuildSummary:
         """Dedup, split, shards, tables and manifest, from the records of all sources.
 
-        Sources whose kept files turn out to be missing or damaged are done again first.
+        If state files turn out to be missing or damaged, their sources are processed again, and finishing starts again.
 
-        Raises NothingKeptError; CalibrationError where the dataset's own clips are too few for the wanted false-accept rate;
-        OutputError where what was made again is damaged again.
+        Raises NothingKeptError if no clip is kept, CalibrationError if the dataset's own clips are too few for the wanted
+        false-accept rate, and OutputError if state files are still damaged after :data:`MAX_REPAIRS` repairs.
         """
         for _ in range(MAX_REPAIRS):
             try:
-                with self._telling_of_the_disk():
+                with self._disk_errors_explained():
                     summary = self._finish().run(listener)
                 return replace(summary, notes=(*_bug_notes(summary), *self._changes.notes(), *summary.notes))
             except DamagedStateError as error:
                 damage = error
-                self._do_again(damage.source_ids, listener)
-        raise OutputError(f"{self.state}: what was made again is damaged again: {damage}. Check the disk")
+                self._process_again(damage.source_ids, listener)
+        raise OutputError(f"{self.state}: files were written again and are damaged again: {damage}. Check the disk")
 
     def _finish(self) -> Finish:
         return Finish(
@@ -319,16 +325,16 @@ class Build:
             self._scratch_root(),
         )
 
-    def _do_again(self, source_ids: Collection[str], listener: Listener) -> None:
-        LOG.warning("%d sources are done again, for files that are missing or damaged", len(source_ids))
+    def _process_again(self, source_ids: Collection[str], listener: Listener) -> None:
+        LOG.warning("%d sources are processed again: some of their state files are missing or damaged", len(source_ids))
         for batch in self._batches([source for source in self._sources().sources if source.source_id in source_ids]):
             self.run_batch(batch, listener)
             self._stop.check()
 
     def close(self) -> None:
-        """Ends what runs in other threads, within seconds, and gives everything back. What was finished is kept.
+        """Stops the work in other threads, within seconds, and closes everything. Finished sources are kept.
 
-        Of a source that was at work nothing is recorded: it is the next run's.
+        A source that was in progress has no record: the next run processes it.
         """
         self._stop.set()
         with self._changed:
@@ -360,11 +366,11 @@ class Build:
 
     def _tools_for(self, batch: SourceBatch) -> Tools:
         tools = self._open_tools()
-        found = tools.embedder.encoder_id if tools.embedder else None
-        if found != batch.encoder_id:
+        encoder_id = tools.embedder.encoder_id if tools.embedder else None
+        if encoder_id != batch.encoder_id:
             raise EncoderError(
-                f"the encoders are {found} on {platform.node()} and {batch.encoder_id} where the build was planned: "
-                "give every machine the same files of weights"
+                f"the encoders are {encoder_id} on {platform.node()} and {batch.encoder_id} where the build was planned: "
+                "give every machine the same weight files"
             )
         return replace(tools, judge=Judge(self.recipe.judge, batch.rule))
 
@@ -376,7 +382,7 @@ class Build:
                 self._scratch = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._scratch_root()))
                 self._tools = Tools(
                     recipe=recipe,
-                    judge=Judge(recipe.judge, AgreementRule()),  # each batch brings its own: _tools_for
+                    judge=Judge(recipe.judge, AgreementRule()),  # replaced by that of the batch in _tools_for
                     state=self.state,
                     store=DownloadStore(self._store_root(), execution.store_budget_bytes),
                     hosts=recipe.download.host_gate(),
@@ -396,7 +402,7 @@ class Build:
         local = self.state.local_path
         if local is None:
             raise RecipeError(
-                f"execution.store: name a folder of this machine for downloads, since the output {self.output} is elsewhere"
+                f"execution.store: name a local folder for downloads, since the output {self.output} is not on this machine"
             )
         return local / "downloads"
 

@@ -1,4 +1,4 @@
-"""Which sources are another file now than the one that an earlier run has worked on."""
+"""Finds the sources whose file was replaced since an earlier run processed it."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_NAMED = 10
-"""Sources that are named one by one where it is said which have changed."""
+"""How many sources a note names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """``replaced``: the ids of sources that are another file now. ``unasked``: of those whose server gave no answer."""
+    """``replaced``: ids of sources whose file was replaced. ``unasked``: ids of sources whose server gave no answer."""
 
     replaced: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """For people."""
+        """Notes for the build's summary."""
         notes = []
         if self.replaced:
             notes.append(
-                f"{len(self.replaced)} source(s) were replaced since an earlier run, and are done again: {_named(self.replaced)}"
+                f"{len(self.replaced)} source(s) were replaced since an earlier run and are processed again: {_named(self.replaced)}"
             )
         if self.unasked:
             notes.append(
-                f"{len(self.unasked)} source(s) could not be asked whether they have changed, and stay as they are: "
+                f"{len(self.unasked)} source(s) could not be checked for changes, and their earlier results are kept: "
                 f"{_named(self.unasked)}"
             )
         return notes
@@ -55,15 +55,15 @@ def _named(source_ids: Sequence[str]) -> str:
     return ", ".join(source_ids[:MAX_NAMED]) + more
 
 
-class Looker:
-    """Looks at the sources of a list. ``num_threads`` read files or ask servers at once."""
+class ChangeFinder:
+    """Finds replaced files among listed sources. ``num_threads`` threads read files or ask servers."""
 
     def __init__(self, store: DownloadStore, settings: DownloadSettings, stop: Stop, num_threads: int) -> None:
         self._store, self._settings, self._stop = store, settings, stop
         self._num_threads = num_threads
 
-    def look(self, listed: Sequence[Source], finished: Mapping[str, str], records: DoneRecords) -> Changes:
-        """``finished``: where the records of those lie that have come to an end, by id."""
+    def find(self, listed: Sequence[Source], finished: Mapping[str, str], records: DoneRecords) -> Changes:
+        """``finished``: names of the files with the records of finished sources, by source id, as :meth:`DoneRecords.read` takes it."""
         replaced = sorted(self._replaced_here(listed, finished, records))
         unasked: list[str] = []
         if self._settings.check_for_changes:
@@ -72,7 +72,7 @@ class Looker:
         return Changes(tuple(replaced), tuple(sorted(unasked)))
 
     def forget(self, listed: Sequence[Source], changes: Changes, records: DoneRecords) -> None:
-        """Lets what is known of the replaced sources be found out anew."""
+        """Removes the records of the replaced sources, and their entries in the download store."""
         replaced = set(changes.replaced)
         if replaced:
             records.forget(replaced)
@@ -83,8 +83,8 @@ class Looker:
     def _replaced_here(
         self, listed: Sequence[Source], finished: Mapping[str, str], records: DoneRecords
     ) -> Iterator[str]:
-        """Of files on this machine, by size, times and inode, and where these are others by what is in them. One that is gone by now
-        changes nothing."""
+        """Ids of sources whose local file was replaced. A file with the same size, times and inode is the same; otherwise its content is
+        compared. A file that does not exist any more does not count as replaced."""
         local = {s.source_id: s for s in listed if s.source_id in finished and scheme_of(s.url) in LOCAL}
         to_hash: list[tuple[Source, str]] = []
         for source_id, sha256, looked_at in records.contents({name: finished[name] for name in sorted(local)}):
@@ -100,13 +100,13 @@ class Looker:
                 elif known.sha256 != sha256:
                     yield source_id
         if to_hash:
-            LOG.info("reading %d files that have changed, or that nobody knows any more", len(to_hash))
+            LOG.info("reading %d files whose size, time or inode changed or is not recorded", len(to_hash))
         for (source, _), is_other in self._each(lambda pair: self._is_other(*pair), to_hash):
             if is_other:
                 yield source.source_id
 
     def _each(self, look: Callable[[T], R], things: Sequence[T]) -> Iterator[tuple[T, R]]:
-        """Each with what is found of it, in their order. Ctrl-C does not wait for those that are not begun."""
+        """Each of ``things`` with the result of ``look``, in their order. Ctrl-C does not wait for those that have not started."""
         pool = ThreadPoolExecutor(self._num_threads)
         try:
             yield from zip(things, pool.map(look, things), strict=True)
@@ -121,12 +121,12 @@ class Looker:
         try:
             fetched = use_local(source.url, self._store)
         except ClipError:
-            return True  # what is wrong with it is found out when it is carried
+            return True  # processing the source reports the error
         self._store.release(fetched.content_sha256)
         return fetched.content_sha256 != sha256
 
     def _replaced_elsewhere(self, listed: Sequence[Source]) -> tuple[list[str], list[str]]:
-        """Of plain files that were fetched from servers: those that are others now, and those whose server gave no answer."""
+        """Of plain files that were fetched from servers: ids of the replaced ones, and of those whose server gave no answer."""
         known = {
             source: record.validators
             for source in listed
@@ -142,7 +142,7 @@ class Looker:
             try:
                 return differ(known[source], ask(source, self._settings, hosts, self._stop))
             except ClipError as error:
-                LOG.warning("%s could not be asked whether it has changed: %s", mask_secrets(source.url), error)
+                LOG.warning("%s could not be checked for changes: %s", mask_secrets(source.url), error)
                 return None
 
         answers = dict(self._each(has_changed, list(known)))

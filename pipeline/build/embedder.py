@@ -1,4 +1,4 @@
-"""Embeds clips in a process of its own: the networks are loaded once, and their memory is not multiplied by the workers."""
+"""Embeds clips in one worker process, so that the networks are in memory once and not once per worker."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from pipeline.measure.sound import SAMPLE_RATE_HZ
 from pipeline.runtime.damage import NAMED, check_name, read_named, read_whole, write_named
 from pipeline.runtime.folder import Folder
 from pipeline.runtime.stop import Stop
-from pipeline.runtime.waiting import add_waited, held
+from pipeline.runtime.waiting import add_waited, counted_lock
 from pipeline.runtime.workers import Workers
 from pipeline.schema import stable_hash
 
 LOG = logging.getLogger(__name__)
 
 LOAD_SECONDS = 600.0
-"""Time that a process may take to load the networks, with the little that it does then."""
+"""Time limit for loading the networks. It is part of every time-out."""
 SECONDS_PER_FRAME, SECONDS_PER_TEXT, SECONDS_PER_SOUND_SECOND = 2.0, 2.0, 1.0
-"""Time that embedding may take: several times what a large network takes on one slow core."""
+"""Time limits for embedding: several times what a large network needs on one slow core."""
 MAX_CLIPS_PER_JOB = 64
-"""Clips that a process is given at once: more of one source are divided, so that neither memory nor time-out grow with its length."""
+"""Most clips in one job. More clips of a source are divided into jobs, so that memory and time-out do not grow with its length."""
 SLOWER = 8
-"""After a time-out a job holds so many times fewer clips, down to one."""
+"""After a time-out the number of clips per job is divided by this, down to one."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingJob:
-    """The clips of one source: its previews, and the spans in seconds of the file."""
+    """Clips of one source: the files of its previews, and the clips' spans in seconds of the source file."""
 
     frames_path: Path
     sound_path: Path
@@ -58,7 +58,7 @@ class EmbeddingJob:
 
 
 class _Waiting:
-    """A job, and what became of it."""
+    """A job in the queue, and its result or error."""
 
     def __init__(self, job: EmbeddingJob) -> None:
         self.job = job
@@ -72,15 +72,15 @@ class _Waiting:
 
 
 class Embedder:
-    """The encoder pair of a recipe. ``temporary`` is as of :class:`pipeline.runtime.workers.Workers`.
+    """The encoder pair of a recipe. ``temporary``: as in :class:`pipeline.runtime.workers.Workers`.
 
-    Raises EncoderError where its files cannot be had.
+    Raises EncoderError if its weights cannot be found or downloaded.
     """
 
     def __init__(self, settings: EncoderPairSettings, stop: Stop | None = None, temporary: Path | None = None) -> None:
         self.encoder_id = find_files(settings).encoder_id
         self.clips_at_once = 1
-        """Clips that the pair embeds at once: sources that wait are embedded together up to it. Known after the first source."""
+        """Clips that the pair embeds at once. Waiting sources are embedded together up to this number. Known after the first source."""
         self._settings = settings
         self._workers = Workers(1, stop, temporary=temporary)
         self._clips_per_job = MAX_CLIPS_PER_JOB
@@ -91,8 +91,8 @@ class Embedder:
     def embed(self, frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]]) -> bytes:
         """Embeddings of the clips at ``spans`` (seconds in the file), as the bytes of an npz: see :func:`read_embeddings`.
 
-        Raises EncoderError, the first time, where the weights turn out to be damaged or of another shape; WorkerError ``timed_out``
-        where not even a single clip is done in its time.
+        Raises EncoderError at the first call if the weights are damaged or of another shape, and WorkerError ``timed_out`` if a
+        single clip exceeds its time limit.
         """
         contents: list[bytes] = []
         left = tuple(spans)
@@ -104,14 +104,16 @@ class Embedder:
                 if error.code != TIMED_OUT or len(part) == 1:
                     raise
                 self._clips_per_job = max(min(len(part), self._clips_per_job) // SLOWER, 1)
-                LOG.warning("%d clips took too long to embed; from now on %d at once", len(part), self._clips_per_job)
+                LOG.warning(
+                    "embedding %d clips exceeded the time limit; from now on %d at once", len(part), self._clips_per_job
+                )
                 continue
             left = left[len(part) :]
         return _joined(contents)
 
     @property
     def single_clip_seconds(self) -> float:
-        """The least time-out, which a single clip of no length has."""
+        """The smallest time-out: that of a single clip of length 0."""
         return self._timeout_seconds([EmbeddingJob(Path(), Path(), ((0.0, 0.0),))])
 
     def _timeout_seconds(self, jobs: Sequence[EmbeddingJob]) -> float:
@@ -123,7 +125,7 @@ class Embedder:
         waiting = _Waiting(job)
         with self._queue_lock:
             self._queue.append(waiting)
-        with held(self._turn):  # whoever has it works for those behind it too
+        with counted_lock(self._turn):  # the thread that holds it also embeds for waiting ones
             is_leader = not waiting.done
             if is_leader:
                 self._embed_group(self._next_group(waiting))
@@ -135,7 +137,7 @@ class Embedder:
         return waiting.content
 
     def _next_group(self, own: _Waiting) -> list[_Waiting]:
-        """``own``, and of the others that wait as many as the pair embeds at once."""
+        """``own`` and, taken from the queue, as many of the other jobs as the pair embeds at once."""
         with self._queue_lock:
             others = [waiting for waiting in self._queue if waiting is not own]
             group, num_clips = [own], len(own.job.spans)
@@ -146,7 +148,8 @@ class Embedder:
         return group
 
     def _embed_group(self, group: Sequence[_Waiting]) -> None:
-        """Each is given its share of the time by its clips; what the first works for the others counts as waited."""
+        """Embeds the jobs and divides the time among them by their clips. The first job's thread did the work, so the shares of the
+        other jobs count for it as waiting."""
         started = time.monotonic()
         try:
             self._embed_together(group)
@@ -158,7 +161,9 @@ class Embedder:
 
     def _embed_together(self, group: Sequence[_Waiting]) -> None:
         if len(group) > 1:
-            with contextlib.suppress(ClipError):  # one of them is bad, and shall cost itself alone
+            with contextlib.suppress(
+                ClipError
+            ):  # one of them fails: below each runs alone, so that only that one fails
                 self._run(group)
                 return
         for waiting in group:
@@ -174,10 +179,10 @@ class Embedder:
             waiting.content = content
 
     def prompts(self, settings: AgreementSettings, state: Folder) -> ClassPrompts | None:
-        """The recipe's classes in the pair's space, embedded once and then kept in ``state``, so that no networks are loaded for them.
+        """Embeddings of the recipe's class prompts. They are stored in ``state``, so that later runs need not load the networks.
 
-        None where the recipe names no classes, or the pair cannot embed their words. That is kept too, so that all clips of a
-        dataset are measured alike, and is said once a run.
+        None if the recipe names no classes, or if the pair cannot embed texts. The second is stored as well, so that all clips of a
+        dataset are measured alike, and is logged once per run.
         """
         if settings.classes is None:
             return None
@@ -205,7 +210,7 @@ class Embedder:
                 return rows
             write_named(state, f"{name}.json", {"problem": problem, "encoder_id": self.encoder_id})
         LOG.warning(
-            "margins over other classes are not measured: %s. To try again, delete %s/%s.json",
+            "the margins over other classes are not measured: %s. To try again, delete %s/%s.json",
             problem,
             state,
             name,
@@ -220,12 +225,12 @@ Rows = npt.NDArray[np.float32]
 
 
 def _rows(content: bytes, num_rows: int) -> npt.NDArray[np.float32]:
-    """Raises ValueError where the npy is damaged."""
+    """Unit rows (N, D) from the bytes of an npy. Raises ValueError if they are damaged."""
     return _checked_rows(np.load(io.BytesIO(content), allow_pickle=False), num_rows)
 
 
 def _named_rows(content: bytes, num_rows: int, name: str) -> npt.NDArray[np.float32]:
-    """Of a file that says where it belongs. Raises one of ``UNREADABLE`` where it is damaged, or belongs elsewhere."""
+    """Unit rows (N, D) from an npz that contains its own name. Raises one of ``UNREADABLE`` if it is damaged or has another name."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         check_name(str(arrays[NAMED]), name)
         return _checked_rows(arrays["rows"], num_rows)
@@ -240,16 +245,16 @@ def _checked_rows(rows: npt.NDArray[np.float32], num_rows: int) -> npt.NDArray[n
 
 
 def embedded_name(key: str) -> str:
-    """Where the embeddings of one source's clips lie in the state."""
+    """Path in ``state`` of the embeddings of one source's clips."""
     return f"embedded/{key[:2]}/{key}.npz"
 
 
 def read_embeddings(
     content: bytes, num_clips: int | None = None, name: str | None = None
 ) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """For N clips: frames' embeddings (T, D) each, pictures (N, D), sounds (N, D).
+    """For N clips: embeddings of the frames, one (T, D) per clip; of the pictures, (N, D); of the sounds, (N, D).
 
-    Raises one of ``UNREADABLE`` where they are damaged, not of ``num_clips``, or kept under another name than ``name``.
+    Raises one of ``UNREADABLE`` if they are damaged, not of ``num_clips`` clips, or stored under another name than ``name``.
     """
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         if name is not None and NAMED in arrays:  # not in those of an older version
@@ -263,7 +268,7 @@ def read_embeddings(
 
 @functools.cache
 def _pair(settings: EncoderPairSettings) -> EncoderPair:
-    """The pair of this process, which is loaded once."""
+    """The pair, loaded once per process."""
     return load_pair(settings)
 
 
@@ -277,19 +282,22 @@ def _embed(settings: EncoderPairSettings, jobs: Sequence[EmbeddingJob]) -> tuple
             frames += read_frames(file, job.spans, settings.frames_per_clip)
         with job.sound_path.open("rb") as file:
             sounds += read_sounds(file, job.spans)
-    found = pair.embed_clips(frames, sounds, SAMPLE_RATE_HZ)
+    embeddings = pair.embed_clips(frames, sounds, SAMPLE_RATE_HZ)
     contents, start = [], 0
     for job in jobs:
-        contents.append(_content(found, start, start + len(job.spans)))
+        contents.append(_content(embeddings, start, start + len(job.spans)))
         start += len(job.spans)
     return contents, clips_at_once(settings)
 
 
-def _content(found: ClipEmbeddings, start: int, stop: int) -> bytes:
-    """The clips ``start`` to ``stop``, as they are stored."""
-    rows = found.picture_frames[start:stop]
+def _content(embeddings: ClipEmbeddings, start: int, stop: int) -> bytes:
+    """The embeddings of the clips ``start`` to ``stop`` as the bytes of an npz."""
+    rows = embeddings.picture_frames[start:stop]
     return _packed(
-        np.concatenate(rows), [len(each) for each in rows], found.picture[start:stop], found.sound[start:stop]
+        np.concatenate(rows),
+        [len(each) for each in rows],
+        embeddings.picture[start:stop],
+        embeddings.sound[start:stop],
     )
 
 
@@ -306,7 +314,7 @@ def _packed(frames: Rows, num_frames: Sequence[int], picture: Rows, sound: Rows)
 
 
 def with_name(content: bytes, name: str) -> bytes:
-    """The same embeddings, which say under which name they are kept."""
+    """The bytes of the same npz with the name that it is stored under, so that a file in the wrong place is recognised."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         named = {**arrays, NAMED: np.array(name)}
     packed = io.BytesIO()
@@ -315,7 +323,7 @@ def with_name(content: bytes, name: str) -> bytes:
 
 
 def _joined(contents: Sequence[bytes]) -> bytes:
-    """The parts of one source as if they had been embedded at once."""
+    """The embeddings of a source's jobs as one npz."""
     if len(contents) == 1:
         return contents[0]
     parts = [read_embeddings(content) for content in contents]
@@ -329,7 +337,7 @@ def _joined(contents: Sequence[bytes]) -> bytes:
 
 
 def _embed_texts(settings: EncoderPairSettings, texts: Sequence[str]) -> tuple[bytes | None, str]:
-    """The bytes of an npy, (C, D); or nothing, and why the pair cannot embed these words."""
+    """The bytes of an npy (C, D) and an empty text; or None and why the pair cannot embed these texts."""
     pair = _pair(settings)
     try:
         rows = pair.embed_texts(texts)

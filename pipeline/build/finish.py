@@ -1,4 +1,4 @@
-"""The end of a build: the rules that look at the whole dataset, the shards, the tables, the manifest."""
+"""Finishes a build: the rules over the whole dataset, the shards, the tables, the manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.build.one_source import summed_up
 from pipeline.build.own_threshold import AgreementResult, settle_agreement
 from pipeline.build.recipe import BuildRecipe
 from pipeline.build.shard_contents import ShardContents, embeddings_of, sample_json
@@ -31,7 +30,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.repeats import Stretch, repeat_notes
 from pipeline.dataset.shards import Sample, ShardPlan, member_names, plan_shards, remove_other_shards, write_shard
-from pipeline.dataset.source_records import ClipRecord, DoneRecords, SourceRecord
+from pipeline.dataset.source_records import ClipRecord, DoneRecords, SourceRecord, outcome_of_clips
 from pipeline.dataset.split import SplitItem, assign_splits
 from pipeline.dataset.tables import ClipRow, EmbeddingRow, write_embeddings, write_samples
 from pipeline.dataset.withdrawn import JOURNAL_NAME, read_withdrawn, same_files_note, withdrawn_record
@@ -41,7 +40,7 @@ from pipeline.judge.agreement_rule import AgreementRule
 from pipeline.measure.video import measure_versions
 from pipeline.media.cut import CutClip, CutSettings
 from pipeline.media.ffmpeg import versions
-from pipeline.runtime.damage import read_json_whole, tell_of
+from pipeline.runtime.damage import log_damage, read_json_whole
 from pipeline.runtime.folder import Folder
 from pipeline.runtime.installed import installed_version
 from pipeline.runtime.masking import mask_secrets, masked_values
@@ -51,13 +50,13 @@ from pipeline.sources.lists import SourceList
 LOG = logging.getLogger(__name__)
 
 PACKING_NAME = "packing.json"
-"""In the state, there while shards are written: which."""
+"""A file in ``state`` that exists while shards are written: it lists their paths."""
 VIDEO_CODECS = {"x264": "h264", "svt_av1": "av1", "nvenc": "h264"}
 
 
 @dataclass(frozen=True, slots=True)
 class BuildSummary:
-    """What a finished build has to say."""
+    """Result of a finished build."""
 
     name: str
     manifest_path: str
@@ -66,7 +65,7 @@ class BuildSummary:
     shards: tuple[str, ...]
     notes: tuple[str, ...] = ()
     report_path: str | None = None
-    """The page that shows the dataset. None: none was made."""
+    """Path of the report. None: none was made."""
 
     def to_markdown(self) -> str:
         listed = "\n".join(f"- `{path}`" for path in self.shards[:50])
@@ -77,8 +76,8 @@ class BuildSummary:
 
 
 @dataclass(slots=True)
-class _Kept:
-    """What the rules across the dataset need of a clip that its own measures keep."""
+class _KeptClip:
+    """A clip that its own measures keep, as the rules over the whole dataset need it."""
 
     key: str
     source: Source
@@ -93,7 +92,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Decisions:
-    """What was decided of clips on top of their own verdicts."""
+    """Decisions of the rules over the whole dataset, by key of the clip."""
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     split_of: dict[str, str] = field(default_factory=dict)
@@ -101,7 +100,8 @@ class _Decisions:
 
 
 class Finish:
-    """Reads the records of all sources a few times, a batch at a time, and keeps of each clip only what the rules need."""
+    """Finishes one build. It reads the records of all sources several times, a batch at a time, so that only what the rules need of each
+    clip is in memory."""
 
     def __init__(
         self,
@@ -115,36 +115,36 @@ class Finish:
         workers: int,
         scratch: Path,
     ) -> None:
-        """``rule`` is what was asked of the clips' agreement as they were judged; ``scratch`` a folder for temporary files."""
+        """``rule``: the rule of agreement that the clips were judged by. ``scratch``: a folder for temporary files."""
         self.recipe, self.output, self.state, self.records, self.listed = recipe, output, state, records, listed
         self.encoder_id, self.workers, self._scratch = encoder_id, workers, scratch
         known = records.index(listed.sources)
         self._withdrawn = read_withdrawn(output)
         self._repeats: list[str] = []
-        self._same_files: list[str] = []  # ids of those that are the same file as a withdrawn one
-        gone = frozenset(self._withdrawn.sources)
-        listed_by_id = sorted(listed.sources, key=_by_id)
-        self._gone = [source for source in listed_by_id if source.source_id in gone]
-        self._files = {
+        self._same_files: list[str] = []  # ids of sources whose file is that of a withdrawn source
+        withdrawn_ids = frozenset(self._withdrawn.sources)
+        listed_by_id = sorted(listed.sources, key=_source_id)
+        self._withdrawn_sources = [source for source in listed_by_id if source.source_id in withdrawn_ids]
+        self._files = {  # name of the file with its record, by source id
             s.source_id: known[s.source_id].name
             for s in listed_by_id
-            if s.source_id in known and s.source_id not in gone
+            if s.source_id in known and s.source_id not in withdrawn_ids
         }
         self._decisions = _Decisions()
         self._agreement = AgreementResult(rule)
 
     def run(self, listener: Listener) -> BuildSummary:
-        """Raises NothingKeptError; the ledger and the table of clips are written even then. Raises CalibrationError as
-        :func:`settle_agreement`.
+        """Writes the dataset.
 
-        Raises DamagedStateError where kept files are missing or damaged: they and the records of their sources are gone then, so that
-        these sources can be done again.
+        Raises NothingKeptError, after writing the ledger and the table of clips, and CalibrationError as :func:`settle_agreement`.
+        Raises DamagedStateError if state files are missing or damaged, after removing them and the records of their sources, so that
+        these sources can be processed again.
         """
         try:
             return self._run(listener)
         except DamagedStateError as error:
             damage = self._all_damage(error)
-            tell_of(self.state, damage.files)
+            log_damage(self.state, damage.files)
             for name in damage.files:
                 if not name.startswith("done/"):
                     self.state.remove(name)
@@ -152,7 +152,7 @@ class Finish:
             raise damage from error
 
     def _all_damage(self, first: DamagedStateError) -> DamagedStateError:
-        """What else is damaged among the records and the embeddings: nobody wants to begin again for each."""
+        """All damage among the records and the embeddings, so that finishing need not start again for each damaged file."""
         self.records.repair()
         known = self.records.index()
         lost = [source_id for source_id in self._files if source_id not in known]
@@ -174,18 +174,18 @@ class Finish:
             )
             self._decisions.verdicts.update(self._agreement.verdicts)
             kept = [clip for clip in self._kept() if clip.key not in self._agreement.verdicts]
-            found = find_duplicates((_fingerprint(clip) for clip in kept), self.recipe.dedup)
-            self._decisions.verdicts.update(found.verdicts)
+            duplicates = find_duplicates((_fingerprint(clip) for clip in kept), self.recipe.dedup)
+            self._decisions.verdicts.update(duplicates.verdicts)
         with _timed(listener, "split"):
-            staying = [clip for clip in kept if clip.key not in found.verdicts]
+            staying = [clip for clip in kept if clip.key not in duplicates.verdicts]
             self._decisions.verdicts.update(balance((_balance_item(clip) for clip in staying), self.recipe.balance))
             staying = [clip for clip in staying if clip.key not in self._decisions.verdicts]
             self._repeats = repeat_notes([clip.stretch for clip in staying], self.recipe.dedup)
-            splits = assign_splits((_split_item(clip) for clip in kept), found.groups, self.recipe.split)
+            splits = assign_splits((_split_item(clip) for clip in kept), duplicates.groups, self.recipe.split)
             self._decisions.split_of = {clip.key: splits.of[clip.key] for clip in staying}
             for conflict in splits.conflicts:
                 LOG.warning(
-                    "sources %s were listed in other splits, but share material with %s",
+                    "sources %s were listed in other splits, but are related to sources of the split %s and are moved there",
                     ", ".join(conflict.moved),
                     conflict.split,
                 )
@@ -200,7 +200,7 @@ class Finish:
             if not shards:
                 self.output.remove("manifest.json")
                 raise NothingKeptError(
-                    f"no clip was kept: {funnel.most_rejecting()}. {LEDGER_NAME} in {self.output} tells of each source"
+                    f"no clip was kept: {funnel.most_rejecting()}. {LEDGER_NAME} in {self.output} has the reason for each source"
                 )
             path = write_manifest(self._manifest(funnel, shards, files), self.output)
             remove_other_shards(self.output, shards, earlier)
@@ -217,24 +217,26 @@ class Finish:
         return BuildSummary(self.recipe.name, path, tuple(funnel.lines()), tuple(funnel.rows()), listed, notes)
 
     def _end_withdrawal(self) -> None:
-        """What a withdrawal that was killed had still to do."""
+        """Does the last steps of a withdrawal that was interrupted."""
         if self.output.exists(JOURNAL_NAME):
             remove_state_files(self.output, self._withdrawn.sources)
             self.output.remove(JOURNAL_NAME)
 
     def _all(self, only: Collection[str] | None = None) -> Iterator[SourceRecord]:
-        """The records of all sources, or of those whose ids are in ``only``, by id."""
+        """The records of all sources, or of those whose ids are in ``only``, sorted by id."""
         read = self.records.read({name: file for name, file in self._files.items() if only is None or name in only})
-        withdrawn = (withdrawn_record(source) for source in self._gone if only is None or source.source_id in only)
-        return heapq.merge(read, withdrawn, key=_id_of_record)
+        withdrawn = (
+            withdrawn_record(source) for source in self._withdrawn_sources if only is None or source.source_id in only
+        )
+        return heapq.merge(read, withdrawn, key=_source_id_of_record)
 
-    def _kept(self) -> Iterator[_Kept]:
+    def _kept(self) -> Iterator[_KeptClip]:
         for record in self._all():
             for clip in record.clips:
                 if clip.state is State.KEPT:
                     assert clip.sound is not None and record.content_sha256 is not None and record.facts is not None
                     short_side = record.facts.video.short_side if record.facts.video else 0
-                    yield _Kept(
+                    yield _KeptClip(
                         record.key_of(clip),
                         record.source,
                         record.content_sha256,
@@ -251,11 +253,11 @@ class Finish:
                     )
 
     def _final(self, record: SourceRecord) -> SourceRecord:
-        """The record with what was decided across the dataset."""
+        """The record after the rules over the whole dataset."""
         clips = tuple(self._final_clip(record.key_of(clip), clip) for clip in record.clips)
         if not clips:
             return record
-        state, reason, detail = summed_up([(clip.state, clip.reason) for clip in clips])
+        state, reason, detail = outcome_of_clips([(clip.state, clip.reason) for clip in clips])
         return replace(record, clips=clips, state=state, reason=reason, detail=detail)
 
     def _final_clip(self, key: str, clip: ClipRecord) -> ClipRecord:
@@ -280,15 +282,15 @@ class Finish:
                     yield Sample(record.key_of(clip), split, _num_bytes(clip.cut), content)
 
     def _note_packing(self, plans: Sequence[ShardPlan]) -> list[str]:
-        """Paths of all tars that a build of ours wrote or is about to write: noted before, as a tar that was just written has no
-        index for a moment, by which it could be known."""
+        """Stores and returns the paths of all tars that this or an earlier build wrote or will write. They are stored before the first
+        is written: a new tar has no index for a moment, without which it would not be recognised as a build's."""
         try:
             before = [shard.path for shard in read_manifest(self.output.url).shards]
         except ManifestError:
             before = []
-        noted = read_json_whole(self.state, PACKING_NAME, lambda values: [str(path) for path in values["shards"]])
+        stored = read_json_whole(self.state, PACKING_NAME, lambda values: [str(path) for path in values["shards"]])
         planned = [plan.path(rendition.name) for rendition in self.recipe.cut.renditions for plan in plans]
-        paths = sorted({*before, *(noted or ()), *planned})
+        paths = sorted({*before, *(stored or ()), *planned})
         self.state.write_json(PACKING_NAME, {"shards": paths})
         return paths
 
@@ -298,14 +300,14 @@ class Finish:
         try:
             written = list(pool.map(lambda job: self._write_shard(job[0], job[1], listener), wanted))
         finally:
-            pool.shutdown(cancel_futures=True)  # a full disk or Ctrl-C does not wait for shards that are not begun
+            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for shards that have not started
         if damage := [one for one in written if isinstance(one, DamagedStateError)]:
             raise _together(damage)
         records = [one for one in written if isinstance(one, ShardRecord)]
         return sorted(records, key=lambda record: (record.rendition, record.path))
 
     def _write_shard(self, plan: ShardPlan, rendition: str, listener: Listener) -> ShardRecord | DamagedStateError:
-        """The record of the shard, or all that is wrong with the cuts that belong into it."""
+        """The record of the shard, or the damage of all cuts of its samples."""
         sources = {sample.key.rsplit("_", 2)[0] for sample in plan.samples}
         files = {source_id: self._files[source_id] for source_id in sorted(sources)}
         with _timed(listener, "shard", plan.path(rendition)):
@@ -321,7 +323,7 @@ class Finish:
         embeddings = write_embeddings(self._embeddings(), self.output, self._scratch)
         write_ledger(self.output, self.listed, map(self._final, self._all()))
         funnel.add_bad_rows(len(self.listed.problems))
-        funnel.add_pending(len(self.listed.sources) - len(self._files) - len(self._gone))
+        funnel.add_pending(len(self.listed.sources) - len(self._files) - len(self._withdrawn_sources))
         funnel.check()
         return funnel, [samples, *([embeddings] if embeddings else [])]
 
@@ -337,7 +339,7 @@ class Finish:
 
     def _row(self, key: str, record: SourceRecord, clip: ClipRecord) -> ClipRow:
         source, video = record.source, record.facts.video if record.facts else None
-        failed = f"{clip.failure.code}: {clip.failure.message}" if clip.failure else clip.detail
+        detail = f"{clip.failure.code}: {clip.failure.message}" if clip.failure else clip.detail
         return ClipRow(
             key=key,
             source_id=source.source_id,
@@ -348,7 +350,7 @@ class Finish:
             split=self._decisions.split_of.get(key),
             state=clip.state,
             reason=clip.reason,
-            detail=failed,
+            detail=detail,
             video_sha256=record.content_sha256,
             scene_index=clip.scene_index,
             start_ms=clip.span.start_ms,
@@ -392,7 +394,7 @@ class Finish:
 
 
 class _timed:  # noqa: N801 - used like a function
-    """Tells the listener how long the block took."""
+    """Sends the listener the duration of the block."""
 
     def __init__(self, listener: Listener, stage: Stage, subject: str = "dataset") -> None:
         self._listener, self._stage, self._subject = listener, stage, subject
@@ -405,7 +407,7 @@ class _timed:  # noqa: N801 - used like a function
 
 
 def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
-    """The resolved recipe without what does not change the outcome, and without secrets."""
+    """The resolved recipe for the manifest: without secrets and without settings that do not change the dataset."""
     values = recipe.model_dump(
         mode="json",
         exclude={
@@ -418,19 +420,21 @@ def manifest_recipe(recipe: BuildRecipe) -> dict[str, Any]:
 
 
 def _together(errors: Sequence[DamagedStateError]) -> DamagedStateError:
+    """One error with the sources and files of all."""
     source_ids = {source_id for error in errors for source_id in error.source_ids}
-    return DamagedStateError(source_ids, {name: told for error in errors for name, told in error.files.items()})
+    problems = {name: problem for error in errors for name, problem in error.files.items()}
+    return DamagedStateError(source_ids, problems)
 
 
-def _id_of_record(record: SourceRecord) -> str:
+def _source_id_of_record(record: SourceRecord) -> str:
     return record.source.source_id
 
 
-def _by_id(source: Source) -> str:
+def _source_id(source: Source) -> str:
     return source.source_id
 
 
-def _fingerprint(clip: _Kept) -> Fingerprint:
+def _fingerprint(clip: _KeptClip) -> Fingerprint:
     return Fingerprint(
         *(clip.key, clip.source.source_id, clip.picture_hash, clip.sound_hash),
         *(clip.duration_ms, clip.quality, clip.cut_key),
@@ -442,15 +446,16 @@ def _stretch(record: SourceRecord, clip: ClipRecord) -> Stretch:
     return Stretch(str(record.content_sha256), start_ms, end_ms, record.source.source_id)
 
 
-def _balance_item(clip: _Kept) -> BalanceItem:
+def _balance_item(clip: _KeptClip) -> BalanceItem:
     return BalanceItem(clip.key, clip.source.source_id, clip.source.labels, clip.quality)
 
 
-def _split_item(clip: _Kept) -> SplitItem:
+def _split_item(clip: _KeptClip) -> SplitItem:
     return SplitItem(clip.key, clip.source.source_id, clip.content_sha256, clip.source.split)
 
 
 def _num_bytes(cut: CutClip) -> int:
+    """Size of the sound and the picture in the largest rendition."""
     return cut.flac_bytes + max(rendition.num_bytes for rendition in cut.renditions)
 
 

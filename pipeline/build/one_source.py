@@ -1,4 +1,4 @@
-"""Carries one source from its link to cut clips. What an earlier run did is looked up by its key, and not done again."""
+"""Processes one source, from its link to cut clips. Results of earlier runs are looked up by their keys and used again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.build.source_file import fetched_file
 from pipeline.build.source_results import agreements_of, facts_of, measured_of
 from pipeline.build.source_run import ContentChangedError, SourceRun, Tools
 from pipeline.dataset.bugs import bug_failure, is_bug
-from pipeline.dataset.source_records import LOOKED_AT, ClipRecord, SourceRecord
+from pipeline.dataset.source_records import LOOKED_AT, ClipRecord, SourceRecord, outcome_of_clips
 from pipeline.errors import ClipError, TransientDownloadError
 from pipeline.events import Listener, SourceEvent
 from pipeline.fetch.download import LOCAL, fetched_before
 from pipeline.fetch.failures import failure_of
 from pipeline.fetch.passthrough import CHANGING
-from pipeline.fetch.provenance import asked_by
+from pipeline.fetch.provenance import with_own_link
 from pipeline.judge.rules import judge_file
 from pipeline.measure.video import MeasuredVideo, measure_key
 from pipeline.media.cut import cut_key
@@ -38,13 +38,14 @@ LOG = logging.getLogger(__name__)
 
 
 MAX_CHANGES = 3
+"""How often a source starts again because its file was replaced."""
 
 
 def run_source(source: Source, tools: Tools, listener: Listener) -> SourceRecord:
-    """What becomes of one source. Every way in which a source or clip can fail ends in the record.
+    """Processes one source; returns its record. Failures of the source and of its clips are part of the record.
 
-    Raises StoppedError, UserError, OSError where a disk or the state's file system fails, and bugs, unless ``execution.bugs`` says
-    that they end in the record as well.
+    Raises StoppedError, UserError, and OSError if a disk or the file system of the state fails. Raises bugs, or records them as
+    failures with ``execution.bugs="record"``.
     """
     run = SourceRun(tools, source, listener)
     try:
@@ -87,12 +88,12 @@ def _failed(run: SourceRun, failure: Failure) -> SourceRecord:
 
 
 def _run_again(run: SourceRun) -> SourceRecord:
-    """From the beginning, as often as the file is another one in the end."""
+    """Runs the source, and starts again if its file was replaced meanwhile."""
     for _ in range(MAX_CHANGES):
         with contextlib.suppress(ContentChangedError):
             return _run(run)
     run.stage = "fetch"
-    raise TransientDownloadError(CHANGING, f"the file was replaced {MAX_CHANGES} times while it was worked on")
+    raise TransientDownloadError(CHANGING, f"the file was replaced {MAX_CHANGES} times while it was processed")
 
 
 def _run(run: SourceRun) -> SourceRecord:
@@ -104,7 +105,7 @@ def _run(run: SourceRun) -> SourceRecord:
         State.REJECTED,
         content_sha256=fetched.content_sha256,
         offset_ms=fetched.offset_ms,
-        provenance=asked_by(fetched.provenance, source.url),
+        provenance=with_own_link(fetched.provenance, source.url),
         timings=run.timings,
     )
     facts = facts_of(run, fetched.content_sha256)
@@ -119,32 +120,21 @@ def _run(run: SourceRun) -> SourceRecord:
 
 
 def _from_clips(run: SourceRun, record: SourceRecord, key: str, section: tuple[int, int | None]) -> SourceRecord:
-    """What becomes of a source whose header promises clips."""
+    """Measures, embeds, judges and cuts the clips of a source whose header was accepted."""
     recipe = run.tools.recipe
     assert record.facts is not None and record.content_sha256 is not None
-    kept = measured_of(run, key, record.facts, section)
-    measured = kept.video
+    decoded = measured_of(run, key, record.facts, section)
+    measured = decoded.video
     record = replace(
         record, num_scenes=len(measured.scenes), decoded_seconds=measured.decoded_seconds, measured_key=key
     )
     if not measured.clips:
-        fits = f"{len(measured.scenes)} scenes in {measured.decoded_seconds:.1f} s, none holds a clip of {recipe.clips.min_seconds:g} s"
-        return replace(record, reason=Reason.NO_CLIP_FITS, detail=fits)
-    embedded_key, agreements = agreements_of(run, key, kept, section)
+        detail = f"{len(measured.scenes)} scenes in {measured.decoded_seconds:.1f} s, none holds a clip of {recipe.clips.min_seconds:g} s"
+        return replace(record, reason=Reason.NO_CLIP_FITS, detail=detail)
+    embedded_key, agreements = agreements_of(run, key, decoded, section)
     clips = tuple(_clip(run, measured, index, agreements[index], record) for index in range(len(measured.clips)))
-    state, reason, detail = summed_up([(clip.state, clip.reason) for clip in clips])
+    state, reason, detail = outcome_of_clips([(clip.state, clip.reason) for clip in clips])
     return replace(record, state=state, reason=reason, detail=detail, embedded_key=embedded_key, clips=clips)
-
-
-def summed_up(clips: list[tuple[State, Reason | None]]) -> tuple[State, Reason | None, str]:
-    """A source's state from its clips': kept if any is kept, failed if any failed, else rejected."""
-    if any(state is State.KEPT for state, _ in clips):
-        return State.KEPT, None, ""
-    counted = Counter(str(reason or state) for state, reason in clips)
-    detail = ", ".join(f"{count} {name}" for name, count in counted.most_common())
-    if any(state is State.FAILED for state, _ in clips):
-        return State.FAILED, None, detail
-    return State.REJECTED, Reason.NO_CLIP_KEPT, detail
 
 
 def _section_seconds(source: Source) -> float | None:
@@ -152,19 +142,19 @@ def _section_seconds(source: Source) -> float | None:
 
 
 def _section_in_file(source: Source, fetched: Fetched) -> tuple[int, int | None]:
-    """The wanted section in the time of the file."""
+    """The wanted section in ms from the start of the file. End None: to the end."""
     end = None if source.end_ms is None else source.end_ms - fetched.offset_ms
     return max(source.start_ms - fetched.offset_ms, 0), end
 
 
 def _clip(
-    run: SourceRun, measured: MeasuredVideo, index: int, agrees: AgreementMeasures | None, source: SourceRecord
+    run: SourceRun, measured: MeasuredVideo, index: int, agreement: AgreementMeasures | None, source: SourceRecord
 ) -> ClipRecord:
     recipe, clip = run.tools.recipe, measured.clips[index]
     video = measured.facts.video
     assert video is not None and source.content_sha256 is not None
     size = (video.width, video.height)
-    verdict = run.tools.judge.clip(clip.picture, clip.sound, agrees, size, run.source.labels)
+    verdict = run.tools.judge.clip(clip.picture, clip.sound, agreement, size, run.source.labels)
     span = Span(clip.span.start_ms + source.offset_ms, clip.span.end_ms + source.offset_ms)
     record = ClipRecord(
         clip.scene_index,
@@ -172,7 +162,7 @@ def _clip(
         State.REJECTED,
         clip.picture,
         clip.sound,
-        agrees,
+        agreement,
         verdict.reason,
         verdict.detail,
         in_time=clip.in_time,

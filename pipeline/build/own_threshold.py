@@ -1,4 +1,4 @@
-"""The end of a build, for agreement: its own clips calibrated on, the verdicts that waited for that, and what is to be said of it."""
+"""Calibrates agreement on this build's own clips, then judges the clips that were waiting for the threshold."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ Records = Callable[[Collection[str] | None], Iterator[SourceRecord]]
 
 @dataclass(frozen=True, slots=True)
 class AgreementResult:
-    """What the agreement of all clips together came to."""
+    """Result of :func:`settle_agreement`."""
 
     rule: AgreementRule
-    """What is asked, now that all is known."""
+    """The final rule of agreement."""
     calibration: Calibration | None = None
-    """On this dataset's own clips. None: there are too few, or no encoders."""
+    """Calibration on this dataset's own clips. None: too few clips, or no encoders."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    """Of clips that were kept so far and are rejected by a threshold that was found just now, by key."""
+    """Verdicts of the clips that the final rule rejects and the earlier rules kept, by key."""
     notes: tuple[str, ...] = ()
+    """Sentences for the build's summary."""
 
 
 def settle_agreement(
     recipe: BuildRecipe, rule: AgreementRule, encoder_id: str | None, records: Records, state: Folder
 ) -> AgreementResult:
-    """Calibrates on the clips that pass every other rule; and where the recipe wants a false-accept rate and ``rule``, which each
-    clip was judged by, asks nothing, judges them by what that gives.
+    """Calibrates agreement on the clips that pass all other rules. If the recipe wants a false-accept rate and ``rule``, by which the
+    clips were judged, has no threshold yet, the calibration gives the threshold and the clips are judged by it.
 
-    The others are left out as speech, music or silence over a picture is no true pair. Reads the records up to three times.
+    Clips that another rule rejects are left out: speech, music or silence over a picture is no true pair. Reads the records up to
+    three times.
 
-    Raises CalibrationError where there are too few clips for that. Nothing was written by then, so that another run with another
-    setting has only to judge.
+    Raises CalibrationError if the recipe needs a threshold and there are too few clips. Nothing is written before that, so another
+    run with another setting only judges.
     """
     if encoder_id is None:
         return AgreementResult(
@@ -55,19 +57,20 @@ def settle_agreement(
     waits = recipe.agreement.false_accept_rate is not None and not rule.enforced
     try:
         calibration = calibration_of(drawn, encoder_id)
-        found = rule_of_own_clips(recipe.agreement, calibration) if waits else rule
+        final_rule = rule_of_own_clips(recipe.agreement, calibration) if waits else rule
     except CalibrationError as error:
         if waits:
             raise CalibrationError(_too_few(error)) from error
         return AgreementResult(
             rule, notes=(*_rule_notes(recipe, rule, drawn), f"The dataset has no calibration: {error}.")
         )
-    verdicts = dict(_rejected(records(None), found)) if waits else {}
-    return AgreementResult(found, calibration, verdicts, (*_rule_notes(recipe, found, drawn), _told_apart(calibration)))
+    verdicts = dict(_rejected(records(None), final_rule)) if waits else {}
+    notes = (*_rule_notes(recipe, final_rule, drawn), _calibration_note(calibration))
+    return AgreementResult(final_rule, calibration, verdicts, notes)
 
 
 def draw_own(records: Records, state: Folder) -> DrawnPairs:
-    """True and wrong pairs of the clips that pass every rule but agreement's."""
+    """Draws true and wrong pairs among the clips that pass all rules except that of agreement."""
     pool = ClipPool()
     for record in records(None):
         for clip in record.clips if record.embedded_key is not None else ():
@@ -99,8 +102,8 @@ def _judged(record: SourceRecord, clip: ClipRecord, rule: AgreementRule) -> Verd
 
 def _too_few(error: CalibrationError) -> str:
     return (
-        f"{error}. All that was measured is kept. Name a calibration of these encoders (agreement.calibration), "
-        "or a bare cosine (judge.min_agreement, without agreement.false_accept_rate), or add sources, and run it again: "
+        f"{error}. All measures are kept. Name a calibration of these encoders (agreement.calibration), "
+        "or a cosine (judge.min_agreement, without agreement.false_accept_rate), or add sources, and run the build again: "
         "nothing is fetched, decoded or embedded twice"
     )
 
@@ -118,7 +121,7 @@ def _rule_notes(recipe: BuildRecipe, rule: AgreementRule, drawn: DrawnPairs) -> 
         yield f"Of the {pairs}{foreign}."
 
 
-def _told_apart(calibration: Calibration) -> str:
+def _calibration_note(calibration: Calibration) -> str:
     known = f"{calibration.num_classes} classes" if calibration.num_classes else "no classes known"
     return (
         f"Agreement tells true pairs from wrong ones with AUC {calibration.auc:.3f} "

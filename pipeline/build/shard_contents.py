@@ -1,4 +1,4 @@
-"""What goes into a shard for each kept clip: the files that were cut, the record beside them, the embeddings."""
+"""The members of a shard's samples: the cut files of each kept clip, its JSON record, its embeddings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Vector = npt.NDArray[np.float32]
 
 
 def sample_json(record: SourceRecord, clip: ClipRecord, split: str) -> dict[str, Any]:
-    """What ``<key>.json`` says of a kept clip; the same in every rendition."""
+    """Content of ``<key>.json`` of a kept clip. It is the same in every rendition."""
     source, cut = record.source, clip.cut
     assert cut is not None and clip.sound is not None and record.facts is not None, (
         "only clips that were cut are packed"
@@ -54,9 +54,9 @@ def sample_json(record: SourceRecord, clip: ClipRecord, split: str) -> dict[str,
 
 
 def embeddings_of(record: SourceRecord, state: Folder) -> Iterator[tuple[str, Vector, Vector]]:
-    """Key, picture embedding and sound embedding (D,) of each of a source's clips; nothing where none were made.
+    """Key, picture embedding (D,) and sound embedding (D,) of each clip of a source. Empty if the source has no embeddings.
 
-    Raises DamagedStateError.
+    Raises DamagedStateError if their file is damaged.
     """
     if record.embedded_key is not None:
         name = embedded_name(record.embedded_key)
@@ -71,7 +71,7 @@ def embeddings_of(record: SourceRecord, state: Folder) -> Iterator[tuple[str, Ve
 
 
 class ShardContents:
-    """The members of one shard's samples. The records of its sources are read once, when the first sample is asked for."""
+    """The members of one shard's samples. The records of its sources are read once, at the first call of :meth:`load`."""
 
     def __init__(self, plan: ShardPlan, rendition: str, records: Iterable[SourceRecord], state: Folder) -> None:
         self._plan, self._rendition, self._state = plan, rendition, state
@@ -80,7 +80,7 @@ class ShardContents:
         self._embeddings: dict[str, tuple[Vector, Vector]] = {}
 
     def load(self, key: str) -> SampleContent:
-        """Raises DamagedStateError where a file is not the one that was cut."""
+        """The members of a sample. Raises DamagedStateError if a file is not the one that was cut."""
         if not self._clips:
             self._read()
         record, clip = self._clips[key]
@@ -94,15 +94,15 @@ class ShardContents:
         )
 
     def damage(self) -> list[DamagedStateError]:
-        """What is wrong with the files of all samples."""
-        found = []
+        """The damage of the files of all samples."""
+        errors = []
         for record, clip in self._clips.values():
             for name in (f"{self._rendition}.mp4", SOUND_NAME):
                 try:
                     self._cut_file(record, clip, name)
                 except DamagedStateError as error:
-                    found.append(error)
-        return found
+                    errors.append(error)
+        return errors
 
     def _cut_file(self, record: SourceRecord, clip: ClipRecord, name: str) -> bytes:
         assert clip.cut_key is not None and clip.cut is not None

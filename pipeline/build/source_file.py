@@ -1,4 +1,4 @@
-"""The file of a source: fetched once, and held against what was made of it."""
+"""The file of a source: fetched at most once per run, and checked for being replaced while it is processed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ SLOW_FETCHING = "raise download.timeout_seconds, lower download.height, or set e
 
 
 def fetched_file(run: SourceRun) -> Fetched:
-    """The source's file, on this machine, pinned until the source is done."""
+    """The source's file on this machine, pinned in the store until the source is done.
+
+    Raises ContentChangedError if it is not the file that was processed before, and what :func:`fetch` raises.
+    """
     if run.fetched is None:
         if scheme_of(run.source.url) in LOCAL:
             run.looked_at = key_of_link(run.source.url)
@@ -39,7 +42,7 @@ def fetched_file(run: SourceRun) -> Fetched:
 
 
 def _fetched_whole(run: SourceRun) -> Fetched:
-    """A file of the store that is no longer what was fetched is dropped, and fetched once more."""
+    """Fetches the file. A file in the store whose SHA-256 is wrong is removed and fetched once more."""
     tools = run.tools
     failures = FetchFailures(tools.state, try_again=tools.recipe.execution.try_failed_again)
     for _ in range(2):
@@ -48,7 +51,7 @@ def _fetched_whole(run: SourceRun) -> Fetched:
         is_ours = path.is_relative_to(tools.store.root)
         if fetched.is_new or not is_ours or _has_sum(path, fetched.content_sha256):
             return fetched
-        LOG.warning("%s is not what was fetched: fetched again", path)
+        LOG.warning("%s was damaged in the store: it is fetched again", path)
         tools.store.release(fetched.content_sha256)
         path.unlink(missing_ok=True)
     raise TransientDownloadError("damaged", f"{path} is damaged as soon as it is written: check the disk")
@@ -62,9 +65,9 @@ def _has_sum(path: Path, sha256: str) -> bool:
 
 
 def _check_file(run: SourceRun) -> None:
-    """What was made of a file of this machine holds only if the file is still the one that was hashed.
+    """Checks that a local file is still the one that was hashed: results hold for that one only.
 
-    Raises ContentChangedError where it is another one, TransientDownloadError where it is gone.
+    Raises ContentChangedError if it was replaced, and TransientDownloadError if it was removed or cannot be read.
     """
     tools, fetched, url = run.tools, run.fetched, run.source.url
     if fetched is None or scheme_of(url) not in LOCAL:
@@ -75,21 +78,21 @@ def _check_file(run: SourceRun) -> None:
     tools.store.release(fetched.content_sha256)
     run.fetched = None
     try:
-        run.fetched = use_local(url, tools.store)  # it may only have been touched
+        run.fetched = use_local(url, tools.store)  # its content may be the same, with another time
     except ClipError as error:
         run.stage = "fetch"
-        raise TransientDownloadError(CHANGING, f"the file changed while it was worked on: {error}") from error
+        raise TransientDownloadError(CHANGING, f"the file changed while it was processed: {error}") from error
     if run.fetched.content_sha256 != fetched.content_sha256:
         raise ContentChangedError
 
 
 def of_one_file(run: SourceRun, work: Callable[[], T]) -> T:
-    """What ``work`` gives or raises, unless the file was replaced or removed meanwhile: then that is raised."""
+    """Result or error of ``work``. If the file was replaced or removed meanwhile, raises what :func:`_check_file` raises instead."""
     try:
-        done = work()
+        result = work()
     except (ClipError, OSError):
         run.tools.stop.check()
         _check_file(run)
         raise
     _check_file(run)
-    return done
+    return result

@@ -1,4 +1,4 @@
-"""What is found out about a file: its header, its measures, its embeddings. What an earlier run found is looked up by its key."""
+"""Results for a file: its header, its measures, its embeddings. Results of earlier runs are looked up by their keys in ``state``."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ LOG = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_SECONDS = 60.0
 PROBE_BYTES_PER_SECOND = 20e6
-"""Transport streams are read to their end: how fast at the least."""
+"""Slowest reading that is allowed for: transport streams are read to their end."""
 SLOW_PROBING = "set execution.try_failed_again=true for another try"
 SLOW_MEASURING = "raise measure.timeout_seconds or measure.timeout_max_seconds, or set execution.try_failed_again=true"
 SLOW_EMBEDDING = "choose smaller encoders or a faster machine, and set execution.try_failed_again=true"
 
 
 def facts_of(run: SourceRun, content_sha256: str) -> MediaFacts:
+    """What the header of the file says. Raises ClipError."""
     name = f"probed/{content_sha256[:2]}/{content_sha256}-{FACTS_VERSION}.json"
 
-    def look() -> MediaFacts:
+    def probe_file() -> MediaFacts:
         path = Path(fetched_file(run).path)
         run.stage = "probe"
         seconds = PROBE_TIMEOUT_SECONDS + path.stat().st_size / PROBE_BYTES_PER_SECOND
         with run.timeouts.counted(f"probe {content_sha256}", seconds, SLOW_PROBING):
             return run.tools.workers.run(probe, seconds, path)
 
-    return remembered(run, name, MediaFacts, look)[0]
+    return remembered(run, name, MediaFacts, probe_file)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the decode of a file gave, and the sums of the previews that were kept of it."""
+    """Measures of a decoded file, and the SHA-256 of its previews."""
 
     video: MeasuredVideo
     previews: Sums | None
-    """None: of an earlier version, which kept no sums."""
+    """None: stored by an earlier version, without sums."""
 
     def to_json(self) -> dict[str, Any]:
         return {**self.video.to_json(), "previews": self.previews}
@@ -64,6 +65,7 @@ class Measured:
 
 
 def measured_of(run: SourceRun, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> Measured:
+    """Measures of the section (ms in the file). ``key``: that of the measures. Raises ClipError."""
     measured, reused = remembered(run, _measured_name(key), Measured, lambda: _measure(run, key, facts, section))
     if reused:
         with run.timed("measure", measured.video.decoded_seconds, reused=True):
@@ -76,7 +78,7 @@ def _measured_name(key: str) -> str:
 
 
 class Result(Protocol):
-    """What a stage gives, and how it is kept."""
+    """The result of a stage, which is stored as JSON."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -90,8 +92,10 @@ R = TypeVar("R", bound=Result)
 def remembered(
     run: SourceRun, name: str, kind: type[R], work: Callable[[], R], is_whole: Callable[[R], bool] = lambda kept: True
 ) -> tuple[R, bool]:
-    """What ``work`` gave in this run or an earlier one, and whether it was an earlier one. A file that failed for good is
-    not looked at again either, unless the user wants that: its error is raised anew. What cannot be read, or is not whole, is not there.
+    """Result of ``work`` in this run or an earlier one, and whether it was an earlier one. It is stored under ``name``.
+
+    A lasting failure is stored as well: its error is raised again, without ``work``, unless ``execution.try_failed_again``. A stored
+    result that is damaged, or for which ``is_whole`` is False, is ignored.
     """
     state = run.tools.state
 
@@ -103,20 +107,21 @@ def remembered(
         if not run.tools.recipe.execution.try_failed_again:
             run.stage = kept.stage
             raise MediaError(kept.code, kept.message)
-        if run.fetched is None:  # it may have been put right where it comes from
+        if run.fetched is None:  # the file may have been corrected at its server
             run.tools.store.forget(fetch_key(run.source, run.tools.recipe.download))
     elif kept is not None and is_whole(kept):
         return kept, True
     try:
-        made = of_one_file(run, work)
+        result = of_one_file(run, work)
     except ClipError as error:
-        run.tools.stop.check()  # what fails while all is being ended says nothing of the source
+        run.tools.stop.check()  # a failure during a stop is no property of the source
         failure = failure_of(run.stage, error)
-        if not failure.transient and run.stage != "fetch" and failure.code not in COUNTED:  # those keep their own
+        # failed fetches, time-outs and lack of memory are stored by FetchFailures and Timeouts
+        if not failure.transient and run.stage != "fetch" and failure.code not in COUNTED:
             write_named(state, name, {"failed": flat(failure)})
         raise
-    write_named(state, name, made.to_json())
-    return made, False
+    write_named(state, name, result.to_json())
+    return result, False
 
 
 def _measure(run: SourceRun, key: str, facts: MediaFacts, section: tuple[int, int | None]) -> Measured:
@@ -146,6 +151,7 @@ def _measure(run: SourceRun, key: str, facts: MediaFacts, section: tuple[int, in
 def agreements_of(
     run: SourceRun, key: str, measured: Measured, section: tuple[int, int | None]
 ) -> tuple[str | None, list[AgreementMeasures | None]]:
+    """Key of the embeddings, and the agreement of each clip. None without encoders. ``key``: that of the measures. Raises ClipError."""
     embedder, state, video = run.tools.embedder, run.tools.state, measured.video
     if embedder is None:
         return None, [None] * len(video.clips)
@@ -168,7 +174,7 @@ def agreements_of(
 
 
 def _embed(run: SourceRun, name: str, key: str, measured: Measured, section: tuple[int, int | None]) -> bytes:
-    """The embeddings of all clips, from the previews. Damaged ones are made again, by another decode."""
+    """Embeds all clips, from the previews. If these are damaged, the file is decoded again."""
     embedder, previews = run.tools.embedder, run.tools.previews
     assert embedder is not None
     if not previews.have(key):
@@ -183,7 +189,7 @@ def _embed(run: SourceRun, name: str, key: str, measured: Measured, section: tup
         except PreviewError as error:
             if last_try or error.code != DAMAGED:
                 raise
-            LOG.warning("%s: made again", error)
+            LOG.warning("%s: the file is decoded again for them", error)
         measured = _decoded_again(run, key, measured, section, wanted=True)
     raise AssertionError("the loop returns or raises")
 
@@ -191,12 +197,12 @@ def _embed(run: SourceRun, name: str, key: str, measured: Measured, section: tup
 def _decoded_again(
     run: SourceRun, key: str, measured: Measured, section: tuple[int, int | None], *, wanted: bool = False
 ) -> Measured:
-    """Another decode for the previews. For those that were deleted since the first only if the user wants that, or it is ``wanted``."""
+    """Decodes the file again for its previews. Raises PreviewError unless ``execution.decode_again`` or ``wanted``."""
     run.stage = "embed"
     if not wanted and not run.tools.recipe.execution.decode_again:
         raise PreviewError(
             GONE,
-            "the small frames and the sound that the encoders take in were deleted: set execution.decode_again=true to fetch and "
+            "the previews (small frames and sound for the encoders) were deleted: set execution.decode_again=true to fetch and "
             "decode the source once more (and execution.keep_previews=true or a larger previews_budget_bytes to keep them)",
         )
     again = _measure(run, key, measured.video.facts, section)

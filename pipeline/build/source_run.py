@@ -1,4 +1,4 @@
-"""One source on its way through a build, and what all sources of a process share."""
+"""The state of one source while it is processed, and the tools that all sources of a process share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LEAST_WAIT_SECONDS = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the sources of one process share."""
+    """Tools that all sources of one process share."""
 
     recipe: BuildRecipe
     judge: Judge
@@ -49,16 +49,16 @@ class Tools:
 
 @dataclass(slots=True)
 class SourceRun:
-    """One source on its way."""
+    """The state of one source while it is processed."""
 
     tools: Tools
     source: Source
     listener: Listener
     fetched: Fetched | None = None
     expected_sha256: str | None = None
-    """What is in the file, as an earlier run or this one found."""
+    """SHA-256 of the file that the results are of, from an earlier run or this one. None: not known yet."""
     looked_at: str = ""
-    """What lay at a path of this machine before it was used."""
+    """Identifies the local file by size, time and inode, before it was read. Empty: none."""
     timings: dict[str, float] = field(default_factory=dict)
     stage: str = "fetch"
 
@@ -73,7 +73,8 @@ class SourceRun:
 
     @contextlib.contextmanager
     def timed(self, stage: Stage, media_seconds: float = 0.0, *, reused: bool = False) -> Iterator[None]:
-        """Around the work of a stage. What it waits for others is counted apart, and work that fails as well."""
+        """Times the work of a stage, also if it fails, and sends a StageEvent if it does not. Waiting for other sources is counted
+        separately."""
         self.stage = stage
         started = time.monotonic()
         worked_seconds = 0.0
@@ -93,12 +94,13 @@ class SourceRun:
 
 
 class ContentChangedError(Exception):
-    """The file is another one now, since it was fetched again or replaced: what is stored of the old one does not hold."""
+    """The file was replaced or fetched again with another content: results of the old content do not hold for it."""
 
 
 @contextlib.contextmanager
 def scratch_folder(run: SourceRun) -> Iterator[Path]:
-    """A folder for files in the making. Raises FileNotFoundError where it is gone: what failed then did not fail by itself."""
+    """A folder for temporary files. If it was removed meanwhile, a ClipError becomes a FileNotFoundError: the missing folder is its
+    cause, not the source."""
     folder = Path(tempfile.mkdtemp(dir=run.tools.scratch))
     try:
         yield folder

@@ -1,4 +1,4 @@
-"""What ``state`` keeps of sources, and how it is removed for good: downloads, cuts, small frames and sound, measures, embeddings."""
+"""Removes the files of sources from ``state``: downloads, cuts, previews, measures, embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG = logging.getLogger(__name__)
 def remove_state_files(output: Folder, source_ids: Collection[str]) -> list[str]:
     """Removes the files that only these sources need; returns their names in ``state``, sorted. Reads the records of all sources.
 
-    The records stay: numbers, and where it came from. A store that the recipe put elsewhere (``execution.store``) is not looked into.
+    The records themselves stay: they hold numbers and the origin. A download store elsewhere (``execution.store``) is not changed.
     """
     state = Folder(f"{output.url.rstrip('/')}/{STATE_NAME}")
     theirs: set[str] = set()
@@ -37,7 +37,7 @@ def _records(state: Folder) -> Iterator[Mapping[str, Any]]:
         header = parsed[0] if name.endswith(".jsonl") and parsed else {"sources": [name]}
         if len(records) != len(header.get("sources", ())) or not records:
             LOG.warning(
-                "%s/%s is damaged: what was kept of a source whose record cannot be read stays. Delete %s to be rid of it",
+                "%s/%s is damaged: files of a source whose record cannot be read are not removed. To remove them, delete %s",
                 *(state, name, state),
             )
         yield from records
@@ -52,7 +52,7 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
 
 
 def _files_of(record: Mapping[str, Any]) -> Iterator[str]:
-    """Names in ``state``; ``sha256:`` and the sum for the file itself."""
+    """Names in ``state`` of a source's files. The downloaded file is given as ``sha256:`` and its sum."""
     if record.get("content_sha256"):
         yield f"sha256:{record['content_sha256']}"
     if measured := record.get("measured_key"):

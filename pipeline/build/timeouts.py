@@ -1,4 +1,4 @@
-"""Limits of time and memory that are met again and again: what fails of the same limit in several runs is not tried for ever."""
+"""Counts time-outs and lack of memory across runs: work that exceeds the same limit in several runs is not tried again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUT_OF_MEMORY = "out_of_memory"
 COUNTED = frozenset({TIMED_OUT, OUT_OF_MEMORY})
 """Codes of errors that are counted here."""
 MAX_TIMES = 3
-"""The machine may have been busy, so such an error passes; this many runs that end alike are no chance."""
+"""A single such error may come from a busy machine, so it is transient. After this many runs it is lasting."""
 MORE_MEMORY = (
     "raise execution.process_memory_bytes (--set execution.process_memory_bytes=8000000000), and set "
     "execution.try_failed_again=true for that run"
@@ -23,8 +23,8 @@ MORE_MEMORY = (
 
 
 class Timeouts:
-    """Counts them in the state, by work and limit. ``try_again``: those that are there count no more. ``memory_bytes`` is the limit of
-    memory that all work has; None: only the machine's. ``source_id`` is told by the counts that are written, for people."""
+    """The counts, stored in ``state`` by work and limit. ``try_again``: ignore the counts of earlier runs. ``memory_bytes``: memory limit
+    of the work. None: that of the machine. ``source_id``: stored with the counts, for people who read them."""
 
     def __init__(
         self, state: Folder, *, try_again: bool = False, memory_bytes: int | None = None, source_id: str = ""
@@ -33,10 +33,9 @@ class Timeouts:
 
     @contextlib.contextmanager
     def counted(self, key: str, limit_seconds: float, advice: str) -> Iterator[None]:
-        """Around work that raises a ClipError ``timed_out`` above ``limit_seconds``, ``out_of_memory`` above the limit of memory; ``key``
-        names it.
+        """Counts a ClipError ``timed_out`` or ``out_of_memory`` of the block. ``key`` identifies the work.
 
-        Raises one that is no TransientError from the last of MAX_TIMES on.
+        From the error number MAX_TIMES on, raises a ClipError that is no TransientError, in later runs before the work.
         """
         limits = {TIMED_OUT: f"{limit_seconds:.3f}", OUT_OF_MEMORY: f"{self._memory_bytes} bytes"}
         names = {code: _name(key, limit) for code, limit in limits.items()}
@@ -64,8 +63,8 @@ class Timeouts:
     def _lasting(self, code: str, times: int, limit_seconds: float, advice: str) -> ClipError:
         if code == TIMED_OUT:
             return ClipError(code, f"took longer than {limit_seconds:.0f} s in each of {times} runs: {advice}")
-        held = f"more memory than {self._memory_bytes} bytes" if self._memory_bytes else "more memory than there is"
-        return ClipError(code, f"took {held} in each of {times} runs: {MORE_MEMORY}")
+        limit = f"{self._memory_bytes} bytes" if self._memory_bytes else "there is"
+        return ClipError(code, f"took more memory than {limit} in each of {times} runs: {MORE_MEMORY}")
 
 
 def _name(key: str, limit: str) -> str:

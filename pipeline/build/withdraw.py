@@ -1,11 +1,12 @@
-"""``python -m pipeline.manifest withdraw manifests/NAME --source ID...``: takes sources out of a built dataset for good.
+"""``python -m pipeline.manifest withdraw manifests/NAME --source ID...``: removes sources from a built dataset, permanently.
 
-In this order, each file at one stroke, so that a run that was killed is finished by the same command (or by the next build):
-``withdrawn.json``, the shards that hold clips of theirs, the tables, the ledger, the manifest, the report, the kept files in ``state``.
-Shards without such clips are not touched. Until the manifest is written, the dataset does not verify.
+It writes in this order, each file atomically: ``withdrawn.json``, the shards that hold clips of these sources, the tables, the
+ledger, the manifest, the report; then it removes the sources' files from ``state``. If it is interrupted, the same command or the
+next build finishes it. Shards without clips of these sources are not written. Until the manifest is written, the dataset does not
+verify.
 
-What was decided across the dataset stays until the next build: its calibration, and that a clip of another source was rejected as a
-duplicate of theirs.
+Decisions over the whole dataset stay until the next build: the calibration, and the rejection of other clips as duplicates of
+withdrawn ones.
 """
 
 from __future__ import annotations
@@ -50,45 +51,46 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """What was done."""
+    """Result of :func:`withdraw`."""
 
     num_sources: int
-    """Withdrawn from this dataset until now."""
+    """All sources that were withdrawn from this dataset until now."""
     num_samples: int
-    """Samples of theirs that were in shards."""
+    """Samples of these sources that were in shards."""
     rewritten: tuple[str, ...]
-    """Paths of the shards that were written anew."""
+    """Paths of the shards that were rewritten."""
     removed: tuple[str, ...]
-    """Paths of the shards that held nothing else."""
+    """Paths of the shards that held only samples of withdrawn sources."""
     same_files: tuple[str, ...] = ()
-    """Ids of sources that are still listed, though they are the same file as one that was withdrawn."""
+    """Ids of sources that are still in the dataset and whose file is that of a withdrawn source."""
 
 
 def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
-    """Takes the sources out of the dataset at a folder, URL or manifest, and what was begun before to its end.
+    """Withdraws the sources from a dataset, and finishes an interrupted withdrawal. ``location``: folder, URL or manifest.
 
-    Raises ManifestError where there is no such dataset or source, NothingKeptError where no sample would be left, OutputError while
-    a build is at work there.
+    Raises ManifestError if there is no such dataset or source, or if a file is damaged; NothingKeptError if no sample would be left;
+    OutputError while a build runs there.
     """
+    requested = frozenset(source_ids)
     read_manifest(location)  # before the lock, which makes a folder
     output = Folder(dataset_root(location))
     with OutputLock(output):
         manifest = read_manifest(location)
         before = read_withdrawn(output)
         content_of = _contents(output)
-        _check_ids(output, content_of, set(source_ids) - set(before.sources))
+        _check_ids(output, content_of, requested - set(before.sources))
         _check_files(output, manifest)
         wanted = {*before.sources, *source_ids}
-        looked = _look(output, manifest.shards, wanted)
-        if not looked.untouched and not any(_staying(members, wanted) for members in looked.affected.values()):
+        plans = _plan_rewrites(output, manifest.shards, wanted)
+        if not plans.untouched and not any(_staying(members, wanted) for members in plans.affected.values()):
             raise NothingKeptError(f"{output}: no sample would be left. Delete the dataset instead")
-        theirs = [sha256 for source_id in source_ids if (sha256 := content_of.get(source_id))]
-        withdrawn = before.with_more(source_ids, _gaps(manifest.shards, looked.affected, wanted), theirs)
-        output.write_json(JOURNAL_NAME, looked.content_ids)  # first: a build that finds it ends what was begun
+        contents = [sha256 for source_id in requested if (sha256 := content_of.get(source_id))]
+        withdrawn = before.with_more(requested, _gaps(manifest.shards, plans.affected, wanted), contents)
+        output.write_json(JOURNAL_NAME, plans.content_ids)  # first: with it the next build finishes an interrupted one
         write_withdrawn(withdrawn, output)
-        shards, rewritten = _rewrite_shards(output, manifest.shards, looked, wanted)
+        shards, rewritten = _rewrite_shards(output, manifest.shards, plans, wanted)
         _write_rest(output, manifest, shards, wanted)
-        removed = looked.affected.keys() - set(rewritten)
+        removed = plans.affected.keys() - set(rewritten)
         remove_other_shards(output, shards, [shard.path for shard in manifest.shards])
         _remake_report(output)
         remove_state_files(output, wanted)
@@ -98,12 +100,12 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
 
 
 def _contents(output: Folder) -> dict[str, str]:
-    """For each source of the ledger the SHA-256 of its file; empty where there is none."""
+    """SHA-256 of the file of each source in the ledger. Empty: it has none."""
     return {entry["source_id"]: str(entry.get("content_sha256") or "") for entry in _lines(output, LEDGER_NAME)}
 
 
 def _listed_of(output: Folder, contents: Collection[str]) -> tuple[str, ...]:
-    """The ids of sources that are one of these files and were not withdrawn."""
+    """Ids of the sources in the ledger whose file is one of these, by SHA-256. Withdrawn sources have none there."""
     wanted = frozenset(contents)
     return tuple(sorted(source_id for source_id, sha256 in _contents(output).items() if sha256 in wanted))
 
@@ -112,60 +114,61 @@ def _check_ids(output: Folder, known: Collection[str], source_ids: Collection[st
     if unknown := sorted(set(source_ids) - set(known)):
         raise ManifestError(
             f"{output} has no source of the id {', '.join(map(repr, unknown))}: nothing was withdrawn. "
-            f"`python -m pipeline.ledger show {output} LINK` tells the id of a link"
+            f"`python -m pipeline.ledger show {output} LINK` shows the id of a link"
         )
 
 
 Members = dict[str, dict[str, int]]
-"""Key of a sample -> name of a member -> its size; in the order of the tar."""
+"""Sizes of members: key of the sample -> name of the member -> bytes, in the order of the tar."""
 
 
 @dataclass(slots=True)
-class _Looked:
-    """What is to be done to the shards. Holds the samples of those alone that are to be written anew."""
+class _ShardPlans:
+    """Which shards must be rewritten."""
 
     untouched: dict[str, ShardRecord]
-    """Path -> what its index says: a run that was killed may have written it."""
+    """Records of the other shards by path, from their indexes: an interrupted run may have rewritten them."""
     affected: dict[str, Members]
+    """Samples of the shards that must be rewritten, by path."""
     content_ids: dict[str, str]
-    """What the content of a sample is called in the index of its shard. Kept in a journal: for a moment a shard that is written
-    anew is without its index, and a kill may come then."""
+    """Content id of each sample of these shards, by key, from the indexes. They are stored in a journal: an interruption can leave a
+    rewritten shard without its index."""
 
 
-def _look(output: Folder, shards: Sequence[ShardRecord], wanted: Collection[str]) -> _Looked:
-    # damaged: the shards that are without an index get no content ids, and the next build writes them anew
-    looked = _Looked({}, {}, read_json_whole(output, JOURNAL_NAME, dict) or {})
+def _plan_rewrites(output: Folder, shards: Sequence[ShardRecord], wanted: Collection[str]) -> _ShardPlans:
+    # without the journal, or if it is damaged, shards without an index get no content ids, and the next build rewrites them
+    plans = _ShardPlans({}, {}, read_json_whole(output, JOURNAL_NAME, dict) or {})
     for shard in shards:
         index = read_index(output, shard.path)
         if index is None:
-            looked.affected[shard.path] = _members(output, shard)
+            plans.affected[shard.path] = _members_in_tar(output, shard)
             continue
-        if all(source_of_key(one["key"]) not in wanted for one in index["samples"]):
-            looked.untouched[shard.path] = ShardRecord.model_validate(index["shard"])
+        if all(source_of_key(sample["key"]) not in wanted for sample in index["samples"]):
+            plans.untouched[shard.path] = ShardRecord.model_validate(index["shard"])
             continue
-        looked.affected[shard.path] = {
-            one["key"]: {name: place[1] for name, place in one["members"].items()} for one in index["samples"]
+        plans.affected[shard.path] = {
+            sample["key"]: {name: place[1] for name, place in sample["members"].items()} for sample in index["samples"]
         }
-        looked.content_ids |= {one["key"]: one.get("content_id", "") for one in index["samples"]}
-    return looked
+        plans.content_ids |= {sample["key"]: sample.get("content_id", "") for sample in index["samples"]}
+    return plans
 
 
-def _members(output: Folder, shard: ShardRecord) -> Members:
-    """By the tar itself."""
-    found: Members = {}
+def _members_in_tar(output: Folder, shard: ShardRecord) -> Members:
+    sizes: Members = {}
     try:
         with output.open(shard.path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key, _, name = member.name.partition(".")
-                found.setdefault(key, {})[name] = member.size
+                sizes.setdefault(key, {})[name] = member.size
     except (tarfile.TarError, OSError) as error:
         raise _shard_error(output, shard, error) from error
-    return found
+    return sizes
 
 
 def _shard_error(output: Folder, shard: ShardRecord, error: Exception) -> ManifestError:
     return ManifestError(
-        f"{output}/{shard.path} cannot be read ({error or type(error).__name__}): run the build again, which writes it anew, then this"
+        f"{output}/{shard.path} cannot be read ({error or type(error).__name__}): run the build again, which writes it again, "
+        "then this command"
     )
 
 
@@ -176,28 +179,28 @@ def _staying(members: Members, wanted: Collection[str]) -> list[str]:
 def _gaps(shards: Sequence[ShardRecord], affected: Mapping[str, Members], wanted: Collection[str]) -> list[Gap]:
     sizes: dict[str, tuple[str, int, int]] = {}
     for shard in shards:
-        for key, found in affected.get(shard.path, {}).items():
+        for key, members in affected.get(shard.path, {}).items():
             if source_of_key(key) in wanted:
-                largest = max(found["mp4"], sizes[key][2] if key in sizes else 0)
-                sizes[key] = (shard.split, found["flac"], largest)
+                largest = max(members["mp4"], sizes[key][2] if key in sizes else 0)
+                sizes[key] = (shard.split, members["flac"], largest)
     return [Gap(key=key, split=split, num_bytes=flac + mp4) for key, (split, flac, mp4) in sizes.items()]
 
 
 def _rewrite_shards(
-    output: Folder, shards: Sequence[ShardRecord], looked: _Looked, wanted: Collection[str]
+    output: Folder, shards: Sequence[ShardRecord], plans: _ShardPlans, wanted: Collection[str]
 ) -> tuple[list[ShardRecord], list[str]]:
-    """The records of the shards that stay, and the paths of those that were written anew."""
+    """The records of the shards that stay, and the paths of those that were rewritten."""
     staying: list[ShardRecord] = []
     rewritten: list[str] = []
     for shard in shards:
-        if shard.path in looked.untouched:
-            staying.append(looked.untouched[shard.path])
+        if shard.path in plans.untouched:
+            staying.append(plans.untouched[shard.path])
             continue
-        keys = _staying(looked.affected[shard.path], wanted)
+        keys = _staying(plans.affected[shard.path], wanted)
         if not keys:
             continue
         number = int(shard.path.rpartition("-")[2].partition(".")[0])
-        samples = tuple(Sample(key, shard.split, 0, looked.content_ids.get(key, "")) for key in keys)
+        samples = tuple(Sample(key, shard.split, 0, plans.content_ids.get(key, "")) for key in keys)
         plan = ShardPlan(shard.split, number, samples)
         try:
             file = output.open(shard.path)
@@ -220,7 +223,7 @@ class _Samples:
         self._members = {member.name: member for member in tar}
 
     def load(self, key: str) -> SampleContent:
-        """Everything as it stands in the tar, so that it is written as the same bytes."""
+        """The members of a sample, so that writing them gives the same bytes."""
         record = json.loads(self._read(f"{key}.json"))
         arrays = (self._array(f"{key}.{name}.npy") for name in ("picture", "sound"))
         return SampleContent(self._read(f"{key}.mp4"), self._read(f"{key}.flac"), record, *arrays)
@@ -238,7 +241,7 @@ class _Samples:
 
 
 def _write_rest(output: Folder, manifest: Manifest, shards: Sequence[ShardRecord], wanted: Collection[str]) -> None:
-    """Tables, ledger and manifest. The counts are taken from what was written."""
+    """Rewrites tables, ledger and manifest. The counts of the manifest are taken from the rewritten files."""
     local = output.local_path
     scratch = local / STATE_NAME / "tmp" if local else None
     if scratch is not None:
@@ -269,12 +272,12 @@ def _without(output: Folder, file: FileRecord, wanted: Collection[str], scratch:
         return drop_sources(output, file.path, wanted, scratch)
     except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise ManifestError(
-            f"{output}/{file.path} is missing or damaged ({error}): run the build again, which writes it anew, then this"
+            f"{output}/{file.path} is missing or damaged ({error}): run the build again, which writes it again, then this command"
         ) from error
 
 
 def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[OutcomeCounts, OutcomeCounts]:
-    """Writes the ledger and the timings anew; returns what is in them: sources and clips."""
+    """Rewrites the ledger and the timings; returns the counts of the sources and of the clips."""
     sources, clips = OutcomeCounts(), OutcomeCounts()
     with output.writing(LEDGER_NAME) as file:
         for entry in _lines(output, LEDGER_NAME):
@@ -291,16 +294,16 @@ def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[OutcomeCount
     return sources, clips
 
 
-def _count(tally: OutcomeCounts, entry: Mapping[str, Any]) -> None:
+def _count(counts: OutcomeCounts, entry: Mapping[str, Any]) -> None:
     failure = entry.get("failure")
-    tally.count(State(entry["state"]), entry.get("reason"), failure["code"] if failure else None)
+    counts.count(State(entry["state"]), entry.get("reason"), failure["code"] if failure else None)
 
 
 def _lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
     try:
         yield from read_lines(output, name)
     except FileNotFoundError as error:
-        raise ManifestError(f"{output}/{name} is missing: run the build again, which writes it anew") from error
+        raise ManifestError(f"{output}/{name} is missing: run the build again, which writes it again") from error
 
 
 def _sha256(output: Folder, name: str) -> str:
@@ -312,9 +315,9 @@ def _sha256(output: Folder, name: str) -> str:
 
 
 def _check_files(output: Folder, manifest: Manifest) -> None:
-    """Raises ManifestError where a file that is to be written anew is damaged: nothing is begun then.
+    """Raises ManifestError, before anything is written, if a file that must be rewritten is damaged.
 
-    What an earlier withdrawal, which did not come to its end, has written already is not yet in the manifest.
+    Files that an interrupted withdrawal has rewritten differ from the manifest, which is not an error.
     """
     for _ in _lines(output, TIMINGS_NAME):
         pass
@@ -328,31 +331,31 @@ def _check_files(output: Folder, manifest: Manifest) -> None:
             is_same = _sha256(output, file.path) == file.sha256
         except OSError as error:
             raise ManifestError(
-                f"{output}/{file.path} cannot be read ({error.strerror or error}): run the build again, which writes it anew"
+                f"{output}/{file.path} cannot be read ({error.strerror or error}): run the build again, which writes it again"
             ) from error
         if not is_same and not is_begun:
             raise ManifestError(
-                f"{output}/{file.path} is not what the manifest says: run the build again, which writes it anew"
+                f"{output}/{file.path} is not what the manifest says: run the build again, which writes it again"
             )
 
 
 def _remake_report(output: Folder) -> None:
-    """It shows clips: one that is there is made again."""
-    from pipeline.report.make import PAGE_NAME, make_report  # noqa: PLC0415 - only where there is one
+    """Makes the report again if there is one: it shows clips of the withdrawn sources."""
+    from pipeline.report.make import PAGE_NAME, make_report  # noqa: PLC0415 - most datasets have no report
 
     if output.exists(PAGE_NAME):
         try:
             make_report(output.url)
         except UserError as error:
-            logger.warning("the report still shows what was withdrawn, it could not be made again: %s", error)
+            logger.warning("the report could not be made again and still shows withdrawn clips: %s", error)
 
 
-def summary_lines(done: Withdrawal) -> list[str]:
-    """For people."""
-    counted = Counter(path.split("/")[1] for path in done.rewritten)
-    where = ", ".join(f"{number} of rendition {name}" for name, number in sorted(counted.items())) or "none"
+def summary_lines(withdrawal: Withdrawal) -> list[str]:
+    """The result as lines of text."""
+    num_rewritten = Counter(path.split("/")[1] for path in withdrawal.rewritten)
+    rewritten = ", ".join(f"{number} of rendition {name}" for name, number in sorted(num_rewritten.items())) or "none"
     return [
-        f"withdrawn until now: {done.num_sources} source(s) with {done.num_samples} sample(s)",
-        f"shards written anew: {where}; removed: {len(done.removed)}",
-        *([same_files_note(done.same_files)] if done.same_files else []),
+        f"withdrawn until now: {withdrawal.num_sources} source(s) with {withdrawal.num_samples} sample(s)",
+        f"shards rewritten: {rewritten}; removed: {len(withdrawal.removed)}",
+        *([same_files_note(withdrawal.same_files)] if withdrawal.same_files else []),
     ]

@@ -1,4 +1,4 @@
-"""Caps on the number of clips of one class and of one source: the best ones stay."""
+"""Caps on the number of clips of one class and of one source. The clips of the highest quality stay."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ class BalanceSettings(Settings):
     """How many clips may stay."""
 
     max_clips_per_class: int | None = Field(default=None, ge=1)
-    """At most this many clips with one label. A clip with several labels needs room in each. None: no cap."""
+    """At most this many clips with one label. A clip with several labels counts in each. None: no cap."""
     max_clips_per_source: int | None = Field(default=None, ge=1)
     """At most this many clips of one source. None: no cap."""
     seed: int = 0
-    """Another seed, another choice among clips of equal quality."""
+    """Changes the choice among clips of equal quality."""
 
 
 @dataclass(frozen=True, slots=True)
 class BalanceItem:
-    """What :func:`balance` knows of a clip."""
+    """A clip as :func:`balance` needs it."""
 
     key: str
     source_id: str
     labels: tuple[str, ...] = ()
-    """Without a label a clip belongs to no class."""
+    """A clip without labels belongs to no class."""
     quality: tuple[float, ...] = ()
-    """The larger tuple goes first; among equals, a hash of the key decides. Of equal length for all clips."""
+    """The clip with the larger tuple has precedence; among equals, a hash of the key decides. Of equal length for all clips."""
 
 
 def balance(items: Iterable[BalanceItem], settings: BalanceSettings) -> dict[str, Verdict]:
-    """Verdicts of the clips that have no room, by key, sorted; the order of the input does not matter."""
+    """Verdicts of the clips over a cap, by key, sorted. The order of the input does not matter."""
     class_cap, source_cap = settings.max_clips_per_class, settings.max_clips_per_source
     if class_cap is None and source_cap is None:
         return {}

@@ -1,4 +1,4 @@
-"""Errors of this program itself: what tells them apart, and which sources met one under which version of it."""
+"""Bugs of this program that a source triggered: how an error is recognised as one, and the record of such sources by version."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.runtime.folder import Folder
 from pipeline.schema import Failure
 
 BUG = "bug"
-"""The code of a source that met one."""
+"""The failure code of a source that triggered a bug."""
 
 
 def bug_note(num_sources: int) -> str:
-    """For people, of sources that met one."""
+    """A note for the build's summary: the number of sources that triggered a bug, and what to do."""
     return (
         f"SOURCES THAT MET A BUG of this program: {num_sources}. They are not in the dataset, and the log of their run has the tracebacks. "
         "Another version tries them again, this one with execution.try_failed_again=true"
@@ -24,21 +24,21 @@ def bug_note(num_sources: int) -> str:
 
 
 def is_bug(error: Exception) -> bool:
-    """Whether an error is neither told on purpose nor one of disks and networks, which say nothing of a source either."""
+    """Whether an error is a bug: neither raised on purpose nor an OSError of a disk or network, which is no property of the source."""
     return not isinstance(error, HearscapeError | OSError)
 
 
 def bug_failure(stage: str, error: Exception) -> Failure:
-    """The error as it is recorded: kind, message and place. It passes, since the next version may have mended it."""
+    """The error as a failure: type, message, file and line. It is transient, since the next version may have fixed it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    said = " ".join(str(error).split())[:500]
-    return Failure(stage, BUG, f"{type(error).__name__}: {said}{place}; the log has the traceback", transient=True)
+    message = " ".join(str(error).split())[:500]
+    return Failure(stage, BUG, f"{type(error).__name__}: {message}{place}; the log has the traceback", transient=True)
 
 
 @functools.cache
 def code_version() -> str:
-    """Changes with any line of the package's code."""
+    """Hash of the package's code: changes with every line."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
@@ -47,18 +47,18 @@ def code_version() -> str:
 
 
 class MetBugs:
-    """Sources that met a bug of this very version, under one recipe: an empty file each, in ``bugs/<version>/<recipe>`` of the state."""
+    """Sources that triggered a bug of this version, under one recipe: an empty file each, in ``state/bugs/<version>/<recipe>``."""
 
     def __init__(self, state: Folder, recipe_hash: str) -> None:
         self._state, self._name = state, f"bugs/{code_version()}/{recipe_hash}"
 
     @functools.cached_property
     def source_ids(self) -> frozenset[str]:
-        """As they were when this was first asked."""
+        """As they were at the first access."""
         return frozenset(self._state.names(self._name))
 
     def note(self, source_id: str, failure: Failure | None) -> None:
-        """``failure``: how the source ended."""
+        """Records or clears a source. ``failure``: its failure in this run; None: it did not fail."""
         name = f"{self._name}/{source_id}"
         if failure is not None and failure.code == BUG:
             self._state.write_bytes(name, b"")

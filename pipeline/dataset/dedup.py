@@ -1,7 +1,7 @@
 """Near-duplicates across the dataset, by perceptual fingerprints of picture and sound.
 
-*Duplicates* are alike in picture and sound: the better one stays. *Related* clips are very alike in one of the two
-(the same recording under another picture, the same scene with other sound): both may stay, in one split.
+*Duplicates* are alike in picture and sound: the better one stays. *Related* clips are very alike in picture or in sound
+(the same recording with another picture, the same scene with another sound): both may stay, in one split.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 _PAIR_BLOCK = 1 << 12
 _MIN_DURATION_RATIO = 0.5
 _SOUND_SPAN_STEPS = 11
-"""A sound of n words spans n + 10.5 steps: its last word looks at two windows."""
+"""A sound of n words spans n + 10.5 steps: its last word is computed from two windows."""
 
 
 class DedupSettings(Settings):
-    """When two clips are the same. Shares are of bits that differ: 0 is identical, unrelated clips stand near 0.45."""
+    """When two clips are the same. A share is that of differing bits: 0 is identical, unrelated clips are near 0.45."""
 
     reject_duplicates: bool = True
     """Reject the worse one of two clips that are alike in picture and sound. False: both stay, in one split."""
@@ -40,24 +40,24 @@ class DedupSettings(Settings):
     relate_by_sound: bool = True
     """Keep clips in one split when their sounds alone are very alike."""
     picture_share: float = Field(default=0.18, ge=0, le=0.5)
-    """Pictures of duplicates differ in this share of bits at most. Re-encoded: below 0.05; unrelated: above 0.21."""
+    """Largest share of differing bits in the pictures of duplicates. Re-encoded: below 0.05; unrelated: above 0.21."""
     sound_share: float = Field(default=0.30, ge=0, le=0.5)
-    """Sounds of duplicates differ in this share of bits at most. Re-encoded: below 0.25; unrelated: above 0.32."""
+    """Largest share of differing bits in the sounds of duplicates. Re-encoded: below 0.25; unrelated: above 0.32."""
     strong_picture_share: float = Field(default=0.13, ge=0, le=0.5)
-    """Pictures this alike relate two clips whatever their sounds are."""
+    """Clips whose pictures differ in at most this share of bits are related, whatever their sounds are."""
     strong_sound_share: float = Field(default=0.25, ge=0, le=0.5)
-    """Sounds this alike relate two clips whatever their pictures are."""
+    """Clips whose sounds differ in at most this share of bits are related, whatever their pictures are."""
     max_shift_seconds: float = Field(default=5.0, ge=0)
-    """How far two sounds are shifted against each other in search of a match: half a clip finds every re-cut copy."""
+    """Largest shift of two sounds against each other when they are compared. Half a clip finds every re-cut copy."""
     min_overlap_seconds: float = Field(default=3.0, ge=1.2)
-    """Sounds that overlap by less than this, silent parts not counted, do not match."""
+    """Sounds that overlap by less than this do not match. Silent parts do not count."""
     max_neighbours: int = Field(default=64, ge=1)
-    """Each hash is compared with at most this many of those that look like it: bounds the work where much is alike."""
+    """Each hash is compared with at most this many similar ones. This bounds the work where many clips are alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What :func:`find_duplicates` knows of a clip."""
+    """A clip as :func:`find_duplicates` compares it."""
 
     key: str
     source_id: str
@@ -65,47 +65,50 @@ class Fingerprint:
     sound_hash: str
     duration_ms: int
     quality: tuple[float, ...] = ()
-    """Of two duplicates the one with the larger tuple stays; then the smaller key. Of equal length for all clips."""
+    """Of two duplicates the one with the larger tuple stays; if equal, the one with the smaller key. Of equal length for all clips."""
     stretch: str = ""
-    """Names the stretch of the file that the clip is. Equal ones are one clip, whatever there is to hear and see. Empty: unknown."""
+    """Identifies the file and the stretch of it that the clip is cut from. Clips of equal stretch are duplicates, whatever their hashes
+    are. Empty: unknown."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What :func:`find_duplicates` found."""
+    """Result of :func:`find_duplicates`."""
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """The rejected clips, by key, in the order of the keys."""
     groups: tuple[tuple[str, ...], ...] = ()
-    """Keys of clips that must share a split, two or more in each, sorted. Rejected clips are among them."""
+    """Groups of two or more clips that must share a split: their keys, sorted. Rejected clips are included."""
 
 
 @dataclass(frozen=True)
 class _Clips:
     keys: list[str]
-    library: ClipHashes
+    hashes: ClipHashes
     durations_ms: NDArray[np.int64]
     ranks: NDArray[np.int64]
-    """0 for the clip that stays before all others."""
+    """Rank of each clip by quality: 0 for the best one."""
     stretches: list[str]
 
 
 @dataclass(frozen=True)
 class _Edges:
-    """Pairs of rows that are alike."""
+    """Pairs (a, b) of rows that are alike: one entry per pair."""
 
     a: NDArray[np.int64]
     b: NDArray[np.int64]
     picture: NDArray[np.float32]
-    """NaN: not comparable."""
+    """Share of differing bits in the pictures. NaN: not comparable."""
     sound: NDArray[np.float32]
+    """Share of differing bits in the sounds. NaN: not comparable."""
     duplicate: NDArray[np.bool_]
+    """Whether one of the two is to be rejected."""
 
 
 def find_duplicates(fingerprints: Iterable[Fingerprint], settings: DedupSettings) -> Duplicates:
-    """Compare every clip with every other one that could be like it; the order of the input does not matter.
+    """Compare every clip with every candidate of a match. The order of the input does not matter.
 
-    Raises ValueError where a key comes twice or a hash is not hexadecimal.
+    Raises ValueError if a key occurs twice or a hash is not hexadecimal.
     """
     if not (settings.reject_duplicates or settings.relate_by_picture or settings.relate_by_sound):
         return Duplicates()
@@ -115,16 +118,16 @@ def find_duplicates(fingerprints: Iterable[Fingerprint], settings: DedupSettings
     rows = np.setdiff1d(np.arange(len(clips.keys)), np.fromiter(rejected, np.int64))
     cap = settings.max_neighbours
     while True:
-        tally = CappedBuckets()
-        edges = _find_edges(clips, rows, settings, tally)
+        capped = CappedBuckets()
+        edges = _find_edges(clips, rows, settings, capped)
         related.append(pack(edges.a, edges.b))
         if not settings.reject_duplicates:
             break
         losers = _reject(clips, edges, settings)
         rejected |= losers
-        # More copies of one clip than may meet each other: their survivors are fewer, and meet in the next round.
-        most = np.bincount(np.concatenate([edges.a, edges.b])).max(initial=0)
-        if not losers or most < cap:
+        # A clip with `cap` matches may have more copies than were compared with it: compare the remaining clips again.
+        max_matches = np.bincount(np.concatenate([edges.a, edges.b])).max(initial=0)
+        if not losers or max_matches < cap:
             break
         rows = rows[~np.isin(rows, np.fromiter(losers, np.int64))]
     return Duplicates(
@@ -156,45 +159,44 @@ def _read(fingerprints: Iterable[Fingerprint]) -> _Clips:
     for a, b in itertools.pairwise(sorted_keys):
         if a == b:
             raise ValueError(f"clip {a} comes twice")
-    best_first = sorted(
-        range(len(keys)), key=lambda i: qualities[order[i]], reverse=True
-    )  # stable: the smaller key first
+    # sorted() is stable: of equal qualities the smaller key comes first
+    best_first = sorted(range(len(keys)), key=lambda i: qualities[order[i]], reverse=True)
     ranks = np.empty(len(keys), np.int64)
     ranks[best_first] = np.arange(len(keys))
-    library = ClipHashes(
+    hashes = ClipHashes(
         frames=_rectangular(np.frombuffer(picture, np.uint64), np.array(num_frames, np.int64)),
         words=np.frombuffer(sound, np.uint16),
         offsets=np.concatenate([[0], np.cumsum(num_words)]).astype(np.int64),
         sources=np.array(source_numbers, np.int32),
     )
     stretches = [stretches[row] for row in order]
-    return _Clips(sorted_keys, library.take(order), np.array(durations, np.int64)[order], ranks, stretches)
+    return _Clips(sorted_keys, hashes.take(order), np.array(durations, np.int64)[order], ranks, stretches)
 
 
 def _rectangular(flat: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Rows of these lengths, filled up with zeros."""
+    """The values cut into rows of these lengths, each padded with zeros: shape (rows, longest)."""
     width = int(lengths.max(initial=0))
     rows = np.zeros((len(lengths), width), np.uint64)
     rows[np.arange(width) < lengths[:, None]] = flat
     return rows
 
 
-def _find_edges(clips: _Clips, rows: NDArray[np.int64], settings: DedupSettings, tally: CappedBuckets) -> _Edges:
+def _find_edges(clips: _Clips, rows: NDArray[np.int64], settings: DedupSettings, capped: CappedBuckets) -> _Edges:
     """All pairs among ``rows`` that are duplicates or related."""
-    library = clips.library if len(rows) == len(clips.keys) else clips.library.take(rows)
+    hashes = clips.hashes if len(rows) == len(clips.keys) else clips.hashes.take(rows)
     picture_limit = max(settings.picture_share, settings.strong_picture_share)
     sound_limit = max(settings.sound_share, settings.strong_sound_share)
     max_shift, min_words = _steps(settings)
     cap = settings.max_neighbours
-    by_picture = picture_candidates(library, picture_limit, cap, tally)
-    by_sound = sound_candidates(library, sound_limit, max_shift=max_shift, min_words=min_words, cap=cap, tally=tally)
-    if tally.capped_buckets:
+    by_picture = picture_candidates(hashes, picture_limit, cap, capped)
+    by_sound = sound_candidates(hashes, sound_limit, max_shift=max_shift, min_words=min_words, cap=cap, capped=capped)
+    if capped.num_buckets:
         logger.warning(
-            "%d hashes are so common that their %d places were compared with the %d nearest only",
-            tally.capped_buckets, tally.capped_entries, cap,
-        )  # fmt: skip
+            "%d hashes are so common that each of their %d entries was compared with the %d nearest entries only",
+            *(capped.num_buckets, capped.num_entries, cap),
+        )
     a, b = unpack(np.union1d(by_picture, by_sound))
-    edges = _compare(library, clips.durations_ms[rows], a, b, settings)
+    edges = _compare(hashes, clips.durations_ms[rows], a, b, settings)
     return _Edges(rows[edges.a], rows[edges.b], edges.picture, edges.sound, edges.duplicate)
 
 
@@ -205,19 +207,19 @@ def _steps(settings: DedupSettings) -> tuple[int, int]:
 
 
 def _compare(
-    library: ClipHashes,
+    hashes: ClipHashes,
     durations_ms: NDArray[np.int64],
     a: NDArray[np.int64],
     b: NDArray[np.int64],
     settings: DedupSettings,
 ) -> _Edges:
-    """The pairs that are alike, of all pairs (a, b)."""
+    """Those of the pairs (a, b) that are alike."""
     parts = [_Edges(a[:0], b[:0], np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool))]
     max_shift, min_words = _steps(settings)
     for start in range(0, len(a), _PAIR_BLOCK):
         i, j = a[start : start + _PAIR_BLOCK], b[start : start + _PAIR_BLOCK]
-        picture = picture_distance(library.frames[i], library.frames[j])
-        sound_i, sound_j = library.sounds(i), library.sounds(j)
+        picture = picture_distance(hashes.frames[i], hashes.frames[j])
+        sound_i, sound_j = hashes.sounds(i), hashes.sounds(j)
         length = max(sound_i.shape[1], sound_j.shape[1])
         sound, _ = sound_distance(_widen(sound_i, length), _widen(sound_j, length), max_shift, min_words)
         duplicate = (picture <= settings.picture_share) & (sound <= settings.sound_share)
@@ -239,9 +241,10 @@ def _widen(words_PN: NDArray[np.uint16], length: int) -> NDArray[np.uint16]:
 
 
 def _reject(clips: _Clips, edges: _Edges, settings: DedupSettings) -> dict[int, Verdict]:
-    """Walks the clips from the best on: a clip goes when it is a duplicate of one that stays.
+    """Goes through the clips from the best to the worst and rejects each clip that is a duplicate of one that stays.
 
-    Not one for each connected group: windows of two copies, cut at other times, overlap in a chain along both videos.
+    Keeping one clip of each connected group would be wrong: windows of two copies of a video, cut at different times, overlap in a
+    chain that connects all clips of both.
     """
     which = np.flatnonzero(edges.duplicate)
     others: dict[int, list[tuple[int, int]]] = {}
@@ -265,8 +268,11 @@ def _reject(clips: _Clips, edges: _Edges, settings: DedupSettings) -> dict[int, 
 
 
 def _reject_copies(clips: _Clips) -> tuple[dict[int, Verdict], NDArray[np.uint64]]:
-    """Of clips that are the same stretch of the same file the best stays: for these no sound is too short, too steady or too quiet
-    to tell. Returns the verdicts, and the pairs of the rejected and the staying."""
+    """Rejects all but the best of the clips that are the same stretch of the same file. The hashes are not needed for that, so sounds
+    that are too short, steady or quiet for a hash are no exception.
+
+    Returns the verdicts by row, and the pairs (staying row, rejected row), packed.
+    """
     best: dict[str, int] = {}
     for row in np.argsort(clips.ranks).tolist():
         best.setdefault(clips.stretches[row], row)
@@ -279,6 +285,7 @@ def _reject_copies(clips: _Clips) -> tuple[dict[int, Verdict], NDArray[np.uint64
 
 
 def _groups(keys: list[str], pairs: NDArray[np.uint64]) -> tuple[tuple[str, ...], ...]:
+    """Connected components of the pairs, as sorted tuples of keys."""
     a, b = unpack(pairs)
     if len(a) == 0:
         return ()

@@ -1,4 +1,4 @@
-"""Decodes samples of shards to the last frame, in processes of its own: ``python -m pipeline.manifest verify --deep``."""
+"""Decodes samples of shards to the last frame, in worker processes: ``python -m pipeline.manifest verify --deep``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from pipeline.media.decoding import Decoding, Picture
 from pipeline.runtime.workers import Workers
 
 TIMEOUT_SECONDS = 600.0
-"""Time that one sample may take."""
+"""Time limit for decoding one sample."""
 MD5_AT = slice(26, 42)
-"""Where a FLAC keeps the MD5 of its samples: 4 bytes of mark, 4 of the first block's header, then the 19th byte of that block."""
+"""Bytes of a FLAC file that hold the MD5 of its samples: after the marker (4 bytes) and the header of the STREAMINFO block (4 bytes),
+at offset 18 of that block (RFC 9639, section 8.2)."""
 BLOCK_SAMPLES = 1 << 16
 
 
@@ -45,12 +46,12 @@ class DeepCheck:
         self._threads.shutdown(cancel_futures=True)
 
     def add(self, key: str, rendition: str, members: Mapping[str, bytes]) -> None:
-        """``members``: the sample's files by name. Waits while enough others do."""
+        """Queues a sample. ``members``: its files by name. Blocks while the queue is full."""
         self._room.acquire()
         self._running.append((key, self._threads.submit(self._check, rendition, members)))
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the samples that were added since this was last asked."""
+        """Problems of the samples that were added since the last call. Waits for their decoding."""
         running, self._running = self._running, []
         for key, future in running:
             yield from (f"sample {key}: {problem}" for problem in future.result())
@@ -65,7 +66,7 @@ class DeepCheck:
 
 
 def check_sample(rendition: str, members: Mapping[str, bytes]) -> list[str]:
-    """What is wrong with the ``mp4`` and the ``flac`` of a sample, when they are decoded and compared with its ``json``."""
+    """Decodes the ``mp4`` and the ``flac`` of a sample and compares them with its ``json``; returns the problems."""
     record = _record(members.get("json", b""))
     return [
         *(_picture_problems(members["mp4"], record, rendition) if "mp4" in members else ()),
@@ -74,7 +75,7 @@ def check_sample(rendition: str, members: Mapping[str, bytes]) -> list[str]:
 
 
 def _record(content: bytes) -> Mapping[str, Any]:
-    """Empty where it is damaged, which the walk through the tar tells."""
+    """The sample's ``json``. Empty if it is damaged: reading the tar reports that."""
     try:
         values = json.loads(content)
     except (ValueError, RecursionError):
@@ -82,12 +83,12 @@ def _record(content: bytes) -> Mapping[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _told(record: Mapping[str, Any], *names: str) -> Any:
-    """A value deep in a record. None: it does not say."""
-    found: Any = record
+def _nested_value(record: Mapping[str, Any], *names: str) -> Any:
+    """The value at a path of names in nested dicts. None: there is none."""
+    value: Any = record
     for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _picture_problems(mp4: bytes, record: Mapping[str, Any], rendition: str) -> Iterator[str]:
@@ -111,12 +112,12 @@ def _picture_problems(mp4: bytes, record: Mapping[str, Any], rendition: str) -> 
             return
     if decoding.num_errors:
         yield f"its mp4 has {decoding.num_errors} packets that cannot be decoded: {decoding.last_error}"
-    wanted = _told(record, "renditions", rendition, "num_frames")
-    if num_frames == 0 or wanted not in (None, num_frames):
-        yield f"its mp4 has {num_frames} frames, not {wanted or 'any'}"
-    told = (_told(record, "renditions", rendition, "width"), _told(record, "renditions", rendition, "height"))
-    if size is not None and None not in told and size != told:
-        yield f"its mp4 has frames of {size[0]} x {size[1]} pixels, not {told[0]} x {told[1]}"
+    recorded = _nested_value(record, "renditions", rendition, "num_frames")
+    if num_frames == 0 or recorded not in (None, num_frames):
+        yield f"its mp4 has {num_frames} frames, not {recorded or 'any'}"
+    width_and_height = tuple(_nested_value(record, "renditions", rendition, name) for name in ("width", "height"))
+    if size is not None and None not in width_and_height and size != width_and_height:
+        yield f"its mp4 has frames of {size[0]} x {size[1]} pixels, not {width_and_height[0]} x {width_and_height[1]}"
     if num_blocks == 0:
         yield "its mp4 has no sound"
 
@@ -132,8 +133,8 @@ def _sound_problems(flac: bytes, record: Mapping[str, Any]) -> Iterator[str]:
     except (soundfile.LibsndfileError, RuntimeError) as error:
         yield f"its flac cannot be decoded: {error}"
         return
-    wanted = _told(record, "cut", "num_samples")
-    if num_samples == 0 or wanted not in (None, num_samples):
-        yield f"its flac has {num_samples} samples, not {wanted or 'any'}"
+    recorded = _nested_value(record, "cut", "num_samples")
+    if num_samples == 0 or recorded not in (None, num_samples):
+        yield f"its flac has {num_samples} samples, not {recorded or 'any'}"
     elif is_16_bit and any(flac[MD5_AT]) and digest.digest() != flac[MD5_AT]:
         yield "its flac decodes to other samples than were written"

@@ -1,4 +1,4 @@
-"""From rows to kept clips, with every reason: numbers that add up to what went in."""
+"""The funnel: counts from listed rows to kept clips, by state and reason. All counts add up to the number of rows."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class OutcomeCounts:
 
 @dataclass(slots=True)
 class Funnel:
-    """Counts of a whole build. ``num_rows`` rows were listed; ``num_merged`` of them repeat another."""
+    """Counts of a whole build. ``num_rows`` rows were listed; ``num_merged`` of them repeat another row."""
 
     num_rows: int
     num_merged: int
     sources: OutcomeCounts = field(default_factory=OutcomeCounts)
     clips: OutcomeCounts = field(default_factory=OutcomeCounts)
     num_videos: int = 0
-    """Sources that were fetched and are media."""
+    """Sources that were fetched and whose header could be read."""
     num_measured: int = 0
     num_scenes: int = 0
     measured_seconds: float = 0.0
     kept_seconds: float = 0.0
 
     def add_source(self, record: SourceRecord) -> None:
-        """Counts a source by its final state; its clips are counted one by one."""
+        """Counts a source by its final state. Its clips are counted by :meth:`add_clip`."""
         self.sources.count(record.state, record.reason, record.failure.code if record.failure else None)
         self.num_videos += record.facts is not None
         self.num_measured += record.decoded_seconds > 0
@@ -81,20 +81,20 @@ class Funnel:
         self.sources.states[State.PENDING] += num_sources
 
     def check(self) -> None:
-        """The numbers add up, or this is a bug."""
+        """Asserts that the counts of the sources add up to the number of rows."""
         assert self.sources.total == self.num_rows - self.num_merged, (self.sources, self.num_rows, self.num_merged)
 
     def lines(self) -> list[str]:
-        """The funnel as text."""
+        """The funnel as lines of text."""
         merged = f" ({self.num_merged} repeat another)" if self.num_merged else ""
         pending = self.sources.states[State.PENDING]
-        before = self.sources.total - self.num_measured - pending
+        num_ended_before = self.sources.total - self.num_measured - pending
         lines = [
             f"{'rows':<9}{self.num_rows:>7}{merged}",
             f"{'sources':<9}{self.sources.total:>7}  {_states(self.sources)}",
             *_causes(self.sources),
             f"{'videos':<9}{self.num_videos:>7}  fetched, and with a header that can be read",
-            f"{'measured':<9}{self.num_measured:>7}  {_hours(self.measured_seconds)} decoded; {before} sources ended before that",
+            f"{'measured':<9}{self.num_measured:>7}  {_hours(self.measured_seconds)} decoded; {num_ended_before} sources ended before that",
             f"{'scenes':<9}{self.num_scenes:>7}",
             f"{'clips':<9}{self.clips.total:>7}  {_states(self.clips)}",
             *_causes(self.clips),
@@ -107,17 +107,17 @@ class Funnel:
         return lines
 
     def rows(self) -> list[dict[str, str | int]]:
-        """The same as a table: what, state, cause, count."""
+        """The funnel as rows of a table with the columns what, state, cause, count."""
         table: list[dict[str, str | int]] = []
-        for what, tally in (("sources", self.sources), ("clips", self.clips)):
-            for state, count in tally.states.items():
+        for what, counts in (("sources", self.sources), ("clips", self.clips)):
+            for state, count in counts.states.items():
                 table.append({"what": what, "state": state, "cause": "", "count": count})
-            for state, causes in (("rejected", tally.reasons), ("failed", tally.failures)):
+            for state, causes in (("rejected", counts.reasons), ("failed", counts.failures)):
                 table += [{"what": what, "state": state, "cause": cause, "count": n} for cause, n in _ordered(causes)]
         return table
 
     def most_rejecting(self) -> str:
-        """What rejected or failed most, in words."""
+        """A sentence that names the most frequent cause of rejection or failure."""
         causes = self.clips.reasons + self.clips.failures or self.sources.reasons + self.sources.failures
         what = "clips" if self.clips.total else "sources"
         if not causes:
@@ -134,17 +134,17 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in _ordered(counts))
 
 
-def _states(tally: OutcomeCounts) -> str:
+def _states(counts: OutcomeCounts) -> str:
     return ", ".join(
-        f"{tally.states[state]} {state}" for state in State if state is not State.PENDING or tally.states[state]
+        f"{counts.states[state]} {state}" for state in State if state is not State.PENDING or counts.states[state]
     )
 
 
-def _causes(tally: OutcomeCounts) -> list[str]:
+def _causes(counts: OutcomeCounts) -> list[str]:
     return [
-        f"{'':>16}  {name}: {_listed(counts)}"
-        for name, counts in (("rejected", tally.reasons), ("failed", tally.failures))
-        if counts
+        f"{'':>16}  {name}: {_listed(causes)}"
+        for name, causes in (("rejected", counts.reasons), ("failed", counts.failures))
+        if causes
     ]
 
 

@@ -1,6 +1,6 @@
-"""The ledger: what became of every source and every clip, one line of JSON for each source.
+"""The ledger: the outcome of every source and every clip, one line of JSON for each source.
 
-``python -m pipeline.ledger show manifests/NAME URL_OR_ID`` tells what happened to one link.
+``python -m pipeline.ledger show manifests/NAME URL_OR_ID`` shows the entry of one link.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipeline.sources.lists import RowProblem, SourceList
 
 LEDGER_NAME = "ledger.jsonl"
 TIMINGS_NAME = "timings.jsonl"
-"""Seconds of work of each stage for each source, and of waiting (``waited``). Apart, because it is the only file that differs from
-one build to the next."""
+"""Seconds of work of each stage for each source, and of waiting (``waited``). A file of its own, because no other file differs between
+two builds of the same dataset."""
 
 _STATES = frozenset(State)
 
 
 def write_ledger(output: Folder, listed: SourceList, records: Iterable[SourceRecord]) -> None:
-    """Bad rows first, then the sources that have come to an end (``records``, by id), then those that have not."""
+    """Writes bad rows first, then the sources with an outcome (``records``, sorted by id), then the pending ones."""
     with output.writing(LEDGER_NAME) as ledger, output.writing(TIMINGS_NAME) as timings:
         for problem in listed.problems:
             ledger.write(line_of(_bad_row(problem)))
@@ -55,7 +55,7 @@ def _bad_row(problem: RowProblem) -> dict[str, Any]:
 
 
 def ledger_line(record: SourceRecord) -> dict[str, Any]:
-    """What the ledger says of a source that has come to an end."""
+    """The ledger's entry of a source that has an outcome."""
     source = record.source
     return {
         "source_id": source.source_id,
@@ -82,14 +82,14 @@ def _clip(key: str, clip: ClipRecord) -> dict[str, Any]:
 
 
 def line_of(values: Mapping[str, Any]) -> bytes:
-    """A line of JSON."""
+    """The values as a line of JSON in UTF-8."""
     return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
-    """The lines of the ledger or of the timings, each a dict with a ``source_id``.
+    """The entries of the ledger or of the timings, each a dict with a ``source_id``.
 
-    Raises FileNotFoundError where there is no such file, ManifestError, which names the line, where it is damaged.
+    Raises FileNotFoundError if there is no such file, and ManifestError, which names the line, if it is damaged.
     """
     try:
         with output.open(name) as file:
@@ -106,7 +106,7 @@ def read_lines(output: Folder, name: str) -> Iterator[dict[str, Any]]:
 
 
 def entry_of(line: bytes) -> dict[str, Any] | None:
-    """What a line of the ledger or of the timings says. None: it is damaged."""
+    """Parses a line of the ledger or of the timings. None: it is damaged."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -114,13 +114,15 @@ def entry_of(line: bytes) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("source_id"), str):
         return None
     clips, failure = entry.get("clips") or [], entry.get("failure")
-    are_clips = isinstance(clips, list) and all(_says(clip, "key", "state") for clip in clips)
-    parts = [failure, *(clip.get("failure") for clip in clips)] if are_clips else []
-    if not are_clips or not all(part is None or _says(part, "stage", "code") for part in parts):
+    if not isinstance(clips, list) or not all(_has_texts(clip, "key", "state") for clip in clips):
         return None
-    is_known = "state" not in entry or all(one["state"] in _STATES for one in (entry, *clips))
-    return entry if is_known and isinstance(entry.get("url") or "", str) else None
+    failures = [failure, *(clip.get("failure") for clip in clips)]
+    if not all(failure is None or _has_texts(failure, "stage", "code") for failure in failures):
+        return None
+    has_known_states = "state" not in entry or all(one["state"] in _STATES for one in (entry, *clips))
+    return entry if has_known_states and isinstance(entry.get("url") or "", str) else None
 
 
-def _says(part: Any, *names: str) -> bool:
-    return isinstance(part, dict) and all(isinstance(part.get(name), str) for name in names)
+def _has_texts(values: Any, *names: str) -> bool:
+    """Whether ``values`` is a dict with a text under each of the names."""
+    return isinstance(values, dict) and all(isinstance(values.get(name), str) for name in names)

@@ -29,12 +29,12 @@ SCHEMA_VERSION: Literal[1] = 1
 FORMAT: Literal["hearscape-dataset"] = "hearscape-dataset"
 FILE_NAME = "manifest.json"
 MAX_BYTES = 256 << 20
-"""Largest manifest that is read: of about a million shards."""
+"""Largest manifest that is read. It holds about a million shards."""
 _NOT_BUILT = "does not exist: no dataset was built there, or not to its end"
 
 Name = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
 RelativePath = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
-"""Below the manifest's folder, with '/', never '..'."""
+"""A path below the manifest's folder, with '/', without '..'."""
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 Count = Field(ge=0)
 
@@ -47,16 +47,16 @@ class Rendition(JsonRecord):
     short_side_px: int | None = Field(default=None, ge=1)
     """Short side of the picture; less where the source is smaller. None: as the source."""
     video_codec: str
-    """Of ``<key>.mp4``, such as ``h264``."""
+    """Codec of the picture in ``<key>.mp4``, such as ``h264``."""
     sound_codec: str
-    """Of the sound in ``<key>.mp4``, such as ``aac``. The lossless one is in ``<key>.flac``."""
+    """Codec of the sound in ``<key>.mp4``, such as ``aac``. The lossless sound is in ``<key>.flac``."""
 
 
 class ShardRecord(JsonRecord):
     """One tar."""
 
     path: str = RelativePath
-    """From the manifest's folder: ``shards/<rendition>/<split>-000000.tar``."""
+    """Relative to the manifest's folder: ``shards/<rendition>/<split>-000000.tar``."""
     rendition: str
     split: str
     num_samples: int = Field(ge=1)
@@ -65,7 +65,7 @@ class ShardRecord(JsonRecord):
 
     @property
     def index_path(self) -> str:
-        """Where each member lies in the tar: a JSON beside it."""
+        """Path of the JSON beside the tar that says where each member lies in it."""
         return self.path.removesuffix(".tar") + ".index.json"
 
 
@@ -74,24 +74,24 @@ class FileRecord(JsonRecord):
 
     path: str = RelativePath
     num_rows: int | None = Field(default=None, ge=0)
-    """Rows of a table."""
+    """Number of rows. None: the file is not a table."""
     num_bytes: int = Count
     sha256: str = Sha256
 
 
 class Counts(JsonRecord):
-    """What became of all sources, or of all clips: each is in one state."""
+    """Number of sources, or of clips, by outcome. Each is in one state."""
 
     states: dict[str, int]
     """``kept``, ``rejected``, ``failed``, ``pending``."""
     reasons: dict[str, int] = Field(default_factory=dict)
-    """Of the rejected ones; adds up to ``states["rejected"]``."""
+    """The rejected ones by reason; adds up to ``states["rejected"]``."""
     failures: dict[str, int] = Field(default_factory=dict)
-    """Of the failed ones, by error code; adds up to ``states["failed"]``."""
+    """The failed ones by error code; adds up to ``states["failed"]``."""
     splits: dict[str, int] = Field(default_factory=dict)
-    """Of the kept ones; adds up to ``states["kept"]``. Empty: not counted."""
+    """The kept ones by split; adds up to ``states["kept"]``. Empty: not counted."""
     classes: dict[str, int] = Field(default_factory=dict)
-    """Of the kept ones, by label; one with several labels counts in each."""
+    """The kept ones by label. One with several labels counts in each."""
 
     @property
     def total(self) -> int:
@@ -107,7 +107,7 @@ class Counts(JsonRecord):
 
 
 class Manifest(JsonRecord):
-    """Everything about a built dataset that a reader needs. Holds no time of day: the same build, the same bytes."""
+    """Everything about a built dataset that a reader needs. It holds no time of day, so the same build gives the same bytes."""
 
     format: Literal["hearscape-dataset"] = FORMAT
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -115,19 +115,19 @@ class Manifest(JsonRecord):
     recipe: dict[str, Any]
     """The resolved recipe, without secrets."""
     versions: dict[str, str]
-    """Of this program and of the tools that shaped the bytes."""
+    """Version of this program and of each tool that determines the bytes."""
     encoder_id: str | None = None
-    """Which encoder made the embeddings. None: there are none."""
+    """The encoder pair that made the embeddings. None: there are none."""
     agreement_rule: AgreementRule | None = None
-    """The agreement that was asked of every kept clip, and where it came from. None: it was not measured, or not enforced."""
+    """The thresholds of agreement that every kept clip reaches, and their origin. None: agreement was not measured, or not enforced."""
     calibration: Calibration | None = None
-    """What agreement tells true pairs from wrong ones on this dataset's own clips. None: there were too few to say, or no encoders."""
+    """How well agreement separates true pairs from wrong ones on this dataset's own clips. None: too few clips, or no encoders."""
     members: tuple[str, ...] = Field(min_length=1, strict=False)
-    """What every sample has, sorted: ``flac``, ``json``, ``mp4``, ``picture.npy``, ``sound.npy``."""
+    """The files of every sample, sorted: ``flac``, ``json``, ``mp4``, ``picture.npy``, ``sound.npy``."""
     renditions: tuple[Rendition, ...] = Field(min_length=1, strict=False)
     splits: tuple[str, ...] = Field(strict=False)
     shards: tuple[ShardRecord, ...] = Field(strict=False)
-    """By rendition, then path."""
+    """Sorted by rendition, then path."""
     files: tuple[FileRecord, ...] = Field(strict=False)
     sources: Counts
     clips: Counts
@@ -136,52 +136,56 @@ class Manifest(JsonRecord):
     def _consistent(self) -> Manifest:
         paths = [shard.path for shard in self.shards] + [file.path for file in self.files]
         if len(set(paths)) != len(paths):
-            raise ValueError("a path stands in it twice")
+            raise ValueError("a path is listed twice")
         names = [rendition.name for rendition in self.renditions]
         for shard in self.shards:
             if shard.rendition not in names or shard.split not in self.splits:
-                raise ValueError(f"{shard.path} is of rendition {shard.rendition} and split {shard.split}: not listed")
+                raise ValueError(
+                    f"{shard.path} has rendition {shard.rendition} and split {shard.split}, which are not both listed"
+                )
         kept = self.clips.states.get("kept", 0)
         for name in names:
-            held = sum(shard.num_samples for shard in self.shards if shard.rendition == name)
-            if held != kept:
-                raise ValueError(f"the shards of rendition {name} hold {held} samples, but {kept} clips are kept")
+            num_samples = sum(shard.num_samples for shard in self.shards if shard.rendition == name)
+            if num_samples != kept:
+                raise ValueError(
+                    f"the shards of rendition {name} hold {num_samples} samples, but {kept} clips are kept"
+                )
         return self
 
     def shards_of(self, rendition: str, split: str) -> tuple[ShardRecord, ...]:
         """The tars of one rendition and split, by path."""
-        found = [shard for shard in self.shards if (shard.rendition, shard.split) == (rendition, split)]
-        return tuple(sorted(found, key=lambda shard: shard.path))
+        shards = [shard for shard in self.shards if (shard.rendition, shard.split) == (rendition, split)]
+        return tuple(sorted(shards, key=lambda shard: shard.path))
 
 
 def canonical_json(value: Any, indent: int | None = None) -> bytes:
-    """JSON that is the same bytes for the same value: sorted keys, shortest floats, one newline at the end.
+    """JSON with the same bytes for the same value: sorted keys, shortest floats, one newline at the end.
 
     Raises ValueError for NaN and infinity, which JSON does not have.
     """
     separators = (",", ":") if indent is None else (",", ": ")
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
-    # File names may hold bytes that are no text; as \udcxx they are still JSON.
+    # File names may hold bytes that are not UTF-8: Python's \udcxx for them is escaped, which is valid JSON.
     return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def write_manifest(manifest: Manifest, folder: Folder) -> str:
-    """Writes ``manifest.json`` into the dataset's folder at one stroke; returns its location."""
+    """Writes ``manifest.json`` into the dataset's folder atomically; returns its location."""
     folder.write_bytes(FILE_NAME, canonical_json(manifest.model_dump(mode="json"), indent=1))
     return join(folder.url, FILE_NAME)
 
 
 def read_manifest(location: str | os.PathLike[str], retries: Retries | None = None) -> Manifest:
-    """The manifest at a path or URL, or in the folder there. Raises ManifestError, which says all that is wrong.
+    """The manifest at ``location``: its own path or URL, or that of its folder. Raises ManifestError, which lists all problems.
 
-    ``retries``: for a URL whose server stumbles. None: the defaults.
+    ``retries``: how often requests to a URL are tried again. None: the defaults.
     """
     path = manifest_path(location)
     return parse_manifest(_read(path, retries), path)
 
 
 def parse_manifest(data: bytes, path: str) -> Manifest:
-    """The manifest that was read from ``path``. Raises ManifestError, which says all that is wrong."""
+    """Parses the bytes of the manifest at ``path``. Raises ManifestError, which lists all problems."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -202,13 +206,13 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
 
 
 def manifest_path(location: str | os.PathLike[str]) -> str:
-    """Where the manifest lies: ``location`` itself if it names a JSON file, else ``manifest.json`` in that folder."""
+    """Location of the manifest: ``location`` itself if it names a JSON file, else ``manifest.json`` in that folder."""
     text = os.fspath(location)
     return text if text.endswith(".json") else join(text, FILE_NAME)
 
 
 def dataset_root(location: str | os.PathLike[str]) -> str:
-    """The folder that the paths in a manifest start from; join it with :func:`join`."""
+    """The folder that the paths in a manifest are relative to; join them with :func:`join`."""
     head, _, _ = manifest_path(location).rpartition("/")
     return head or ("." if "/" not in manifest_path(location) else "/")
 
@@ -219,39 +223,39 @@ def join(root: str, path: str) -> str:
 
 
 def find_manifests(folder: str | os.PathLike[str], retries: Retries | None = None) -> list[str]:
-    """Locations of the manifests of all datasets below a folder or URL (or of the one it names), sorted.
+    """Locations of the manifests of all datasets below a folder or URL, sorted; a location that names a manifest gives itself.
 
-    Other files of that name, hidden folders and the shards are passed over. ``retries`` are those of
-    :func:`read_manifest`. Raises ManifestError where there is no such folder, or it cannot be listed.
+    Other files of that name, hidden folders and the shards are skipped. ``retries``: as in :func:`read_manifest`.
+    Raises ManifestError if there is no such folder, or if it cannot be listed.
     """
     root = os.fspath(folder)
     if root.endswith(".json"):
         return [root] if _is_manifest(root, retries) else []
     if "://" in root:
-        found = _found_at_url(root, retries)
+        paths = _manifests_at_url(root, retries)
     else:
         if not Path(root).is_dir():
             raise ManifestError(f"{root} is not a folder")
-        found = _found_here(root)
-    return sorted(path for path in found if _is_manifest(path, retries))
+        paths = _manifests_on_disk(root)
+    return sorted(path for path in paths if _is_manifest(path, retries))
 
 
-def _found_here(root: str) -> list[str]:
-    found = []
+def _manifests_on_disk(root: str) -> list[str]:
+    paths = []
     for place, folders, files in os.walk(root, followlinks=False):
         folders[:] = [name for name in folders if _is_entered(name)]
         if FILE_NAME in files:
-            found.append(join(place, FILE_NAME))
-    return found
+            paths.append(join(place, FILE_NAME))
+    return paths
 
 
-def _found_at_url(root: str, retries: Retries | None) -> list[str]:
-    """Unlike fsspec's own walk, which passes over folders that cannot be listed."""
+def _manifests_at_url(root: str, retries: Retries | None) -> list[str]:
+    """Lists the folders itself: fsspec's walk skips folders that cannot be listed, without an error."""
     import fsspec  # noqa: PLC0415
 
     from pipeline.runtime.remote import Retries, retried  # noqa: PLC0415
 
-    found = []
+    paths = []
     failures: tuple[type[Exception], ...] = (ValueError, ImportError, *reading_failures())
     try:
         fs, top = fsspec.core.url_to_fs(root)
@@ -263,20 +267,20 @@ def _found_at_url(root: str, retries: Retries | None) -> list[str]:
                 path = entry["name"].rstrip("/")
                 name = path.rpartition("/")[2]
                 is_folder = entry["type"] == "directory"
-                if path == place:  # what some servers and file systems list too
+                if path == place:  # some servers and file systems list the folder itself, too
                     if not is_folder:
                         raise NotADirectoryError(place)
                 elif is_folder and _is_entered(name):
                     waiting.append(path)
                 elif not is_folder and name == FILE_NAME:
-                    found.append(fs.unstrip_protocol(path))
+                    paths.append(fs.unstrip_protocol(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ManifestError(f"{root} is not a folder") from error
     except failures as error:
         raise ManifestError(
             f"{root} cannot be listed: {error}; check the address, or name one dataset's manifest.json"
         ) from error
-    return found
+    return paths
 
 
 def _is_entered(name: str) -> bool:
@@ -284,7 +288,7 @@ def _is_entered(name: str) -> bool:
 
 
 def _is_manifest(path: str, retries: Retries | None) -> bool:
-    """Whether it says that it is a dataset's. One too damaged to say so counts: reading it tells what is wrong."""
+    """Whether the file is a dataset's manifest. One that is no JSON counts: reading it reports the damage."""
     try:
         values = json.loads(_read(path, retries))
     except (ValueError, RecursionError):
@@ -305,7 +309,7 @@ def _read(path: str, retries: Retries | None) -> bytes:
 
 
 def _fetched(path: str, retries: Retries | None) -> bytes:
-    from pipeline.runtime.remote import Remote, Retries  # noqa: PLC0415 - few datasets lie elsewhere
+    from pipeline.runtime.remote import Remote, Retries  # noqa: PLC0415 - most datasets are on this machine
 
     folder, _, name = path.rpartition("/")
     try:

@@ -1,5 +1,5 @@
-"""What the search for duplicates cannot see, and the build's summary tells: stretches of one file that overlap, and clips too short to
-compare."""
+"""Notes for the build's summary on repeated content that the search for duplicates does not find: overlapping stretches of one file,
+and clips too short to compare."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.dataset.dedup import DedupSettings
 
 MAX_NAMED = 10
 MIN_SHARED = 0.5
-"""Share of the shorter of two stretches from which on they count as overlapping."""
+"""Two stretches overlap if they share at least this share of the shorter one."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Stretch:
-    """Where a kept clip lies in its file."""
+    """The file of a kept clip, and the clip's place in it."""
 
     content_sha256: str
     start_ms: int
@@ -25,13 +25,13 @@ class Stretch:
 
 
 def repeat_notes(stretches: Sequence[Stretch], settings: DedupSettings) -> list[str]:
-    """For people. Empty where there is nothing to tell, or duplicates are wanted. ``stretches``: of all clips that stay."""
+    """Notes for the build's summary; empty if duplicates are not rejected. ``stretches``: of all kept clips."""
     if not settings.reject_duplicates:
         return []
     notes = []
-    if short := sum(one.end_ms - one.start_ms < 1000 * settings.min_overlap_seconds for one in stretches):
+    if num_short := sum(one.end_ms - one.start_ms < 1000 * settings.min_overlap_seconds for one in stretches):
         notes.append(
-            f"{short} of {len(stretches)} kept clips are shorter than dedup.min_overlap_seconds ({settings.min_overlap_seconds:g} s): "
+            f"{num_short} of {len(stretches)} kept clips are shorter than dedup.min_overlap_seconds ({settings.min_overlap_seconds:g} s): "
             "their sounds are not compared, and copies of them in other files are not found"
         )
     if sources := overlapping(stretches):
@@ -45,7 +45,7 @@ def repeat_notes(stretches: Sequence[Stretch], settings: DedupSettings) -> list[
 
 def overlapping(stretches: Iterable[Stretch]) -> list[str]:
     """The ids of sources with a clip that shares MIN_SHARED with a clip of another source, sorted."""
-    found: set[str] = set()
+    source_ids: set[str] = set()
     for _, group in groupby(sorted(stretches), key=lambda one: one.content_sha256):
         open_: list[Stretch] = []
         for one in group:
@@ -54,6 +54,6 @@ def overlapping(stretches: Iterable[Stretch]) -> list[str]:
                 shared = min(one.end_ms, other.end_ms) - one.start_ms
                 shorter = min(one.end_ms - one.start_ms, other.end_ms - other.start_ms)
                 if one.source_id != other.source_id and shared >= MIN_SHARED * shorter:
-                    found |= {one.source_id, other.source_id}
+                    source_ids |= {one.source_id, other.source_id}
             open_.append(one)
-    return sorted(found)
+    return sorted(source_ids)

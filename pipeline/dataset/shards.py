@@ -1,4 +1,4 @@
-"""Shards: WebDataset tars of the kept clips, the same bytes for the same clips, with an index to seek in them.
+"""Shards: WebDataset tars of the kept clips, each with an index of its members. The same clips give the same bytes.
 
     shards/<rendition>/<split>-000000.tar           <key>.flac .json .mp4, and .picture.npy .sound.npy if embedded
     shards/<rendition>/<split>-000000.index.json    offset and size of every member
@@ -35,32 +35,32 @@ _NAME = re.compile(
     r"(?P<unfinished>\.)?(?P<name>[A-Za-z0-9_-]+-\d{6})\.(tar|index\.json)(?(unfinished)\.[0-9a-f]{8}\.part)"
 )
 MAX_NAMED = 5
-"""Files of others that the log names."""
+"""How many files that no build wrote are named in the log."""
 LAYOUT = 1
-"""Raise it when the bytes of a shard change for the same samples."""
+"""Version of the layout: raised when the bytes of a shard change for the same samples."""
 
 
 class ShardSettings(Settings):
     """How samples are packed."""
 
     max_bytes: int = Field(default=1 << 30, ge=1)
-    """Bytes of samples in one shard, of the largest rendition. One sample that is larger has a shard for itself."""
+    """Most bytes of samples in one shard of the largest rendition. A larger sample has a shard of its own."""
     max_samples: int = Field(default=10_000, ge=1)
-    """Samples in one shard."""
+    """Most samples in one shard."""
     seed: int = 0
-    """Another seed, another order."""
+    """Changes the order of the samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the plan knows of a kept clip."""
+    """A kept clip as the plan of the shards needs it."""
 
     key: str
     split: str
     num_bytes: int
     """Size of all its members in the largest rendition."""
     content_id: str
-    """Names the bytes of all its members in all renditions: another id, another shard."""
+    """Identifies the bytes of all its members in all renditions. A shard is written again if one of these ids changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,11 @@ class ShardPlan:
         return f"{self.split}-{self.index:06d}.tar"
 
     def path(self, rendition: str) -> str:
-        """From the dataset's folder."""
+        """Relative to the dataset's folder."""
         return f"{FOLDER}/{rendition}/{self.file_name}"
 
     def plan_hash(self, rendition: str) -> str:
-        """The same when the tar would be the same."""
+        """Hash of what determines the bytes of the tar."""
         contents = (part for sample in self.samples for part in (sample.key, sample.content_id))
         return stable_hash("shard", LAYOUT, rendition, self.split, *contents, length=32)
 
@@ -92,32 +92,32 @@ class SampleContent:
     mp4: bytes
     flac: bytes
     record: Mapping[str, Any]
-    """Becomes ``<key>.json``, with the key."""
+    """Becomes ``<key>.json``, with the key added."""
     picture: NDArray[Any] | None = None
-    """Embedding; stored as float16."""
+    """Embedding, shape (D,), stored as float16."""
     sound: NDArray[Any] | None = None
-    """Embedding; stored as float16."""
+    """Embedding, shape (D,), stored as float16."""
 
 
 def plan_shards(
     samples: Iterable[Sample], settings: ShardSettings, withdrawn: Iterable[Sample] = ()
 ) -> list[ShardPlan]:
-    """Shards of all splits, sorted by split and index. Inside a split the order is a shuffle that the seed decides.
+    """Shards of all splits, sorted by split and index. The samples of a split are shuffled by the seed.
 
-    What was ``withdrawn`` keeps its place as a gap, so that the other shards stay as they are. A shard of gaps alone is left out.
+    ``withdrawn`` samples keep their places as gaps, so that the other shards do not change. A shard of gaps only is left out.
     """
     by_split: dict[str, list[Sample]] = {}
-    gone: set[str] = set()
+    withdrawn_keys: set[str] = set()
     for sample in withdrawn:
         by_split.setdefault(sample.split, []).append(sample)
-        gone.add(sample.key)
+        withdrawn_keys.add(sample.key)
     for sample in samples:
         by_split.setdefault(sample.split, []).append(sample)
     plans: list[ShardPlan] = []
     for split, members in sorted(by_split.items()):
         members.sort(key=lambda sample: (stable_hash("order", settings.seed, sample.key), sample.key))
         for index, group in enumerate(_filled(members, settings)):
-            staying = tuple(sample for sample in group if sample.key not in gone)
+            staying = tuple(sample for sample in group if sample.key not in withdrawn_keys)
             if staying:
                 plans.append(ShardPlan(split, index, staying))
     return plans
@@ -137,16 +137,15 @@ def _filled(samples: Sequence[Sample], settings: ShardSettings) -> Iterator[list
 
 
 def member_names(has_embeddings: bool) -> tuple[str, ...]:
-    """What follows ``<key>.`` in a shard, in its order."""
+    """Names of a sample's members in a shard, after ``<key>.``, in their order."""
     return ("flac", "json", "mp4", *(("picture.npy", "sound.npy") if has_embeddings else ()))
 
 
 def write_shard(plan: ShardPlan, rendition: str, folder: Folder, load: Callable[[str], SampleContent]) -> ShardRecord:
-    """Writes the tar and its index below the dataset's ``folder``, each at one stroke; returns the manifest's record.
+    """Writes the tar and its index below the dataset's ``folder``, each atomically; returns the manifest's record.
 
-    ``load`` gives a sample's members by its key; one sample is in memory at a time. A shard that lies there already,
-    made by the same plan, is left as it is. Raises ValueError for a sample with an empty member or an embedding that
-    is not finite.
+    ``load`` gives the members of a sample by its key; one sample is in memory at a time. An existing shard of the same plan is
+    not written again. Raises ValueError for a sample with an empty member or an embedding that is not finite in float16.
     """
     done = existing_shard(plan, rendition, folder)
     if done is not None:
@@ -155,7 +154,7 @@ def write_shard(plan: ShardPlan, rendition: str, folder: Folder, load: Callable[
     index: list[dict[str, Any]] = []
     with folder.writing(path) as file:
         out = HashingWriter(file)
-        # the standard library's writer: webdataset's, for the same members, brings torch (2 s and 600 MB) into the build
+        # tarfile instead of webdataset's writer, which for the same bytes would load torch into the build (2 s, 600 MB)
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT) as tar:
             for sample in plan.samples:
                 places: dict[str, list[int]] = {}
@@ -166,7 +165,7 @@ def write_shard(plan: ShardPlan, rendition: str, folder: Folder, load: Callable[
                     padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     places[name] = [tar.offset - padded, len(data)]
                 index.append({"key": sample.key, "content_id": sample.content_id, "members": places})
-        # An index of another plan must not stand beside this tar, not even for a moment.
+        # Removed before the tar gets its name: an index of another plan must never be beside this tar.
         folder.remove(_index_path(path))
     record = ShardRecord(
         path=path,
@@ -182,7 +181,7 @@ def write_shard(plan: ShardPlan, rendition: str, folder: Folder, load: Callable[
 
 
 def existing_shard(plan: ShardPlan, rendition: str, folder: Folder) -> ShardRecord | None:
-    """The shard of this plan if it is there already, whole."""
+    """The record of this plan's shard if the shard exists and is complete, else None."""
     path = plan.path(rendition)
     summary = read_index(folder, path)
     try:
@@ -198,7 +197,8 @@ def existing_shard(plan: ShardPlan, rendition: str, folder: Folder) -> ShardReco
 
 
 def read_index(folder: Folder, path: str) -> dict[str, Any] | None:
-    """The index of the tar at ``path``: its ``shard``, ``plan_hash`` and ``samples``. None: missing, damaged, or of another layout."""
+    """The index of the tar at ``path``: a dict with ``shard``, ``plan_hash`` and ``samples``. None: missing, damaged, or of another
+    layout."""
     try:
         summary = json.loads(folder.read_bytes(_index_path(path)))
         return summary if summary["layout"] == LAYOUT else None
@@ -207,8 +207,8 @@ def read_index(folder: Folder, path: str) -> dict[str, Any] | None:
 
 
 def _is_untouched(folder: Folder, record: ShardRecord) -> bool:
-    """Whether nobody wrote to the tar since its index was written, by their times; where they leave a doubt, by its sum."""
-    # not at the same time either: a file system's clock may tick in hundredths of a second
+    """Whether the tar was not written to after its index was, by their times of change; if these do not prove it, by its SHA-256."""
+    # equal times prove nothing: the clock of a file system may have a resolution of 10 ms
     if folder.changed_seconds(record.path) < folder.changed_seconds(record.index_path):
         return True
     with folder.open(record.path) as tar:
@@ -216,32 +216,34 @@ def _is_untouched(folder: Folder, record: ShardRecord) -> bool:
         reader.drain()
     if reader.sha256 != record.sha256:
         return False
-    folder.touch(record.index_path)  # copied, say: it need not be read again
+    folder.touch(record.index_path)  # a copied dataset, for example: the next run need not read the tar again
     return True
 
 
 def remove_other_shards(folder: Folder, records: Iterable[ShardRecord], earlier: Iterable[str] = ()) -> list[str]:
-    """Removes the shards of earlier builds that are not among the records, and the folders that this leaves empty; returns their paths.
+    """Removes the shards of earlier builds that are not among the records, and folders that become empty; returns the removed paths.
 
-    ``earlier``: paths of tars that are known to be a build's. Others are known by their names together with what their index says.
-    Whatever else lies there is somebody's own: it stays, and the log names it.
+    ``earlier``: paths of tars that a build is known to have written. Other shards are recognised by their names and their index.
+    All other files stay, and the log names them.
     """
     wanted = {path for record in records for path in (record.path, record.index_path)}
     known = {path for tar in earlier for path in (tar, _index_path(tar))}
     others = [path for path in folder.walk(FOLDER) if path not in wanted]
     ours = [path for path in others if path in known or _is_ours(folder, path)]
-    # the tars first: without its index one could not be known as ours
+    # the tars first: if this is interrupted, a tar without its index would not be recognised any more
     folder.remove_for_good(path for path in ours if path.endswith(".tar"))
     folder.remove_for_good(path for path in ours if not path.endswith(".tar"))
     folder.remove_empty_folders(FOLDER)
     if left := sorted(set(others) - set(ours)):
         more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
-        LOG.warning("%s: left where they are, as no build wrote them: %s%s", folder, ", ".join(left[:MAX_NAMED]), more)
+        LOG.warning(
+            "%s: these files were not written by a build and stay: %s%s", folder, ", ".join(left[:MAX_NAMED]), more
+        )
     return ours
 
 
 def _is_ours(folder: Folder, path: str) -> bool:
-    """Whether a file is a shard, its index, or what a killed build left of one."""
+    """Whether a file is a shard, an index, or an unfinished file of one of these."""
     match = _NAME.fullmatch(path)
     if match is None:
         return False

@@ -1,4 +1,4 @@
-"""What happened to one link: its whole story, out of what a build left."""
+"""All that a build recorded of one source: from its ledger, its timings and its table of clips."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ SHOWN_MEASURES = ("loudness_lufs", "speech_share", "music_share", "still_share",
 
 @dataclass(frozen=True, slots=True)
 class SourceHistory:
-    """One source: its line of the ledger, seconds by stage, and the rows of its clips in the table of samples, by key."""
+    """What is recorded of one source."""
 
     entry: Mapping[str, Any]
+    """Its entry of the ledger."""
     timings: Mapping[str, float]
+    """Seconds by stage."""
     rows: Mapping[str, Mapping[str, Any]]
+    """Rows of its clips in the table of samples, by key."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -38,9 +41,9 @@ class SourceHistory:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The history as lines of text."""
         entry = self.entry
-        told = {
+        values = {
             "source": entry["source_id"],
             "link": entry.get("url"),
             "listed at": entry.get("listed_at"),
@@ -50,7 +53,7 @@ class SourceHistory:
             "scenes": entry.get("num_scenes") or None,
             "seconds": ", ".join(f"{stage} {seconds:g}" for stage, seconds in self.timings.items()) or None,
         }
-        lines = [f"{name:<10} {value}" for name, value in told.items() if value is not None]
+        lines = [f"{name:<10} {value}" for name, value in values.items() if value is not None]
         clips = entry.get("clips") or ()
         return [*lines, *(["clips"] if clips else []), *(line for clip in clips for line in self._clip(clip))]
 
@@ -68,34 +71,37 @@ class SourceHistory:
 def _outcome(entry: Mapping[str, Any]) -> str:
     failure = entry.get("failure")
     if failure:
-        again = (
-            "another run tries again"
-            if failure["transient"]
-            else "another run would end alike and does not try, but with execution.try_failed_again=true"
-        )
         if failure["code"] == BUG:
-            again = "a bug of this program: another version tries again, this one with execution.try_failed_again=true"
-        return f"failed at {failure['stage']}: {failure['code']}: {failure['message']} ({again})"
+            next_run = (
+                "a bug of this program: another version tries again, this one with execution.try_failed_again=true"
+            )
+        elif failure["transient"]:
+            next_run = "another run tries again"
+        else:
+            next_run = (
+                "another run would fail in the same way and tries again only with execution.try_failed_again=true"
+            )
+        return f"failed at {failure['stage']}: {failure['code']}: {failure['message']} ({next_run})"
     if entry["state"] == State.PENDING:
-        return "pending: no run has come to its end; the next one goes on with it"
-    told = ": ".join(part for part in (entry["state"], entry.get("reason")) if part)
-    return f"{told} ({entry['detail']})" if entry.get("detail") else told
+        return "pending: no run has finished it; the next run continues with it"
+    outcome = ": ".join(part for part in (entry["state"], entry.get("reason")) if part)
+    return f"{outcome} ({entry['detail']})" if entry.get("detail") else outcome
 
 
 def source_histories(output: Folder, wanted: str) -> list[SourceHistory]:
-    """The sources that ``wanted`` names: by id, by link (secrets in it do not matter), or by the key of a clip.
+    """Histories of the sources that ``wanted`` names: an id, a link (secrets in it are ignored), or the key of a clip.
 
-    Raises ManifestError where there is no ledger, or a damaged one.
+    Raises ManifestError if there is no ledger, or if it is damaged.
     """
     link = canonical_url(mask_secrets(wanted))
-    found = [
+    entries = [
         entry
         for entry in _lines(output, LEDGER_NAME)
         if entry["source_id"] == wanted
         or canonical_url(entry.get("url") or "") == link
         or any(clip["key"] == wanted for clip in entry.get("clips") or ())
     ]
-    ids = {entry["source_id"] for entry in found}
+    ids = {entry["source_id"] for entry in entries}
     timings = {line.pop("source_id"): line for line in _lines(output, TIMINGS_NAME) if line["source_id"] in ids}
     rows = {row["key"]: row for row in _rows(output, sorted(ids))} if ids else {}
     return [
@@ -104,7 +110,7 @@ def source_histories(output: Folder, wanted: str) -> list[SourceHistory]:
             timings.get(entry["source_id"], {}),
             {clip["key"]: rows[clip["key"]] for clip in entry.get("clips") or () if clip["key"] in rows},
         )
-        for entry in found
+        for entry in entries
     ]
 
 

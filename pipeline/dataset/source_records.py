@@ -1,4 +1,4 @@
-"""What is known of each source at its end, and where that is kept: with the output, so that any machine can go on."""
+"""Records of finished sources, stored in ``state`` beside the output, so that another run or machine can continue the build."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -46,25 +47,26 @@ from pipeline.schema import (
 LOG = logging.getLogger(__name__)
 
 VERSION = 2
-"""Raise it when records say other things: those of other versions are passed over, and their sources looked at again."""
+"""Raised when the content of records changes. Records of other versions are ignored, and their sources are processed again."""
 WAITED = "waited"
-"""Beside the stages in ``timings``: seconds that the source waited for a slot, a host, or another source's turn."""
+"""A key of ``timings`` beside the stages: seconds that the source waited for a slot, a host, or another source."""
 LOOKED_AT = "looked_at"
-"""In the provenance of a record that is of no file: names what lay there when it failed; empty where nothing did."""
+"""A key of the provenance of a failed local source: identifies the file that was at its path; empty if there was none."""
 _CONTENT = re.compile(rb'"content_sha256":"([0-9a-f]{64})"')
-"""In the line of a record. Within a text of it the quotation marks would be escaped."""
+"""Matches the field in the line of a record. It cannot match inside a text, where quotation marks are escaped."""
 MAX_FILES_OPEN = 4
-"""Files of records that are held in memory while records are read one after the other."""
+"""Files of records that are in memory at once while records are read in order."""
 
 
 class Ending(IntEnum):
-    """How much a record says of the source: of several the highest holds."""
+    """How a source ended. Of several records of a source the one with the highest value is used."""
 
     PASSING = 0
-    """It failed, at least in part, and may fare better the next time."""
+    """It failed, at least in part, and a retry may help."""
     FAILED = 1
-    """It failed, at least in part: another run with the same recipe would end alike."""
+    """It failed, at least in part, and another run with the same recipe would fail in the same way."""
     WHOLE = 2
+    """Neither the source nor one of its clips failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class ClipRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceRecord:
-    """What became of one source, before the rules that look at the whole dataset."""
+    """Outcome of one source, before the rules over the whole dataset."""
 
     source: Source
     state: State
@@ -137,7 +139,7 @@ class SourceRecord:
     embedded_key: str | None = None
     clips: tuple[ClipRecord, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of work of each stage in the run that did it, and of waiting in all of them (``waited``)."""
+    """Seconds of work of each stage, in the run that did it, and of waiting in all stages (``waited``)."""
 
     @property
     def ending(self) -> Ending:
@@ -183,33 +185,45 @@ class SourceRecord:
         )
 
 
+def outcome_of_clips(clips: Sequence[tuple[State, Reason | None]]) -> tuple[State, Reason | None, str]:
+    """State, reason and detail of a source from those of its clips: kept if any clip is kept, failed if any failed, else rejected."""
+    if any(state is State.KEPT for state, _ in clips):
+        return State.KEPT, None, ""
+    num_by_cause = Counter(str(reason or state) for state, reason in clips)
+    detail = ", ".join(f"{count} {cause}" for cause, count in num_by_cause.most_common())
+    if any(state is State.FAILED for state, _ in clips):
+        return State.FAILED, None, detail
+    return State.REJECTED, Reason.NO_CLIP_KEPT, detail
+
+
 def source_from_json(values: Mapping[str, Any]) -> Source:
     return Source(**{**values, "labels": tuple(values["labels"])})
 
 
 def source_hash(source: Source) -> str:
-    """Changes with anything that the list says of a source."""
+    """Hash of a source's row: changes with every field of it."""
     return stable_hash(json.dumps(flat(source), sort_keys=True, default=str))
 
 
 class Entry(NamedTuple):
-    """Where the record of a source is, and what it is worth."""
+    """Where the record of a source is stored, and whether it is preferred to others."""
 
     name: str
+    """Name of the file, relative to the folder of the records."""
     is_current: bool
-    """Whether it is of what the list says of the source now."""
+    """Whether the source was listed as it is listed now."""
     ending: Ending
 
 
 class DoneRecords:
     """The records of finished sources, under one recipe.
 
-    ``<folder>/<batch>.jsonl``          the sources of a finished batch: a line that lists them and tells the number of bytes behind
-                                        it, then a record a line, by id
+    ``<folder>/<batch>.jsonl``          a finished batch: a header line with its sources and the number of bytes after that line,
+                                        then one record per line, sorted by id
     ``<folder>/open/<source>.json``     sources of a batch that is still running
 
-    Both appear whole; of one that was damaged since, what can be read is kept. A source that is in several files is taken first from a
-    record of what the list says of it now, then from that of the highest :class:`Ending`, then from the batch of the last name.
+    Both are written atomically. Of a damaged batch the readable records are used. Of several records of a source the current one is
+    used (:attr:`Entry.is_current`), then the one with the highest :class:`Ending`, then the one in the batch whose name sorts last.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -219,35 +233,35 @@ class DoneRecords:
         write_named(self._folder, f"{self._name}/open/{record.source.source_id}.json", record.to_json())
 
     def close_batch(self, batch_id: str, source_ids: Iterable[str]) -> None:
-        """Gathers the open records of a batch in one file."""
+        """Moves the open records of a batch into one file."""
         records = [record for source_id in sorted(source_ids) if (record := self._open_record(source_id))]
         self._write_batch(f"{batch_id}.jsonl", records)
         for record in records:
             self._folder.remove(f"{self._name}/open/{record.source.source_id}.json")
 
     def index(self, listed: Iterable[Source] = ()) -> dict[str, Entry]:
-        """For each source that has a record. ``listed``: the sources as they are now.
+        """An entry for each source that has a record. ``listed``: the sources as they are listed now.
 
-        What cannot be read is no record: the log names the file, which is written anew with what can be read of it.
+        Damaged records are left out: the log names their file, which is rewritten with its readable records.
         """
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         hashes = {source.source_id: source_hash(source) for source in listed}
         for name in self._batches():
             for source_id, (hash_, ending) in self._sources_of(name).items():
-                _note(found, source_id, Entry(name, hashes.get(source_id) == hash_, Ending(ending)))
+                _keep_preferred(entries, source_id, Entry(name, hashes.get(source_id) == hash_, Ending(ending)))
         for name in self._folder.names(f"{self._name}/open"):
             if not name.endswith(".json") or name.startswith("."):
                 continue
             if (record := self._open_record(name.removesuffix(".json"))) is not None:
                 hash_, ending = _entry(record)
                 source_id = record.source.source_id
-                _note(found, source_id, Entry(f"open/{name}", hashes.get(source_id) == hash_, ending))
-        return found
+                _keep_preferred(entries, source_id, Entry(f"open/{name}", hashes.get(source_id) == hash_, ending))
+        return entries
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[SourceRecord]:
-        """Records in the order of ``wanted`` (source id to file name). Raises DamagedStateError at one that cannot be read.
+        """Records in the order of ``wanted`` (source id to file name). Raises DamagedStateError at a damaged record.
 
-        Neighbours from one file cost one read of it, also where a few files take turns, as those of two runs do.
+        The last :data:`MAX_FILES_OPEN` files are cached, so that sources that alternate between a few files are read fast.
         """
         lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
         for source_id, name in wanted.items():
@@ -259,13 +273,13 @@ class DoneRecords:
             yield record
 
     def repair(self) -> None:
-        """Looks at every record of a finished batch, and takes those that cannot be read out of their files."""
+        """Parses every record of every finished batch, and removes the damaged ones from their files."""
         for name in self._batches():
             if len(self._readable(name)) != len(self._sources_of(name)):
-                self._salvage(name, "not all of its records can be read")
+                self._rewrite_readable(name, "not all of its records can be read")
 
     def forget(self, source_ids: Collection[str]) -> None:
-        """Takes the records of these sources away, wherever they are."""
+        """Removes all records of these sources."""
         for name in self._batches():
             if not self._sources_of(name).keys().isdisjoint(source_ids):
                 kept = [record for record in self._readable(name) if record.source.source_id not in source_ids]
@@ -282,7 +296,7 @@ class DoneRecords:
         )
 
     def _sources_of(self, name: str) -> Mapping[str, tuple[str, int]]:
-        """For each source of a batch its hash and ending: by the first line alone, where the file is as long as that says."""
+        """Hash and ending of each source of a batch. Only the header is read if the file has the length that the header says."""
         path = f"{self._name}/{name}"
         try:
             with self._folder.open(path) as file:
@@ -291,25 +305,27 @@ class DoneRecords:
         except OSError as error:
             if error.errno not in OF_THE_FILE:
                 raise
-            LOG.warning("%s/%s cannot be read (%s): its sources are done again", self._folder, path, error.strerror)
+            LOG.warning(
+                "%s/%s cannot be read (%s): its sources are processed again", self._folder, path, error.strerror
+            )
             return {}
         try:
             header = as_json(first)
             sources = header["sources"]
             if not self._is_ours(header):
-                LOG.info("%s/%s is of another version or recipe: its sources are looked at again", self._folder, path)
+                LOG.info("%s/%s is of another version or recipe: its sources are processed again", self._folder, path)
                 return {}
             if header["num_bytes"] != num_bytes:
                 raise ValueError(f"{num_bytes} bytes of records, not {header['num_bytes']}")
             return {source_id: (str(hash_), int(ending)) for source_id, (hash_, ending) in sources.items()}
         except (*UNREADABLE, AttributeError) as error:
-            return self._salvage(name, described(error))
+            return self._rewrite_readable(name, described(error))
 
-    def _salvage(self, name: str, problem: str) -> dict[str, tuple[str, int]]:
-        """Writes a damaged file anew with the records that can be read; returns their sources."""
+    def _rewrite_readable(self, name: str, problem: str) -> dict[str, tuple[str, int]]:
+        """Rewrites a damaged file with its readable records; returns their sources as :meth:`_sources_of`."""
         records = self._readable(name)
         LOG.warning(
-            "%s/%s/%s is damaged (%s): records of %d sources can be read, its others are done again",
+            "%s/%s/%s is damaged (%s): records of %d sources can be read, its other sources are processed again",
             *(self._folder, self._name, name, problem, len(records)),
         )
         self._write_batch(name, records)
@@ -324,7 +340,7 @@ class DoneRecords:
                 raise
             return records
         for line in content.splitlines():
-            with contextlib.suppress(*UNREADABLE):  # the first line is no record either
+            with contextlib.suppress(*UNREADABLE):  # also skips the header, which is no record
                 values = as_json(line)
                 if "sources" in values and not self._is_ours(values):
                     return []
@@ -332,7 +348,7 @@ class DoneRecords:
         return records
 
     def _is_ours(self, header: Mapping[str, Any]) -> bool:
-        """By the first line of a batch. Before it was written there, none said under which recipe it is kept."""
+        """Whether a batch is of this version and recipe, by its header. Old headers do not name the recipe; they are accepted."""
         return bool(header.get("version", 1) == VERSION and header.get(NAMED, self._name) == self._name)
 
     def _write_batch(self, name: str, records: Sequence[SourceRecord]) -> None:
@@ -345,9 +361,9 @@ class DoneRecords:
         self._folder.write_bytes(f"{self._name}/{name}", _json(header) + b"\n" + lines)
 
     def contents(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
-        """For each source of ``wanted``, as :meth:`read` takes it: its id, the SHA-256 of the file that its record is of, and where there
-        is none what was looked at instead (see :data:`LOOKED_AT`). Without reading the records as a whole: there may be many.
-        Damaged ones are passed over: they are found when they are read."""
+        """For each source of ``wanted`` (as in :meth:`read`): its id, the SHA-256 of its file, and if there is none the value of
+        :data:`LOOKED_AT` in its provenance. Does not parse whole records, which may be many. Damaged records are skipped: :meth:`read`
+        reports them."""
         lines_of = lru_cache(maxsize=MAX_FILES_OPEN)(self._lines)
         for source_id, name in wanted.items():
             with contextlib.suppress(*UNREADABLE):
@@ -358,7 +374,7 @@ class DoneRecords:
                     yield source_id, None, as_json(line)["provenance"].get(LOOKED_AT)
 
     def _lines(self, name: str) -> dict[str, bytes]:
-        """The records of a file by source, not parsed."""
+        """The unparsed records of a file, by source."""
         content = self._folder.read_bytes(f"{self._name}/{name}")
         if not name.endswith(".jsonl"):
             return {name.removeprefix("open/").removesuffix(".json"): content}
@@ -380,6 +396,7 @@ def _entry(record: SourceRecord) -> tuple[str, Ending]:
     return source_hash(record.source), record.ending
 
 
-def _note(found: dict[str, Entry], source_id: str, entry: Entry) -> None:
-    if source_id not in found or entry[1:] >= found[source_id][1:]:
-        found[source_id] = entry
+def _keep_preferred(entries: dict[str, Entry], source_id: str, entry: Entry) -> None:
+    """Stores the entry unless there is one that is preferred to it: the names of the files are not compared."""
+    if source_id not in entries or entry[1:] >= entries[source_id][1:]:
+        entries[source_id] = entry

@@ -1,6 +1,6 @@
-"""Which split a clip belongs to: by its source and all that is related to it, through a hash that never changes.
+"""Assigns a split to each clip, by a stable hash of its source. Related sources share a split.
 
-A source keeps its split when others are added, unless an addition ties it to another one.
+A source keeps its split when other sources are added, unless one of them relates it to a source of another split.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pipeline.schema import unit_interval
 from pipeline.settings import Settings
 
 SPLITS = ("test", "validation", "train")
-"""The most held-out first."""
+"""In order of precedence: if related sources are listed in several splits, the first of these is used."""
 
 
 class SplitSettings(Settings):
-    """Shares of the sources, by a hash of their ids: small datasets come out uneven. The three add up to 1."""
+    """Shares of the sources. They are drawn by a hash of the ids, so small datasets deviate from them. The three add up to 1."""
 
     train: float = Field(default=0.9, ge=0, le=1)
-    """Share for fitting."""
+    """Share for training."""
     validation: float = Field(default=0.05, ge=0, le=1)
     """Share for choosing settings."""
     test: float = Field(default=0.05, ge=0, le=1)
-    """Share for the last look."""
+    """Share for the final evaluation."""
     seed: int = 0
-    """Another seed, another draw."""
+    """Changes which sources are drawn."""
 
     @model_validator(mode="after")
     def _add_up(self) -> SplitSettings:
@@ -41,28 +41,28 @@ class SplitSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class SplitItem:
-    """What :func:`assign_splits` knows of a clip."""
+    """A clip as :func:`assign_splits` needs it."""
 
     key: str
     source_id: str
     video_id: str | None = None
-    """The same for sources that are cut from one video, such as the file's SHA-256. None: its own."""
+    """Equal for sources that are sections of one video, such as the file's SHA-256. None: not shared with another source."""
     wanted: str | None = None
-    """The split that the source list names."""
+    """The split that the source list names. None: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitConflict:
-    """Sources that must share a split were listed in different ones; the most held-out one won."""
+    """Sources that must share a split were listed in different splits. ``split`` is the one that is used."""
 
     split: str
     moved: tuple[str, ...]
-    """Source ids that had been listed in another split, sorted."""
+    """Ids of the sources that were listed in another split, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """What :func:`assign_splits` decided."""
+    """Result of :func:`assign_splits`."""
 
     of: dict[str, str]
     """Split of each clip, by key, in the order of the keys."""
@@ -70,9 +70,9 @@ class Splits:
 
 
 def assign_splits(items: Iterable[SplitItem], related: Iterable[Sequence[str]], settings: SplitSettings) -> Splits:
-    """Splits for all clips. ``related``: groups of keys that must stay together; keys of no item tie the others too.
+    """Splits of all clips. ``related``: groups of keys that must share a split; a key that is no item's relates the others, too.
 
-    Raises UserError where a source asks for a split that does not exist.
+    Raises UserError if a source is listed in a split that does not exist.
     """
     sets: DisjointSet = DisjointSet()
 
@@ -101,8 +101,8 @@ def assign_splits(items: Iterable[SplitItem], related: Iterable[Sequence[str]], 
     split_of: dict[str, str] = {}
     conflicts: list[SplitConflict] = []
     for sources in members.values():
-        asked = {split for source in sources for split in wanted.get(source, ())}
-        split = min(asked, key=SPLITS.index) if asked else _drawn(sources[0], settings)
+        listed = {split for source in sources for split in wanted.get(source, ())}
+        split = min(listed, key=SPLITS.index) if listed else _drawn(sources[0], settings)
         split_of |= dict.fromkeys(sources, split)
         moved = tuple(source for source in sources if wanted.get(source, set()) - {split})
         if moved:
@@ -111,7 +111,7 @@ def assign_splits(items: Iterable[SplitItem], related: Iterable[Sequence[str]], 
 
 
 def _drawn(group_id: str, settings: SplitSettings) -> str:
-    """``group_id``: the smallest source id of the group."""
+    """The split of a group, drawn by its hash. ``group_id``: the smallest source id of the group."""
     place = unit_interval("split", settings.seed, group_id)
     for split in SPLITS[:-1]:
         share: float = getattr(settings, split)

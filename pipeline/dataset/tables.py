@@ -1,7 +1,7 @@
-"""``samples.parquet``, one row for every clip that was ever measured, and ``embeddings.parquet``.
+"""``samples.parquet``, one row for every measured clip, and ``embeddings.parquet``.
 
-Rows are sorted by key and the bytes depend on the rows alone. Memory does not grow with the number of rows, but for
-their keys: sorted runs wait in temporary files.
+Rows are sorted by key, and the bytes depend on the rows only. Rows are sorted in runs that are stored in temporary files, so only
+the memory for the keys grows with the number of rows.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ _EMBEDDINGS = pa.schema(
         *(pa.field(name, pa.list_(pa.float16()), nullable=False) for name in _VECTORS),
     ]
 )
-"""Columns of ``embeddings.parquet``; how long its vectors are, the encoders say."""
+"""Columns of ``embeddings.parquet``. The length of the vectors depends on the encoders."""
 _RUN_ROWS = 20_000
+"""Rows that are sorted in memory at once."""
 _GROUP_ROWS = 10_000
+"""Rows of a row group of the file."""
 T = TypeVar("T")
 
 _ARROW_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}  # a bool is an int
@@ -60,7 +62,7 @@ _ARROW_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.f
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """One clip. The fields of its measures stand beside the others; where they were not measured, they are null."""
+    """One clip. In the table the fields of its measures are columns beside the others, null where they were not measured."""
 
     key: str
     source_id: str
@@ -72,9 +74,9 @@ class ClipRow:
     """Null: not kept."""
     state: State
     reason: Reason | None
-    """Why it was rejected."""
+    """Why it was rejected. Null: it was not."""
     detail: str
-    """By how much it was rejected; of a failed one, the error."""
+    """Of a rejected clip the measured value and the limit; of a failed clip the error."""
     video_sha256: str | None
     scene_index: int | None
     start_ms: int
@@ -109,7 +111,7 @@ _MEASURES = {
 
 
 def samples_schema() -> pa.Schema:
-    """Columns of ``samples.parquet``: the plain fields of :class:`ClipRow`, then those of the measures."""
+    """Columns of ``samples.parquet``: the fields of :class:`ClipRow` that are no measures, then the fields of the measures."""
     columns = [_column(ClipRow, f.name, f.name in ("key", "state")) for f in fields(ClipRow) if f.name not in _MEASURES]
     columns += [_column(kind, f.name, False) for kind in _MEASURES.values() for f in fields(kind)]
     names = [column.name for column in columns]
@@ -118,6 +120,7 @@ def samples_schema() -> pa.Schema:
 
 
 def _column(kind: type, name: str, required: bool) -> pa.Field:
+    """The column for the field ``name`` of a dataclass."""
     annotation = typing.get_type_hints(kind)[name]
     if typing.get_origin(annotation) is types.UnionType:
         (annotation,) = (part for part in typing.get_args(annotation) if part is not types.NoneType)
@@ -128,9 +131,9 @@ def _column(kind: type, name: str, required: bool) -> pa.Field:
 
 
 def write_samples(rows: Iterable[ClipRow], folder: Folder, scratch: Path | None = None) -> FileRecord:
-    """Writes ``samples.parquet``; the rows may come in any order. Raises ValueError where a key comes twice.
+    """Writes ``samples.parquet``. The rows may come in any order. Raises ValueError if a key occurs twice.
 
-    ``scratch`` is a folder for temporary files; None: the system's.
+    ``scratch``: a folder for temporary files. None: the system's.
     """
     schema = samples_schema()
     batches = (pa.RecordBatch.from_pylist([_values(row) for row in chunk], schema=schema) for chunk in _chunks(rows))
@@ -149,15 +152,15 @@ def _values(row: ClipRow) -> dict[str, Any]:
 
 
 def _text(value: Any) -> Any:
-    """Text that UTF-8 can hold (file names may hold bytes that are no text); anything else as it is."""
+    """A text with bytes that are not UTF-8, as file names may hold, escaped. Other values are returned unchanged."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def write_embeddings(rows: Iterable[EmbeddingRow], folder: Folder, scratch: Path | None = None) -> FileRecord | None:
-    """Writes ``embeddings.parquet``; the rows may come in any order. None, and no file, where there are no rows.
-    ``scratch`` is as of :func:`write_samples`.
+    """Writes ``embeddings.parquet``. The rows may come in any order. Without rows it removes the file and returns None.
+    ``scratch``: as in :func:`write_samples`.
 
-    Raises ValueError where a key comes twice, or an embedding has another width than the first one or is not finite.
+    Raises ValueError if a key occurs twice, or if an embedding has another width than the first one or is not finite in float16.
     """
     chunks = _chunks(rows)
     first = next(chunks, None)
@@ -173,7 +176,7 @@ def write_embeddings(rows: Iterable[EmbeddingRow], folder: Folder, scratch: Path
 
 
 def drop_sources(folder: Folder, name: str, source_ids: Collection[str], scratch: Path | None = None) -> FileRecord:
-    """Writes a table anew without the clips of some sources: the bytes that it would have had without them.
+    """Writes a table without the clips of some sources, with the bytes that a build without these sources would write.
 
     Raises what :func:`read_table` raises.
     """
@@ -183,7 +186,7 @@ def drop_sources(folder: Folder, name: str, source_ids: Collection[str], scratch
 
 
 def _as_written(schema: pa.Schema) -> pa.Schema:
-    """The schema that a table was written with: Parquet has its own name for what is in a list."""
+    """The schema that a table was written with. Parquet renames the field inside a list, which is undone here."""
     fields = []
     for column in schema:
         kind = column.type
@@ -228,7 +231,7 @@ def _chunks(rows: Iterable[T]) -> Iterator[list[T]]:
 def _write_sorted(
     batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Folder, name: str, scratch: Path | None
 ) -> FileRecord:
-    """Sorts by ``key`` through temporary runs, then writes row groups of a fixed size."""
+    """Sorts each batch by ``key`` into a temporary run, then merges the runs and writes row groups of a fixed size."""
     with contextlib.ExitStack() as stack:
         own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hearscape-", dir=scratch)))
         runs: list[pa.Table] = []
@@ -247,37 +250,37 @@ def _write_sorted(
 
 
 def _merged(runs: Sequence[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Row groups in the order of the keys. The rows of a group that come from one run lie side by side in it."""
+    """Merges sorted runs: row groups in the order of the keys. Each run is sorted, so its rows of a group are contiguous in it."""
     if not runs:
         return
     keys = pa.chunked_array([chunk for run in runs for chunk in run["key"].chunks], pa.string())
-    owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+    run_of_row = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
     order = pc.sort_indices(keys).to_numpy()
-    taken = np.zeros(len(runs), np.int64)
-    last = None
+    num_taken = np.zeros(len(runs), np.int64)
+    last_key = None
     for start in range(0, len(order), _GROUP_ROWS):
-        counts = np.bincount(owners[order[start : start + _GROUP_ROWS]], minlength=len(runs))
-        parts = [runs[i].slice(taken[i], counts[i]) for i in np.flatnonzero(counts).tolist()]
-        taken += counts
+        counts = np.bincount(run_of_row[order[start : start + _GROUP_ROWS]], minlength=len(runs))
+        parts = [runs[i].slice(num_taken[i], counts[i]) for i in np.flatnonzero(counts).tolist()]
+        num_taken += counts
         table = pa.concat_tables(parts).combine_chunks()
         table = table.take(pc.sort_indices(table["key"])).cast(schema)
         for key in table["key"].to_pylist():
-            if key == last:
+            if key == last_key:
                 raise ValueError(f"clip {key} comes twice")
-            last = key
+            last_key = key
         yield table
 
 
 def read_table(
     folder: Folder, name: str = SAMPLES_NAME, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of the table, in the order of the keys; all columns, or those named.
+    """Batches of the table in the order of the keys. ``columns``: the columns to read. None: all.
 
-    Raises FileNotFoundError where there is no table, ManifestError for one that is damaged or has other columns.
+    Raises FileNotFoundError if there is no table, and ManifestError if it is damaged or has other columns.
     """
     where = f"{folder}/{name}"
     try:
-        # pre_buffer: all that was read would stay in memory
+        # pre_buffer=True would keep all that was read in memory
         with folder.open(name) as file, pq.ParquetFile(file, pre_buffer=False) as table:
             _check_columns(table.schema_arrow, name, columns, where)
             for batch in table.iter_batches(_GROUP_ROWS, columns=None if columns is None else list(columns)):
@@ -292,16 +295,19 @@ def read_table(
 
 
 def _check_columns(schema: pa.Schema, name: str, columns: Sequence[str] | None, where: str) -> None:
-    """Raises ManifestError where one of the columns is not there, or holds something else."""
-    kinds = {field.name: field.type for field in (_EMBEDDINGS if name == EMBEDDINGS_NAME else samples_schema())}
-    here = {field.name: field.type for field in _as_written(schema)}
-    needed = (
-        columns if columns is not None else [*_EMBEDDINGS.names] if name == EMBEDDINGS_NAME else ["key", "source_id"]
-    )
-    for column in needed:
-        if column not in here:
+    """Raises ManifestError if a column is missing or has another type. ``where``: the table's location, for messages."""
+    has_vectors = name == EMBEDDINGS_NAME
+    expected_types = {field.name: field.type for field in (_EMBEDDINGS if has_vectors else samples_schema())}
+    types = {field.name: field.type for field in _as_written(schema)}
+    if columns is None:
+        columns = _EMBEDDINGS.names if has_vectors else ["key", "source_id"]
+    for column in columns:
+        if column not in types:
             raise ManifestError(f"{where} has no column {column}: it is not the table of a build; {BUILD_AGAIN}")
-        kind, wanted = here[column], kinds.get(column, here[column])
-        is_vector = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
-        if not (is_vector if column in _VECTORS and name == EMBEDDINGS_NAME else kind == wanted):
-            raise ManifestError(f"{where}: its column {column} holds {kind}, not {wanted}; {BUILD_AGAIN}")
+        kind, expected = types[column], expected_types.get(column, types[column])
+        if has_vectors and column in _VECTORS:  # their length depends on the encoders
+            fits = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
+        else:
+            fits = kind == expected
+        if not fits:
+            raise ManifestError(f"{where}: its column {column} holds {kind}, not {expected}; {BUILD_AGAIN}")

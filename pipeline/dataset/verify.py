@@ -1,6 +1,6 @@
-"""Whether a built dataset is what its manifest says: every byte, every sample. Each tar is read once, end to end.
+"""Compares a built dataset with its manifest: every byte, every sample. Each tar is read once, from end to end.
 
-What is in a sample's media is decoded only where that is asked for (``deep``).
+The media of the samples are decoded only with ``deep``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pipeline.dataset.shards import FOLDER
 from pipeline.dataset.tables import SAMPLES_NAME, read_table
 from pipeline.dataset.verify_shard import (
     MAX_IN_ONE_FILE,
-    Counting,
+    CountingReader,
     Progressed,
-    Walk,
+    TarContents,
     check_shard,
     compare_bytes,
     unreadable,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that is not as the manifest says."""
+    """A file that differs from the manifest. ``message`` continues a sentence that begins with ``path``."""
 
     path: str
     message: str
@@ -47,38 +47,38 @@ Checked = Callable[[str, list[Difference]], object]
 
 def verify(
     location: str,
-    checked: Checked = lambda path, found: None,
+    checked: Checked = lambda path, differences: None,
     progressed: Progressed = lambda num_bytes: None,
     *,
     deep: bool = False,
 ) -> list[Difference]:
-    """All differences between the dataset at a folder, URL or manifest and its manifest.
+    """All differences between a dataset and its manifest. ``location``: folder, URL or manifest.
 
-    ``checked`` hears of each file when it is done; ``progressed`` of the bytes read since it was last called.
-    ``deep``: every picture and sound is decoded as well, which takes as long as watching them at some hundred times their speed.
-    Raises ManifestError where there is no manifest that can be read.
+    ``checked`` is called for each file when it is done, ``progressed`` with the number of bytes read since its last call.
+    ``deep``: decode every picture and sound as well, at about a hundred times the speed of playing.
+    Raises ManifestError if the manifest cannot be read.
     """
     manifest = read_manifest(location)
     folder = Folder(dataset_root(location))
-    found: list[Difference] = []
+    all_differences: list[Difference] = []
 
     def done(path: str, problems: list[str]) -> None:
         differences = [Difference(path, problem) for problem in problems]
-        found.extend(differences)
+        all_differences.extend(differences)
         checked(path, differences)
 
     shard_of: dict[str, str] = {}
     with _decoder(deep) as decoder:
         for family in _families(manifest):
-            first: Walk | None = None
+            first: TarContents | None = None
             for shard in family:
-                walk = check_shard(folder, shard, manifest, progressed, decoder)
+                contents = check_shard(folder, shard, manifest, progressed, decoder)
                 if first is None:
-                    first = walk
-                    shard_of.update(dict.fromkeys(walk.keys, shard.path.rpartition("/")[2]))
-                elif walk.keys != first.keys and not walk.problems and not first.problems:
-                    walk.problems.append(f"its keys are not those of {family[0].path}, in that order")
-                done(shard.path, walk.problems)
+                    first = contents
+                    shard_of.update(dict.fromkeys(contents.keys, shard.path.rpartition("/")[2]))
+                elif contents.keys != first.keys and not contents.problems and not first.problems:
+                    contents.problems.append(f"its keys are not those of {family[0].path}, in that order")
+                done(shard.path, contents.problems)
     for file in manifest.files:
         problems = _check_file(folder, file, progressed)
         if file.path == SAMPLES_NAME and not problems:
@@ -86,11 +86,11 @@ def verify(
         done(file.path, problems)
     if SAMPLES_NAME not in {file.path for file in manifest.files}:
         done(FILE_NAME, [f"names no {SAMPLES_NAME}"])
-    for path in _extra(folder, manifest):
+    for path in _unlisted_tars(folder, manifest):
         done(path, ["is not in the manifest"])
-    for problem in _uneven(manifest):
+    for problem in _missing_counterparts(manifest):
         done(FILE_NAME, [problem])
-    return found
+    return all_differences
 
 
 @contextlib.contextmanager
@@ -98,14 +98,14 @@ def _decoder(deep: bool) -> Iterator[DeepCheck | None]:
     if not deep:
         yield None
         return
-    from pipeline.dataset.deep_check import DeepCheck  # noqa: PLC0415 - brings the decoders, and processes that run them
+    from pipeline.dataset.deep_check import DeepCheck  # noqa: PLC0415 - loads the decoders
 
     with DeepCheck() as decoder:
         yield decoder
 
 
 def _families(manifest: Manifest) -> Iterator[list[ShardRecord]]:
-    """The shards that should hold the same keys: those of one file name, of all renditions."""
+    """Groups of shards that must hold the same keys: those of one file name, of all renditions."""
     by_name: dict[str, list[ShardRecord]] = {}
     for shard in manifest.shards:
         by_name.setdefault(shard.path.rpartition("/")[2], []).append(shard)
@@ -113,14 +113,14 @@ def _families(manifest: Manifest) -> Iterator[list[ShardRecord]]:
         yield family
 
 
-def _uneven(manifest: Manifest) -> Iterator[str]:
+def _missing_counterparts(manifest: Manifest) -> Iterator[str]:
     for family in _families(manifest):
         missing = {rendition.name for rendition in manifest.renditions} - {shard.rendition for shard in family}
         if missing:
             yield f"{family[0].path} has no counterpart in {', '.join(sorted(missing))}"
 
 
-def _extra(folder: Folder, manifest: Manifest) -> list[str]:
+def _unlisted_tars(folder: Folder, manifest: Manifest) -> list[str]:
     listed = {shard.path for shard in manifest.shards}
     return [path for path in folder.walk(FOLDER) if path.endswith(".tar") and path not in listed]
 
@@ -128,7 +128,7 @@ def _extra(folder: Folder, manifest: Manifest) -> list[str]:
 def _check_file(folder: Folder, record: FileRecord, progressed: Progressed) -> list[str]:
     try:
         with folder.open(record.path) as file:
-            reader = Counting(file, progressed)
+            reader = CountingReader(file, progressed)
             reader.drain()
     except reading_failures() as error:
         return [unreadable(error)]
@@ -136,7 +136,7 @@ def _check_file(folder: Folder, record: FileRecord, progressed: Progressed) -> l
 
 
 def _check_table(folder: Folder, shard_of: dict[str, str]) -> list[str]:
-    """Kept rows of the table against the samples in the tars. Takes what it finds out of ``shard_of``."""
+    """Compares the kept rows of the table with the samples in the tars. ``shard_of``: shard by key; the keys of kept rows are removed."""
     problems: list[str] = []
     try:
         for row in _rows(folder):
@@ -146,7 +146,10 @@ def _check_table(folder: Folder, shard_of: dict[str, str]) -> list[str]:
             if shard != row["shard"] and len(problems) < MAX_IN_ONE_FILE:
                 where = f"is in {shard}" if shard else "is in no shard"
                 problems.append(f"kept clip {row['key']} {where}, not in {row['shard']}")
-    except (ManifestError, OSError) as error:  # with the right sum: it was damaged before that was taken
+    except (
+        ManifestError,
+        OSError,
+    ) as error:  # its SHA-256 is right: the table was damaged before its SHA-256 was taken
         return [f"is no table of clips: {error}"]
     problems += [
         f"sample {key} of {shard} is no kept clip" for key, shard in sorted(shard_of.items())[:MAX_IN_ONE_FILE]

@@ -1,4 +1,4 @@
-"""What was withdrawn from a dataset after it had been built: ``withdrawn.json`` beside the manifest. Later builds read it."""
+"""``withdrawn.json`` beside the manifest: the sources that were withdrawn from a built dataset. Later builds read it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from pipeline.settings import JsonRecord
 
 NAME = "withdrawn.json"
 JOURNAL_NAME = "state/withdrawing.json"
-"""There while sources are being withdrawn: what the indexes said that are being written anew."""
+"""Exists while sources are being withdrawn. It holds what the indexes that are being rewritten said before."""
 MAX_NAMED = 10
-DETAIL = "withdrawn from the built dataset; no later build takes it up again"
+DETAIL = "withdrawn from the built dataset; later builds leave it out"
 
 
 class Gap(JsonRecord):
-    """The place that a withdrawn clip had in its shard: the shards are filled as if it were still there."""
+    """The place of a withdrawn clip in its shard. Shards are filled as if it were still there, so that the others do not change."""
 
     key: str
     split: str
     num_bytes: int = Field(ge=0)
-    """Of its members in the largest rendition."""
+    """Size of its members in the largest rendition."""
 
 
 class Withdrawn(JsonRecord):
-    """All sources that were ever withdrawn from one dataset, and the clips of theirs that had been kept."""
+    """All sources that were ever withdrawn from one dataset, and their clips that had been kept."""
 
     format: Literal["hearscape-withdrawn"] = "hearscape-withdrawn"
     sources: tuple[str, ...] = Field(default=(), strict=False)
     """Ids, sorted."""
     gaps: tuple[Gap, ...] = Field(default=(), strict=False)
-    """By key."""
+    """Sorted by key."""
     contents: tuple[str, ...] = Field(default=(), strict=False)
-    """SHA-256 of the files that these sources were, as far as it is known, sorted: to know them under another id."""
+    """SHA-256 of the files of these sources, if known, sorted. They identify a withdrawn file that is listed under another id."""
 
     @property
     def samples(self) -> list[Sample]:
@@ -49,17 +49,17 @@ class Withdrawn(JsonRecord):
         return [Sample(gap.key, gap.split, gap.num_bytes, "") for gap in self.gaps]
 
     def with_more(self, sources: Iterable[str], gaps: Iterable[Gap], contents: Iterable[str] = ()) -> Withdrawn:
-        """Of a clip that is known already, what is known of it stays."""
-        known = {gap.key: gap for gap in (*gaps, *self.gaps)}
+        """A copy with more sources, gaps and contents. A gap that it has already is not replaced."""
+        gap_of = {gap.key: gap for gap in (*gaps, *self.gaps)}
         return Withdrawn(
             sources=tuple(sorted({*self.sources, *sources})),
-            gaps=tuple(known[key] for key in sorted(known)),
+            gaps=tuple(gap_of[key] for key in sorted(gap_of)),
             contents=tuple(sorted({*self.contents, *contents})),
         )
 
 
 def read_withdrawn(output: Folder) -> Withdrawn:
-    """Nothing was withdrawn where there is no such file. Raises ManifestError where it is damaged."""
+    """Reads ``withdrawn.json``. Without such a file nothing was withdrawn. Raises ManifestError if it is damaged."""
     try:
         content = output.read_bytes(NAME)
     except FileNotFoundError:
@@ -79,14 +79,14 @@ def write_withdrawn(withdrawn: Withdrawn, output: Folder) -> None:
 
 
 def same_files_note(source_ids: Sequence[str]) -> str:
-    """For people. ``source_ids``: of sources that are the same file as a withdrawn one."""
+    """A note for the build's summary. ``source_ids``: sources whose file is that of a withdrawn source."""
     more = f" and {len(source_ids) - MAX_NAMED} more" if len(source_ids) > MAX_NAMED else ""
     return (
         f"{len(source_ids)} listed source(s) are the same file as one that was withdrawn, under another id or in another "
-        f"section: {', '.join(source_ids[:MAX_NAMED])}{more}. Withdraw them as well, if they are meant, too"
+        f"section: {', '.join(source_ids[:MAX_NAMED])}{more}. They stay in the dataset: withdraw them as well if that is not wanted"
     )
 
 
 def withdrawn_record(source: Source) -> SourceRecord:
-    """What the ledger says of a withdrawn source."""
+    """The record of a withdrawn source, for the ledger."""
     return SourceRecord(source, State.REJECTED, Reason.WITHDRAWN, DETAIL)

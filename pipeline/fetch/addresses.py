@@ -1,7 +1,8 @@
-"""Where downloads may connect to: the public internet, and nothing else that the user has not named.
+"""Limits downloads to the public internet, networks that the user allows, and private addresses only if the link itself contains the IP
+address.
 
-The check is made on the address of the very connection, not on a name: a name may lead to another address each time it is
-looked up. In this process an audit hook sees every connection; what ffmpeg fetches goes through :class:`CheckingProxy`.
+The address of each connection is checked, not its host name: a name may resolve to another address each time. An audit hook checks
+every connection of this process; the connections of ffmpeg go through :class:`CheckingProxy`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet: not loopback, private, link-local, shared, multicast or reserved.
 
-    Of an IPv6 address that carries one of IPv4 (mapped, 6to4, NAT64) the one inside counts as well.
+    If an IPv6 address contains an IPv4 address (mapped, 6to4, NAT64), that one must be public as well.
     """
     if isinstance(address, ipaddress.IPv6Address):
-        inside = address.ipv4_mapped or address.sixtofour
-        if inside is None and address in _NAT64:
-            inside = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-        if inside is not None and not is_public(inside):
+        embedded = address.ipv4_mapped or address.sixtofour
+        if embedded is None and address in _NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if embedded is not None and not is_public(embedded):
             return False
         if address.ipv4_mapped is not None:
             return True
@@ -43,7 +44,7 @@ def is_public(address: Address) -> bool:
 
 
 def host_and_port(url: str) -> tuple[str, int] | None:
-    """Host and port of a URL. None: it names none."""
+    """Host and port of a URL. None: it has no host, or is invalid."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port
@@ -53,9 +54,9 @@ def host_and_port(url: str) -> tuple[str, int] | None:
 
 
 def named_places(url: str) -> set[tuple[str, int]]:
-    """The addresses off the public internet that a link names itself, with their port: in figures, or as ``localhost``.
+    """Addresses and ports off the public internet that a link contains: as an IP address, or as ``localhost``.
 
-    A name names none, wherever it leads.
+    A link with another host name contains none, whatever the name resolves to.
     """
     place = host_and_port(url)
     if place is None:
@@ -68,24 +69,24 @@ def named_places(url: str) -> set[tuple[str, int]]:
 
 
 def resolved_places(urls: Iterable[str]) -> set[tuple[str, int]]:
-    """The addresses that these URLs (of proxies) lead to now. What cannot be looked up is left out."""
-    found = set()
+    """Addresses and ports that the hosts of these URLs (of proxies) resolve to. Hosts that cannot be resolved are left out."""
+    places = set()
     for url in urls:
         if (place := host_and_port(url)) is not None:
             with contextlib.suppress(OSError):
-                found |= {(entry[4][0], place[1]) for entry in socket.getaddrinfo(*place, 0, socket.SOCK_STREAM)}
-    return {(str(host), port) for host, port in found}
+                places |= {(entry[4][0], place[1]) for entry in socket.getaddrinfo(*place, 0, socket.SOCK_STREAM)}
+    return {(str(host), port) for host, port in places}
 
 
 class RefusedAddressError(OSError):
-    """A connection was not made. An OSError, so that whoever makes it goes on to the host's next address."""
+    """A connection was refused. It is an OSError, so that callers try the host's next address."""
 
 
 class Reach:
-    """What one download may connect to.
+    """The addresses that one download may connect to: the public internet, ``places`` and ``networks``.
 
-    ``places``: addresses and ports that are allowed wherever they lie. ``networks``: networks that are allowed as a whole.
-    ``refused`` is the error of the last connection that was not allowed.
+    ``places``: allowed addresses with their ports. ``networks``: networks that are allowed as a whole. ``refused``: the error of the
+    last refused connection.
     """
 
     def __init__(self, places: Iterable[tuple[str, int]], networks: Sequence[Network]) -> None:
@@ -94,25 +95,25 @@ class Reach:
         self.refused: DownloadError | None = None
 
     def check(self, place: Any) -> None:
-        """Raises RefusedAddressError for an address of :mod:`socket` that is not allowed: also a name, and a Unix socket."""
+        """Raises RefusedAddressError for an address of :mod:`socket` that is not allowed. Host names and Unix sockets never are."""
         host, port = (str(place[0]), int(place[1])) if isinstance(place, tuple) and len(place) >= 2 else (str(place), 0)
         address = _address(host)
         if address is not None:
-            plain = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-            if is_public(address) or {(str(address), port), (str(plain), port)} & self._places:
+            mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+            if is_public(address) or {(str(address), port), (str(mapped), port)} & self._places:
                 return
-            if any((plain or address) in network or address in network for network in self._networks):
+            if any((mapped or address) in network or address in network for network in self._networks):
                 return
         self.refused = DownloadError(
             "private_address",
-            f"refused to connect to {host} (port {port}), which is not on the public internet: the source's link does not "
-            "name this address itself. If it is wanted, put its network into download.allow_networks",
+            f"refused to connect to {host} (port {port}), which is not on the public internet and not in the source's link. "
+            "To allow it, add its network to download.allow_networks",
         )
         raise RefusedAddressError(str(self.refused))
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """While the block runs, this thread makes no connection that is not allowed."""
+    def enforced(self) -> Iterator[None]:
+        """Refuses connections of this thread that are not allowed, while the block runs."""
         _install_hook()
         token = _reach.set(self)
         try:
@@ -121,19 +122,19 @@ class Reach:
             _reach.reset(token)
 
     def connect(self, host: str, port: int, timeout_seconds: float) -> socket.socket:
-        """A connection to the first address of ``host`` that is allowed and answers. Raises OSError."""
-        last: OSError = OSError(f"{host} has no address")
+        """A connection to the first address of ``host`` that is allowed and accepts it. Raises OSError."""
+        last_error: OSError = OSError(f"{host} has no address")
         for family, kind, protocol, _, place in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
-            made = socket.socket(family, kind, protocol)
+            connection = socket.socket(family, kind, protocol)
             try:
                 self.check(place)
-                made.settimeout(timeout_seconds)
-                made.connect(place)
-                return made
+                connection.settimeout(timeout_seconds)
+                connection.connect(place)
+                return connection
             except OSError as error:
-                made.close()
-                last = error
-        raise last
+                connection.close()
+                last_error = error
+        raise last_error
 
 
 _reach: ContextVar[Reach | None] = ContextVar("_reach", default=None)
@@ -141,13 +142,13 @@ _reach: ContextVar[Reach | None] = ContextVar("_reach", default=None)
 
 @functools.cache
 def _install_hook() -> None:
-    """Python tells its audit hooks of each connection, with the address, before it is made. A hook stays for good."""
+    """Adds an audit hook, which Python calls with the address before each connection. It cannot be removed."""
 
-    def look(event: str, arguments: tuple[Any, ...]) -> None:
+    def check_connection(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "socket.connect" and (reach := _reach.get()) is not None:
             reach.check(arguments[1])
 
-    sys.addaudithook(look)
+    sys.addaudithook(check_connection)
 
 
 def _address(host: str) -> Address | None:

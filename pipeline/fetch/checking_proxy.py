@@ -1,5 +1,5 @@
-"""A small HTTP proxy on loopback for ffmpeg, which follows redirects and playlists by itself: every connection that it
-makes goes through here, and is held to the same rule as our own (:mod:`pipeline.fetch.addresses`)."""
+"""A small HTTP proxy on loopback for ffmpeg, which follows redirects and playlists itself. It checks the address of every connection
+(:mod:`pipeline.fetch.addresses`)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LOG = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64 << 10
 BLOCK_BYTES = 256 << 10
 IDLE_SECONDS = 120.0
-"""A connection on which nothing comes for so long is given up; the download's own limits are shorter."""
+"""Time without data after which a connection is closed. The download's own limits are shorter."""
 
 
 class CheckingProxy:
-    """Runs until it is closed. ``url`` is what ffmpeg finds in ``http_proxy``."""
+    """The proxy. It runs until it is closed. ``url``: the value of ``http_proxy`` for ffmpeg."""
 
     def __init__(self, reach: Reach, connect_seconds: float) -> None:
         self._server = _ProxyServer(("127.0.0.1", 0), _ProxyHandler)
@@ -87,7 +87,7 @@ class _ProxyHandler(socketserver.BaseRequestHandler):
         return None
 
     def _head(self) -> tuple[bytes, bytes]:
-        """The request's lines, and what came after them."""
+        """The request line and header fields, and the bytes received after them. Empty if the request is incomplete or too long."""
         head = b""
         while b"\r\n\r\n" not in head:
             block = self.request.recv(BLOCK_BYTES)
@@ -103,7 +103,7 @@ class _ProxyHandler(socketserver.BaseRequestHandler):
 
 
 def _forwarded(method: str, target: str, version: str, fields: bytes) -> bytes:
-    """The request as its server expects it. It is the only one on its connection: the next may be for another host."""
+    """The request in the form that its server expects. ``Connection: close`` is added, as the next request may be for another host."""
     parts = urlsplit(target)
     path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
     kept = [
@@ -115,7 +115,7 @@ def _forwarded(method: str, target: str, version: str, fields: bytes) -> bytes:
 
 
 def _relay(client: socket.socket, upstream: socket.socket) -> None:
-    """Copies both ways until the server has no more. A client may end its side before."""
+    """Copies in both directions until the server closes its side. The client may close its side earlier."""
     upstream.settimeout(IDLE_SECONDS)
     with selectors.DefaultSelector() as selector:
         selector.register(client, selectors.EVENT_READ, upstream)

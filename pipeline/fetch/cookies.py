@@ -1,4 +1,4 @@
-"""Cookies for downloads: tried before any work, given to yt-dlp as it wants them, and never shown."""
+"""Cookies for downloads: checked before any work, passed to yt-dlp, and never shown."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def cookie_params(settings: DownloadSettings) -> dict[str, Any]:
     path = settings.cookies_file
     name, _, profile = (settings.cookies_browser or "").partition(":")
     return {
-        # a text, since yt-dlp writes cookies back to where it read them
+        # a text instead of the path, because yt-dlp writes changed cookies back to the file
         "cookiefile": io.StringIO(path.read_text(errors="replace")) if path is not None else None,
         "cookiesfrombrowser": (name, profile or None, None, None) if name else None,
     }
 
 
 def check_cookies(settings: DownloadSettings, yt_dlp: Any, logger: object) -> None:
-    """Reads the cookies once, as what is wrong with them would be wrong for every source. Raises UserError."""
+    """Reads the cookies once before the build, since an error in them would fail every source. Raises UserError."""
     params = cookie_params(settings)
     file, browser = params["cookiefile"], params["cookiesfrombrowser"]
     for field, loaded in (("cookies_file", (file, None)), ("cookies_browser", (None, browser))):
@@ -42,21 +42,21 @@ def check_cookies(settings: DownloadSettings, yt_dlp: Any, logger: object) -> No
 
 
 def _problem(cause: BaseException | None, settings: DownloadSettings, browsers: set[str]) -> str:
-    """What yt-dlp says of the cookies, which it was given as a text without a name; without the line that it cannot read."""
-    said = re.sub(r"(invalid Netscape format cookies file <.*?>): .*", r"\1", str(cause), flags=re.DOTALL)
-    said = re.sub(r"<_io.StringIO object at 0x[0-9a-f]+>", str(settings.cookies_file), said)
-    if said.startswith("unsupported browser"):
-        said += f"; choose one of {', '.join(sorted(browsers))}"
-    return said
+    """yt-dlp's message, with the name of the file, which it does not know, and without the bad line, which may hold a secret."""
+    message = re.sub(r"(invalid Netscape format cookies file <.*?>): .*", r"\1", str(cause), flags=re.DOTALL)
+    message = re.sub(r"<_io.StringIO object at 0x[0-9a-f]+>", str(settings.cookies_file), message)
+    if message.startswith("unsupported browser"):
+        message += f"; choose one of {', '.join(sorted(browsers))}"
+    return message
 
 
-def tell_of_skipped_line(said: str, *_args: object, **_kwargs: object) -> None:
-    """In place of yt-dlp's word on the terminal, which has the whole line: a cookie is a secret, also a misspelt one."""
-    found = re.search(r"due to (invalid length \d+|invalid expires)", said)
-    warn_once(found[1] if found else "not in Netscape's format")
+def warn_of_skipped_line(message: str, *_args: object, **_kwargs: object) -> None:
+    """Replaces a function of yt-dlp that prints the whole line, which may hold a secret."""
+    match = re.search(r"due to (invalid length \d+|invalid expires)", message)
+    warn_once(match[1] if match else "not in Netscape's format")
 
 
 @functools.cache
 def warn_once(problem: str) -> None:
-    """The file is read for every connection."""
-    LOG.warning("download.cookies_file: lines are left out that cannot be read: %s", problem)
+    """Logs a problem once: the file is read for every connection."""
+    LOG.warning("download.cookies_file: lines that cannot be read are left out: %s", problem)

@@ -1,6 +1,6 @@
-"""From a source to a file in the store: :func:`fetch`. The only file that imports yt_dlp.
+"""Fetches a source into the download store: :func:`fetch`. This is the only file that imports yt_dlp.
 
-Pages and plain links go through yt-dlp, local files are used in place, files of fsspec are copied.
+Pages and plain links are fetched with yt-dlp, local files are used in place, files of fsspec are copied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import fsspec
 from pipeline.errors import ClipError, DownloadError, HearscapeError, TransientDownloadError, UserError
 from pipeline.fetch.addresses import Reach, named_places, resolved_places
 from pipeline.fetch.checking_proxy import CheckingProxy
-from pipeline.fetch.cookies import check_cookies, cookie_params, tell_of_skipped_line
+from pipeline.fetch.cookies import check_cookies, cookie_params, warn_of_skipped_line
 from pipeline.fetch.download_store import DownloadStore
 from pipeline.fetch.errors import explain, is_ours
 from pipeline.fetch.failures import FetchFailures
@@ -38,7 +38,7 @@ from pipeline.media import ffmpeg as media
 from pipeline.runtime.awake import awake_seconds
 from pipeline.runtime.masking import mask_secrets
 from pipeline.runtime.stop import Stop
-from pipeline.runtime.waiting import held
+from pipeline.runtime.waiting import counted_lock
 from pipeline.schema import Fetched, Source, stable_hash
 from pipeline.sources.links import canonical_url, problem_with_url, scheme_of
 
@@ -46,25 +46,26 @@ LOG = logging.getLogger(__name__)
 
 LOCAL = frozenset({None, "file", "local"})
 PROTOCOLS = re.compile(r"(?:https?|m3u8(?:_native)?|http_dash_segments(?:_generator)?|f4m|ism)(?:\+|$)")
-"""yt-dlp's names of the protocols that run over http(s) alone."""
+"""yt-dlp's names of the protocols that use http(s) only."""
 YOUTUBE = re.compile(r"(?:.+\.)?(?:youtube\.com|youtu\.be|youtube-nocookie\.com)")
 PLAIN_HEADERS = frozenset(
     {"user-agent", "accept", "accept-language", "accept-encoding", "sec-fetch-mode", "referer", "origin"}
 )
-"""Headers of a request that hold no secret."""
+"""Headers of a request that contain no secret."""
 SECTION_ARGUMENTS = ["-copyts", "-start_at_zero", "-avoid_negative_ts", "disabled", "-f", "matroska"]
-"""Keeps the source's timestamps, so that the file tells where the section lies. Matroska stores them as they are."""
+"""Arguments of ffmpeg that keep the source's time stamps, which give the place of the section. Matroska stores them unchanged."""
 
 
 def fetch_key(source: Source, settings: DownloadSettings) -> str:
-    """The same for sources and settings that give the same file."""
+    """Key of a fetch: equal for sources and settings that give the same file."""
     section = (source.start_ms, source.end_ms) if settings.wants_section(source) else None
     is_web = scheme_of(source.url) in WEB
     return stable_hash("fetch", 1, canonical_url(source.url), section, settings.height if is_web else None, length=40)
 
 
 def fetched_before(source: Source, store: DownloadStore, settings: DownloadSettings) -> Fetched | None:
-    """What an earlier fetch of this source gave, with an empty path: the file may be gone by now. None for local files."""
+    """The result of an earlier fetch of this source, with an empty path, as the file may have been freed. None: there is none, or the
+    file is local."""
     known = None if scheme_of(source.url) in LOCAL else store.known(fetch_key(source, settings))
     if known is None:
         return None
@@ -79,11 +80,12 @@ def fetch(
     stop: Stop | None = None,
     failures: FetchFailures | None = None,
 ) -> Fetched:
-    """The source's file, from the store if it was ever fetched. Blocks.
+    """Fetches the source's file, or takes it from the store. Blocks.
 
-    The file is pinned: call ``store.release(fetched.content_sha256)`` when done with it. Raises DownloadError with the
-    cause (TransientDownloadError where a later run may fare better), MediaError, or StoppedError once ``stop`` is set.
-    What is known from ``failures`` to fail is not asked for. Files of this machine are always looked at.
+    The file is pinned: the caller must call ``store.release(fetched.content_sha256)``. A fetch with a lasting failure in ``failures`` is
+    not tried again. Local files are always read.
+
+    Raises DownloadError (TransientDownloadError if a later run may succeed), MediaError, or StoppedError once ``stop`` is set.
     """
     stop = stop or Stop()
     scheme = scheme_of(source.url)
@@ -92,16 +94,16 @@ def fetch(
     if problem := problem_with_url(source.url):
         raise DownloadError("unsupported_url", mask_secrets(problem))
     key = fetch_key(source, settings)
-    with held(store.only_one(key)):
-        if known := store.find(key):
-            return known
+    with counted_lock(store.only_one(key)):
+        if stored := store.find(key):
+            return stored
         if failures is None:
             return _fetch(source, key, store, settings, hosts, stop)
         failures.check(key, settings)
         try:
             fetched = _fetch(source, key, store, settings, hosts, stop)
         except ClipError as error:
-            stop.check()  # what fails while all is being ended says nothing of the source
+            stop.check()  # a failure during a stop is no property of the source
             failures.keep(key, settings, error)
             raise
         failures.forget(key, settings)
@@ -111,7 +113,7 @@ def fetch(
 def _fetch(
     source: Source, key: str, store: DownloadStore, settings: DownloadSettings, hosts: HostGate, stop: Stop
 ) -> Fetched:
-    """With all tries, once the host has a place."""
+    """Fetches with retries, after waiting for a place at the host."""
     with hosts.visit(source.url, stop) as visit:
         started = awake_seconds()
         deadline = started + settings.timeout_seconds if settings.timeout_seconds is not None else None
@@ -131,7 +133,7 @@ def _fetch(
 def _try(
     source: Source, key: str, store: DownloadStore, settings: DownloadSettings, deadline: float | None, stop: Stop
 ) -> Fetched:
-    """One attempt, in a folder of its own."""
+    """One try, in a temporary folder."""
     limits = Limits(settings.stall_seconds, settings.min_bytes_per_second, deadline, settings.max_bytes)
     with store.temp_folder() as folder:
         watch = Watch(limits, folder)
@@ -144,14 +146,14 @@ def _try(
         except HearscapeError:
             raise
         except Exception as error:
-            # what sites' extractors raise has no parent in common; what our own code raises goes on
+            # extractors of sites raise errors without a common base class; errors of this project's code are bugs
             if is_ours(error) and not isinstance(error, OSError):
                 raise
             raise explain(error, watch.network_error) from error
 
 
 def ask(source: Source, settings: DownloadSettings, hosts: HostGate, stop: Stop) -> Validators:
-    """What the server says now of a plain file, without fetching it. Raises DownloadError, or StoppedError once ``stop`` is set."""
+    """The server's current validators of a plain file, without fetching it. Raises DownloadError, or StoppedError once ``stop`` is set."""
     limits = Limits(settings.stall_seconds, 0.0, awake_seconds() + settings.stall_seconds, settings.max_bytes)
     watch = Watch(limits, Path())
     with hosts.visit(source.url, stop):
@@ -169,7 +171,7 @@ def ask(source: Source, settings: DownloadSettings, hosts: HostGate, stop: Stop)
 
 
 Got = tuple[Path, bool, dict[str, Any], Validators]
-"""Path of the file, whether it is only the wanted section, provenance, and what tells whether it changes."""
+"""Path of the file, whether it is the wanted section only, provenance, validators."""
 
 
 def _get_remote(source: Source, settings: DownloadSettings, watch: Watch) -> Got:
@@ -185,7 +187,7 @@ def _get_web(source: Source, settings: DownloadSettings, watch: Watch) -> Got:
 
 @contextlib.contextmanager
 def _session_for(source: Source, settings: DownloadSettings, watch: Watch) -> Iterator[_Session]:
-    # connections that are kept open must not be found by a source that may not open them
+    # the key contains the allowed addresses: a source must not use an open connection that it could not make
     key = f"{settings.model_dump_json()} {sorted(named_places(source.url))}"
     with _sessions.borrowed(key, lambda: _Session(settings)) as session:
         session.watch = watch
@@ -193,7 +195,7 @@ def _session_for(source: Source, settings: DownloadSettings, watch: Watch) -> It
 
 
 def check_requirements(sources: Iterable[Source], settings: DownloadSettings | None = None) -> None:
-    """Raises UserError where these sources would need something that is not there, and says what to install."""
+    """Raises UserError if these sources need something that is missing; the message says what to install."""
     settings = settings or DownloadSettings()
     if settings.cookies_file is not None and not settings.cookies_file.is_file():
         raise UserError(f"download.cookies_file: there is no file {settings.cookies_file}")
@@ -229,20 +231,20 @@ def _check_youtube(where: str) -> None:
         if _yt_dlp().dependencies.yt_dlp_ejs is None:
             raise UserError(f"{where}: videos from YouTube need the package yt-dlp-ejs: pip install 'yt-dlp[default]'")
         return
-    found = ", ".join(f"{name} {version} is too old" for name, (version, _) in runtimes.items()) or "none was found"
+    problem = ", ".join(f"{name} {version} is too old" for name, (version, _) in runtimes.items()) or "none was found"
     raise UserError(
-        f"{where}: videos from YouTube need a JavaScript runtime ({found}). Install Deno 2.3 or later, for example "
+        f"{where}: videos from YouTube need a JavaScript runtime ({problem}). Install Deno 2.3 or later, for example "
         "with 'pip install deno'; or Node.js 22, Bun 1.2.11 or QuickJS 2023-12-09, or later"
     )
 
 
 def javascript_runtimes() -> dict[str, tuple[str, bool]]:
     """Version of each JavaScript runtime that is installed, and whether it is new enough."""
-    found = {}
+    runtimes = {}
     for name, kind in _yt_dlp().globals.supported_js_runtimes.value.items():
         if (info := kind().info) is not None:
-            found[name] = (str(info.version), bool(info.supported))
-    return found
+            runtimes[name] = (str(info.version), bool(info.supported))
+    return runtimes
 
 
 _at_work: ContextVar[_Session | None] = ContextVar("_at_work", default=None)
@@ -265,20 +267,19 @@ def _yt_dlp() -> Any:
         session = _at_work.get()
         if session is not None and isinstance(command, list):
             command, kwargs = session.child_command(command, kwargs)
-        start(
-            self, command, *args, **{"process_group": 0, **kwargs}
-        )  # out of Ctrl-C's reach: its error would be taken for the site's
+        # process_group: Ctrl-C does not reach it, else its error would count as one of the site
+        start(self, command, *args, **{"process_group": 0, **kwargs})
         if session is not None:
             session.watch.child_started(self)
 
-    yt_dlp.cookies.write_string = tell_of_skipped_line
-    # ffmpeg downloads sections by itself: all that can be stopped is its process, and what it asks for goes by a proxy
+    yt_dlp.cookies.write_string = warn_of_skipped_line
+    # ffmpeg downloads sections itself: its process must be known to stop it, and its requests go through a proxy
     yt_dlp.utils.Popen.__init__ = start_watched
     return yt_dlp
 
 
 class _Log:
-    """yt-dlp's own messages, for those who debug. Its errors are raised as well."""
+    """Sends yt-dlp's messages to the debug log. Its errors are also raised."""
 
     def debug(self, message: str) -> None:
         if LOG.isEnabledFor(logging.DEBUG):
@@ -288,7 +289,7 @@ class _Log:
 
 
 class _Session:
-    """A YoutubeDL object, which takes 60 ms of CPU to make, for one download after another. Not for two at once."""
+    """A YoutubeDL object for several downloads, one after another: making one takes 60 ms of CPU time."""
 
     def __init__(self, settings: DownloadSettings) -> None:
         self.settings = settings
@@ -325,7 +326,7 @@ class _Session:
             "retries": 0,
             "extractor_retries": 0,
             "file_access_retries": 0,
-            # a long video is hundreds of fragments: beginning anew for one of them would be too dear
+            # a long video has hundreds of fragments: one failed fragment must not restart the whole download
             "fragment_retries": settings.retries,
             "retry_sleep_functions": {
                 "fragment": lambda n: min(settings.backoff_seconds * 2**n, settings.backoff_max_seconds)
@@ -345,14 +346,14 @@ class _Session:
         }
 
     def ask(self, url: str) -> Validators:
-        """Of the answer to a HEAD request."""
+        """Validators from the answer to a HEAD request."""
         self.reach = Reach(named_places(url) | resolved_places(self._proxies()), self.settings.allow_networks)
         try:
             self._open(_yt_dlp().networking.common.HEADRequest(url)).close()
             return self.validators
         finally:
             self.watch.network_error = self.reach.refused or self.watch.network_error
-            self._rest()
+            self._end_download()
 
     def get(self, url: str, section: tuple[int, int | None] | None) -> Got:
         self.section, self.content_type, self.validators = section, None, {}
@@ -365,10 +366,10 @@ class _Session:
             info = self._extracted(url)
         finally:
             _at_work.reset(token)
-            self._rest()
+            self._end_download()
             self.watch.network_error = children_reach.refused or reach.refused or self.watch.network_error
         if children_reach.refused is not None:
-            raise children_reach.refused  # ffmpeg leaves out what it does not get, and is content
+            raise children_reach.refused  # ffmpeg leaves out parts that it cannot fetch, without an error
         downloads = (info or {}).get("requested_downloads")
         if not info or not downloads:
             raise DownloadError("no_video", "the page lists no video")
@@ -378,22 +379,23 @@ class _Session:
 
     def _extracted(self, url: str) -> Any:
         self.ydl.params["paths"] = {"home": str(self.watch.folder)}
-        # where yt-dlp looks for ffmpeg when it has no YoutubeDL at hand; a context variable, so new in each thread
+        # read by yt-dlp code without a YoutubeDL object; a context variable, so it is set again in each thread
         _yt_dlp().postprocessor.ffmpeg.FFmpegPostProcessor._ffmpeg_location.set(media.ffmpeg_path())
         info = self.ydl.extract_info(url)
         while info and info.get("entries") is not None:
             info = next((entry for entry in info["entries"] if entry), None)
         return info
 
-    def _rest(self) -> None:
-        """Lets go of what belonged to one download: an error holds on to all that was open when it was raised."""
+    def _end_download(self) -> None:
+        """Closes what belongs to one download. Garbage collection is not enough: a raised error keeps references to it."""
         if self._children_proxy is not None:
             self._children_proxy.close()
             self._children_proxy = None
         self.reach = self._children_reach = Reach((), self.settings.allow_networks)
 
     def child_command(self, command: list[str], kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-        """What yt-dlp wants to run, with ffmpeg held to what it may open and reach, and sure to end with us."""
+        """The command of a child process of yt-dlp, changed so that it ends with this process. ffmpeg is also restricted in its inputs and
+        connections."""
         if "ffmpeg" in Path(command[0]).name:
             command = media.guarded(command)
             if any(value.startswith(("http://", "https://")) for value in command):
@@ -401,11 +403,11 @@ class _Session:
         return media.dying_with_us(command), kwargs
 
     def _children_proxies(self) -> dict[str, str]:
-        """The environment that makes ffmpeg go through the user's proxy, which then decides, or else through ours."""
+        """Environment variables that make ffmpeg use the user's proxy, which then decides, or else the checking proxy."""
         self._check_proxies()
-        theirs = self._proxies()
-        if theirs:
-            return {"http_proxy": theirs[0], "no_proxy": ""}
+        user_proxies = self._proxies()
+        if user_proxies:
+            return {"http_proxy": user_proxies[0], "no_proxy": ""}
         if self._children_proxy is None:
             self._children_proxy = CheckingProxy(self._children_reach, self.settings.socket_timeout_seconds)
         return {"http_proxy": self._children_proxy.url, "no_proxy": ""}
@@ -413,7 +415,7 @@ class _Session:
     def _check_proxies(self) -> None:
         if any(proxy.startswith("socks") for proxy in self._proxies()):
             raise DownloadError(
-                "proxy", "ffmpeg, which fetches sections, knows no SOCKS proxy: set download.sections = false"
+                "proxy", "ffmpeg, which fetches sections, does not support SOCKS proxies: set download.sections = false"
             )
 
     def _proxies(self) -> list[str]:
@@ -421,7 +423,7 @@ class _Session:
         return [url for scheme, url in self.ydl.proxies.items() if url and scheme != "no" and url != "__noproxy__"]
 
     def _check_video(self, info: dict[str, Any], *, incomplete: bool) -> None:
-        """Called by yt-dlp when it knows a video, and again when it has chosen the format."""
+        """Called by yt-dlp when it has the properties of a video, and again when it has chosen the format."""
         settings = self.settings
         if info.get("live_status") in ("is_live", "is_upcoming", "post_live") or info.get("is_live"):
             raise TransientDownloadError("live", "a live stream that is not over yet")
@@ -442,19 +444,19 @@ class _Session:
         for part in [info, *(info.get("requested_formats") or ())]:
             for link in (part.get("url"), part.get("manifest_url"), part.get("fragment_base_url")):
                 if link is not None and scheme_of(str(link)) not in WEB:
-                    raise DownloadError("unsupported_url", f"the site names {_shown(link)}: not http or https")
+                    raise DownloadError("unsupported_url", f"the site refers to {_shown(link)}: not http or https")
         protocol = str(info.get("protocol") or "http")
         if not all(PROTOCOLS.match(part) for part in protocol.split("+")):
             raise DownloadError("unsupported_url", f"the site offers the video over {protocol} only, not over http(s)")
         if info.get("direct"):
-            info["ext"] = "unknown_video"  # names lie, and yt-dlp refuses some; the content tells
+            info["ext"] = "unknown_video"  # extensions may be wrong, and yt-dlp refuses some; the content decides
 
     def _check_progress(self, progress: Mapping[str, Any]) -> None:
         self.watch.check()
         self.watch.check_size(progress.get("total_bytes"))
 
     def close(self) -> None:
-        # there is no file to write the cookies to, and if they could not be read, this would raise
+        # there is no file to write the cookies to, and closing would raise if they could not be read
         self.ydl.params["cookiefile"] = None
         self.ydl.close()
 
@@ -465,7 +467,7 @@ class _Session:
         return [{"start_time": start_ms / 1000, "end_time": end_ms / 1000 if end_ms is not None else float("inf")}]
 
     def _would_show_secrets(self, info: Mapping[str, Any]) -> bool:
-        """Whether ffmpeg would be given cookies or the like on its command line, where all users of the machine can read it."""
+        """Whether ffmpeg would get cookies or other secrets on its command line, which all users of the machine can read."""
         for part in info.get("formats") or [info]:
             headers = {name.lower() for name in part.get("http_headers") or ()}
             if headers - PLAIN_HEADERS or self.ydl.cookiejar.get_cookies_for_url(str(part.get("url"))):
@@ -473,23 +475,24 @@ class _Session:
         return False
 
     def _open(self, request: Any) -> Any:
-        """In place of the YoutubeDL's urlopen: everything that is read goes by the watch."""
+        """Replaces urlopen of the YoutubeDL object: all reads are counted by the watch."""
         watch = self.watch
         url = request if isinstance(request, str) else request.url
         if scheme_of(url) not in WEB:
             raise DownloadError("unsupported_url", f"refused to follow {_shown(url)}: not http or https")
-        with watch.waiting(), self.reach.held():
-            response = self._asked(lambda: self._urlopen(request))
+        with watch.waiting(), self.reach.enforced():
+            response = self._with_errors_kept(lambda: self._urlopen(request))
             watch.opened(response)
         check_is_whole(request, response)
         self.content_type, self.validators = response.headers.get("Content-Type"), of_headers(response.headers)
         read = response.read
-        response.read = watched_reader(lambda amount: self._asked(lambda: read(amount)), watch)
+        response.read = watched_reader(lambda amount: self._with_errors_kept(lambda: read(amount)), watch)
         return response
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
+    def _with_errors_kept(self, request: Callable[[], Any]) -> Any:
+        """The result of the request. Its error is kept in the watch: yt-dlp may replace it by one without the cause."""
         try:
-            return ask()
+            return request()
         except _yt_dlp().networking.exceptions.RequestError as error:
             self.watch.network_error = self.reach.refused or error
             if (response := getattr(error, "response", None)) is not None:

@@ -1,12 +1,12 @@
-"""Downloaded files, stored by their content, with a budget of disk space.
+"""The store of downloaded files, addressed by their content, with a budget of disk space.
 
     root/objects/ab/<sha256>.mp4     the files; the same bytes under two URLs are one file
-    root/index/ab/<key>.json         what a fetch gave: content, provenance. Kept when the file itself is freed
-    root/tmp/<process>/              files that are being made, and pins; cleaned up when the process is gone
-    root/tmp/<process>.lock          locked as long as the process lives
-    root/lock                        held for moments, around all that threads and processes must not do at once
+    root/index/ab/<key>.json         result of a fetch: content, provenance. Kept when the file itself is freed
+    root/tmp/<process>/              unfinished files, and pins; removed after the process has ended
+    root/tmp/<process>.lock          locked while the process lives
+    root/lock                        held for short times by threads and processes that change the store
 
-Everything appears by rename, so a process may be killed at any time.
+All files get their names by rename, so a process may be killed at any time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class StoreEntry:
-    """What a fetch gave. ``outside`` is the path of a file that is not the store's own and stays where it is."""
+    """The result of a fetch. ``outside``: path of a file that is used in place. None: the file is in the store."""
 
     key: str
     sha256: str
@@ -47,14 +47,14 @@ class StoreEntry:
     outside: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     validators: Mapping[str, str] = field(default_factory=dict)
-    """Of a plain file on a server: see :mod:`pipeline.fetch.validators`."""
+    """Validators of a plain file on a server: see :mod:`pipeline.fetch.validators`."""
 
 
 class DownloadStore:
     """Content-addressed files below ``root``. Safe for threads, and for several processes on one folder.
 
-    ``budget_bytes``: files that nobody has pinned are deleted, least recently used first, while all together are
-    larger. None: nothing is deleted. Raises OutputError where the folder cannot be used.
+    ``budget_bytes``: while all files together are larger, files without pins are deleted, the least recently used first. None: nothing
+    is deleted. Raises OutputError if the folder cannot be used.
     """
 
     def __init__(self, root: Path | str, budget_bytes: int | None = None) -> None:
@@ -84,14 +84,14 @@ class DownloadStore:
         self.close()
 
     def close(self) -> None:
-        """Give up all pins and temporary files. A process that ends without this leaves them to the next one."""
+        """Removes all pins and temporary files of this process. If a process ends without this, the next one removes them."""
         if self._folder.is_open:
-            with contextlib.suppress(FileNotFoundError), self._exclusive():  # somebody may have removed all of it
+            with contextlib.suppress(FileNotFoundError), self._exclusive():  # the whole store may have been deleted
                 self._folder.close()
 
     @contextlib.contextmanager
     def only_one(self, key: str) -> Iterator[None]:
-        """One thread of this process at a time for each key, so that two wishes for one file are one download."""
+        """Lets one thread of this process at a time work on a key, so that two sources with one file download it once."""
         with self._thread_lock:
             lock, waiting = self._running.get(key, (threading.Lock(), 0))
             self._running[key] = (lock, waiting + 1)
@@ -106,7 +106,7 @@ class DownloadStore:
 
     @contextlib.contextmanager
     def temp_folder(self) -> Iterator[Path]:
-        """A new folder, on the store's own file system, that is gone afterwards."""
+        """A temporary folder on the store's file system, removed after the block."""
         folder = self._own / uuid.uuid4().hex[:12]
         folder.mkdir()
         try:
@@ -115,15 +115,15 @@ class DownloadStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def known(self, key: str) -> StoreEntry | None:
-        """What an earlier fetch gave, whether or not the file is still there."""
+        """The result of an earlier fetch, even if its file was freed. None: there is none."""
         try:
             values = json.loads(self._record_path(key).read_bytes())
             if values["version"] != RECORD_VERSION:
                 return None
-            record = StoreEntry(**values["record"])
-            if record.key != key:
-                raise ValueError(f"it is that of {record.key}, put into the place of another")
-            return record
+            entry = StoreEntry(**values["record"])
+            if entry.key != key:
+                raise ValueError(f"it is that of {entry.key}, put into the place of another")
+            return entry
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -131,21 +131,21 @@ class DownloadStore:
             return None
 
     def find(self, key: str) -> Fetched | None:
-        """The file that an earlier fetch gave, pinned. None: never fetched, or freed since."""
-        record = self.known(key)
-        if record is None:
+        """The file of an earlier fetch, pinned. None: it was never fetched, or was freed."""
+        entry = self.known(key)
+        if entry is None:
             return None
-        if record.outside is not None:
-            if not Path(record.outside).is_file():
+        if entry.outside is not None:
+            if not Path(entry.outside).is_file():
                 return None
-            self.pin(record.sha256)
-            return self._fetched(record)
+            self.pin(entry.sha256)
+            return self._fetched(entry)
         with self._exclusive():
-            if not self._is_whole(record):
+            if not self._is_whole(entry):
                 return None
-            self._pin(record.sha256)
-            os.utime(self._object_path(record))
-        return self._fetched(record)
+            self._pin(entry.sha256)
+            os.utime(self._object_path(entry))
+        return self._fetched(entry)
 
     def add(
         self,
@@ -157,11 +157,11 @@ class DownloadStore:
         provenance: Mapping[str, Any] | None = None,
         validators: Mapping[str, str] | None = None,
     ) -> Fetched:
-        """Move the file at ``path``, in a folder of :meth:`temp_folder`, into the store, pinned."""
+        """Moves the file at ``path``, in a folder of :meth:`temp_folder`, into the store, and pins it."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        record = StoreEntry(
+        entry = StoreEntry(
             key,
             digest,
             path.stat().st_size,
@@ -173,15 +173,15 @@ class DownloadStore:
         earlier = self.known(key)
         if earlier is not None and earlier.sha256 != digest:
             LOG.warning(
-                "fetched again, %s is not what it was: sha256 %s, before %s",
-                record.provenance.get("fetched_url", key),
+                "%s has changed since it was last fetched: its SHA-256 is %s, it was %s",
+                entry.provenance.get("fetched_url", key),
                 digest[:12],
                 earlier.sha256[:12],
             )
-        target = self._object_path(record)
+        target = self._object_path(entry)
         with self._exclusive():
             self._pin(digest)
-            was_there = self._is_whole(record)
+            was_there = self._is_whole(entry)
             if was_there:
                 path.unlink()
                 os.utime(target)
@@ -189,29 +189,29 @@ class DownloadStore:
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
                 if self._total_bytes is not None:
-                    self._total_bytes += record.num_bytes
-            self._write_record(record)
+                    self._total_bytes += entry.num_bytes
+            self._write_entry(entry)
         self._keep_to_budget()
-        return replace(self._fetched(record), is_new=not was_there)
+        return replace(self._fetched(entry), is_new=not was_there)
 
     def add_outside(self, key: str, path: Path, sha256: str, provenance: Mapping[str, Any] | None = None) -> Fetched:
-        """Remember a file that lies elsewhere. It is used in place and never deleted; pinned only for symmetry."""
-        record = StoreEntry(key, sha256, path.stat().st_size, outside=str(path), provenance=dict(provenance or {}))
+        """Stores an entry for a file that is used in place and never deleted. It is pinned, too, so that callers can release every file."""
+        entry = StoreEntry(key, sha256, path.stat().st_size, outside=str(path), provenance=dict(provenance or {}))
         self.pin(sha256)
-        self._write_record(record)
-        return self._fetched(record)
+        self._write_entry(entry)
+        return self._fetched(entry)
 
     def forget(self, key: str) -> None:
-        """The next fetch under this key gets the file anew. The file itself stays, as nobody knows who else wants it."""
+        """Removes the entry of this key, so that the next fetch downloads the file again. The file stays: other keys may refer to it."""
         self._record_path(key).unlink(missing_ok=True)
 
     def pin(self, sha256: str) -> None:
-        """Keep a file from being freed, once more. Every pin wants a :meth:`release`."""
+        """Adds a pin, which keeps a file from being freed. Every pin needs a :meth:`release`."""
         with self._exclusive():
             self._pin(sha256)
 
     def release(self, sha256: str) -> None:
-        """Take back one pin. A file without pins may be freed."""
+        """Removes one pin. A file without pins may be freed."""
         with self._exclusive():
             if self._pins[sha256] > 1:
                 self._pins[sha256] -= 1
@@ -221,11 +221,11 @@ class DownloadStore:
         self._keep_to_budget()
 
     def total_bytes(self) -> int:
-        """Size of all files in the store."""
+        """Size of all files in the store, in bytes."""
         return sum(size for _, size, _ in self._objects())
 
     def free_finished(self) -> int:
-        """Delete released files, least recently used first, until the budget is kept. Returns the bytes freed."""
+        """Deletes files without pins, the least recently used first, until the budget is kept. Returns the number of bytes freed."""
         if self.budget_bytes is None:
             return 0
         freed = 0
@@ -276,25 +276,23 @@ class DownloadStore:
                 status = path.stat()
                 yield status.st_mtime_ns, status.st_size, path
 
-    def _object_path(self, record: StoreEntry) -> Path:
-        return self.root / "objects" / record.sha256[:2] / f"{record.sha256}{record.suffix}"
+    def _object_path(self, entry: StoreEntry) -> Path:
+        return self.root / "objects" / entry.sha256[:2] / f"{entry.sha256}{entry.suffix}"
 
     def _record_path(self, key: str) -> Path:
         return self.root / "index" / key[:2] / f"{key}.json"
 
-    def _is_whole(self, record: StoreEntry) -> bool:
-        path = self._object_path(record)
-        return path.is_file() and path.stat().st_size == record.num_bytes
+    def _is_whole(self, entry: StoreEntry) -> bool:
+        path = self._object_path(entry)
+        return path.is_file() and path.stat().st_size == entry.num_bytes
 
-    def _fetched(self, record: StoreEntry) -> Fetched:
-        path = record.outside or str(self._object_path(record))
-        return Fetched(path, record.sha256, record.num_bytes, record.offset_ms, record.provenance)
+    def _fetched(self, entry: StoreEntry) -> Fetched:
+        path = entry.outside or str(self._object_path(entry))
+        return Fetched(path, entry.sha256, entry.num_bytes, entry.offset_ms, entry.provenance)
 
-    def _write_record(self, record: StoreEntry) -> None:
-        path = self._record_path(record.key)
+    def _write_entry(self, entry: StoreEntry) -> None:
+        path = self._record_path(entry.key)
         path.parent.mkdir(exist_ok=True)
         temporary = self._own / f"{uuid.uuid4().hex[:12]}.json"
-        temporary.write_text(
-            json.dumps({"version": RECORD_VERSION, "record": asdict(record)}, sort_keys=True, indent=1)
-        )
+        temporary.write_text(json.dumps({"version": RECORD_VERSION, "record": asdict(entry)}, sort_keys=True, indent=1))
         temporary.replace(path)

@@ -1,6 +1,6 @@
-"""From what a library raised to a code for grouping and a sentence for people, without secrets.
+"""Converts errors of libraries into a DownloadError with a code for grouping and a sentence for people, without secrets.
 
-Works on texts and on attributes that errors carry, so that it needs to import none of the libraries.
+It uses the texts and attributes of the errors, so that it need not import the libraries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ADVICE = re.compile(
 
 _ADVICE_COOKIES = "; set download.cookies_file or download.cookies_browser"
 _SAYINGS: tuple[tuple[str, bool, str, str], ...] = (
-    # code, whether a later try can help, what the site says, what to do
+    # code, whether a retry can help, pattern of the site's message, what to do
     ("bot_check", True, r"confirm you.{0,3}re not a bot|captcha|unusual traffic", _ADVICE_COOKIES),
     ("drm", False, r"\bDRM\b", ""),
     (
@@ -66,7 +66,7 @@ _TRANSIENT_STATUS = {408, 425, 429}
 
 
 def clean(text: str) -> str:
-    """An error's text without colours, prefixes, advice about other programs' options, and secrets; in one line."""
+    """An error's text on one line, without colours, prefixes, advice on options of other programs, and secrets."""
     text = _ANSI.sub("", text)
     text = _PREFIX.sub("", text)
     text = _ADVICE.sub("", text)
@@ -74,41 +74,41 @@ def clean(text: str) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what lies under it, outermost first, by whichever way the library tells."""
-    seen: set[int] = set()
+    """The error and its causes, outermost first. Causes are also taken from attributes that libraries use."""
+    visited: set[int] = set()
     waiting: list[object] = [error]
     while waiting:
-        found = waiting.pop(0)
-        if not isinstance(found, BaseException) or id(found) in seen:
+        cause = waiting.pop(0)
+        if not isinstance(cause, BaseException) or id(cause) in visited:
             continue
-        seen.add(id(found))
-        yield found
-        info = getattr(found, "exc_info", None)
-        waiting += [info[1] if isinstance(info, tuple) and len(info) == 3 else None, getattr(found, "cause", None)]
-        waiting += [found.__cause__, found.__context__]
+        visited.add(id(cause))
+        yield cause
+        info = getattr(cause, "exc_info", None)
+        waiting += [info[1] if isinstance(info, tuple) and len(info) == 3 else None, getattr(cause, "cause", None)]
+        waiting += [cause.__cause__, cause.__context__]
 
 
 def explain(error: Exception, network_error: Exception | None = None) -> DownloadError:
-    """The error to raise for what a library raised. ``network_error``: what the network last gave, where known."""
+    """The DownloadError for an error of a library. ``network_error``: the last error of the network, if known."""
     chain = [*causes(error), *causes(network_error)]
     for cause in chain:
         if isinstance(cause, DownloadError):
             return cause
     text = clean(str(error)) or type(error).__name__
     kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
-    # what a site says in words; plain HTTP errors and addresses are none of its words
+    # messages of a site; the texts of HTTP errors and unsupported URLs could match by accident
     if not kinds & {"HTTPError", "TransportError", "UnsupportedError"}:
         for code, transient, pattern, advice in _SAYINGS:
             if re.search(pattern, text, re.IGNORECASE):
                 return (TransientDownloadError if transient else DownloadError)(code, text + advice)
     for cause in chain:
-        if found := _from_status(cause) or _from_errno(cause):
-            return found
+        if explained := _from_status(cause) or _from_errno(cause):
+            return explained
     return _from_kind(kinds, text, type(error).__name__)
 
 
 def retry_after_seconds(error: BaseException) -> float | None:
-    """How long the server asks to be left alone, from the Retry-After header: seconds or a date."""
+    """Seconds to wait by the server's Retry-After header, which gives seconds or a date. None: there is none."""
     for cause in causes(error):
         headers = getattr(getattr(cause, "response", None), "headers", None)
         value = headers.get("Retry-After") if headers is not None else None
@@ -153,7 +153,7 @@ def _from_errno(cause: BaseException) -> DownloadError | None:
 
 
 _KINDS: tuple[tuple[str, bool, set[str], str, str], ...] = (
-    # code, whether a later try can help, names of classes, words of the text, what to say
+    # code, whether a retry can help, names of classes, words in the text, message
     ("not_media", False, {"UnsupportedError"}, "", "not a video but a web page, and yt-dlp finds no video in it"),
     ("empty", False, set(), "did not get any data blocks", "the server sent zero bytes"),
     ("geo_blocked", False, {"GeoRestrictedError"}, "", "{text}"),
@@ -179,26 +179,26 @@ _KINDS: tuple[tuple[str, bool, set[str], str, str], ...] = (
         True,
         {"TimeoutError", "ReadTimeoutError", "ConnectTimeoutError"},
         "timed out",
-        "the server fell silent: {text}",
+        "the server stopped sending: {text}",
     ),
     ("connection", True, {"TransportError", "ConnectionError"}, "connection", "the connection failed: {text}"),
     ("section", True, set(), "exited with code", "ffmpeg could not fetch the section: {text}"),
-    ("merge_failed", False, {"PostProcessingError"}, "", "picture and sound could not be put together: {text}"),
+    ("merge_failed", False, {"PostProcessingError"}, "", "picture and sound could not be merged: {text}"),
     ("file_system", True, {"OSError"}, "", "the file could not be written or read: {text}"),
 )
 
 
 def _from_kind(kinds: set[str], text: str, name: str) -> DownloadError:
-    for code, transient, names, words, saying in _KINDS:
+    for code, transient, names, words, message in _KINDS:
         if kinds & names or (words and words in text.lower()):
-            return (TransientDownloadError if transient else DownloadError)(code, saying.format(text=text))
+            return (TransientDownloadError if transient else DownloadError)(code, message.format(text=text))
     if "YoutubeDLError" in kinds:
         return DownloadError("extractor", text)
     return DownloadError("not_fetched", f"{name}: {text}")
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by the package ``pipeline`` itself: then it is a bug, not a source that cannot be fetched."""
+    """Whether an error was raised in the package ``pipeline`` itself: then it is a bug, and not a failure of the source."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

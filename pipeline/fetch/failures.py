@@ -1,4 +1,4 @@
-"""Fetches that failed for good, kept by what they depend on: after a change of a threshold no server is asked again for a dead link."""
+"""Stores lasting failures of fetches, by everything that they depend on, so that a later run does not request dead links again."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PACE = frozenset(
         *("socket_timeout_seconds", "stall_seconds", "min_bytes_per_second", "timeout_seconds", "check_for_changes"),
     }
 )
-"""Settings that only decide when, how fast and how often: what fails for them is worth another try, and not kept."""
+"""Settings of timing and speed. They are no part of a failure's key: failures that depend on them are transient and not stored."""
 
 
 def failure_of(stage: str, error: ClipError) -> Failure:
-    """The error as it is recorded. Only what is not ``transient`` is kept: another run with the same settings would end alike."""
+    """The error as a Failure. If it is not ``transient``, another run with the same settings would fail in the same way."""
     return Failure(stage, error.code, str(error), isinstance(error, TransientError))
 
 
 class FetchFailures:
-    """Failed fetches in the state. ``try_again``: those that are there count no more; a fetch that goes well removes its own."""
+    """The failed fetches in ``state``. ``try_again``: ignore stored failures, and remove that of a fetch that succeeds."""
 
     def __init__(self, state: Folder, *, try_again: bool = False) -> None:
         self._state, self._try_again = state, try_again
 
     def check(self, key: str, settings: DownloadSettings) -> None:
-        """Raises DownloadError where this fetch is known to fail."""
+        """Raises DownloadError if a lasting failure of this fetch is stored."""
         name = _name(key, settings)
         if self._try_again:
             return
@@ -42,19 +42,19 @@ class FetchFailures:
             raise DownloadError(failed.code, failed.message)
 
     def keep(self, key: str, settings: DownloadSettings, error: ClipError) -> None:
-        """Keeps the error, unless a later try may fare better."""
+        """Stores the error unless it is transient."""
         failure = failure_of("fetch", error)
         if not failure.transient:
             write_named(self._state, _name(key, settings), {"failed": flat(failure)})
 
     def forget(self, key: str, settings: DownloadSettings) -> None:
-        """The fetch went well."""
+        """Removes the stored failure, after the fetch has succeeded."""
         if self._try_again:
             self._state.remove(_name(key, settings))
 
 
 def _name(key: str, settings: DownloadSettings) -> str:
-    """By the source's fetch key, the settings that can decide whether it fails, and what talks to the sites."""
+    """Name of the file, from the fetch key, the settings that can cause a failure, the cookies, and the version of yt-dlp."""
     decisive = settings.model_dump_json(exclude=set(PACE))
     cookies = None
     if settings.cookies_file is not None and settings.cookies_file.is_file():
@@ -65,4 +65,4 @@ def _name(key: str, settings: DownloadSettings) -> str:
 
 
 _yt_dlp_version = functools.cache(functools.partial(installed_version, "yt-dlp"))
-"""Without importing it."""
+"""The version of yt-dlp, without importing it."""

@@ -1,8 +1,7 @@
-"""Manners towards the hosts that are downloaded from: few at once, not too often, and silence when one says no.
+"""Limits requests to each host: the number of downloads at once, the time between them, and a pause after refusals.
 
-A host that answers "sign in to confirm you're not a bot", or 429 several times in a row, is paused: what comes next
-fails at once, as transient. When the pause is over, one download goes first; what it is told ends the
-pause or begins another.
+A host that answers "sign in to confirm you're not a bot", or several times in a row with status 429, is paused: further downloads fail
+at once with a transient error. After the pause one download is tried first; its answer ends the pause or begins another one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pipeline.runtime.waiting import waiting
 
 
 def host_of(url: str) -> str:
-    """Host and port as far as limits are concerned: ``www.``, ``m.`` and youtu.be are no hosts of their own."""
+    """Host and port that the limits apply to. ``www.`` and ``m.`` are removed, and youtu.be is youtube.com."""
     netloc = urlsplit(url).netloc.rpartition("@")[2].lower()
     host = netloc.removeprefix("www.").removeprefix("m.")
     return "youtube.com" if host == "youtu.be" else host
@@ -30,34 +29,34 @@ def host_of(url: str) -> str:
 class _Host:
     running: int = 0
     refusals: int = 0
-    """Refusals since the last good answer."""
+    """Refusals since the last answer."""
     paused_until: float | None = None
-    """Monotonic time. In the past: the next visitor finds out whether the pause is over. None: not paused."""
+    """Monotonic time. If it is in the past, the next download is a trial. None: not paused."""
     pause_cause: str = ""
     next_start: float = 0.0
 
 
 class Visit:
-    """One download's stay at a host. It tells the gate how the host answered."""
+    """One download from a host. It reports the host's answers to the gate."""
 
     def __init__(self, gate: HostGate, host: str) -> None:
         self.host = host
         self._gate = gate
 
     def answered(self) -> None:
-        """The host gave what was asked, or said plainly that it has not got it."""
+        """The host sent the file, or a definite answer such as 404."""
         self._gate.answered(self.host)
 
     def refused(self, cause: str, *, at_once: bool = False, retry_after_seconds: float | None = None) -> bool:
-        """The host wants no more. Returns whether it is paused now, at once if ``at_once``."""
+        """The host refused the request. ``at_once``: pause it now. Returns whether the host is paused."""
         return self._gate.refused(self.host, cause, at_once=at_once, retry_after_seconds=retry_after_seconds)
 
 
 class HostGate:
-    """Shared by all threads of a build.
+    """The limits of all hosts, shared by all threads of a build.
 
-    ``max_per_host``: downloads at once. ``pause_after``: refusals in a row that pause a host, for ``pause_seconds`` or
-    what the host itself asks for, whichever is longer. ``spacing_seconds``: least time between two starts.
+    ``max_per_host``: downloads at once. ``pause_after``: refusals in a row after which a host is paused, for ``pause_seconds`` or the
+    time that the host asks for, whichever is longer. ``spacing_seconds``: shortest time between two starts.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class HostGate:
 
     @contextlib.contextmanager
     def visit(self, url: str, stop: Stop | None = None) -> Iterator[Visit]:
-        """Wait for a free place. Raises TransientDownloadError ``host_paused`` while the host is paused, and StoppedError."""
+        """Waits for a free place at the host. Raises TransientDownloadError ``host_paused`` while the host is paused, and StoppedError."""
         stop = stop or Stop()
         name = host_of(url)
         with stop.calling(self._wake), self._changed:
@@ -107,7 +106,7 @@ class HostGate:
         left = host.paused_until - time.monotonic()
         if left > 0:
             raise TransientDownloadError(
-                "host_paused", f"{name} is left alone for another {left:.0f} s, because it answered: {host.pause_cause}"
+                "host_paused", f"{name} is paused for another {left:.0f} s, because it answered: {host.pause_cause}"
             )
         return host.running > 0
 

@@ -1,4 +1,4 @@
-"""Sources that need no downloader: local files are used where they lie, files of fsspec are copied into the store."""
+"""Sources that need no downloader: local files are used in place, files of fsspec are copied into the store."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from pipeline.fetch.validators import Validators, of_details
 from pipeline.runtime.folder import DISK_FULL_ERRNOS
 from pipeline.runtime.hashing import sha256_of
 from pipeline.runtime.masking import mask_secrets
-from pipeline.runtime.waiting import held
+from pipeline.runtime.waiting import counted_lock
 from pipeline.schema import Fetched, stable_hash
 
 BLOCK_BYTES = 1 << 20
 CHANGING = "changing"
-"""The code of a file that is another one before the work on it is done."""
+"""The error code of a file that is replaced while it is processed."""
 FOLLOWS_OTHERS = frozenset({"reference"})
-"""File systems whose files name other files, anywhere."""
+"""File systems of fsspec whose files can refer to any other files."""
 
 
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Errors of a file system as download errors."""
+    """Raises errors of a file system as download errors. ``name``: the file, for messages."""
     try:
         yield
     except FileNotFoundError as error:
@@ -48,7 +48,7 @@ def explained(name: str) -> Iterator[None]:
         raise DownloadError("missing_package", f"{name} needs a package that is not installed: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
-            raise DownloadError("missing_file", f"no file can be named {name}: {error.strerror}") from error
+            raise DownloadError("missing_file", f"{name} cannot be the path of a file: {error.strerror}") from error
         if error.errno in DISK_FULL_ERRNOS:
             message = f"{name} could not be written: {error.strerror}"
             raise TransientDownloadError("disk_full", message) from error
@@ -56,23 +56,23 @@ def explained(name: str) -> Iterator[None]:
 
 
 def local_path(url: str) -> Path:
-    """The path that a link without scheme, or with ``file://``, names."""
+    """The path of a link without a scheme, or with ``file://``."""
     name = url.removeprefix("file://")
     path = Path(name).absolute()
-    # percent signs: most who write file:// by hand do not escape them
+    # file:// links written by hand are often not percent-encoded: the path is tried as it is first
     return path if name == url or path.exists() else Path(unquote(name)).absolute()
 
 
 def local_key(path: Path) -> str:
-    """Names what lies there by path, size, inode, and the times of the last change of content and of anything else (ctime): the first of
-    them may be put back after a change, the second may not. Raises OSError."""
+    """Key of a local file, from its path, size, inode, and the times of the last change of its content (mtime) and of its status (ctime).
+    The first time can be set by programs, the second cannot. Raises OSError."""
     status = path.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
     return stable_hash("local", path, status.st_size, *times, status.st_ino, length=40)
 
 
 def key_of_link(url: str) -> str:
-    """The same of a link without scheme, or with ``file://``; empty where nothing can be found there."""
+    """:func:`local_key` of a link without a scheme, or with ``file://``. Empty if the file cannot be found."""
     try:
         return local_key(local_path(url))
     except (OSError, ValueError):
@@ -80,7 +80,7 @@ def key_of_link(url: str) -> str:
 
 
 def use_local(url: str, store: DownloadStore) -> Fetched:
-    """The file where it lies. It is hashed once for each change of what :func:`local_key` looks at."""
+    """Uses a local file in place, and pins it. It is hashed again only if :func:`local_key` changed. Raises DownloadError."""
     path = local_path(url)
     name = repr(str(path))
     with explained(name):
@@ -90,10 +90,10 @@ def use_local(url: str, store: DownloadStore) -> Fetched:
         if not stat.S_ISREG(mode):
             raise DownloadError("not_a_file", f"{name} is a device or a pipe, not a file")
         key = local_key(path)
-    with held(store.only_one(key)):
-        if known := store.find(key):
-            return known
-        with explained(name):  # not of what the store raises: its files are no source's
+    with counted_lock(store.only_one(key)):
+        if stored := store.find(key):
+            return stored
+        with explained(name):  # without the calls of the store, whose errors do not concern the source
             suffix_of(path)
             sha256 = sha256_of(path)
             if local_key(path) != key:
@@ -105,34 +105,37 @@ def use_local(url: str, store: DownloadStore) -> Fetched:
 def copy_remote(
     url: str, folder: Path, watch: Watch, networks: Sequence[Network]
 ) -> tuple[Path, dict[str, Any], Validators]:
-    """A file of any fsspec file system as a file in ``folder``, with its provenance and what tells whether it changes.
+    """Copies a file of any fsspec file system into ``folder``; returns its path, provenance and validators.
 
-    Where http(s) is part of the chain, it reaches what a as_plain_json link would: the public internet, and ``networks``.
+    If http(s) is part of the chain, it may connect to what a plain link may: the public internet and ``networks``. Raises
+    DownloadError.
     """
     target = folder / "media"
     with target.open("wb") as sink, _opened(url, networks) as (file_system, remote):
         validators = _copy(file_system, remote, sink, watch)
-    found = {"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)}
-    return target, as_plain_json(found), validators
+    provenance = {"title": Path(remote).stem, "extractor": "fsspec", "fetched_url": mask_secrets(url)}
+    return target, as_plain_json(provenance), validators
 
 
 def ask_remote(url: str, watch: Watch, networks: Sequence[Network]) -> Validators:
-    """What tells whether the file has changed. Raises DownloadError."""
+    """The file's current validators, without copying it. Raises DownloadError."""
     with _opened(url, networks) as (file_system, remote), watch.waiting():
         return of_details(file_system.info(remote))
 
 
 @contextlib.contextmanager
 def _opened(url: str, networks: Sequence[Network]) -> Iterator[tuple[Any, str]]:
-    """The file system of a link, and the path in it. What it raises in the block is explained."""
+    """The file system of a link, and the path in it. Errors of the block are raised as download errors."""
     name = mask_secrets(url)
     parts = url.split("::")
     schemes = {part.partition("://")[0].lower() for part in parts}
     if schemes & FOLLOWS_OTHERS:
-        raise DownloadError("unsupported_url", f"{name!r} is of a kind that names other files, which is not followed")
+        raise DownloadError(
+            "unsupported_url", f"{name!r} is of a kind that refers to other files, which is not allowed"
+        )
     web = [part for part in parts if part.lower().startswith(("http://", "https://"))]
     reach = Reach({place for part in web for place in named_places(part)}, networks)
-    options = {scheme: _held_to(reach) for scheme in schemes & {"http", "https"}}
+    options = {scheme: _checked_options(reach) for scheme in schemes & {"http", "https"}}
     try:
         with explained(repr(name)):
             yield fsspec.core.url_to_fs(url, **options)
@@ -140,16 +143,16 @@ def _opened(url: str, networks: Sequence[Network]) -> Iterator[tuple[Any, str]]:
         raise reach.refused or error from error
 
 
-def _held_to(reach: Reach) -> dict[str, Any]:
-    """Options of fsspec's http file system: each connection is checked before it is made, also after a redirect."""
+def _checked_options(reach: Reach) -> dict[str, Any]:
+    """Options of fsspec's http file system by which each connection is checked before it is made, also after a redirect."""
 
-    def checked_socket(found: Any) -> socket.socket:
-        family, kind, protocol, _, place = found
+    def checked_socket(address_info: Any) -> socket.socket:
+        family, kind, protocol, _, place = address_info
         reach.check(place)
         return socket.socket(family, kind, protocol)
 
     async def get_client(loop: Any = None, **settings: Any) -> Any:
-        import aiohttp  # noqa: PLC0415 - fsspec says what is missing
+        import aiohttp  # noqa: PLC0415 - if it is missing, fsspec's error says so
 
         return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=checked_socket), **settings)
 

@@ -1,4 +1,4 @@
-"""Trying again: which errors are worth it, how long to wait, and what the host's gate is told."""
+"""Retries of downloads: after which errors, after which pause, and what is reported to the host's gate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 RETRIED = frozenset(
     {"connection", "truncated", "stalled", "proxy", "section", "http_5xx", "http_408", "http_425", "http_429"}
 )
-"""Errors after which the same fetch tries again. Other transient ones are for a later run."""
+"""Codes of errors after which the same fetch is tried again. After other transient errors a later run tries again."""
 REFUSALS = frozenset({"bot_check", "http_429"})
 
 
@@ -38,7 +38,8 @@ def with_retries(
     backoff_max_seconds: float,
     retry_after_max_seconds: float,
 ) -> T:
-    """The attempt's result, or its last error, or StoppedError. ``deadline`` is in :func:`awake_seconds`; no wait goes beyond it."""
+    """The result of the attempt. Raises its last error after the retries, or StoppedError. ``deadline``: in :func:`awake_seconds`; no wait
+    goes beyond it."""
 
     def attempt_and_report() -> T:
         try:
@@ -89,7 +90,7 @@ def with_retries(
 
 
 def _error(state: RetryCallState) -> BaseException:
-    """What the attempt raised."""
+    """The error of the last attempt."""
     assert state.outcome is not None
     error = state.outcome.exception()
     assert error is not None
@@ -97,5 +98,5 @@ def _error(state: RetryCallState) -> BaseException:
 
 
 def _backoff(name: str, number: int, first_seconds: float, max_seconds: float) -> float:
-    """Twice as long each time, and not the same for all that wait for one host."""
+    """Seconds to wait. They double each time, and vary by ``name``, so that not all requests to a host are repeated at the same time."""
     return min(first_seconds * 2.0**number, max_seconds) * (0.5 + unit_interval(name, number) / 2)

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes. Names and content types lie; the first bytes of a web page do not."""
+"""Recognises what a file is by its first bytes: names and content types may be wrong."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def suffix_of(path: Path | str) -> str:
-    """The name's end that fits the content, such as ``.mp4``; empty where the content is not known.
+    """The suffix that fits the content, such as ``.mp4``. Empty if the content is not recognised.
 
-    Raises DownloadError ``empty`` or ``not_media`` where it surely cannot be a video.
+    Raises DownloadError ``empty`` or ``not_media`` if the file cannot be a video.
     """
     with Path(path).open("rb") as file:
         head = file.read(HEAD_BYTES)
     if not head:
-        raise DownloadError("empty", "zero bytes came")
+        raise DownloadError("empty", "the file has zero bytes")
     if (suffix := _media(head)) is not None:
         return suffix
     for magic, name in _OTHER.items():

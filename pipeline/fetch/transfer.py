@@ -1,7 +1,7 @@
-"""A transfer under watch: it ends when it stalls, takes too long or grows too big, even while its code is blocked.
+"""Watches a transfer and ends it when it stalls, takes too long or becomes too large, even while its code is blocked.
 
-The work runs in a thread of its own. The watcher stops it by shutting down its connection or killing its child process;
-a thread that does not notice even that is left behind (it is a daemon, and its limits are those of its sockets).
+The transfer runs in another thread. The watcher stops it by shutting down its connections or killing its child processes. A thread
+that does not end then is left behind: it is a daemon thread, and the time-outs of its sockets apply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Closable(Protocol):
-    """What a pool can hold."""
+    """An object of a :class:`Pool`."""
 
     def close(self) -> None: ...
 
@@ -33,53 +33,54 @@ class Closable(Protocol):
 C = TypeVar("C", bound=Closable)
 
 GRACE_SECONDS = 1.0
-"""How long a stopped transfer may take to notice."""
+"""How long to wait until a stopped transfer has ended."""
 PARTIAL = 206
 _PART = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)")
 MAX_TEXT_BYTES = 64 << 20
-"""A page that is read whole into memory may be this large."""
+"""Largest page that is read into memory as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a transfer may take. None: no limit."""
+    """Limits of a transfer. None: no limit."""
 
     stall_seconds: float
     min_bytes_per_second: float
-    """Slower than this for ``stall_seconds``, counting only the time spent waiting for bytes, is stalled."""
+    """A transfer that is slower for ``stall_seconds`` is stalled. Only the time of waiting for bytes counts."""
     deadline: float | None
-    """In :func:`pipeline.runtime.awake.awake_seconds`, as all times here: a laptop that slept is no stall."""
+    """In :func:`pipeline.runtime.awake.awake_seconds`, like all times here, so that a sleeping laptop causes no stall."""
     max_bytes: int | None
 
 
 class _Window:
-    """The current stretch of ``stall_seconds`` and the bytes at its begin."""
+    """The current window of ``stall_seconds``: its start, and the number of bytes at its start."""
 
     def __init__(self) -> None:
-        self.began = 0.0
-        self.bytes_then = 0
+        self.start_seconds = 0.0
+        self.bytes_at_start = 0
 
     def is_too_slow(self, seconds: float, num_bytes: int, limits: Limits) -> bool:
-        elapsed_seconds = seconds - self.began
+        """Whether the window that ends now was too slow. Begins a new window if it has ended."""
+        elapsed_seconds = seconds - self.start_seconds
         if elapsed_seconds < limits.stall_seconds:
             return False
-        came = num_bytes - self.bytes_then
-        self.began, self.bytes_then = seconds, num_bytes
-        return came < max(limits.min_bytes_per_second * elapsed_seconds, 1)
+        num_received = num_bytes - self.bytes_at_start
+        self.start_seconds, self.bytes_at_start = seconds, num_bytes
+        return num_received < max(limits.min_bytes_per_second * elapsed_seconds, 1)
 
 
 class Watch:
-    """Counts the bytes of one transfer and ends it when a limit is passed. ``folder`` is where its files grow."""
+    """Counts the bytes of one transfer, and ends it when it exceeds a limit. ``folder``: the folder that it writes to."""
 
     def __init__(self, limits: Limits, folder: Path) -> None:
         self.limits = limits
         self.folder = folder
         self.received = 0
         self.network_error: Exception | None = None
-        """The last error that the network gave: some libraries keep only its text."""
+        """The last error of the network. Some libraries keep only its text."""
         self.stopped: HearscapeError | None = None
         self._waited: tuple[float, float | None] = (0.0, None)
-        """Seconds spent in waits that are over; when the present one began."""
+        """Seconds of finished waits, and the start of the current wait. None: not waiting."""
         self._network = _Window()
         self._child_window: _Window | None = None
         self._children: list[subprocess.Popen[Any]] = []
@@ -87,7 +88,7 @@ class Watch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around everything that waits for bytes."""
+        """Counts the block as waiting for bytes. Raises the error of a limit that is exceeded."""
         self.check()
         seconds, _ = self._waited
         started = awake_seconds()
@@ -112,19 +113,19 @@ class Watch:
             raise self.stopped
 
     def opened(self, response: Any) -> None:
-        """A response whose body may now be read; it is closed when the transfer ends."""
+        """Registers a response whose body will be read. It is closed when the transfer ends."""
         self._responses = [known for known in self._responses if not known.closed]
         self._responses.append(response)
 
     def child_started(self, process: subprocess.Popen[Any]) -> None:
-        """A process that works on this transfer by itself. While it lives, its bytes are what grows in the folder."""
+        """Registers a process that transfers by itself. While it lives, the bytes are counted by the size of the folder."""
         self._children = [child for child in self._children if child.poll() is None] + [process]
         self._child_window = None
         if self.stopped is not None:
             process.kill()
 
     def tick(self) -> None:
-        """Look at the limits; sets ``stopped``."""
+        """Checks the limits, and sets ``stopped`` if one is exceeded."""
         now = awake_seconds()
         limits = self.limits
         if limits.deadline is not None and now > limits.deadline:
@@ -145,12 +146,12 @@ class Watch:
         elif slow:
             self.stopped = TransientDownloadError(
                 "stalled",
-                f"next to nothing came for {limits.stall_seconds:g} s: fewer than "
-                f"{max(limits.min_bytes_per_second, 1):g} bytes a second, {received} bytes in all",
+                f"too slow for {limits.stall_seconds:g} s: fewer than "
+                f"{max(limits.min_bytes_per_second, 1):g} bytes per second, {received} bytes in total",
             )
 
     def stop(self) -> None:
-        """Make blocked reads return and child processes end."""
+        """Makes blocked reads return, and kills child processes."""
         for child in self._children:
             if child.poll() is None:
                 child.kill()
@@ -167,15 +168,16 @@ class Watch:
 
 
 def check_is_whole(request: Any, response: Any) -> None:
-    """``request``: a link, or one of yt-dlp's. Raises TransientDownloadError where all was asked for and the server says itself that
-    it gives a part."""
+    """Raises TransientDownloadError if the whole file was requested and the server declares that it sends a part. ``request``: a link, or a
+    request of yt-dlp."""
     match = _PART.match(response.headers.get("Content-Range") or "")
     if response.status != PARTIAL or match is None or (not isinstance(request, str) and "Range" in request.headers):
         return
     first, last, size = match.groups()
     if int(first) > 0 or (size != "*" and int(last) + 1 < int(size)):
         raise TransientDownloadError(
-            "truncated", f"the server sent a part only, bytes {first} to {last} of {size}, where it was asked for all"
+            "truncated",
+            f"the server sent bytes {first} to {last} of {size} only, although the whole file was requested",
         )
 
 
@@ -192,7 +194,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def watched_reader(read: Callable[[int], bytes], watch: Watch) -> Callable[..., bytes]:
-    """``read`` of a response, by way of the watch. Without an amount it reads all, but no more than a page may have."""
+    """The ``read`` of a response with a watch. Without an amount it reads everything, up to the limit of a page."""
 
     def read_block(amount: int) -> bytes:
         with watch.waiting():
@@ -214,7 +216,7 @@ def watched_reader(read: Callable[[int], bytes], watch: Watch) -> Callable[..., 
 
 
 def run_watched(work: Callable[[], T], watch: Watch, stop: Stop) -> T:
-    """Run ``work`` in a thread of its own; its result or error, or the limit that it passed, or StoppedError."""
+    """Runs ``work`` in another thread; returns its result. Raises its error, that of an exceeded limit, or StoppedError."""
     stop.check()
     results: list[T] = []
     errors: list[BaseException] = []
@@ -238,7 +240,7 @@ def run_watched(work: Callable[[], T], watch: Watch, stop: Stop) -> T:
                 watch.stopped = StoppedError()
             if watch.stopped is not None:
                 break
-    except BaseException:  # the waiting thread was interrupted: the work must not go on alone
+    except BaseException:  # this thread was interrupted: the work must not continue
         watch.stopped = StoppedError()
         watch.stop()
         raise
@@ -252,7 +254,8 @@ def run_watched(work: Callable[[], T], watch: Watch, stop: Stop) -> T:
 
 
 class Pool(Generic[C]):
-    """Things that are dear to make, for one user at a time. Of too many kinds, the one that was longest idle is closed."""
+    """A pool of objects that are slow to make, each used by one thread at a time. Objects of the least recently used kind are closed when
+    there are more than MAX_KINDS kinds."""
 
     MAX_KINDS = 32
 
@@ -262,26 +265,26 @@ class Pool(Generic[C]):
 
     @contextlib.contextmanager
     def borrowed(self, key: str, make: Callable[[], C]) -> Iterator[C]:
-        # the process is part of the key: a fork must not share connections
-        place = (os.getpid(), key)
+        # the process is part of the kind: a forked process must not share connections
+        kind = (os.getpid(), key)
         with self._lock:
-            idle = self._idle.setdefault(place, [])
-            thing = idle.pop() if idle else None
-        if thing is None:
-            thing = make()
+            idle = self._idle.setdefault(kind, [])
+            item = idle.pop() if idle else None
+        if item is None:
+            item = make()
         try:
-            yield thing
+            yield item
         finally:
             with self._lock:
-                idle = self._idle.pop(place, [])
-                self._idle[place] = [*idle, thing]  # the last one of the dict
+                idle = self._idle.pop(kind, [])
+                self._idle[kind] = [*idle, item]  # moves the kind to the end of the dict
                 surplus = self._idle.pop(next(iter(self._idle))) if len(self._idle) > self.MAX_KINDS else []
             for old in surplus:
                 old.close()
 
     def close(self) -> None:
-        """Close all that are idle."""
+        """Closes all idle objects."""
         with self._lock:
-            for thing in itertools.chain.from_iterable(self._idle.values()):
-                thing.close()
+            for item in itertools.chain.from_iterable(self._idle.values()):
+                item.close()
             self._idle.clear()

@@ -1,4 +1,4 @@
-"""What a server says of a file that changes when the file does: entity tag, time of the last change, length."""
+"""Validators of a file on a server, which change when the file changes: entity tag, time of the last change, length."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Validators = dict[str, str]
-"""Of ``etag``, ``last_modified`` and ``length`` those that are known."""
+"""``etag``, ``last_modified`` and ``length``, those of them that are known."""
 
 _HEADERS = {"etag": "ETag", "last_modified": "Last-Modified", "length": "Content-Length"}
 _DETAILS = {
@@ -14,27 +14,27 @@ _DETAILS = {
     "last_modified": ("LastModified", "last_modified", "mtime", "updated", "modified", "created"),
     "length": ("size",),
 }
-"""As fsspec's file systems name them."""
+"""Names that file systems of fsspec use for them."""
 
 
 def of_headers(headers: Mapping[str, str]) -> Validators:
-    """Of the answer of a web server. The length of a packed body is not the file's, nor is that of a part."""
-    found = {name: headers.get(header) for name, header in _HEADERS.items()}
+    """Validators from the headers of an HTTP answer. The length of a compressed body, or of a part, is not that of the file."""
+    values = {name: headers.get(header) for name, header in _HEADERS.items()}
     if (part := headers.get("Content-Range")) is not None:
-        found["length"] = part.rpartition("/")[2].replace("*", "")
+        values["length"] = part.rpartition("/")[2].replace("*", "")
     if headers.get("Content-Encoding") not in (None, "identity"):
-        found["length"] = None
-    return {name: str(value) for name, value in found.items() if value}
+        values["length"] = None
+    return {name: str(value) for name, value in values.items() if value}
 
 
 def of_details(details: Mapping[str, Any]) -> Validators:
-    """Of what a file system of fsspec says of a file."""
-    found = {name: next((details[key] for key in keys if details.get(key)), None) for name, keys in _DETAILS.items()}
-    return {name: str(value) for name, value in found.items() if value is not None}
+    """Validators from the details of a file that a file system of fsspec gives."""
+    values = {name: next((details[key] for key in keys if details.get(key)), None) for name, keys in _DETAILS.items()}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def differ(before: Mapping[str, str], now: Mapping[str, str]) -> bool | None:
-    """Whether the file has changed; entity tags decide where both have one. None: they have nothing in common."""
+    """Whether the file has changed. If both have entity tags, these decide. None: they have no validator in common."""
     common = before.keys() & now.keys()
     if not common:
         return None

@@ -1,10 +1,10 @@
-"""Published lists of videos, turned into source lists: VGGSound, AudioSet and Landscape.
+"""Converts published lists of videos into source lists: VGGSound, AudioSet and Landscape.
 
     python -m pipeline.importers vggsound vggsound.csv --classes 'thunder,ocean*' --split test --out x.csv
     python -m pipeline.importers audioset eval_segments.csv --ontology class_labels_indices.csv --out x.csv
     python -m pipeline.importers landscape landscape.csv --out x.csv
 
-The lists come from their publishers; nothing is downloaded here.
+The lists must be downloaded from their publishers before.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _write(imported: Imported, out: Path) -> int:
     """Writes the source list, and says what became of the rows."""
     from pipeline.sources.lists import MAX_PROBLEMS_SHOWN, write_sources  # noqa: PLC0415 (after --help)
 
-    source_list = imported.found
+    source_list = imported.sources
     write_sources(source_list.sources, out)
     for problem in source_list.problems[:MAX_PROBLEMS_SHOWN]:
         print(problem, file=sys.stderr)  # noqa: T201

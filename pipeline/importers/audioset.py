@@ -1,9 +1,9 @@
-"""AudioSet's published lists: segments of YouTube videos with class ids, and the ontology that names the classes.
+"""Reads AudioSet's published lists: segments of YouTube videos with class ids, and the ontology with the names of the classes.
 
-Verified on published copies: ``class_labels_indices.csv`` is ``index,mid,display_name`` (527 classes), and
-``ontology.json`` a list of ``{"id", "name", "child_ids", ...}``; a segments file has three lines of ``#`` and then
-``-0RWZT-miFs, 420.000, 430.000, "/m/03v3yw,/m/0k4j"``. Copies that went through other hands are read too: without
-spaces, with a header, with underscores in the names, with the ids in a cell each.
+Verified on published copies: ``class_labels_indices.csv`` is ``index,mid,display_name`` (527 classes), ``ontology.json`` is a list of
+``{"id", "name", "child_ids", ...}``, and a segments file has three lines of ``#``, then
+``-0RWZT-miFs, 420.000, 430.000, "/m/03v3yw,/m/0k4j"``. Changed copies are read as well: without spaces, with a header, with
+underscores in the names, or with one id per cell.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Ontology:
         return frozenset(class_id for class_id, name in self.names.items() if name in names)
 
     def with_descendants(self, ids: Iterable[str]) -> frozenset[str]:
-        """The classes and all that are below them."""
-        found: set[str] = set()
+        """The classes and all classes below them."""
+        classes: set[str] = set()
         waiting = list(ids)
         while waiting:
-            if (class_id := waiting.pop()) not in found:
-                found.add(class_id)
+            if (class_id := waiting.pop()) not in classes:
+                classes.add(class_id)
                 waiting += self.children.get(class_id, ())
-        return frozenset(found)
+        return frozenset(classes)
 
 
 def read_ontology(paths: Sequence[str | Path]) -> Ontology:
-    """Put together from ``class_labels_indices.csv`` (names) or ``ontology.json`` (names and the tree), or both."""
+    """Reads ``class_labels_indices.csv`` (names), ``ontology.json`` (names and tree), or both. Raises SourceListError."""
     ontology = Ontology()
     for path in paths:
         if Path(path).suffix.lower() == ".json":
@@ -74,7 +74,7 @@ def _read_tree(path: Path, ontology: Ontology) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ClassChoice:
-    """Which segments are wanted: with one of the ``classes`` and none of the ``excluded``, all by id."""
+    """Which segments are wanted: those with one of the ``classes`` and none of the ``excluded``, all by id."""
 
     classes: frozenset[str]
     excluded: frozenset[str]
@@ -82,7 +82,11 @@ class ClassChoice:
 
     @classmethod
     def of(cls, ontology: Ontology, classes: Sequence[str] | None, exclude: Sequence[str] | None) -> ClassChoice:
-        """Choose by name or glob, with all that is below. None: :data:`AUDIOSET_NATURE`, and nothing below; :data:`AUDIOSET_EXCLUDE`."""
+        """Chooses classes by name or glob, with all classes below them.
+
+        ``classes`` None: :data:`AUDIOSET_NATURE`, without the classes below. ``exclude`` None: :data:`AUDIOSET_EXCLUDE`. Raises
+        SourceListError for an unknown class.
+        """
         known = frozenset(ontology.names.values())
         if classes is None:
             chosen = ontology.ids(choose_classes(AUDIOSET_NATURE, known, missing_ok=True))
@@ -93,20 +97,20 @@ class ClassChoice:
         return cls(chosen, excluded - chosen if exclude is None else excluded, ontology.names)
 
     def labels(self, ids: Sequence[str]) -> list[str]:
-        """The names of the chosen classes among a segment's; none if the segment is not wanted."""
+        """Names of the chosen classes among those of a segment. Empty if the segment is not wanted."""
         if not self.excluded.isdisjoint(ids):
             return []
         return [self.names[class_id] for class_id in ids if class_id in self.classes and class_id in self.names]
 
 
 def split_of(path: str | Path) -> str | None:
-    """The split that a segments file is, by its published name."""
+    """The split of a segments file, by its published name."""
     name = Path(path).name.lower()
     return "test" if "eval" in name else "train" if "train" in name else None
 
 
 def segments(path: str | Path, choice: ClassChoice) -> Iterator[tuple[Row, str] | None]:
-    """The wanted rows of a segments file as ``(row, YouTube id)``; None for each that is not wanted."""
+    """The wanted rows of a segments file as ``(row, YouTube id)``, and None for each row that is not wanted."""
     split = split_of(path)
     for record in read_delimited_rows(path):
         cells = [cell.strip().strip('"') for cell in record.cells]

@@ -1,4 +1,4 @@
-"""Which classes of published lists are taken, and which left out, when none are named."""
+"""The default classes of published lists, and the classes that exclude a row by default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VGGSOUND_NATURE = (
     "wind noise",
     "wind rustling leaves",
 )
-"""The classes of VGGSound that are taken when none are named: landscapes, weather, water and fire."""
+"""The default classes of VGGSound: landscapes, weather, water and fire."""
 
 AUDIOSET_NATURE = (
     "Wind",
@@ -42,8 +42,8 @@ AUDIOSET_NATURE = (
     "Crackle",
     "Wildfire",
 )
-"""The classes taken when none are named: all that the ontology has below "Natural sounds", but for the fault of
-recording "Wind noise (microphone)", and for "Hiss", which is the sound of snakes and cats as well."""
+"""The default classes of AudioSet: all below "Natural sounds" in the ontology, except "Wind noise (microphone)", which is a fault of the
+recording, and "Hiss", which includes snakes and cats."""
 
 AUDIOSET_EXCLUDE = (
     "Speech",
@@ -56,6 +56,6 @@ AUDIOSET_EXCLUDE = (
     "*music*",
     "Musical instrument",
 )
-"""A segment that has one of these labels too is left out, unless told otherwise or that class itself is chosen."""
+"""Labels that exclude a segment of AudioSet by default, unless the class itself is chosen."""
 
 LANDSCAPE_CLIP_SECONDS = 10.0

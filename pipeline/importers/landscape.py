@@ -1,10 +1,10 @@
-"""The Landscape list of "Sound-Guided Semantic Video Generation", as rows of a source list, whatever its shape.
+"""Reads the Landscape list of "Sound-Guided Semantic Video Generation" as rows of a source list, in any of its forms.
 
 Verified on the published file: TempoTokens' ``datasets/landscape.csv`` has the header ``ytid,start_time,class,set``,
 seconds as integers, nine classes (explosion, fire crackling, raining, splashing water, squishing water, thunder,
 underwater bubbling, waterfall burbling, wind noise), the sets train and test, some rows twice, and a damaged id
-(``n4DEfAKk0&t``). Not verified: the authors' own ``DATASET.csv`` ("Landscape 4K video Link csv"), which could not be
-had. So any table of links with classes is read: ``class,link`` or ``link,class``, with a header or without, classes as
+(``n4DEfAKk0&t``). Not verified: the authors' own ``DATASET.csv`` ("Landscape 4K video Link csv"), which was not available.
+Therefore any table of links with classes is read: ``class,link`` or ``link,class``, with or without a header, classes as
 headings above their links or at the top of a column of links, times in columns or in the link (``t=90``, ``t=1m30s``,
 ``start=90&end=100``).
 """
@@ -37,31 +37,31 @@ _SPAN = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s?)?", re.IGNORECASE
 
 
 def landscape_rows(path: str | Path, seconds: float | None) -> Iterator[Row]:
-    """The rows of a Landscape list. One that begins at a time and has no end lasts ``seconds`` (None: all the rest)."""
+    """The rows of a Landscape list. A row with a start and no end lasts ``seconds``. None: to the end of the video."""
     table = _Table()
     for record in read_delimited_rows(path, _delimiter(path), comments=False):
-        for found in table.read(record):
-            yield found if found.problem else _with_times(found, seconds)
+        for row in table.read(record):
+            yield row if row.problem else _with_times(row, seconds)
 
 
 def _delimiter(path: str | Path) -> str:
-    """The mark between cells: what the first rows hold most of."""
+    """The delimiter of the cells: the candidate that occurs most often in the first rows."""
     text = "".join(record.text for record in islice(read_delimited_rows(path, comments=False), 20))
     return max(",\t;", key=text.count)
 
 
 class _Table:
-    """Reads records in order, and remembers what the header or the last heading said."""
+    """Reads rows in order, with the columns of the header and the class of the last heading."""
 
     def __init__(self) -> None:
         self._roles: dict[str, int] = {}
-        """Columns by what they hold. Empty: each row is looked at by itself."""
+        """Column of each role. Empty: there is no header, and each row is interpreted by its cells."""
         self._column_classes: Sequence[str] = ()
         self._heading: str | None = None
         self._begun = False
 
     def read(self, record: DelimitedRow) -> Iterator[Row]:
-        """The rows that a record holds: several if it has several links, none if it is a header or a heading."""
+        """The source rows of a row: several if it has several links, none if it is a header or a heading."""
         cells = [cell.strip() for cell in record.cells]
         if record.problem:
             yield Row(record.line, record.text, {}, record.problem)
@@ -69,14 +69,14 @@ class _Table:
             values = {role: cells[at] for role, at in self._roles.items() if at < len(cells)}
             yield self._row(record, values)
         elif any(_link_in(cell) for cell in cells):
-            for values in self._looked_at(cells):
+            for values in self._interpreted(cells):
                 yield self._row(record, values)
         elif not self._is_heading(cells):
             yield Row(record.line, record.text, {}, "no link, and no YouTube id")
         self._begun = True
 
     def _is_heading(self, cells: Sequence[str]) -> bool:
-        """Take a row without a link for the header of the table or of a section, if it can be one."""
+        """Whether a row without a link can be the header of the table or a heading. If so, it is stored as that."""
         roles = {role: at for at, cell in enumerate(cells) if (role := _ROLE_OF.get(_letters(cell)))}
         filled = [cell for cell in cells if cell]
         if not self._begun and "link" in roles:
@@ -89,8 +89,8 @@ class _Table:
             return False
         return True
 
-    def _looked_at(self, cells: Sequence[str]) -> Iterator[dict[str, str]]:
-        """What a row holds, by the looks of its cells. Numbers before the link are no times: they may count rows."""
+    def _interpreted(self, cells: Sequence[str]) -> Iterator[dict[str, str]]:
+        """The values of a row, by the form of its cells. Numbers before the link are not taken for times: they may be row numbers."""
         places = [at for at, cell in enumerate(cells) if _link_in(cell)]
         for place in places:
             values = {"link": cells[place]}
@@ -106,13 +106,13 @@ class _Table:
             yield values
 
     def _row(self, record: DelimitedRow, values: Mapping[str, str]) -> Row:
-        """A row of a source list: its link a URL, its times as they were found."""
+        """The row of a source list: the link as a URL, the times as in the list."""
         link = _link_in(values.get("link", "")) or values.get("link", "")
         if YOUTUBE_ID.fullmatch(link):
             link = youtube_url(link)
         elif "/" not in link:
-            wrong = f"{link!r} is not a YouTube id (11 letters, digits, '_', '-')" if link else "no link"
-            return Row(record.line, record.text, {}, wrong)
+            reason = f"{link!r} is not a YouTube id (11 letters, digits, '_', '-')" if link else "no link"
+            return Row(record.line, record.text, {}, reason)
         elif "://" not in link:
             link = f"https://{link}"
         if problem := problem_with_url(link):
@@ -135,14 +135,14 @@ def _is_time(cell: str) -> bool:
 
 
 def _link_in(cell: str) -> str | None:
-    """The link in a cell, or the cell itself if it looks like a YouTube id, and not like a word of eleven letters."""
+    """The link in a cell, or the cell itself if it has the form of a YouTube id and not of a word with eleven letters."""
     if match := _LINK.search(cell):
         return match[0].rstrip(".,;)\"'>")
     return cell if YOUTUBE_ID.fullmatch(cell) and _NOT_A_WORD.search(cell) else None
 
 
 def _with_times(row: Row, seconds: float | None) -> Row:
-    """The row with the times that its link names, unless its columns do, and an end if ``seconds`` gives one."""
+    """The row with the times of its link if its columns have none, and with an end after ``seconds`` if it has only a start."""
     values = dict(row.cells)
     in_link = times_in_link(values["url"])
     if youtube_id(values["url"]):
@@ -160,7 +160,7 @@ def _with_times(row: Row, seconds: float | None) -> Row:
 
 
 def times_in_link(url: str) -> dict[str, float]:
-    """``start`` and ``end`` in seconds, as far as a YouTube link names them (``t=1m30s``, ``start=90``, ``#t=90``)."""
+    """``start`` and ``end`` in seconds that a YouTube link contains (``t=1m30s``, ``start=90``, ``#t=90``)."""
     parts = urlsplit(url)
     query = parse_qs(parts.query) | parse_qs(parts.fragment)
     times: dict[str, float] = {}

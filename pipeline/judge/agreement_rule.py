@@ -1,5 +1,7 @@
-"""From a wanted share of false accepts to the agreement that is asked of a clip: the calibration as it is stored, and the rule
-that comes of it. How one is made is in calibration.py. Light to import."""
+"""The calibration of agreement as it is stored, and the rule of agreement that it gives for a wanted share of false accepts.
+
+Calibrations are made in :mod:`pipeline.agreement.calibration`. This module imports neither numpy nor torch.
+"""
 
 from __future__ import annotations
 
@@ -19,36 +21,36 @@ FORMAT: Literal["hearscape-calibration"] = "hearscape-calibration"
 Origin = Literal["recipe", "packaged", "calibration", "own clips"]
 Share = Field(ge=0, le=1)
 Cosine = Field(ge=-1.001, le=1.001)
-"""A threshold may stand just beyond the highest score."""
+"""A threshold may be slightly above the highest score."""
 Count = Field(ge=0)
 
 
 class AgreementRule(JsonRecord):
-    """The agreement that is asked of a clip, resolved: numbers only."""
+    """The thresholds of agreement that a clip must reach."""
 
     min_agreement: float | None = None
-    """Cosine at the least. None: nothing is asked."""
+    """Lowest cosine. None: there is no threshold."""
     per_class: dict[str, float] = Field(default_factory=dict)
-    """Cosine at the least for clips with this label, in place of the other. Of several labels the strictest counts."""
+    """Lowest cosine for clips with this label, instead of ``min_agreement``. Of several labels the highest threshold applies."""
     false_accept_rate: float | None = None
-    """Share of wrong pairs that the calibration lets pass at this threshold. None: the threshold is a bare cosine."""
+    """Share of wrong pairs that pass at this threshold, by the calibration. None: the recipe gave the cosine."""
     origin: Origin | None = None
-    """Where the threshold comes from: a bare cosine of the recipe; the packaged pair's calibration; the one that the recipe
-    names; this dataset's own clips. None: there is no threshold."""
+    """Origin of the threshold: a cosine of the recipe, the packaged pair's calibration, the calibration that the recipe names, or this
+    dataset's own clips. None: there is no threshold."""
     calibration_id: str | None = None
-    """:attr:`Calibration.calibration_id` of the calibration that was used. None: none was."""
+    """:attr:`Calibration.calibration_id` of the calibration. None: no calibration was used."""
 
     @property
     def enforced(self) -> bool:
         return self.min_agreement is not None
 
     def limit(self, labels: Iterable[str] = ()) -> float | None:
-        """The cosine that a clip with these labels needs. None: nothing is asked of it."""
+        """The lowest cosine for a clip with these labels. None: there is no threshold."""
         own = [self.per_class[label] for label in labels if label in self.per_class]
         return max(own) if own else self.min_agreement
 
     def words(self) -> str:
-        """What the threshold promises, for verdicts and notes: ``false accepts 5 %``. Empty for a bare cosine."""
+        """The rate of the threshold, for verdicts and notes: ``false accepts 5 %``. Empty for a cosine of the recipe."""
         return "" if self.false_accept_rate is None else f"false accepts {100 * self.false_accept_rate:g} %"
 
 
@@ -59,7 +61,7 @@ class ClassPoint(JsonRecord):
     """Share of wrong pairs that score ``threshold`` or more."""
     threshold: float = Cosine
     true_accept_rate: float = Share
-    """Share of true pairs that do."""
+    """Share of true pairs that score ``threshold`` or more."""
 
 
 class RocPoint(ClassPoint):
@@ -67,17 +69,17 @@ class RocPoint(ClassPoint):
 
     threshold_low: float = Cosine
     threshold_high: float = Cosine
-    """Where the threshold for this rate would lie with other sources of the same kind."""
+    """Interval of the threshold for this rate, for other sources of the same kind."""
     false_accept_low: float = Share
     false_accept_high: float = Share
-    """The share of wrong pairs that pass this very threshold, with other sources."""
+    """Interval of the share of wrong pairs that pass ``threshold``, for other sources."""
     true_accept_low: float = Share
     true_accept_high: float = Share
-    """The share of true pairs that pass this very threshold, with other sources."""
+    """Interval of the share of true pairs that pass ``threshold``, for other sources."""
 
 
 class ClassCalibration(JsonRecord):
-    """One class: its pictures with their own sounds, against its pictures with the sounds of other classes."""
+    """Calibration of one class. True pairs are its pictures with their own sounds, wrong pairs with the sounds of other classes."""
 
     num_clips: int = Count
     num_independent_pairs: int = Count
@@ -86,35 +88,35 @@ class ClassCalibration(JsonRecord):
 
 
 class Calibration(JsonRecord):
-    """What agreement tells true pairs (a clip's picture and its own sound) from wrong ones, for one encoder pair.
+    """How well agreement separates true pairs (a clip's picture and its own sound) from wrong pairs, for one encoder pair.
 
-    True pairs are taken for true: where the clips hold dubbed or unfitting sound, the shares of true pairs come out too low.
+    All clips are taken for true pairs. If some have dubbed or unfitting sound, the true-accept rates are too low.
     """
 
     format: Literal["hearscape-calibration"] = FORMAT
     version: Literal[1] = 1
     encoder_id: str = Field(min_length=1)
-    """The pair that made the embeddings; the thresholds hold for no other."""
+    """The encoder pair of the embeddings. The thresholds hold for this pair only."""
     num_clips: int = Count
-    """True pairs."""
+    """Number of true pairs."""
     num_sources: int = Count
-    """Sources (videos) that the clips come from."""
+    """Number of sources (videos) of the clips."""
     num_classes: int = Count
-    """Labels by which wrong pairs were told from true ones. 0: the clips had none, and pictures were paired with the sounds of any
-    other source, so that some "wrong" pairs fit, and thresholds are stricter than they need be."""
+    """Number of labels. 0: the clips have no labels, and pictures were paired with the sounds of any other source. Then some "wrong"
+    pairs fit, and the thresholds are higher than necessary."""
     num_wrong_pairs: int = Count
-    """Pictures with the sound of another source and class."""
+    """Number of wrong pairs: pictures with the sound of another source and class."""
     num_independent_pairs: int = Count
-    """Wrong pairs in which no source's picture and no source's sound comes twice: what a rate can rest on."""
+    """Wrong pairs in which no source gives two pictures or two sounds. It limits the smallest rate."""
     num_left_out: int = Count
-    """Clips that were not used: without direction in the space, or without a label among labelled ones."""
+    """Clips that were not used: those with an embedding of length 0, and those without a label if others have one."""
     auc: float = Share
-    """Area under the curve: the chance that a true pair scores higher than a wrong one."""
+    """Area under the curve: the probability that a true pair scores higher than a wrong one."""
     auc_low: float = Share
     auc_high: float = Share
     """95 % interval, from resampled sources."""
     points: tuple[RocPoint, ...] = Field(min_length=1, strict=False)
-    """By rising false-accept rate. Smaller rates than the first one's cannot be told from so few pairs."""
+    """Sorted by rising false-accept rate. The first rate is the smallest that can be estimated from so many pairs."""
     per_class: dict[str, ClassCalibration] = Field(default_factory=dict)
     """Classes with enough pairs for a threshold of their own."""
 
@@ -128,13 +130,13 @@ class Calibration(JsonRecord):
 
     @property
     def calibration_id(self) -> str:
-        """Changes with any number in it."""
+        """Hash of all its values."""
         return stable_hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     def point(self, false_accept_rate: float) -> RocPoint:
-        """The curve at a rate; between stored points, on a straight line over the rate's logarithm.
+        """The point of the curve at a rate, interpolated linearly over the logarithm of the rate.
 
-        Raises CalibrationError for a rate that is too small for so few pairs.
+        Raises CalibrationError for a rate that is too small for the number of pairs.
         """
         if false_accept_rate < self.points[0].false_accept_rate - 1e-9:
             raise CalibrationError(
@@ -145,7 +147,7 @@ class Calibration(JsonRecord):
         return RocPoint(**_between(self.points, false_accept_rate))
 
     def threshold(self, false_accept_rate: float, label: str | None = None) -> float:
-        """The agreement at which this share of wrong pairs passes; that of a class where it has one, else the overall one.
+        """The cosine at which this share of wrong pairs passes: that of the class ``label`` if it has one, else the overall one.
 
         Raises CalibrationError as :meth:`point` does.
         """
@@ -156,7 +158,7 @@ class Calibration(JsonRecord):
         return _between(own.points, false_accept_rate)["threshold"]
 
     def rule(self, false_accept_rate: float, *, per_class: bool, origin: Origin) -> AgreementRule:
-        """What is asked of clips so that this share of wrong pairs passes. Raises CalibrationError as :meth:`point` does."""
+        """The rule that lets this share of wrong pairs pass. Raises CalibrationError as :meth:`point` does."""
         return AgreementRule(
             min_agreement=self.threshold(false_accept_rate),
             per_class={
@@ -175,7 +177,7 @@ class Calibration(JsonRecord):
 
     @classmethod
     def from_json(cls, content: bytes, where: str = "the calibration") -> Calibration:
-        """Raises CalibrationError, which says all that is wrong; ``where`` names it."""
+        """Parses a stored calibration. Raises CalibrationError, which lists the problems and begins with ``where``."""
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
@@ -184,12 +186,12 @@ class Calibration(JsonRecord):
 
 
 def pairs_needed(false_accept_rate: float) -> int:
-    """Independent wrong pairs without which not even one would be expected to pass."""
+    """Number of independent wrong pairs of which one passes on average at this rate."""
     return math.ceil(1 / false_accept_rate - 1e-9)
 
 
 def _between(points: tuple[ClassPoint, ...], rate: float) -> dict[str, float]:
-    """The numbers of a point at ``rate``; beyond the last point, those of the last, which is stricter."""
+    """The numbers of a point at ``rate``. Above the rate of the last point they are those of the last point, whose threshold is higher."""
     after = next((i for i, point in enumerate(points) if point.false_accept_rate >= rate - 1e-9), None)
     if after is None or after == 0 or abs(points[after].false_accept_rate - rate) < 1e-9:
         return dict(points[-1 if after is None else after])

@@ -1,4 +1,4 @@
-"""Kept or rejected, and why. Pure: numbers and settings in, a verdict out. No decode is ever needed to judge again."""
+"""Judges files and clips by their measures: kept or rejected, and why. Pure functions, so that judging again needs no decoding."""
 
 from __future__ import annotations
 
@@ -16,60 +16,61 @@ KEPT = Verdict()
 
 
 class ProbeSettings(Settings):
-    """What the header alone may rule out, before any decode."""
+    """Limits for the header of a file, checked before any decoding."""
 
     min_short_side_px: int | None = Field(360, gt=0)
-    """Shorter side of the displayed picture, in pixels, at the least. None: no such rule."""
+    """Smallest length of the shorter side of the displayed picture, in pixels. None: no limit."""
     allow_portrait: bool = False
-    """Whether a picture higher than wide may stay."""
+    """Whether pictures that are higher than wide are kept."""
     min_seconds: float | None = Field(None, ge=0)
-    """Length of the video at the least. None: that of the shortest clip."""
+    """Shortest length of the video. None: the length of the shortest clip."""
     max_seconds: float | None = Field(4 * 3600, gt=0)
-    """Length of the video (or of its wanted section) at the most. None: no such rule."""
+    """Longest length of the video, or of its wanted section. None: no limit."""
 
 
 class JudgeSettings(Settings):
-    """The rules for a clip."""
+    """Limits for a clip."""
 
     max_black_share: float | None = Field(0.96, ge=0, le=1)
-    """Share of black frames (mean luma below 12 of 255) at the most. A night storm is black but for its lightning. None: no such rule."""
+    """Largest share of black frames (mean luma below 12 of 255). It is high because a storm at night is black except for its lightning.
+    None: no limit."""
     max_white_share: float | None = Field(0.5, ge=0, le=1)
-    """Share of white frames at the most. None: no such rule."""
+    """Largest share of white frames. None: no limit."""
     min_luma_std: float | None = Field(4.0, ge=0)
-    """Contrast (standard deviation of luma, 0..255) at the least. None: no such rule."""
+    """Smallest contrast: standard deviation of luma, 0..255. None: no limit."""
     max_still_share: float | None = Field(0.8, ge=0, le=1)
-    """Share of time in which the picture stands still, at the most: slide shows, photographs with sound. None: no such rule."""
+    """Largest share of time in which the picture does not change. It rejects slide shows and photographs with sound. None: no limit."""
     min_motion: float | None = Field(0.4, ge=0)
-    """Mean change of luma (0..255) in a fifth of a second, at the least: end cards, and photographs that are slowly zoomed.
-    None: no such rule."""
+    """Smallest mean change of luma (0..255) in 0.2 s. It rejects end cards and photographs that are slowly zoomed. None: no limit."""
     min_sharpness: float | None = Field(0.0003, ge=0)
-    """Variance of the Laplacian over that of luma at 360 lines, at the least. Soft footage has 0.001, sharp 0.01 and more.
-    None: no such rule."""
+    """Smallest sharpness: variance of the Laplacian of luma divided by the variance of luma, at 360 lines. Soft footage has 0.001, sharp
+    footage 0.01 and more. None: no limit."""
     min_cropped_share: float | None = Field(0.4, ge=0, le=1)
-    """Share of the picture that must be left when black bars are cut off. None: no such rule."""
+    """Smallest share of the picture between its black bars. None: no limit."""
     min_covered_share: float | None = Field(0.95, ge=0, le=1)
-    """Share of the clip that has sound, at the least. None: no such rule."""
+    """Smallest share of the clip that has sound. None: no limit."""
     max_silent_share: float | None = Field(0.8, ge=0, le=1)
-    """Share of the clip below -60 dBFS, at the most. None: no such rule."""
+    """Largest share of the clip below -60 dBFS. None: no limit."""
     min_loudness_lufs: float | None = -55.0
-    """Integrated loudness in LUFS, at the least. None: no such rule."""
+    """Smallest integrated loudness in LUFS. None: no limit."""
     max_clipped_share: float | None = Field(0.02, ge=0, le=1)
-    """Share of samples cut off at full scale, at the most. None: no such rule."""
+    """Largest share of samples that are clipped at full scale. None: no limit."""
     max_dc_offset: float | None = Field(0.05, ge=0, le=1)
-    """Offset of the sound's mean, as a share of full scale, at the most. None: no such rule."""
+    """Largest absolute mean of the sound, as a share of full scale. None: no limit."""
     max_speech_share: float | None = Field(0.3, ge=0, le=1)
-    """Share of the clip with a voice, at the most. None: no such rule."""
+    """Largest share of the clip with speech. None: no limit."""
     max_music_share: float | None = Field(0.05, ge=0, le=1)
-    """Estimated share of the clip with music, at the most. On recordings of nature the estimate stays below 0.03. None: no such rule."""
+    """Largest estimated share of the clip with music. On recordings of nature the estimate is below 0.03. None: no limit."""
     min_agreement: float | None = Field(None, ge=-1, le=1)
-    """Bare cosine of sound and picture in the shared space, at the least. What counts as high depends on the encoders:
-    ``agreement.false_accept_rate`` says it without a cosine. None: that decides, and without it agreement is stored, not enforced."""
+    """Smallest cosine of sound and picture in the shared space. Which cosines are high depends on the encoders;
+    ``agreement.false_accept_rate`` sets the threshold independently of them. None: ``agreement.false_accept_rate`` decides, and if that
+    is None, too, agreement is stored and not enforced."""
 
 
 def judge_file(
     facts: MediaFacts, section_seconds: float | None, shortest_clip_seconds: float, settings: ProbeSettings
 ) -> Verdict:
-    """Judges a file by its header. ``section_seconds``: length of the wanted section, None for the whole."""
+    """Judges a file by its header. ``section_seconds``: length of the wanted section. None: the whole file."""
     video = facts.video
     if video is None:
         return Verdict(Reason.NO_VIDEO, "the file has no moving picture")
@@ -93,7 +94,7 @@ def judge_file(
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The rules for clips of one build: the recipe's, and what became of its wish for agreement."""
+    """The rules for the clips of one build: the recipe's limits, and the resolved rule of agreement."""
 
     settings: JudgeSettings
     rule: AgreementRule
@@ -119,10 +120,10 @@ def judge_clip(
     rule: AgreementRule | None = None,
     labels: Sequence[str] = (),
 ) -> Verdict:
-    """Judges a clip by its measures. ``frame_size`` is (width, height) as displayed. The first rule that says no names the reason.
+    """Judges a clip by its measures. ``frame_size``: (width, height) as displayed. The first rule that rejects it gives the reason.
 
-    ``rule`` is what is asked of agreement; None: the bare cosine of the settings. It comes last, so that a clip that
-    DISAGREES passes every other rule.
+    ``rule``: the rule of agreement. None: the cosine of the settings. It is applied last, so that a clip with the reason DISAGREES
+    passes all other rules.
     """
     rules = [_picture_rules(picture, frame_size, settings), _sound_rules(sound, settings)]
     for verdict in (verdict for group in rules for verdict in group if not verdict.kept):
@@ -131,14 +132,14 @@ def judge_clip(
 
 
 def bare_cosine(settings: JudgeSettings) -> AgreementRule:
-    """The rule that the settings alone make."""
+    """The rule of agreement with the cosine of the settings."""
     return AgreementRule(
         min_agreement=settings.min_agreement, origin=None if settings.min_agreement is None else "recipe"
     )
 
 
 def judge_agreement(agreement: AgreementMeasures | None, rule: AgreementRule, labels: Sequence[str] = ()) -> Verdict:
-    """Judges by agreement alone. One that was not measured is not high enough, where any is asked."""
+    """Judges by agreement only. Without a measured agreement a clip is rejected if there is a threshold."""
     limit = rule.limit(labels)
     verdict = _at_least(Reason.DISAGREES, "agreement", agreement.agreement if agreement else None, limit)
     if verdict.kept or not rule.words():
@@ -148,8 +149,8 @@ def judge_agreement(agreement: AgreementMeasures | None, rule: AgreementRule, la
 
 
 def passes_other_rules(reason: Reason | None) -> bool:
-    """Whether agreement is all that can be said against a clip by itself. Duplicates and clips beyond a class's share stay in, so
-    that rules across the dataset do not move the threshold; one whose cut failed as well."""
+    """Whether a clip with this reason passes all its own rules except that of agreement. Duplicates and clips over a cap do: rules over
+    the whole dataset must not change the threshold. ``reason`` is None for a kept clip and for one whose cut failed."""
     return reason in (None, Reason.DISAGREES, Reason.DUPLICATE, Reason.CLASS_FULL, Reason.SOURCE_FULL)
 
 

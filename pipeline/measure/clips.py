@@ -1,4 +1,4 @@
-"""From scenes to clips: windows of one length, trimmed away from the cuts. Pure."""
+"""Divides scenes into clips: windows of one length, with a margin at the cuts. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.schema import Span
 from pipeline.settings import Settings
 
 HALF_MS = 0.0005
-"""Frame times are rounded to whole milliseconds: half of one is never a difference."""
+"""Half a millisecond, in seconds: the tolerance when frame times, which are rounded to milliseconds, are compared."""
 
 
 class ClipSettings(Settings):
@@ -26,14 +26,14 @@ class ClipSettings(Settings):
     length_seconds: float = Field(10.0, gt=0)
     """Length of a clip."""
     stride_seconds: float | None = Field(None, gt=0)
-    """From the start of a clip to the start of the next. None: the length, so that clips do not overlap."""
+    """Time from the start of a clip to the start of the next. None: the length, so that clips do not overlap."""
     margin_seconds: float = Field(0.25, ge=0)
-    """Left out on each side of a cut. Nothing is left out at the beginning and the end of the video."""
+    """Time that is left out on each side of a cut. At the beginning and the end of the video nothing is left out."""
     min_seconds: float = Field(5.0, gt=0)
-    """A clip shorter than this is not made."""
+    """Shortest clip that is made."""
     tail: Literal["keep", "drop", "shift"] = "keep"
-    """What becomes of the rest behind the last whole window: ``keep`` makes it a shorter clip (if it has ``min_seconds``),
-    ``drop`` leaves it out, ``shift`` moves a whole window back to end with the scene, over the one before."""
+    """What is done with the rest after the last whole window. ``keep``: it becomes a shorter clip, if it has ``min_seconds``.
+    ``drop``: it is left out. ``shift``: the last window is a whole one that ends with the scene and overlaps with the one before."""
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -45,7 +45,7 @@ class ClipSettings(Settings):
 
 
 def windows(begin: float, end: float, settings: ClipSettings) -> Iterator[tuple[float, float]]:
-    """The windows ``[start, stop)`` in seconds of one stretch."""
+    """The windows ``[start, stop)`` of the stretch from ``begin`` to ``end``, all in seconds."""
     length, stride = settings.length_seconds, settings.stride_seconds or settings.length_seconds
     start, stop = begin, begin
     while start + length <= end + HALF_MS:
@@ -66,9 +66,9 @@ def split_scenes(
 ) -> list[tuple[int, Span]]:
     """The clips of a video's scenes: index of the scene and span, in the time of the file.
 
-    Each clip starts on a frame (``times``, seconds), so that picture and sound start together: a window that begins between two
-    frames moves on to the later one, and its end with it. The windows behind it give way, so that no two clips share more than
-    their windows do: nothing, unless ``stride_seconds`` or ``tail = "shift"`` says so.
+    Each clip starts on a frame (``times``, in seconds), so that picture and sound start together. A window that begins between two
+    frames is moved to the later frame, with its end. The next windows are moved as far as needed, so that two clips never overlap
+    more than their windows. Windows overlap only by ``stride_seconds`` and ``tail = "shift"``.
     """
     clips: list[tuple[int, Span]] = []
     for index, (scene_begin, scene_end) in enumerate(scenes):
@@ -87,25 +87,25 @@ def split_scenes(
 
 
 class _Placed(NamedTuple):
-    """A window, in seconds, and where the clip that was made of it ends."""
+    """A window in seconds, and the end of the clip that was made of it."""
 
     start: float
     stop: float
     clip_end_ms: int
 
     def free_ms(self, start: float) -> int:
-        """From where on the next clip may begin if its window begins at ``start``."""
+        """Earliest start of the next clip, if its window begins at ``start``."""
         return self.clip_end_ms - max(round((self.stop - start) * 1000), 0)
 
 
 def _is_shifted(start: float, last: _Placed, settings: ClipSettings) -> bool:
-    """Whether a window was moved back over the one before, so that it ends with the scene."""
+    """Whether a window is the last one of ``tail = "shift"``, which ends with the scene and overlaps with the one before."""
     stride = settings.stride_seconds or settings.length_seconds
     return settings.tail == "shift" and start < last.start + stride - HALF_MS
 
 
 def _on_frames(start: float, stop: float, free_ms: int, end_ms: int, times: Sequence[float]) -> Span | None:
-    """The window, moved to begin with its first frame that is not before ``free_ms``; it ends at ``end_ms`` at the latest.
+    """The window, moved so that it begins with its first frame at or after ``free_ms``, and cut off at ``end_ms``.
 
     None: there is no such frame.
     """

@@ -1,7 +1,7 @@
 """Perceptual fingerprints of a clip's picture and sound, and the distance between two of them.
 
-Both are hexadecimal text that survives re-encoding, scaling, gain and resampling. A part that says nothing (a flat
-picture, silence, a steady tone) is written as zeros, and zeros match nothing, not even other zeros.
+Both are hexadecimal texts that change little under re-encoding, scaling, gain and resampling. A part without information (a flat
+picture, silence, a steady tone) is written as zeros, which match nothing, not even other zeros.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIN_SAMPLE_RATE_HZ = 8000
 
 _FLAT_LUMA_STD = 3.0
 _MIN_SET_BITS = 8
-# With these a shift of half a step costs 11 % of the bits; with the classical 0.37 s and one step, 27 %.
+# With these two values a shift of half a step changes 11 % of the bits; with 0.37 s and one step, as in the paper, 27 %.
 _WINDOW_SECONDS = 0.75
 _LAG_STEPS = 4
 _BAND_EDGES_HZ = np.geomspace(250.0, 3800.0, 18)
@@ -37,7 +37,8 @@ _STEADY_SHARE = 1e-4
 def picture_hash(frames: Sequence[Array]) -> str:
     """64-bit DCT hashes of the frames, in their order, 16 hexadecimal digits each; zeros for a flat frame.
 
-    ``frames``: luma, uint8, HxW, any size, spread evenly over the clip. With eight or more, time-shifted copies match.
+    ``frames``: luma, uint8, (H, W), any size, spread evenly over the clip. With eight or more, time-shifted copies match.
+    Raises ValueError for another type or shape.
     """
     return "".join(_frame_hash(frame) for frame in frames)
 
@@ -54,8 +55,9 @@ def _frame_hash(frame: Array) -> str:
 def sound_hash(mono: Array, sample_rate_hz: int) -> str:
     """Signs of the differences of band energies along frequency and time, 4 hexadecimal digits every 0.1 s.
 
-    ``mono``: float samples, -1..1, shape (n,). Shorter than 1.15 s gives "". After Haitsma and Kalker, "A Highly Robust
+    ``mono``: float samples, -1..1, shape (n,). A sound shorter than 1.15 s gives "". After Haitsma and Kalker, "A Highly Robust
     Audio Fingerprinting System", ISMIR 2002, eq. 1, with 17 bands from 250 to 3800 Hz and a longer window and lag.
+    Raises ValueError for another shape, or a rate below 8000 Hz.
     """
     if mono.ndim != 1:
         raise ValueError(f"the sound is one channel, shape (n,); got {mono.shape}")
@@ -69,8 +71,8 @@ def sound_hash(mono: Array, sample_rate_hz: int) -> str:
     words = np.packbits(change > 0, axis=1)
     power = energies_TB.sum(axis=1)
     power = np.minimum(power[_LAG_STEPS:], power[:-_LAG_STEPS])
-    telling = (power > _QUIET_POWER) & (np.abs(change).max(axis=1) > _STEADY_SHARE * power)
-    words[~telling] = 0
+    has_information = (power > _QUIET_POWER) & (np.abs(change).max(axis=1) > _STEADY_SHARE * power)
+    words[~has_information] = 0
     return words.tobytes().hex()
 
 
@@ -83,7 +85,7 @@ def _band_energies(mono: NDArray[np.float32], sample_rate_hz: int) -> Array:
     starts = np.round(np.arange(num_steps) * STEP_SECONDS * sample_rate_hz).astype(np.int64)
     window = np.hanning(length).astype(np.float32)
     size = scipy.fft.next_fast_len(length, real=True)
-    # Only the bins of the bands are squared; half of them fall below 4 kHz at 16 kHz.
+    # Only the bins of the bands are squared: at 16 kHz about half of all bins.
     edges = np.round(_BAND_EDGES_HZ * size / sample_rate_hz).astype(np.int64)
     bands = np.empty((num_steps, len(edges) - 1), np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(mono, length)
@@ -95,7 +97,7 @@ def _band_energies(mono: NDArray[np.float32], sample_rate_hz: int) -> Array:
 
 
 def parse_picture(text: str) -> NDArray[np.uint64]:
-    """One uint64 a frame; 0 where the hash says nothing. Raises ValueError for text that is no picture hash."""
+    """One uint64 per frame; 0 for a frame without information. Raises ValueError for a text that is no picture hash."""
     frames = _parse(text, FRAME_DIGITS, ">u8", "picture").astype(np.uint64)
     num_set = np.bitwise_count(frames)
     frames[(num_set < _MIN_SET_BITS) | (num_set > 64 - _MIN_SET_BITS)] = 0
@@ -103,7 +105,7 @@ def parse_picture(text: str) -> NDArray[np.uint64]:
 
 
 def parse_sound(text: str) -> NDArray[np.uint16]:
-    """One uint16 a step; 0 where the sound says nothing. Raises ValueError for text that is no sound hash."""
+    """One uint16 per step; 0 for a step without information. Raises ValueError for a text that is no sound hash."""
     return _parse(text, WORD_DIGITS, ">u2", "sound").astype(np.uint16)
 
 
@@ -117,10 +119,10 @@ def _parse(text: str, digits: int, dtype: str, what: str) -> Array:
 
 
 def picture_distance(a_PK: NDArray[np.uint64], b_PK: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """Share of bits that differ, 0..1, for each of P pairs; NaN where either has fewer than half of its frames.
+    """Share of differing bits, 0..1, for each of P pairs of clips with K frames. NaN if more than half of the frames of one are 0.
 
-    Each frame is compared with the frame of the other clip that is nearest to it, so the clips may be shifted in time;
-    the mean over the frames, of the clip whose frames find the worse counterparts.
+    Each frame is compared with the most similar frame of the other clip, so the clips may be shifted in time. The distance is the
+    mean over the frames of one clip: of the two means, the larger one.
     """
     has_a, has_b = a_PK != 0, b_PK != 0
     bits = np.bitwise_count(a_PK[:, :, None] ^ b_PK[:, None, :]).astype(np.float32)
@@ -137,10 +139,10 @@ def picture_distance(a_PK: NDArray[np.uint64], b_PK: NDArray[np.uint64]) -> NDAr
 def sound_distance(
     a_PN: NDArray[np.uint16], b_PN: NDArray[np.uint16], max_shift: int, min_words: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Share of bits that differ at the best shift, 0..1, and that shift, for each of P pairs.
+    """Share of differing bits at the best shift, 0..1, and that shift in steps, for each of P pairs of clips with N words.
 
-    A positive shift of s steps: what sounds in a sounds s steps later in b.
-    Only words that say something in both clips count; NaN where no shift has ``min_words`` of them.
+    A positive shift s means that b is s steps later than a. Only words that are not 0 in both clips count. NaN if no shift has
+    ``min_words`` of them.
     """
     num_pairs, length = a_PN.shape
     best = np.full(num_pairs, np.nan, np.float32)
@@ -151,8 +153,8 @@ def sound_distance(
         b = b_PN[:, max(0, shift) : length - max(0, -shift)]
         both = (a != 0) & (b != 0)
         num_words = both.sum(axis=1)
-        wrong = (np.bitwise_count(a ^ b) * both).sum(axis=1, dtype=np.int32)
-        share = (wrong / np.maximum(16 * num_words, 1)).astype(np.float32)
+        num_differing = (np.bitwise_count(a ^ b) * both).sum(axis=1, dtype=np.int32)
+        share = (num_differing / np.maximum(16 * num_words, 1)).astype(np.float32)
         better = (num_words >= min_words) & ~(share >= best)
         best[better], best_shift[better] = share[better], shift
     return best, best_shift

@@ -1,4 +1,4 @@
-"""What a clip's picture measures: numbers for every frame while it is decoded, summed up over a clip afterwards."""
+"""Measures of a clip's picture: numbers of every frame, taken while the video is decoded, then aggregated over each clip."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pipeline.schema import Bars, PictureMeasures
 from pipeline.settings import Settings
 
 LONG_SIDE_PX = 256
-"""Every frame is looked at in this size."""
+"""Longer side of the small picture that most measures are taken from."""
 MOTION_SECONDS = 0.2
 STILL_SECONDS = 0.5
 SHARPNESS_LINES = 360
-"""Height at which sharpness is taken, so that it compares across resolutions."""
+"""Height of the picture that sharpness is measured in, so that it is comparable across resolutions."""
 BLACK_LUMA, WHITE_LUMA = 12.0, 243.0
 STILL_CHANGE = 0.4
-"""Mean change of luma (0..255) within half a second below which nothing moved. An encoder's own flicker makes up to 0.3, the
-stillest pond more than 2."""
+"""Mean change of luma (0..255) in half a second below which a picture is still. The noise of an encoder reaches 0.3, the most still
+pond more than 2."""
 NUM_HASHES = 8
 
 Means = npt.NDArray[np.uint8]
@@ -36,16 +36,18 @@ Means = npt.NDArray[np.uint8]
 
 
 class PictureSettings(Settings):
-    """What is looked at more closely than in every frame."""
+    """Measures that are taken from some frames only."""
 
     sample_seconds: float = Field(0.5, gt=0)
-    """How often sharpness, bars and the perceptual hash are taken."""
+    """Time between frames that sharpness, bars and the perceptual hash are taken from."""
     bar_luma: float = Field(10.0, ge=0, le=255)
     """A row or column is part of a black bar when its mean luma (0..255) never rises above this."""
 
 
 @dataclass(slots=True)
-class _Sample:
+class _SampledFrame:
+    """A frame that the slow measures were taken from."""
+
     seconds: float
     sharpness: float
     picture_hash: str
@@ -59,7 +61,8 @@ def _numbers() -> array[float]:
 
 @dataclass(slots=True)
 class _Series:
-    """One number per frame. A slice of an array is read by numpy as it is: a clip of a long video costs what one of a short video does."""
+    """One number per frame. numpy reads a slice of an ``array`` without a copy of the rest, so the time for a clip does not depend on the
+    length of the video."""
 
     seconds: array[float] = field(default_factory=_numbers)
     luma_mean: array[float] = field(default_factory=_numbers)
@@ -73,20 +76,20 @@ class _Series:
 
 
 def analysis_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) in which every frame is looked at."""
+    """(width, height) of the small picture that most measures are taken from."""
     factor = min(LONG_SIDE_PX / max(width, height), 1.0)
     return max(round(width * factor), 8), max(round(height * factor), 8)
 
 
 class PictureTrack:
-    """Collects the numbers of every frame of a video, in the order of time."""
+    """Collects the numbers of every frame of a video, in order of time."""
 
     def __init__(self, displayed_size: tuple[int, int], settings: PictureSettings) -> None:
-        """``displayed_size`` is (width, height) as displayed; bars are told in its pixels."""
+        """``displayed_size``: (width, height) as displayed. Bars are measured in its pixels."""
         self.displayed_size, self.size = displayed_size, analysis_size(*displayed_size)
         self._settings = settings
         self._series = _Series()
-        self._samples: list[_Sample] = []
+        self._samples: list[_SampledFrame] = []
         self._recent: collections.deque[tuple[float, Luma]] = collections.deque()
 
     @property
@@ -94,7 +97,7 @@ class PictureTrack:
         return self._series.seconds
 
     def feed(self, picture: Picture, small: Luma) -> None:
-        """``small`` is the picture's luma at ``size``, 0..255."""
+        """Takes the numbers of one frame. ``small``: its luma at ``size``, 0..255."""
         now = picture.seconds
         mean, deviation = cv2.meanStdDev(small)
         series = self._series
@@ -107,7 +110,7 @@ class PictureTrack:
         while len(self._recent) > 1 and self._recent[1][0] <= now - STILL_SECONDS:
             self._recent.popleft()
         if not self._samples or now - self._samples[-1].seconds >= self._settings.sample_seconds - 0.001:
-            self._samples.append(self._look_closely(picture, small))
+            self._samples.append(self._slow_measures(picture, small))
 
     def _change_since(self, then: float, small: Luma) -> float:
         """Mean absolute change of luma since the last frame at or before ``then``; nan when there is none."""
@@ -116,13 +119,13 @@ class PictureTrack:
             return float("nan")
         return float(cv2.norm(small, earlier, cv2.NORM_L1)) / small.size
 
-    def _look_closely(self, picture: Picture, small: Luma) -> _Sample:
+    def _slow_measures(self, picture: Picture, small: Luma) -> _SampledFrame:
         luma = picture.luma()
         height, width = luma.shape
         lines = min(SHARPNESS_LINES, height)
         scaled = cv2.resize(luma, (max(round(width * lines / height), 8), lines), interpolation=cv2.INTER_AREA)
         stretch, zero = (1.0, 0.0) if picture.full_range else (255 / 219, 16.0)
-        return _Sample(
+        return _SampledFrame(
             picture.seconds,
             _sharpness(np.asarray(scaled, np.uint8)),
             picture_hash([small]),
@@ -131,7 +134,7 @@ class PictureTrack:
         )
 
     def measures(self, start: float, end: float) -> PictureMeasures | None:
-        """The measures of the clip ``[start, end)`` in the file's seconds. None: no frame lies in it."""
+        """The measures of the clip ``[start, end)`` in seconds of the file. None: it has no frame."""
         frames = self._series.frames(start - 0.0005, end - 0.0005)
         if frames.start >= frames.stop:
             return None
@@ -156,8 +159,8 @@ class PictureTrack:
             picture_hash="".join(samples[i].picture_hash for i in evenly),
         )
 
-    def _samples_of(self, start: float, end: float) -> list[_Sample]:
-        """The samples in ``[start, end)``; the nearest one where there is none."""
+    def _samples_of(self, start: float, end: float) -> list[_SampledFrame]:
+        """The sampled frames in ``[start, end)``. If there is none, the nearest one."""
         first, last = (
             bisect.bisect_left(self._samples, seconds, key=lambda sample: sample.seconds)
             for seconds in (start - 0.0005, end)
@@ -168,17 +171,17 @@ class PictureTrack:
     def rhythm(self, start: float, end: float) -> tuple[Series, Series]:
         """Brightness (mean luma) and motion (mean change of luma in 0.2 s), both 0..255, on the grid of :mod:`pipeline.measure.rhythm`.
 
-        Motion that looks back over the clip's start is left out.
+        Motion of the first 0.2 s is left out, as it compares with frames before the clip.
         """
         frames = self._series.frames(start - 0.0005, end - 0.0005)
-        inside = np.asarray(self._series.seconds[frames])
+        seconds = np.asarray(self._series.seconds[frames])
         motion = np.asarray(self._series.motion[frames])
-        motion[inside < start + MOTION_SECONDS - 0.002] = np.nan
+        motion[seconds < start + MOTION_SECONDS - 0.002] = np.nan
         luma = np.asarray(self._series.luma_mean[frames])
-        return on_grid(inside, luma, start, end), on_grid(inside, motion, start, end)
+        return on_grid(seconds, luma, start, end), on_grid(seconds, motion, start, end)
 
-    def _as_displayed(self, bars: Bars, sample: _Sample) -> Bars:
-        """Stored pixels may not be square."""
+    def _as_displayed(self, bars: Bars, sample: _SampledFrame) -> Bars:
+        """Bars in stored pixels, converted to displayed pixels: stored ones may not be square."""
         across = self.displayed_size[0] / sample.column_means.size
         down = self.displayed_size[1] / sample.row_means.size
         return Bars(
@@ -186,11 +189,12 @@ class PictureTrack:
         )
 
     def _within(self, series: array[float], start: float, end: float) -> npt.NDArray[np.float64]:
+        """The values of the series in ``[start, end)`` that are not nan."""
         values = np.asarray(series[self._series.frames(start - 0.002, end - 0.0005)])
         return np.asarray(values[~np.isnan(values)])
 
     def _still_share(self, start: float, end: float) -> float:
-        """Share of frames that equal the one half a second before. A clip too short to tell, or of one frame, is still."""
+        """Share of frames that equal the frame half a second before. A clip that is shorter, or has one frame, is still."""
         change = self._within(self._series.change, start + STILL_SECONDS, end)
         return float((change < STILL_CHANGE).mean()) if change.size else 1.0
 
@@ -201,23 +205,24 @@ def _means(luma: Luma, axis: int, zero: float, stretch: float) -> Means:
 
 
 def _sharpness(luma: Luma) -> float:
-    """Variance of the Laplacian over the variance. The slight blur takes out the steps of 8-bit luma, which look like detail."""
+    """Variance of the Laplacian divided by the variance. The slight blur removes the steps of 8-bit luma, which would count as detail."""
     smooth = cv2.GaussianBlur(luma.astype(np.float32), (0, 0), 1.0)
     variance = max(float(cv2.meanStdDev(luma)[1][0, 0]) ** 2, 1.0)
     return float(cv2.Laplacian(smooth, cv2.CV_32F).var()) / variance
 
 
 def find_bars(row_means: list[Means], column_means: list[Means], bar_luma: float) -> Bars:
-    """Black bars: rows or columns that are black in every sample, on both sides alike, and end in a sharp edge.
+    """Black bars in stored pixels: rows or columns that are black in every sampled frame, equally thick on both sides, with a sharp edge.
 
-    A dark sky or a vignette is no bar: it is on one side only, or fades.
+    A dark sky or a vignette is no bar: it is on one side only, or has no edge.
     """
-    top, bottom = _pair(np.max(row_means, axis=0), bar_luma)
-    left, right = _pair(np.max(column_means, axis=0), bar_luma)
+    top, bottom = _bars_at_both_ends(np.max(row_means, axis=0), bar_luma)
+    left, right = _bars_at_both_ends(np.max(column_means, axis=0), bar_luma)
     return Bars(left=left, top=top, right=right, bottom=bottom)
 
 
-def _pair(brightest: Means, bar_luma: float) -> tuple[int, int]:
+def _bars_at_both_ends(brightest: Means, bar_luma: float) -> tuple[int, int]:
+    """Thickness of the bars at the beginning and the end. ``brightest``: highest mean luma of each row or column."""
     lit = np.flatnonzero(brightest > bar_luma)
     if lit.size == 0:
         return 0, 0
@@ -238,5 +243,5 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 def _rounded(value: float | np.floating[np.typing.NBitBase]) -> float:
-    """Four decimals are far below what any of these numbers means, and print alike everywhere."""
+    """Rounds to four decimals, which is far more precise than the measures."""
     return round(float(value), 4)

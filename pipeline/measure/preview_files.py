@@ -1,10 +1,10 @@
-"""Where previews lie in the state, and how much room they may take.
+"""The files of previews in ``state``, and their budget of disk space.
 
-    previews/ab/<key>.frames.npz, <key>.flac     of one measured video: see :mod:`pipeline.measure.previews`
-    previews/in-use/<process>/<key>              while a source is on its way; a new build clears what a killed one left
-    previews/lock                                held for moments, where the state is on this machine
+    previews/ab/<key>.frames.npz, <key>.flac     previews of one measured video: see :mod:`pipeline.measure.previews`
+    previews/in-use/<process>/<key>              a mark while a source is processed; a new build removes those of killed processes
+    previews/lock                                held for short times, if the state is on this machine
 
-Without a limit nothing is ever deleted, and none of the marks are made.
+Without a limit no preview is ever deleted, and no marks are made.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ IN_USE = f"{NAME}/in-use"
 SUFFIXES = (".frames.npz", ".flac")
 GONE, DAMAGED = "previews_gone", "previews_damaged"
 ROOM_LEFT = 0.1
-"""Share of the budget that is free after a clearing, so that not every source looks through the whole folder."""
+"""Share of the budget that is free after deleting, so that the folder is not listed again for every source."""
 
 
 class PreviewFiles:
     """The previews of a build. Safe for threads, and for several processes on one state.
 
-    ``budget_bytes``: above it, those of sources that finished longest ago are deleted, never those in use. None: no limit.
-    ``keep=False``: those of a source are deleted when it has finished. Where the state is on another machine, "finished" is when
-    they were written, and two processes that clear at the same moment may take a file from a third that is about to use it, which
-    then finds it gone.
+    ``budget_bytes``: above it, previews of the sources that finished longest ago are deleted, never those in use. None: no limit.
+    ``keep=False``: the previews of a source are deleted when it has finished.
+
+    If the state is on another machine, there is no lock: the time of writing counts as the time of finishing, and a process may
+    delete a file that another one is about to use. That one raises PreviewError then.
     """
 
     def __init__(self, state: Folder, budget_bytes: int | None = None, *, keep: bool = True) -> None:
@@ -60,14 +61,14 @@ class PreviewFiles:
 
     @staticmethod
     def clear_marks(state: Folder) -> None:
-        """Forgets what was in use: for the one process that begins a build, before any other is at work."""
+        """Removes all marks. Only for the process that starts a build, before other processes work."""
         state.remove(IN_USE)
 
     def have(self, key: str) -> bool:
         return all(self._state.exists(_name(key, suffix)) for suffix in SUFFIXES)
 
     def add(self, key: str, frames: Path, sound: Path) -> Sums:
-        """Takes the files over; returns the sums by which :meth:`copy_to` knows them again."""
+        """Moves the files into the state; returns their sums, with which :meth:`copy_to` checks them."""
         num_bytes = frames.stat().st_size + sound.stat().st_size
         sums = {suffix: sha256_of(path) for path, suffix in zip((frames, sound), SUFFIXES, strict=True)}
         self._state.move_in({_name(key, suffix): path for path, suffix in zip((frames, sound), SUFFIXES, strict=True)})
@@ -77,10 +78,10 @@ class PreviewFiles:
         return sums
 
     def copy_to(self, key: str, folder: Path, sums: Sums | None) -> tuple[Path, Path]:
-        """Frames and sound as files in ``folder``.
+        """Copies frames and sound into ``folder``; returns their paths.
 
-        Raises PreviewError ``previews_gone``, or ``previews_damaged`` where a file's sum is not the one in ``sums``
-        (None: nobody knows).
+        Raises PreviewError ``previews_gone`` if they were deleted, or ``previews_damaged`` if a file's sum is not that in ``sums``
+        (None: not known).
         """
         frames, sound = folder / "previews.npz", folder / "previews.flac"
         for path, suffix in zip((frames, sound), SUFFIXES, strict=True):
@@ -88,7 +89,7 @@ class PreviewFiles:
                 content = self._state.read_bytes(_name(key, suffix))
             except FileNotFoundError as error:
                 raise PreviewError(
-                    GONE, f"{self._state}/{_name(key, suffix)} was deleted while it was wanted"
+                    GONE, f"{self._state}/{_name(key, suffix)} was deleted while its source was processed"
                 ) from error
             if sums is not None and hashlib.sha256(content).hexdigest() != sums[suffix]:
                 raise PreviewError(DAMAGED, f"{self._state}/{_name(key, suffix)} is not what was written")
@@ -97,7 +98,7 @@ class PreviewFiles:
 
     @contextlib.contextmanager
     def in_use(self, key: str) -> Iterator[None]:
-        """Nobody deletes the previews of ``key`` meanwhile. Its source has finished when the block ends without an error."""
+        """Keeps the previews of ``key`` from being deleted. If the block ends without an error, its source counts as finished."""
         if not self._limited:
             yield
             return

@@ -1,4 +1,4 @@
-"""Small frames and the sound of a measured video, kept so that an encoder can look and listen without another decode.
+"""Previews: small frames and the sound of a measured video, stored so that encoders need no other decode.
 
 ``<stem>.frames.npz``: JPEG frames and their times. ``<stem>.flac``: the sound, mono, 44.1 kHz, from the file's time 0 on.
 """
@@ -28,16 +28,16 @@ JPEG_QUALITY = 92
 
 
 class PreviewSettings(Settings):
-    """Size and number of the frames that are kept for the picture encoder and the report."""
+    """Size and number of the frames that are stored for the picture encoder and the report."""
 
     every_seconds: float = Field(1.0, gt=0)
-    """Time from one kept frame to the next."""
+    """Time from one stored frame to the next."""
     short_side_px: int = Field(256, ge=32)
-    """Length of a kept frame's shorter side: at least what the picture encoder takes in."""
+    """Length of a stored frame's shorter side: at least the input size of the picture encoder."""
 
 
 class FrameRoll:
-    """Collects frames as they are decoded."""
+    """Collects frames as JPEG while a video is decoded."""
 
     def __init__(self, settings: PreviewSettings) -> None:
         self._settings = settings
@@ -71,20 +71,20 @@ class FrameRoll:
 def save_sound(track: SoundTrack, path: Path) -> None:
     """Writes the whole track as mono FLAC, a block at a time. Raises OSError, as on a full disk."""
     with path.open("wb+", buffering=0) as opened:
-        told = _Told(opened)
-        with soundfile.SoundFile(told, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="FLAC") as file:
+        target = _ErrorKeepingFile(opened)
+        with soundfile.SoundFile(target, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="FLAC") as file:
             for start in range(0, -(-track.num_samples // SAMPLE_RATE_HZ), BLOCK_SECONDS):
                 stop = min(start + BLOCK_SECONDS, track.end_seconds)
                 file.write(to_mono(track.between(start, stop)))
-        if told.error is not None:
-            raise told.error
+        if target.error is not None:
+            raise target.error
 
 
-class _Told:
-    """A file that remembers why a write failed, and goes on: libsndfile would say of every reason that it was a system error."""
+class _ErrorKeepingFile:
+    """A file whose writes never raise: the first error is kept in ``error``. libsndfile would replace it by "system error"."""
 
     def __init__(self, file: io.RawIOBase) -> None:
-        """``file`` has no buffer, or errors would come from elsewhere."""
+        """``file`` must be unbuffered: with a buffer the error would be raised elsewhere."""
         self._file = file
         self.error: OSError | None = None
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
@@ -102,20 +102,20 @@ class _Told:
 def read_frames(file: IO[bytes], spans: Sequence[tuple[float, float]], num_frames: int) -> list[npt.NDArray[np.uint8]]:
     """For each span in seconds, up to ``num_frames`` frames spread evenly over it: (T, H, W, 3) uint8 RGB.
 
-    A span between two kept frames gets the nearest one. Raises PreviewError where the file is damaged.
+    A span without a stored frame gets the nearest one. Raises PreviewError if the file is damaged.
     """
-    with _telling("frames"), np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+    with _errors_as_damage("frames"), np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
         seconds, ends, jpegs = arrays["seconds"], arrays["ends"], arrays["jpegs"]
     chosen: list[npt.NDArray[np.uint8]] = []
     for start, end in spans:
         inside = np.flatnonzero((seconds >= start - 0.001) & (seconds < end))
         if inside.size == 0:
             inside = np.asarray([np.abs(seconds - start).argmin()])
-        picked = inside[np.linspace(0, inside.size - 1, min(num_frames, inside.size)).round().astype(int)]
+        evenly = inside[np.linspace(0, inside.size - 1, min(num_frames, inside.size)).round().astype(int)]
         frames = []
-        for index in picked:
+        for index in evenly:
             begin = int(ends[index - 1]) if index else 0
-            with _telling("frames"):
+            with _errors_as_damage("frames"):
                 frame = cv2.imdecode(jpegs[begin : int(ends[index])], cv2.IMREAD_COLOR)
                 if frame is None:
                     raise ValueError(f"frame {index} is no JPEG")
@@ -125,25 +125,26 @@ def read_frames(file: IO[bytes], spans: Sequence[tuple[float, float]], num_frame
 
 
 def read_sounds(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.float32]]:
-    """For each span in seconds its sound, mono float32 at 44.1 kHz; silence where the track has ended.
+    """For each span in seconds its sound, mono float32 at 44.1 kHz, -1..1; silence after the end of the track.
 
-    Raises PreviewError where the file is damaged.
+    Raises PreviewError if the file is damaged.
     """
-    with _telling("sound"), soundfile.SoundFile(file) as sound:
+    with _errors_as_damage("sound"), soundfile.SoundFile(file) as sound:
         sounds = []
         for start, end in spans:
             first, last = round(start * SAMPLE_RATE_HZ), round(end * SAMPLE_RATE_HZ)
-            wanted = np.zeros(last - first, np.float32)
+            mono = np.zeros(last - first, np.float32)
             if first < sound.frames:
                 sound.seek(first)
-                found = sound.read(last - first, dtype="float32")
-                wanted[: len(found)] = found
-            sounds.append(wanted)
+                samples = sound.read(last - first, dtype="float32")
+                mono[: len(samples)] = samples
+            sounds.append(mono)
     return sounds
 
 
 @contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
+def _errors_as_damage(what: str) -> Iterator[None]:
+    """Raises errors of the block as a PreviewError. ``what``: the part of the previews that is read."""
     try:
         yield
     except (

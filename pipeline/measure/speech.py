@@ -1,6 +1,6 @@
-"""Hears voices: silero-vad's network, run by onnxruntime.
+"""Detects speech with the network of silero-vad, run by onnxruntime.
 
-Its wheel carries the weights. The package itself is not imported, because it would pull torch into every worker.
+The weights are in the wheel of silero-vad. The package itself is not imported, because it would load torch in every worker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-# onnxruntime tells its maker of every session, and keeps a number for the machine; it looks here when it is imported
+# must be set before onnxruntime is imported: it reports every session to its maker, with an id of the machine
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
@@ -22,7 +22,7 @@ import onnxruntime
 SAMPLE_RATE_HZ = 16_000
 FRAME_SAMPLES = 512
 CONTEXT_SAMPLES = 64
-"""Every frame of 32 ms is shown together with the 4 ms before it (silero-vad 5 and later)."""
+"""The network takes every frame of 32 ms together with the 4 ms before it (silero-vad 5 and later)."""
 
 
 class VoiceDetector:
@@ -38,7 +38,7 @@ class VoiceDetector:
         self._session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
 
     def probabilities(self, mono: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Probability of speech in each frame of 32 ms. ``mono`` is (num_samples,) at 16 kHz, -1..1."""
+        """Probability of speech in each frame of 32 ms, shape (frames,). ``mono``: (num_samples,) at 16 kHz, -1..1."""
         num_frames = -(-mono.size // FRAME_SAMPLES)
         padded = np.zeros(CONTEXT_SAMPLES + num_frames * FRAME_SAMPLES, np.float32)
         padded[CONTEXT_SAMPLES : CONTEXT_SAMPLES + mono.size] = mono

@@ -1,4 +1,4 @@
-"""One decode of a video: its cuts, its clips, the measures of every clip, and small frames and sound for the encoders."""
+"""Measures a video in one decode: its cuts, its clips, the measures of every clip, and the previews for the encoders."""
 
 from __future__ import annotations
 
@@ -38,31 +38,33 @@ from pipeline.schema import PictureMeasures, SoundMeasures, Span, TimeMeasures, 
 from pipeline.settings import Settings
 
 VERSION = 4
-"""Raise it when the numbers change: stored measures are then not used again."""
+"""Raised when the numbers change: stored measures of other versions are not used."""
 UNKNOWN_FPS = 25.0
+"""Frame rate that is assumed if the header gives none."""
 READ_TO_THE_END = {"flv", "asf"}
-"""Formats whose last bytes are media."""
+"""Formats in which media reach to the last byte of a file."""
 UNREAD_BYTES = 64 << 10
+"""Bytes at the end of such a file that may be left unread."""
 
 
 class MeasureSettings(Settings):
-    """What is looked at in the one decode."""
+    """What is measured while a file is decoded."""
 
     picture: PictureSettings = PictureSettings()
-    """How closely the picture is looked at."""
+    """Measures of the picture that are taken from some frames only."""
     previews: PreviewSettings = PreviewSettings()
-    """Which frames are kept for the picture encoder and the report."""
+    """Which frames are stored for the picture encoder and the report."""
     missing_share: float = Field(0.05, ge=0, le=1)
-    """A file that decodes to less than its header promises, by more than this share and more than a second, is truncated."""
+    """A file is truncated if it decodes to less than the length in its header, by more than this share and more than a second."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """Time that measuring may take at the least; 10 times the length that the header promises are allowed as well."""
+    """Smallest time limit for measuring a file. The limit is 10 times the length in its header, if that is more."""
     timeout_max_seconds: float = Field(6 * 3600.0, gt=0)
-    """Time that measuring may take at the most, whatever length the header promises."""
+    """Largest time limit for measuring a file, whatever length its header gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredClip:
-    """A clip's place (in the time of the file) and its measures. ``sound`` and ``in_time`` are None where the file has no sound track."""
+    """A clip's span, in the time of the file, and its measures. ``sound`` and ``in_time`` are None if the file has no sound track."""
 
     scene_index: int
     span: Span
@@ -73,7 +75,7 @@ class MeasuredClip:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredVideo:
-    """What one decode found."""
+    """Result of :func:`measure_video`. ``scenes`` are in the time of the file."""
 
     facts: MediaFacts
     num_frames: int
@@ -120,7 +122,7 @@ class MeasuredVideo:
 
 
 def measure_versions(scenes: SceneSettings) -> dict[str, str]:
-    """What the numbers depend on besides file and settings."""
+    """Versions of everything that the measures depend on besides file and settings."""
     libraries = {
         "opencv": cv2.__version__,
         "scenedetect": scenedetect.__version__,
@@ -143,11 +145,12 @@ def measure_key(
     settings: MeasureSettings,
     versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Names the outcome of :func:`measure_video`: equal keys, equal outcome. ``versions``: a manifest's, for what it measured."""
-    kept = settings.model_dump_json(exclude={"timeout_seconds", "timeout_max_seconds"})
+    """Key of the result of :func:`measure_video`: equal keys, equal results. ``versions``: those of a manifest, for the key of its
+    measures. None: those of this program."""
+    without_timeouts = settings.model_dump_json(exclude={"timeout_seconds", "timeout_max_seconds"})
     used = {name: (versions or {}).get(name, ours) for name, ours in measure_versions(scenes).items()}
     return stable_hash(
-        content_sha256, section, scenes.model_dump_json(), clips.model_dump_json(), kept, used, length=32
+        content_sha256, section, scenes.model_dump_json(), clips.model_dump_json(), without_timeouts, used, length=32
     )
 
 
@@ -164,8 +167,8 @@ def measure_video(
 ) -> MeasuredVideo:
     """Decodes ``section_ms`` of the file once and measures every clip in it.
 
-    ``frames_out`` and ``sound_out`` get the previews (see :mod:`pipeline.measure.previews`); no sound file where there is no sound track.
-    Raises MediaError: ``no_frames``, ``truncated``, or what opening the file raises.
+    The previews are written to ``frames_out`` and, if the file has a sound track, ``sound_out``: see :mod:`pipeline.measure.previews`.
+    Raises MediaError: ``no_frames``, ``no_such_span``, ``truncated``, ``joined``, or what opening the file raises.
     """
     video = facts.video
     assert video is not None, "a file without a picture is rejected before it is measured"
@@ -194,7 +197,7 @@ def measure_video(
         _check_all_read(path, facts, picture_end - times[0], lost_seconds, end, settings.missing_share, decoding)
         cuts = [cut for cut in detector.cuts() if not (scenes.ignore_flashes and flashes.is_flash(times[cut]))]
         cuts = _with_changes(cuts, decoding.changes_seconds, times)
-        found = scenes_between(cuts, times, picture_end)
+        scene_seconds = scenes_between(cuts, times, picture_end)
         measured = tuple(
             MeasuredClip(
                 index,
@@ -203,7 +206,7 @@ def measure_video(
                 measure_sound(sound, span.start_seconds, span.end_seconds) if facts.sound else None,
                 _in_time(pictures, sound, span) if facts.sound else None,
             )
-            for index, span in split_scenes(found, times, clips)
+            for index, span in split_scenes(scene_seconds, times, clips)
             if (picture := pictures.measures(span.start_seconds, span.end_seconds)) is not None
         )
         roll.save(frames_out)
@@ -215,23 +218,23 @@ def measure_video(
         facts=facts,
         num_frames=len(times),
         decoded_seconds=round(picture_end - times[0], 3),
-        scenes=tuple(span for begin, stop in found if (span := _as_span(begin, stop))),
+        scenes=tuple(span for begin, stop in scene_seconds if (span := _as_span(begin, stop))),
         clips=measured,
     )
 
 
 def _in_time(pictures: PictureTrack, sound: SoundTrack, span: Span) -> TimeMeasures:
-    heard = envelope_db(to_mono(sound.between(span.start_seconds, span.end_seconds)), SAMPLE_RATE_HZ)
+    level_db = envelope_db(to_mono(sound.between(span.start_seconds, span.end_seconds)), SAMPLE_RATE_HZ)
     light, motion = pictures.rhythm(span.start_seconds, span.end_seconds)
-    motion_match, motion_lag = rhythm_match(motion, heard, SMALLEST_MOTION)
-    light_match, light_lag = rhythm_match(light, heard, SMALLEST_LIGHT)
+    motion_match, motion_lag = rhythm_match(motion, level_db, SMALLEST_MOTION)
+    light_match, light_lag = rhythm_match(light, level_db, SMALLEST_LIGHT)
     return TimeMeasures(motion_match, motion_lag, light_match, light_lag)
 
 
 def _with_changes(cuts: Sequence[int], changes_seconds: Sequence[float], times: Sequence[float]) -> list[int]:
-    """The cuts, and the first frame after each change of form: ffmpeg begins anew there, so that no clip may go across."""
-    changed = {bisect.bisect_left(times, seconds) for seconds in changes_seconds}
-    return sorted({*cuts, *(index for index in changed if 0 < index < len(times))})
+    """The cuts and the first frame after each change of size or format: ffmpeg restarts its filters there, so no clip may include one."""
+    changes = {bisect.bisect_left(times, seconds) for seconds in changes_seconds}
+    return sorted({*cuts, *(index for index in changes if 0 < index < len(times))})
 
 
 def _as_span(begin: float, stop: float) -> Span | None:
@@ -247,7 +250,8 @@ def _decode(
     roll: FrameRoll,
     sound: SoundTrack,
 ) -> int:
-    """Returns how many pictures have no place, because their time stamps go back."""
+    """Feeds everything that is decoded to the measures. Returns the number of frames that were left out because their time stamps go
+    back."""
     num_back = 0
     for piece in decoding:
         if not isinstance(piece, Picture):
@@ -272,7 +276,7 @@ def _no_picture(decoding: Decoding, facts: MediaFacts, start: float, end: float 
         wanted = f"{start:g} s to its end" if end is None else f"{start:g} to {end:g} s of it"
         return MediaError(
             "no_such_span",
-            f"the file is {length:.2f} s long, and the row of the list asks for {wanted}: correct its start and end",
+            f"the file is {length:.2f} s long, and the row of the source list asks for {wanted}: correct its start and end",
         )
     errors = f"{decoding.num_errors} errors, {decoding.last_error or 'none named'}"
     return MediaError("no_frames", f"no picture could be decoded ({errors})")
@@ -287,18 +291,18 @@ def _check_complete(
     missing_share: float,
     decoding: Decoding,
 ) -> None:
-    """Raises MediaError ``truncated`` when the picture ends well before the header says that it does."""
-    promised = video.duration_seconds or facts.duration_seconds
-    if promised is None:
+    """Raises MediaError ``truncated`` if the picture ends well before the end that the header gives."""
+    header_end = video.duration_seconds or facts.duration_seconds
+    if header_end is None:
         return
-    # where only the container tells its length, that is the length of its longest track, which may be the sound
+    # a length of the container is that of its longest track, which may be the sound
     decoded_end = picture_end if video.duration_seconds is not None else max(picture_end, sound_end)
-    promised = min(promised, section_end) if section_end is not None else promised
-    missing = promised - decoded_end
-    if missing > max(1.0, missing_share * promised):
+    header_end = min(header_end, section_end) if section_end is not None else header_end
+    if header_end - decoded_end > max(1.0, missing_share * header_end):
         reason = f", last error: {decoding.last_error}" if decoding.last_error else ""
         raise MediaError(
-            "truncated", f"the header promises {promised:.1f} s of picture, only {picture_end:.1f} s decode{reason}"
+            "truncated",
+            f"the header says {header_end:.1f} s of picture, only {picture_end:.1f} s can be decoded{reason}",
         )
 
 
@@ -311,11 +315,11 @@ def _check_all_read(
     missing_share: float,
     decoding: Decoding,
 ) -> None:
-    """Raises MediaError ``joined`` when much of the file has no place in its own time, or is not reached by its demuxer."""
+    """Raises MediaError ``joined`` if much of the file was left out because its time stamps go back, or if its end was not read."""
     if lost_seconds > max(1.0, missing_share * picture_seconds):
         raise MediaError(
             "joined",
-            f"the time stamps go back, and {lost_seconds:.1f} s of picture or sound come at times that are taken, as where files were "
+            f"the time stamps go back, so that {lost_seconds:.1f} s of picture or sound overlap with earlier ones, as if files were "
             "joined byte by byte: split the file, or join its parts with ffmpeg's concat demuxer",
         )
     if section_end is not None:
@@ -325,7 +329,7 @@ def _check_all_read(
     if rest > max(UNREAD_BYTES, missing_share * num_bytes):
         raise MediaError(
             "joined",
-            f"{rest} of {num_bytes} bytes, at the end, cannot be read, as where files were joined byte by byte: split the file, or join "
+            f"{rest} of {num_bytes} bytes, at the end, cannot be read, as if files were joined byte by byte: split the file, or join "
             "its parts with ffmpeg's concat demuxer",
         )
 

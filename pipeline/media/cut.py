@@ -1,4 +1,4 @@
-"""Cuts a kept clip out of its video: one ffmpeg run that writes every rendition and the sound."""
+"""Cuts a kept clip out of its video, in one ffmpeg run that writes every rendition and the sound."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from pipeline.schema import Bars, Span, stable_hash
 from pipeline.settings import Settings
 
 VERSION = 2
-"""Raise it when the bytes of a cut change, or what is recorded of it."""
+"""Raised when the bytes of a cut change, or its record: stored cuts of other versions are not used."""
 SOUND_NAME = "sound.flac"
 EARLY_SECONDS = 0.0005
-"""Spans are whole milliseconds: starting half of one early takes in the frame that the span begins with."""
+"""Spans are in whole milliseconds. Cutting begins half a millisecond early, so that the first frame of the span is included."""
 SEEKS_EXACTLY = ("mov", "matroska")
+"""Containers with an index, in which ffmpeg seeks to the right key frame."""
 MISSING_FRAMES = 2
-"""So many of the frames that were measured may be missing from a cut."""
+"""How many of the measured frames may be missing in a cut."""
 GAP_SECONDS = 0.04
-"""A gap in the sound is filled from this length on, as where it is measured; ffmpeg's own is 0.1."""
+"""Shortest gap in the sound that is filled with silence, the same as in the measures. ffmpeg's default is 0.1."""
 NEAR_SECONDS = 2.0
-"""A clip that begins earlier is read from the file's beginning: an index may leave out the first key frame, where its time is below 0."""
+"""A clip that begins earlier is read from the file's beginning: an index may omit the first key frame if its time is below 0."""
 STRAIGHT_FROM_SECONDS = 10.0
-"""Time 0 of a file with straightened times: what is a little before it has no place below zero."""
+"""Time 0 of the temporary file with straightened times. Packets a little before it must not have times below zero."""
 PREROLL_SECONDS = 6.0
-"""Where a container has no index, decoding begins this much before the clip."""
+"""In containers without an index, decoding begins this long before the clip."""
 
 
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -47,7 +48,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "svt_av1": tuple(map(str, range(14))),
     "nvenc": ("fast", "medium", "slow", "p1", "p2", "p3", "p4", "p5", "p6", "p7"),
 }
-"""The presets that each encoder knows."""
+"""The presets of each encoder."""
 MAX_H264_QUALITY = 51
 
 
@@ -71,23 +72,23 @@ class CutSettings(Settings):
     )
     """The sizes, all written from one decode."""
     codec: Literal["x264", "svt_av1", "nvenc"] = "x264"
-    """Encoder of the picture. nvenc needs a GPU that has one (an A100 or H100 has none) and is not reproducible across drivers."""
+    """Encoder of the picture. nvenc needs a GPU with an encoder (an A100 or H100 has none); its bytes may differ between drivers."""
     preset: str = "fast"
     """Preset of the encoder: a name for x264 (ultrafast..veryslow), a number for svt_av1 (0..13), p1..p7 for nvenc."""
     quality: int = Field(18, ge=0, le=63)
     """Constant quality: CRF of x264 (to 51) and svt_av1 (to 63), CQ of nvenc (to 51). Lower is better and larger."""
     gop_seconds: float = Field(0.5, gt=0)
-    """Time from one key frame to the next. Every group of pictures is closed: a reader can begin at any key frame."""
+    """Time from one key frame to the next. Every group of pictures is closed, so a reader can begin at any key frame."""
     encoder_threads: int = Field(1, ge=1)
-    """Threads of each encoder. Part of the outcome's identity: x264 writes other bytes with another number."""
+    """Threads of each encoder. It is part of the key of a cut: x264 writes other bytes with another number."""
     crop_bars: bool = True
-    """Whether black bars are cut off."""
+    """Whether black bars are cropped."""
     sample_rate_hz: int = Field(44_100, gt=0)
     """Sample rate of the sound."""
     aac_bits_per_second: int = Field(160_000, gt=0)
-    """Bit rate of the sound inside the mp4. The FLAC beside it has no loss."""
+    """Bit rate of the sound inside the mp4. The FLAC beside it is lossless."""
     timeout_seconds: float = Field(600.0, gt=0)
-    """Time that one clip may take."""
+    """Time limit for cutting one clip."""
 
     @field_validator("preset", mode="before")
     @classmethod
@@ -103,15 +104,15 @@ class CutSettings(Settings):
 
     @model_validator(mode="after")
     def _fit_the_codec(self) -> Self:
-        """All clips would fail, after they were fetched and measured."""
+        """Refused here, because all clips would fail later, after they were fetched and measured."""
         if self.preset not in PRESETS[self.codec]:
             known = PRESETS[self.codec]
-            shown = (
+            valid = (
                 f"a number from {known[0]} to {known[-1]}" if self.codec == "svt_av1" else f"one of {', '.join(known)}"
             )
-            raise ValueError(f"preset = {self.preset!r}: {self.codec} takes {shown}")
+            raise ValueError(f"preset = {self.preset!r}: {self.codec} takes {valid}")
         if self.codec != "svt_av1" and self.quality > MAX_H264_QUALITY:
-            raise ValueError(f"quality = {self.quality}: {self.codec} takes {MAX_H264_QUALITY} at the most")
+            raise ValueError(f"quality = {self.quality}: {self.codec} takes at most {MAX_H264_QUALITY}")
         return self
 
 
@@ -129,7 +130,7 @@ class CutRendition:
 
 @dataclass(frozen=True, slots=True)
 class CutClip:
-    """What :func:`cut_clip` wrote, beside the files themselves, which this tells apart from damaged ones."""
+    """Result of :func:`cut_clip`, with sizes and sums by which damaged files are recognised."""
 
     renditions: tuple[CutRendition, ...]
     num_samples: int
@@ -155,15 +156,14 @@ class CutClip:
 
 
 def cut_key(content_sha256: str, span: Span, bars: Bars, settings: CutSettings) -> str:
-    """Names the outcome of :func:`cut_clip`: equal keys, equal bytes. ``span`` is in the time of the file."""
-    kept = settings.model_dump_json(exclude={"timeout_seconds"})
-    return stable_hash(
-        content_sha256, span, bars if settings.crop_bars else "", kept, VERSION, versions()["ffmpeg"], length=32
-    )
+    """Key of the result of :func:`cut_clip`: equal keys, equal bytes. ``span`` is in the time of the file."""
+    without_timeout = settings.model_dump_json(exclude={"timeout_seconds"})
+    cropped = bars if settings.crop_bars else ""
+    return stable_hash(content_sha256, span, cropped, without_timeout, VERSION, versions()["ffmpeg"], length=32)
 
 
 def picture_size(video: VideoFacts, bars: Bars, rendition: RenditionSettings) -> tuple[int, int]:
-    """(width, height) of a rendition: even numbers, the shape of what is left between the bars."""
+    """(width, height) of a rendition in pixels: even numbers, with the aspect of the picture between the bars."""
     width, height = video.width - bars.left - bars.right, video.height - bars.top - bars.bottom
     wanted = rendition.short_side_px
     if not rendition.upscale:
@@ -183,10 +183,11 @@ def cut_clip(
     memory_bytes: int | None = None,
     num_frames: int | None = None,
 ) -> CutClip:
-    """Writes ``<rendition>.mp4`` for every rendition and ``sound.flac`` into ``folder``; ``span`` is in the time of the file.
+    """Writes ``<rendition>.mp4`` for every rendition and ``sound.flac`` into ``folder``. ``span`` is in the time of the file.
 
-    The first frame is the one at the span's start, the first sample likewise; the FLAC has exactly the span's length.
-    ``num_frames``: how many were measured in the span. None: not known, they should fill it.
+    The first frame and the first sample are those at the span's start; the FLAC has exactly the span's length.
+    ``num_frames``: number of frames that were measured in the span. None: not known; then the length is checked instead.
+    ``memory_bytes``: memory limit of ffmpeg. None: none.
     Raises MediaError ``ffmpeg_failed`` or ``cut_short``, WorkerError, or StoppedError once ``stop`` is set.
     """
     video, sound = facts.video, facts.sound
@@ -200,7 +201,7 @@ def cut_clip(
         pictures, heard = _of_span(picture, sounding, origin + span.start_seconds, origin + span.end_seconds)
         even = _even(heard, num_samples, settings.sample_rate_hz, num_channels)
         outputs = _outputs(_prepared(pictures, video, bars), even, video, settings, sizes, folder)
-        # -copyts: the file's own times, which the span is told in
+        # -copyts keeps the time stamps of the file, which the filters of the span use
         run_ffmpeg(ffmpeg.merge_outputs(*outputs).global_args("-copyts"), **limits)
     return _checked(folder, span, settings, sizes, num_samples, num_channels, num_frames)
 
@@ -248,7 +249,7 @@ BIT_EXACT: dict[str, Any] = {
 def _tracks(
     path: Path, facts: MediaFacts, span: Span, folder: Path, limits: Mapping[str, Any]
 ) -> Iterator[tuple[Any, Any, float]]:
-    """The tracks of picture and sound, from some place before the span on, and their time stamp at the file's time 0."""
+    """The tracks of picture and sound as ffmpeg inputs that begin before the span, and their time stamp at time 0 of the file."""
     assert facts.video is not None and facts.sound is not None
     if facts.part_shifts:
         straight = folder / "straight.nut"
@@ -272,12 +273,12 @@ def _tracks(
 
 
 def _of_span(picture: Any, sound: Any, begin: float, end: float) -> tuple[Any, Any]:
-    """Picture and sound of ``[begin, end)``. Time 0 is ``begin``, whatever the first frame and sample are."""
+    """Picture and sound of ``[begin, end)``. ``begin`` becomes time 0, also if the first frame or sample is later."""
     pictures = (
         picture.filter("trim", start=f"{begin - EARLY_SECONDS:.6f}", end=f"{end - EARLY_SECONDS:.6f}")
         .filter(
             "select", "isnan(prev_selected_pts)+gt(pts,prev_selected_pts)"
-        )  # as they were measured: none that goes back
+        )  # as in the measures: frames whose times go back are left out
         .filter("setpts", f"if(lt(abs(STARTT-{begin:.6f}),{2 * EARLY_SECONDS}),PTS-STARTPTS,round(PTS-{begin:.6f}/TB))")
     )
     heard = sound.filter("atrim", start=f"{begin:.6f}", end=f"{end:.6f}").filter(
@@ -303,9 +304,9 @@ def _is_stretched(video: VideoFacts) -> bool:
 
 
 def _even(heard: Any, num_samples: int, sample_rate_hz: int, num_channels: int) -> Any:
-    """Sound without gaps, exactly ``num_samples`` long: what is missing at either end is silence.
+    """Sound without gaps, exactly ``num_samples`` long. Missing sound at the beginning and the end is silence.
 
-    It comes in even blocks, because FLAC's encoder takes its block size from the first one, whatever is left of that packet.
+    It is divided into blocks of equal size, because the FLAC encoder takes its block size from the first block.
     """
     layout = "mono" if num_channels == 1 else "stereo"
     return (
@@ -367,20 +368,21 @@ def _checked(
             of = f" of {num_measured}" if num_measured is not None else ""
             raise MediaError(
                 "cut_short",
-                f"{num_frames}{of} frames, {seconds:.2f} s came out of a clip of {span.duration_seconds:.2f} s",
+                f"the cut has {num_frames}{of} frames, {seconds:.2f} s of {span.duration_seconds:.2f} s",
             )
         sizes_of = (width, height, num_frames, path.stat().st_size)
         renditions.append(CutRendition(rendition.name, *sizes_of, sha256_of(path)))
     flac = folder / SOUND_NAME
     with soundfile.SoundFile(flac) as sound:
         if sound.frames != num_samples:
-            raise MediaError("cut_short", f"{sound.frames} samples of {num_samples} came out as the clip's sound")
+            raise MediaError("cut_short", f"the sound of the cut has {sound.frames} of {num_samples} samples")
     flac_bytes, flac_sha256 = flac.stat().st_size, sha256_of(flac)
     return CutClip(tuple(renditions), num_samples, settings.sample_rate_hz, num_channels, flac_bytes, flac_sha256)
 
 
 def _is_short(num_frames: int, seconds: float, span: Span, num_measured: int | None) -> bool:
-    """How long a last frame lasts is not told alike by all containers: where the frames are counted, that is no matter."""
+    """Whether frames are missing. Without a number of frames the length is compared, for which the duration of the last frame, which
+    containers give differently, needs a tolerance."""
     if num_measured is not None:
         return num_frames < max(num_measured - MISSING_FRAMES, 1)
     return num_frames == 0 or span.duration_seconds - seconds > max(2 * seconds / num_frames, 0.25)

@@ -1,4 +1,4 @@
-"""One pass through a file: pictures and sound as they come, on one clock, from the file's time 0 on."""
+"""Decodes a file in one pass: pictures and sound in the order of the file, in seconds from the file's time 0."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from pipeline.media.tracks import picture_track, sound_track
 Luma = npt.NDArray[np.uint8]
 
 NO_PICTURE_TIMES = {"avi"}
-"""Containers that store only when a picture is decoded. With B-frames libavformat's guess is out of order; ffmpeg goes by decoding time.
-The last pictures, which come when no packet is left, have none: each follows the one before."""
+"""Containers that store decoding times only. With B-frames the presentation times that libavformat guesses are out of order; like
+ffmpeg, we use the decoding times. The last pictures, which are decoded after the last packet, have none: each follows the one before."""
 
 MAX_SECONDS = 24 * 3600.0
-"""Time stamps beyond this are no video's: what is made of them (gaps, windows) would have no end."""
+"""Largest time stamp. A larger one is damaged, and would make gaps and windows without end."""
 
 PLANAR_8_BIT = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv411p", "yuv410p"}
 
 
 class Picture:
-    """One decoded frame. Its planes are views into the decoder's memory: use them before the next frame is asked for."""
+    """One decoded frame. Its planes are views into the decoder's memory, valid until the next frame is decoded."""
 
     __slots__ = ("_frame", "_transfer", "_whole", "seconds")
 
@@ -60,13 +60,13 @@ class Picture:
         return self._frame.format.name.startswith("yuvj") or int(self._frame.color_range) == 2
 
     def luma(self) -> Luma:
-        """Luma as displayed, (H, W), in the range that the file uses."""
+        """Luma as displayed, (H, W), uint8, in the range of the file: 0..255, or 16..235 unless ``full_range``."""
         return self._plane(0)
 
     def small_luma(self, size: tuple[int, int]) -> Luma:
-        """Luma at ``size`` (width, height), stretched to 0..255; that of HDR as a screen shows it.
+        """Luma at ``size`` (width, height), stretched to 0..255. HDR is tone-mapped.
 
-        Bilinear from the nearest four pixels: at these factors a true average would cost more than the decode.
+        Scaling is bilinear, from the nearest four pixels: an average over all pixels would take longer than decoding.
         """
         return self._stretched(cv2.resize(self._plane(0), size, interpolation=cv2.INTER_LINEAR))
 
@@ -78,14 +78,14 @@ class Picture:
         return np.asarray(luma, np.uint8)
 
     def small_bgr(self, size: tuple[int, int], luma: Luma) -> npt.NDArray[np.uint8]:
-        """The picture at ``size`` (width, height) in BGR; ``luma`` is what :meth:`small_luma` gave for the same size."""
+        """The picture at ``size`` (width, height) in BGR. ``luma``: result of :meth:`small_luma` for the same size."""
         chroma = [cv2.resize(self._plane(i), size, interpolation=cv2.INTER_LINEAR) for i in (1, 2)]
         if not self.full_range:
             chroma = [cv2.convertScaleAbs(plane, alpha=255 / 224, beta=128 * (1 - 255 / 224)) for plane in chroma]
         return np.asarray(cv2.cvtColor(cv2.merge([luma, chroma[1], chroma[0]]), cv2.COLOR_YCrCb2BGR), np.uint8)
 
     def rgb(self, short_side: int) -> npt.NDArray[np.uint8]:
-        """The picture in RGB (H, W, 3), scaled by area so that its shorter side is ``short_side`` pixels; HDR as a screen shows it."""
+        """The picture in RGB (H, W, 3), uint8, scaled by area so that its shorter side has ``short_side`` pixels. HDR is tone-mapped."""
         is_hdr = self._transfer in (PQ, HLG)
         frame = self._whole if is_hdr else self._frame
         factor = short_side / min(frame.width, frame.height)
@@ -99,17 +99,17 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class SoundBlock:
-    """A run of samples, int16, (num_samples, num_channels), beginning at ``seconds``."""
+    """Consecutive samples, int16, (num_samples, num_channels), that begin at ``seconds``."""
 
     seconds: float
     samples: npt.NDArray[np.int16]
 
 
 class Decoding:
-    """One pass through a file, from ``start_seconds`` up to ``end_seconds``: iterate to get pictures and sound as they come.
+    """One pass through a file, from ``start_seconds`` to ``end_seconds``. Iterating gives pictures and sound in the order of the file.
 
-    After the last one, ``num_errors`` counts the packets that could not be decoded. Raises MediaError, also ``bad_times``.
-    Sound comes at ``sample_rate_hz`` in one or two channels (more are mixed down). ``part_shifts``: see :class:`MediaFacts`.
+    Sound has ``sample_rate_hz`` and one or two channels (more are mixed down). ``part_shifts``: see :class:`MediaFacts`.
+    ``num_errors`` counts the packets that could not be decoded. Raises MediaError, among others ``bad_times``.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class Decoding:
         self.num_errors = 0
         self.last_error = ""
         self.picture_seconds: float | None = None
-        """The latest time of a picture so far, in the section or not."""
+        """Largest time of a picture so far, also outside of the section."""
         self.changes_seconds: list[float] = []
-        """When the picture's size or format, or the sound's rate or channels, became another."""
+        """Times at which the picture's size or format, or the sound's rate or channels, changed."""
         self._form: tuple[Any, ...] | None = None
         self._next_stamp: int | None = None
         self.end_byte = 0
-        """Where in the file the last packet so far ends."""
+        """Byte of the file at which the last packet so far ends."""
 
     def __iter__(self) -> Iterator[Picture | SoundBlock]:
         with opened(self.path) as container:
@@ -154,7 +154,7 @@ class Decoding:
         if video is not None:
             video.codec_context.thread_count = self.num_threads
             video.codec_context.thread_type = "FRAME" if self.num_threads > 1 else "SLICE"
-        if self.start_seconds > 0 and not self.part_shifts:  # times that begin again are no way to a place
+        if self.start_seconds > 0 and not self.part_shifts:  # with times that restart, seeking finds the wrong place
             container.seek(int((self.start_seconds + origin) * av.time_base), backward=True)
         resampler = None
         if sound is not None:
@@ -187,7 +187,7 @@ class Decoding:
         except av.error.FFmpegError as error:
             self._note(error)
         except IndexError as error:
-            # PyAV, at the very end of a file in which a track turns up that its header does not name
+            # raised by PyAV at the end of a file with a track that its header does not list
             self._note(error)
 
     def _sound(self, clock: _SoundClock, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:
@@ -195,7 +195,7 @@ class Decoding:
             yield from clock.feed(frame)
             if clock.changed_seconds is not None:
                 self.changes_seconds.append(clock.changed_seconds)
-        except (av.error.FFmpegError, ValueError) as error:  # a layout or rate that cannot be
+        except (av.error.FFmpegError, ValueError) as error:  # an invalid layout or rate
             self._note(error)
 
     def _frames(self, packet: av.Packet[Any]) -> Sequence[Any]:
@@ -235,12 +235,12 @@ class Decoding:
 
 def _checked(seconds: Fraction) -> float:
     if abs(seconds) > MAX_SECONDS:
-        raise MediaError("bad_times", f"a time stamp lies {float(seconds):.3g} s from the beginning")
+        raise MediaError("bad_times", f"a time stamp is {float(seconds):.3g} s from the beginning")
     return float(seconds)
 
 
 class _SoundClock:
-    """Resamples sound and keeps it on the clock: a gap or an overlap in the time stamps restarts the run of samples."""
+    """Resamples sound and gives each block its time. At a gap or an overlap of the time stamps the resampler starts again."""
 
     TOLERANCE_SECONDS = 0.04
 
@@ -251,7 +251,7 @@ class _SoundClock:
         self._given = 0
         self._signature: tuple[Any, ...] = ()
         self.changed_seconds: float | None = None
-        """Time of the frame that was fed last, if it is of another rate or of other channels than the one before."""
+        """Time of the last frame, if its rate or channels differ from those of the frame before; else None."""
         self._resampler: av.AudioResampler | None = None
 
     def feed(self, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:

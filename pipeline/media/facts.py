@@ -1,4 +1,4 @@
-"""What a file's header says of its picture and sound. Plain records: whoever reads them needs no decoder."""
+"""Properties of a file's picture and sound, from its header. Plain dataclasses that need no decoder."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FACTS_VERSION = 3
-"""Raise it when other things are read from a header: stored facts are then not used again."""
+"""Raised when other properties are read from a header: stored facts of other versions are not used."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What the header says of the picture. Width and height are as displayed: turned, and with square pixels."""
+    """Properties of the picture. Width and height are as displayed: rotated, and with square pixels."""
 
     codec: str
     width: int
     height: int
     fps: float | None
-    """Average frame rate. None: the header does not say."""
+    """Average frame rate. None: not in the header."""
     duration_seconds: float | None
     rotation_degrees: int
     sample_aspect: float
-    """Width of a stored pixel over its height; 1.0 is square."""
+    """Width of a stored pixel divided by its height; 1.0 is square."""
     pixel_format: str
     is_hdr: bool
     interlaced: bool
     track: int = 0
-    """Number of the track in the file, from 0, other kinds of tracks counted."""
+    """Index of the track among all tracks of the file, from 0."""
     num_tracks: int = 1
-    """Tracks of moving pictures that the file has."""
+    """Number of tracks of moving pictures."""
     chosen_by: str | None = None
-    """What decided between them (:mod:`pipeline.media.tracks`). None: there was one."""
+    """The rule that chose the track (:mod:`pipeline.media.tracks`). None: there was one track only."""
 
     @property
     def short_side(self) -> int:
@@ -40,7 +40,7 @@ class VideoFacts:
 
 @dataclass(frozen=True, slots=True)
 class SoundFacts:
-    """What the header says of the sound."""
+    """Properties of the sound."""
 
     codec: str
     sample_rate_hz: int
@@ -49,21 +49,21 @@ class SoundFacts:
     track: int = 0
     num_tracks: int = 1
     chosen_by: str | None = None
-    """The track, as in :class:`VideoFacts`."""
+    """``track``, ``num_tracks`` and ``chosen_by`` are as in :class:`VideoFacts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """What the header says of a file. ``video`` or ``sound`` is None where there is no such track."""
+    """Properties of a file. ``video`` or ``sound`` is None if there is no such track."""
 
     container: str
     duration_seconds: float | None
     video: VideoFacts | None
     sound: SoundFacts | None
     start_seconds: float = 0.0
-    """What the file's own time stamps say at its beginning, which is time 0 everywhere else."""
+    """The file's own time stamp at its beginning. All other times count from there."""
     part_shifts: tuple[float, ...] = ()
-    """Where the time stamps begin again: what is added to those of each part, in seconds (:mod:`pipeline.media.parts`)."""
+    """Of a file whose time stamps restart: seconds to add to those of each part (:mod:`pipeline.media.parts`)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,6 +76,6 @@ class MediaFacts:
             values["duration_seconds"],
             VideoFacts(**video) if video else None,
             SoundFacts(**sound) if sound else None,
-            values.get("start_seconds", 0.0),  # records of an older version have none
+            values.get("start_seconds", 0.0),  # not in records of older versions
             tuple(values.get("part_shifts", ())),
         )

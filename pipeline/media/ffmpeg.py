@@ -1,6 +1,6 @@
 """The only file that runs ffmpeg (through ffmpeg-python) or opens a file with PyAV; :mod:`pipeline.media.decoding` reads what it opens.
 
-Every time that leaves this file counts from the start of the file as a player shows it: the container's own start time is taken off.
+Times that its functions return count from the start of the file as a player shows it: the container's start time is subtracted.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from pipeline.runtime.memory import limited_memory
 from pipeline.runtime.stop import Stop
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,wav,mp3,flac,aac,gif,rm,nut,mxf,h264,hevc,ivf,y4m"
-"""Formats that carry their media themselves. Playlists and scripts, which can point at other files, are left out."""
+"""Formats that contain their media. Playlists and scripts, which can refer to other files, are left out."""
 
 INPUT_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 STREAM_OPTIONS = {
     "protocol_whitelist": "http,https,tls,tcp,httpproxy,crypto,data",
     "format_whitelist": f"hls,dash,webvtt,ac3,eac3,{CONTAINERS}",
 }
-"""For what ffmpeg fetches by itself: playlists over http, which can point at other places of the web, never at a file."""
+"""Options for links that ffmpeg fetches itself: playlists over http, which may refer to other links, never to a file."""
 
 MAX_FPS = 500
-"""Headers of uneven frame rates may give the ticks of their clock instead, thousands in a second."""
+"""Largest frame rate that is believed. With a variable rate a header may give the ticks of its clock, thousands per second."""
 MAX_PIXELS = 1 << 27
-"""A picture may be as large as 16K (15360 x 8640)."""
+"""Largest picture: 16K (15360 x 8640)."""
 
 
 ENDED_BY_SIGNAL = {255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
-"""ffmpeg ends with 255 when it is asked to end."""
+"""Return codes of an ffmpeg that was ended by a signal; 255 is its own code for that."""
 SIGNAL_SECONDS = 1.0
-"""Whoever ends ffmpeg by a signal to all processes ends the build as well: how long that may take to be known here."""
+"""Time to wait, after ffmpeg was ended by a signal, for the same signal to stop the build: it may have gone to all processes."""
 
-av.logging.set_level(None)  # what goes wrong is raised; ffmpeg's own lines would garble the progress display
+av.logging.set_level(None)  # errors are raised; ffmpeg's own lines would disturb the progress display
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def ffmpeg_path() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of the programs that decide what the bytes of a cut look like."""
+    """Versions of the programs that determine the bytes of a cut."""
     first_line = subprocess.run(
         [ffmpeg_path(), "-version"], capture_output=True, text=True, check=True
     ).stdout.splitlines()[0]
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def has_encoder(name: str) -> bool:
-    """Whether ffmpeg can encode a frame with it on this machine: being compiled in is not enough for a GPU's."""
+    """Whether ffmpeg can encode a frame with this encoder on this machine. It is tried: an encoder of a GPU may be compiled in and fail."""
     picture = [
         "-f",
         "lavfi",
@@ -93,25 +93,26 @@ def has_encoder(name: str) -> bool:
         "-",
     ]
     command = [ffmpeg_path(), "-v", "quiet", "-nostdin", *picture]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # SVT-AV1 talks whatever -v says
+    # the output is captured: SVT-AV1 prints lines in spite of -v quiet
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def as_input(path: Path | str) -> str:
-    """The path in a form that no name can turn into an option, a pattern or another protocol."""
+    """The path in a form that ffmpeg never takes for an option, a pattern or another protocol, whatever its name is."""
     return f"file:{path}"
 
 
 def guarded(command: Sequence[str]) -> list[str]:
-    """An ffmpeg command of somebody else's making, with every input held to its kind: a file opens files of media only,
-    a link opens links only. Whatever else is named as an input cannot be opened at all."""
-    held: list[str] = []
+    """An ffmpeg command of another program, with options that restrict every input: a file may open only media files, a link only
+    links. Inputs of other kinds cannot be opened."""
+    restricted: list[str] = []
     for option, value in zip(command, [*command[1:], ""], strict=True):
         if option == "-i":
             is_link = value.startswith(("http://", "https://"))
             for name, allowed in (STREAM_OPTIONS if is_link else INPUT_OPTIONS).items():
-                held += [f"-{name}", allowed]
-        held.append(option)
-    return held
+                restricted += [f"-{name}", allowed]
+        restricted.append(option)
+    return restricted
 
 
 _DIE_WITH_US = """
@@ -123,9 +124,12 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def dying_with_us(command: Sequence[str]) -> list[str]:
-    """The command as one that the kernel kills when the thread that starts it is gone, were it by SIGKILL. Linux only:
-    elsewhere the command itself. (PR_SET_PDEATHSIG, set by a small Python before it becomes the program: a function that
-    runs between fork and exec would not be safe among threads.)"""
+    """The command, changed so that the kernel kills it when the thread that started it ends, also by SIGKILL. On systems other than
+    Linux it is returned unchanged.
+
+    A small Python program sets PR_SET_PDEATHSIG and then becomes the command. Code between fork and exec, the usual place for that,
+    would not be safe with threads.
+    """
     if not sys.platform.startswith("linux"):
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _DIE_WITH_US, str(os.getpid()), *command]
@@ -133,7 +137,7 @@ def dying_with_us(command: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def opened(path: Path | str) -> Iterator[av.container.InputContainer]:
-    """The file, opened for reading. Raises MediaError where ffmpeg finds no media in it."""
+    """The file, opened for reading. Raises MediaError ``empty`` or ``not_media`` if ffmpeg finds no media in it."""
     size = Path(path).stat().st_size
     if size == 0:
         raise MediaError("empty", "the file has zero bytes")
@@ -155,7 +159,7 @@ def start_of(container: av.container.InputContainer) -> Fraction:
 
 
 def start_seconds(path: Path | str) -> float:
-    """The time that the file itself gives to its beginning; everything else in this file counts from there. Raises MediaError."""
+    """The file's own time stamp at its beginning, from which all other times count. Raises MediaError."""
     with opened(path) as container:
         return float(start_of(container))
 
@@ -178,7 +182,7 @@ def _video_facts(track: ChosenTrack[av.VideoStream], rotation: int) -> VideoFact
     if min(width, height) < 1 or width * height > MAX_PIXELS:
         raise MediaError(
             "bad_size",
-            f"the header promises pictures of {width} x {height} pixels; at most {MAX_PIXELS} can be decoded",
+            f"the header says pictures of {width} x {height} pixels; at most {MAX_PIXELS} pixels can be decoded",
         )
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if aspect > 0 and aspect != 1:
@@ -219,10 +223,10 @@ def _sound_facts(track: ChosenTrack[av.AudioStream]) -> SoundFacts:
 
 
 def probe(path: Path | str) -> MediaFacts:
-    """What the file's header says, the display rotation of its first picture, and where its time stamps begin again. For that, files of
-    the formats in which they may are read to their end.
+    """Properties from the file's header, the rotation of its first picture, and the parts of a file whose time stamps restart. Files of
+    formats in which they may restart are read to their end.
 
-    Raises MediaError: ``empty``, ``not_media``, ``no_frames``.
+    Raises MediaError: ``empty``, ``not_media``, ``no_frames``, ``bad_size``.
     """
     with opened(path) as container:
         video, sound = picture_track(container), sound_track(container)
@@ -243,7 +247,7 @@ def probe(path: Path | str) -> MediaFacts:
 
 
 def _with_parts(facts: MediaFacts, shifts: tuple[float, ...], end: float) -> MediaFacts:
-    """The header tells the length of one part at the most."""
+    """The facts of a file in parts. Its length is that of all parts; the header gives at most the length of one."""
     return replace(
         facts,
         duration_seconds=end - facts.start_seconds,
@@ -254,7 +258,7 @@ def _with_parts(facts: MediaFacts, shifts: tuple[float, ...], end: float) -> Med
 
 
 def count_frames(path: Path) -> tuple[int, float]:
-    """Number of pictures in a file and the seconds that they span, from its packets: nothing is decoded."""
+    """Number of pictures in a file and their length in seconds, from its packets, without decoding."""
     with opened(path) as container:
         track = picture_track(container)
         if track is None:
@@ -275,10 +279,10 @@ def run_ffmpeg(
     memory_bytes: int | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """Runs an ffmpeg-python graph. ``memory_bytes``: it is killed when it holds more; None: no limit.
+    """Runs an ffmpeg-python graph. ``memory_bytes``: limit above which it is killed. None: no limit.
 
-    Raises MediaError with the command and ffmpeg's last lines, WorkerError when it was killed, took too much memory or the
-    time is over, StoppedError once ``stop`` is set.
+    Raises MediaError with the command and ffmpeg's last lines; WorkerError if it was killed, exceeded its memory or its time;
+    StoppedError once ``stop`` is set; OSError if the disk is full.
     """
     command = ffmpeg.compile(
         outputs.global_args("-hide_banner", "-nostdin", "-y", "-loglevel", "error"), cmd=ffmpeg_path()
@@ -287,8 +291,8 @@ def run_ffmpeg(
 
 
 def apart(command: Sequence[str]) -> list[str]:
-    """An ffmpeg command with a graph of its own for each group of filters that hang together. ffmpeg sets a graph up anew where what
-    comes in changes in the middle, as the picture's size: in one graph of both, the sound would lose what is on its way."""
+    """An ffmpeg command with a separate graph for each group of connected filters. ffmpeg builds a graph again when its input changes, for
+    example the picture's size. If the sound were in the same graph, its buffered samples would be lost then."""
     separate: list[str] = []
     for word in command:
         if separate and separate[-1] == "-filter_complex":
@@ -300,7 +304,8 @@ def apart(command: Sequence[str]) -> list[str]:
 
 
 def _graphs(filters: Sequence[str]) -> list[str]:
-    """The filters of a graph, each ``[in][in]name=options[out]``, gathered by the labels that join them; the file's tracks do not."""
+    """Groups of connected filters. Each filter is ``[in][in]name=options[out]``; filters with a common label are connected. A track of
+    the file, such as ``[0:1]``, connects none."""
     groups: list[tuple[set[str], list[str]]] = []
     for one in filters:
         labels, members = {label for label in re.findall(r"\[([^\]]+)\]", one) if ":" not in label}, [one]
@@ -323,7 +328,7 @@ def run_straightener(
     memory_bytes: int | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """:func:`pipeline.media.parts.copy_straightened` in a process of its own, with the errors of :func:`run_ffmpeg`."""
+    """Runs :func:`pipeline.media.parts.copy_straightened` in another process, with the limits and errors of :func:`run_ffmpeg`."""
     words = [str(path), str(target), *(f"{seconds:.6f}" for seconds in (*span_seconds, *part_shifts))]
     command = [sys.executable, "-m", "pipeline.media.parts", *words]
     _run_checked(command, timeout_seconds, memory_bytes, stop or Stop())
@@ -334,8 +339,8 @@ def _run_checked(command: Sequence[str], timeout_seconds: float | None, memory_b
     last_lines = " | ".join(errors.strip().splitlines()[-4:])
     if returncode in ENDED_BY_SIGNAL:
         stop.sleep(SIGNAL_SECONDS)
-        said = f"{last_lines} (command: {_shown(command)})" if last_lines else _shown(command)
-        raise WorkerError("worker_killed", f"ffmpeg was killed ({returncode}): {said}")
+        detail = f"{last_lines} (command: {_shown(command)})" if last_lines else _shown(command)
+        raise WorkerError("worker_killed", f"ffmpeg was killed ({returncode}): {detail}")
     if returncode:
         if "No space left on device" in last_lines:
             raise OSError(28, "No space left on device", _shown(command))
@@ -353,7 +358,7 @@ def _run(
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        process_group=0,  # out of Ctrl-C's reach: a clip that is cut short by it would count as failed
+        process_group=0,  # Ctrl-C does not reach it: a clip whose ffmpeg is ended by it would count as failed
     )
     errors = ""
 

@@ -1,11 +1,11 @@
-"""Files whose time stamps begin again, as of transport streams that were joined: one clock for all of their parts.
+"""Continuous times for files whose time stamps restart, such as joined transport streams.
 
     stored   0 --- 7 | 0 --- 5        shifts (0, 7)        as read   0 --- 7 --- 12
 
-A part begins where the decoding times of a track go back. Each part follows the one before, at the end of its longest track, so that
-picture and sound stay together.
+A part begins where the decoding times of a track go back. It follows the end of the longest track of the part before, so that picture
+and sound stay synchronous.
 
-``python -m pipeline.media.parts SOURCE TARGET START END SHIFTS`` copies the packets of a span into a file with such times.
+``python -m pipeline.media.parts SOURCE TARGET START END SHIFTS`` copies the packets of a span into a file with continuous times.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from pipeline.errors import MediaError
 from pipeline.media.tracks import picture_track, sound_track
 
 TS_DISCONT = 0x200
-"""AVFMT_TS_DISCONT: time stamps of this format may begin again."""
+"""AVFMT_TS_DISCONT: the flag of formats whose time stamps may restart."""
 BACK_SECONDS, AHEAD_SECONDS = 0.2, 43_200.0
-"""A part begins where times go back so far; or ahead so far, which is how a transport stream's 33 bits of time go back by minutes."""
+"""A part begins where times go back by more than the first, or ahead by more than the second: libavformat unwraps the 33-bit times of
+a transport stream, so that a step back by minutes appears as one ahead by hours."""
 COPIED_BEFORE_SECONDS, SOUND_BEFORE_SECONDS, COPIED_BEHIND_SECONDS = 30.0, 1.0, 1.0
-"""What is copied before a span at the most, to reach the key frame that it needs; of its sound at the least; and behind it."""
+"""Most seconds that are copied before a span, to include its key frame; least seconds of sound before it; seconds after it."""
 
 
 class PartCounter:
-    """Is shown every packet in turn; says which part it is of, from 0."""
+    """Gets every packet in order; gives the index of its part."""
 
     def __init__(self) -> None:
         self._part: dict[int, int] = {}
@@ -49,34 +50,34 @@ class PartCounter:
         return part
 
     def counts(self) -> set[int]:
-        """How many parts the tracks have."""
+        """The numbers of parts that the tracks have; one number if it is the same for all."""
         return {part + 1 for part in self._part.values()}
 
 
 class Straightener:
-    """Puts the time stamps of packets, shown in turn, on one clock."""
+    """Makes the time stamps of packets continuous. It must get every packet in order."""
 
     def __init__(self, shifts_seconds: Sequence[float]) -> None:
         self._shifts_seconds = shifts_seconds
         self._counter = PartCounter()
 
     def straighten(self, packet: Any) -> None:
-        """Changes the packet. Raises MediaError where a part comes that was not there when the file was probed."""
+        """Changes the packet. Raises MediaError ``bad_times`` at a part that did not exist when the file was probed."""
         if not self._shifts_seconds:
             return
         part = self._counter.part_of(packet)
         if part >= len(self._shifts_seconds):
-            raise MediaError("bad_times", "the time stamps begin again more often than when the file was probed")
+            raise MediaError("bad_times", "the time stamps restart more often than when the file was probed")
         ticks = round(self._shifts_seconds[part] / packet.time_base) if packet.time_base else 0
         packet.pts = None if packet.pts is None else packet.pts + ticks
         packet.dts = None if packet.dts is None else packet.dts + ticks
 
 
 def part_shifts(container: av.container.InputContainer) -> tuple[tuple[float, ...], float]:
-    """What to add to the time stamps of each part, in seconds, and where the last one ends. Nothing where the times never go back, and
-    where they do not in picture and sound alike: single damaged stamps, or parts of which it cannot be told what belongs together.
+    """Seconds to add to the time stamps of each part, and the end of the last part. Empty and 0 if the times never restart.
 
-    Reads all packets, without decoding.
+    Also empty if picture and sound have different numbers of parts: then single stamps are damaged, or it is not known which parts
+    belong together. Reads all packets, without decoding.
     """
     streams = [track.stream for track in (picture_track(container), sound_track(container)) if track is not None]
     if not int(container.format.flags) & TS_DISCONT or not streams:
@@ -105,17 +106,14 @@ def part_shifts(container: av.container.InputContainer) -> tuple[tuple[float, ..
 def _packets(container: av.container.InputContainer, streams: Sequence[Any]) -> Any:
     try:
         yield from container.demux(streams)
-    except (
-        av.error.FFmpegError,
-        IndexError,
-    ):  # what is behind it is missed when the file is decoded; IndexError: see pipeline.media.decoding
+    except (av.error.FFmpegError, IndexError):  # decoding reports it; IndexError: see pipeline.media.decoding
         return
 
 
 def copy_straightened(
     source: av.container.InputContainer, target: Path, start: float, end: float, shifts_seconds: Sequence[float]
 ) -> None:
-    """Writes the packets of ``[start, end)``, in straightened seconds, and what comes before from the last key frame on."""
+    """Writes the packets of ``[start, end)``, in continuous seconds, and those before it from the last key frame on."""
     tracks = [track.stream for track in (picture_track(source), sound_track(source)) if track is not None]
     straightener = Straightener(shifts_seconds)
     waiting: collections.deque[Any] = collections.deque()
@@ -125,7 +123,8 @@ def copy_straightened(
 
         def write(packet: Any) -> None:
             stream = packet.stream
-            packet.dts = max(packet.dts, latest.get(stream.index, packet.dts - 1) + 1)  # a little back is no new part
+            # a small step back is no new part, but the file must have increasing times
+            packet.dts = max(packet.dts, latest.get(stream.index, packet.dts - 1) + 1)
             packet.pts = packet.dts if packet.pts is None else max(packet.pts, packet.dts)
             latest[stream.index] = packet.dts
             packet.stream = written[stream.index]
@@ -145,9 +144,9 @@ def copy_straightened(
                 continue
             shown = float((packet.dts if packet.pts is None else packet.pts) * packet.time_base)
             if packet.stream.type == "video" and packet.is_keyframe and shown <= start:
-                heard = (p for p in waiting if p.stream.type == "audio")
+                sound = (p for p in waiting if p.stream.type == "audio")
                 waiting = collections.deque(
-                    p for p in heard if float(p.dts * p.time_base) > start - SOUND_BEFORE_SECONDS
+                    p for p in sound if float(p.dts * p.time_base) > start - SOUND_BEFORE_SECONDS
                 )
             waiting.append(packet)
             while waiting and float(waiting[0].dts * waiting[0].time_base) < start - COPIED_BEFORE_SECONDS:
@@ -155,7 +154,7 @@ def copy_straightened(
 
 
 def main(words: Sequence[str]) -> None:
-    from pipeline.media.ffmpeg import opened  # noqa: PLC0415 - which imports this file
+    from pipeline.media.ffmpeg import opened  # noqa: PLC0415 - imports this module
 
     source, target, start, end, *shifts = words
     with opened(source) as container:

@@ -1,9 +1,9 @@
-"""From HDR (PQ and HLG in BT.2020) to the range of a screen (BT.709): the curve of the cut, and the same for previews and measures.
+"""Tone-maps HDR (PQ and HLG in BT.2020) to the range of a screen (BT.709): as ffmpeg filters for cuts, in numpy for previews and measures.
 
-Light of 203 cd/m2, the reference white of ITU-R BT.2408, is 1.0. A Möbius curve leaves what is darker than 0.55 as it is and brings 1000
-cd/m2 to white. On greys that is within 4 of 255 of the EETF of ITU-R BT.2390 from 1000 to 203 cd/m2; brighter light is clipped.
-A departure: zimg, which ffmpeg uses, bends the light of HLG by channel, where ITU-R BT.2100 bends it by luminance. Greys are the same,
-saturated colours come out up to 17 of 255 more saturated.
+Light of 203 cd/m2, the reference white of ITU-R BT.2408, is 1.0. A Möbius curve leaves light below 0.55 unchanged and maps 1000 cd/m2
+to white. On greys the result is within 4 of 255 of the EETF of ITU-R BT.2390 from 1000 to 203 cd/m2; brighter light is clipped.
+One difference from the standard: zimg, which ffmpeg uses, applies the system gamma of HLG to each channel, ITU-R BT.2100 to the
+luminance. Greys are equal; saturated colours differ by up to 17 of 255.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Light = npt.NDArray[np.float64]
 
 
 def filters(pictures: Any) -> Any:
-    """The steps of an ffmpeg-python graph that do the same."""
+    """The ffmpeg-python filters of this tone mapping."""
     return (
         pictures.filter("zscale", transfer="linear", npl=WHITE_CD_M2)
         .filter("format", "gbrpf32le")
@@ -40,7 +40,8 @@ def filters(pictures: Any) -> Any:
 
 
 def light_of(signal_HWC: Light, transfer: int) -> Light:
-    """Light of a display, 1.0 for WHITE_CD_M2, of red, green and blue of 0..1: SMPTE ST 2084, or HLG of ITU-R BT.2100 at 1000 cd/m2."""
+    """Light of a display, 1.0 for WHITE_CD_M2, for a signal of 0..1 in RGB, (H, W, 3). Inverse of SMPTE ST 2084 for PQ, and of ITU-R
+    BT.2100 for HLG on a display of 1000 cd/m2."""
     if transfer == PQ:
         root = signal_HWC ** (32 / 2523)
         above = np.maximum(root - 3424 / 4096, 0)
@@ -51,7 +52,7 @@ def light_of(signal_HWC: Light, transfer: int) -> Light:
 
 
 def compressed(light: Light) -> Light:
-    """The curve: up to KNEE the light itself, PEAK becomes 1.0."""
+    """The Möbius curve: light up to KNEE is unchanged, PEAK becomes 1.0."""
     a = -(KNEE**2) * (PEAK - 1) / (KNEE**2 - 2 * KNEE + PEAK)
     b = (KNEE**2 - 2 * KNEE * PEAK + PEAK) / (PEAK - 1)
     above = (b**2 + 2 * b * KNEE + KNEE**2) / (b - a) * (light + a) / (light + b)
@@ -59,7 +60,7 @@ def compressed(light: Light) -> Light:
 
 
 def to_screen(signal_HWC: npt.NDArray[np.uint16], transfer: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) RGB of 16 bits in BT.2020 as RGB of 8 bits in BT.709."""
+    """(H, W, 3) RGB of 16 bits in BT.2020, tone-mapped to RGB of 8 bits in BT.709."""
     light = np.maximum(light_of(signal_HWC / 65535.0, transfer) @ BT2020_TO_BT709.T, 0)
     strongest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
     light = (light * (compressed(strongest) / strongest)).clip(0, 1)
@@ -68,6 +69,6 @@ def to_screen(signal_HWC: npt.NDArray[np.uint16], transfer: int) -> npt.NDArray[
 
 @functools.cache
 def grey_table(transfer: int) -> npt.NDArray[np.uint8]:
-    """(256,) what a grey of 0..255 becomes."""
+    """Tone-mapped greys of 0..255, shape (256,)."""
     greys = np.repeat(np.arange(256, dtype=np.uint16)[:, None] * 257, 3, axis=1)
     return to_screen(greys, transfer)[:, 0]

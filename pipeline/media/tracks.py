@@ -1,7 +1,7 @@
-"""Which of a file's tracks are its picture and its sound. Whoever reads a file asks here, so that all of them read the same.
+"""Chooses the tracks of picture and sound of a file. All code that reads files uses this, so that all read the same tracks.
 
-Cover art and thumbnails are no pictures. Of the others the container's default flag decides, then size, then length, then order.
-A track that lasts no tenth of the longest one comes last (a still, a jingle), and before it what is a comment or made for few.
+Cover art and thumbnails are not considered. The container's default flag decides, then size, then length, then order. Tracks for
+special purposes (comments, the visually impaired) come after all others, and tracks shorter than a tenth of the longest one last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ASIDES = (
     | Disposition.karaoke | Disposition.lyrics | Disposition.descriptions | Disposition.dependent | Disposition.metadata
 )  # fmt: skip
 STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000"}
-"""A track of these without a length may be one picture."""
+"""Codecs of still pictures: such a track without a length is taken for a single picture."""
 SHORT_SHARE = 0.1
 RULES = ("length: the others are far shorter", "purpose", "default flag", "size", "length", "order")
 
@@ -30,7 +30,8 @@ Rank = tuple[bool, bool, bool, tuple[int, ...], float, int]
 
 @dataclass(frozen=True, slots=True)
 class ChosenTrack(Generic[Stream]):
-    """A track, and how many there were. ``decided_by`` is the rule that put it before the next; None: there was one."""
+    """The chosen track, and the number of tracks of its kind. ``decided_by``: the rule that put it before the next. None: it was the only
+    one."""
 
     stream: Stream
     num_tracks: int
@@ -38,7 +39,7 @@ class ChosenTrack(Generic[Stream]):
 
 
 def picture_track(container: av.container.InputContainer) -> ChosenTrack[av.VideoStream] | None:
-    """The track of moving pictures that is the file's. None: there is none that could be decoded."""
+    """The track of moving pictures. None: there is none that can be decoded."""
     return _chosen(
         [s for s in container.streams.video if not s.disposition & COVERS and s.codec_context is not None],
         lambda stream: (stream.codec_context.width * stream.codec_context.height,),
@@ -46,7 +47,7 @@ def picture_track(container: av.container.InputContainer) -> ChosenTrack[av.Vide
 
 
 def sound_track(container: av.container.InputContainer) -> ChosenTrack[av.AudioStream] | None:
-    """The track of sound that is the file's. None: there is none that could be decoded."""
+    """The track of sound. None: there is none that can be decoded."""
     return _chosen(
         [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate],
         lambda stream: (stream.codec_context.channels, stream.codec_context.sample_rate),

@@ -1,4 +1,4 @@
-"""Time-outs that leave out the time in which this process was stopped, as by Ctrl-Z or on a laptop that slept."""
+"""Time-outs that do not count the time in which this process was stopped, for example by Ctrl-Z or by a sleeping laptop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Callable
 
 STEP_SECONDS = 1.0
 ASLEEP_SECONDS = 5.0
-"""A step that takes longer than this is no busy machine."""
+"""A step that takes longer than this means that the process was stopped, not that the machine is busy."""
 
 
 def wait_awake(is_over: Callable[[float], bool], seconds: float) -> bool:
-    """Calls ``is_over(step_seconds)``, which waits at most that long, until it returns True; False when ``seconds`` are over.
+    """Calls ``is_over(step_seconds)``, which waits at most that long, until it returns True. Returns False after ``seconds``.
 
-    A step counts for at most twice its length: one that took longer is one in which nothing of this process ran, so that what came
-    meanwhile could not be seen.
+    A step counts for at most twice its length: in a longer step this process did not run, and could not see what happened.
     """
     left_seconds = seconds
     while left_seconds > 0:
@@ -29,7 +28,7 @@ def wait_awake(is_over: Callable[[float], bool], seconds: float) -> bool:
 
 
 class _Clock:
-    """A clock that stands while this process does. A thread reads it every second: where nobody could for long, it was stopped."""
+    """A clock that stops while this process is stopped. A thread reads it every second; a long gap between readings is not counted."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,11 +52,11 @@ class _Clock:
 
 
 _clocks: dict[int, _Clock] = {}
-"""Of this process: a fork has no threads."""
+"""The clock of this process, by its id. A forked process makes its own, as it has no thread that reads the clock."""
 
 
 def awake_seconds() -> float:
-    """As time.monotonic, without the time in which this process was stopped for more than a few seconds at once."""
+    """Like time.monotonic, in seconds, without the time in which this process was stopped for more than ASLEEP_SECONDS at once."""
     pid = os.getpid()
     if pid not in _clocks:
         _clocks.clear()

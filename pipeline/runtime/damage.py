@@ -1,4 +1,4 @@
-"""Files of a build's own that may be damaged. What cannot be read is not there: the log names it, and it is made again."""
+"""Reads files of a build's state that may be damaged. A damaged file counts as missing: the log names it, and it is made again."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What is raised while content is taken apart that is not what was written."""
+"""Errors that parsing damaged content can raise."""
 OF_THE_FILE = frozenset(
     {errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENODATA, getattr(errno, "EUCLEAN", errno.EIO)}
 )
-"""Errors that say something of one file. Others (too many open files, a network that is gone) would meet the next one, too."""
+"""Error numbers that concern one file only. Others (too many open files, no network) would occur with the next file, too."""
 NAMED = "kept_as"
-"""In a file of the state: its own name there."""
-MAX_TOLD = 20
-"""Files that are named in the log, one a line, where many are damaged at once."""
+"""Key of a state file that holds the file's own name."""
+MAX_LOGGED = 20
+"""Most damaged files that are named in the log at once."""
 
 
 def read_whole(folder: Folder, name: str, parse: Callable[[bytes], T]) -> T | None:
-    """What ``parse`` makes of a file. None: it is missing, or damaged, which the log tells.
+    """The file's content, parsed. None: it is missing, or damaged, which is logged.
 
-    Raises OSError where it is not the file that is at fault.
+    Raises OSError for errors that do not concern this file only.
     """
     try:
         content = folder.read_bytes(name)
@@ -40,58 +40,60 @@ def read_whole(folder: Folder, name: str, parse: Callable[[bytes], T]) -> T | No
     except OSError as error:
         if error.errno not in OF_THE_FILE:
             raise
-        LOG.warning("%s/%s cannot be read (%s): made again", folder, name, error.strerror)
+        LOG.warning("%s/%s cannot be read (%s): it is made again", folder, name, error.strerror)
         return None
     try:
         return parse(content)
     except UNREADABLE as error:
-        LOG.warning("%s/%s is damaged (%s): made again", folder, name, described(error))
+        LOG.warning("%s/%s is damaged (%s): it is made again", folder, name, described(error))
         return None
 
 
 def read_json_whole(folder: Folder, name: str, parse: Callable[[Any], T]) -> T | None:
-    """The same for JSON: ``parse`` is given its values."""
+    """Like :func:`read_whole` for JSON: ``parse`` gets its values."""
     return read_whole(folder, name, lambda content: parse(as_json(content)))
 
 
 def write_named(folder: Folder, name: str, values: Mapping[str, Any]) -> None:
-    """Writes JSON that says where it belongs: put into another's place, it is not taken for what should lie there."""
+    """Writes JSON that contains its own name, so that a file in the wrong place is recognised."""
     folder.write_json(name, {**values, NAMED: name})
 
 
 def read_named(folder: Folder, name: str, parse: Callable[[Any], T]) -> T | None:
-    """What :func:`write_named` wrote, as :func:`read_json_whole`; what belongs elsewhere is damaged. Files of older versions do not
-    say where they belong."""
+    """Reads what :func:`write_named` wrote, like :func:`read_json_whole`. A file with another name in it is damaged. Files of older
+    versions contain no name."""
 
     def parse_named(values: Any) -> T:
-        kept = dict(values)
-        check_name(kept.pop(NAMED, name), name)
-        return parse(kept)
+        without_name = dict(values)
+        check_name(without_name.pop(NAMED, name), name)
+        return parse(without_name)
 
     return read_json_whole(folder, name, parse_named)
 
 
-def check_name(found: str, wanted: str) -> None:
-    """Raises ValueError where a file says that it is another one."""
-    if found != wanted:
-        raise ValueError(f"it is {found}, put into the place of another")
+def check_name(stored_name: str, name: str) -> None:
+    """Raises ValueError if the name that is stored in a file is not its own."""
+    if stored_name != name:
+        raise ValueError(f"it is {stored_name}, put into the place of another")
 
 
 def as_json(content: bytes) -> Any:
-    """Raises ValueError where it is none. Zeros are taken for no other encoding."""
+    """Parses JSON in UTF-8. Raises ValueError. (json.loads on bytes would take zeros for UTF-16 or UTF-32.)"""
     return json.loads(content.decode())
 
 
 def described(error: Exception) -> str:
-    """An error in a few words, whatever its kind."""
+    """A short text of an error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}" if isinstance(error, LookupError | TypeError) else str(error)
 
 
-def tell_of(folder: Folder, damaged: dict[str, str]) -> None:
-    """Names damaged files in the log, each with what is wrong; of many only the first."""
-    for name, problem in sorted(damaged.items())[:MAX_TOLD]:
-        LOG.warning("%s/%s %s: made again", folder, name, problem)
-    if len(damaged) > MAX_TOLD:
-        LOG.warning("%d more files below %s are missing or damaged: made again", len(damaged) - MAX_TOLD, folder)
+def log_damage(folder: Folder, damaged: dict[str, str]) -> None:
+    """Logs damaged files, each with its problem. Of many only the first are named."""
+    for name, problem in sorted(damaged.items())[:MAX_LOGGED]:
+        LOG.warning("%s/%s %s: it is made again", folder, name, problem)
+    if len(damaged) > MAX_LOGGED:
+        LOG.warning(
+            "%d more files below %s are missing or damaged: they are made again", len(damaged) - MAX_LOGGED, folder
+        )

@@ -1,7 +1,7 @@
-"""A folder on any file system that fsspec knows. Writes are whole: under a name there is the complete file, or nothing.
+"""A folder on any file system of fsspec. Writes are atomic: a name belongs to the complete file, or does not exist.
 
-On this machine that holds through a power loss, too: a file is on the disk before it gets its name, and the name is on the disk
-when the write returns.
+On a local disk this also holds after a power loss: the content is on the disk before the file gets its name, and the name is on the
+disk when the write returns.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _MAKING_FOLDERS = threading.Lock()
-"""Held while folders are made, so that nobody builds on one whose own name is not on the disk yet."""
+"""Locked while folders are made, so that no thread uses a folder whose name is not on the disk yet."""
 _CANNOT_BE_SYNCED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
-"""What file systems answer that know of no fsync for a folder."""
+"""Errors of file systems without fsync for folders."""
 
 
 class Folder:
@@ -37,8 +37,8 @@ class Folder:
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url)
-        if "::" in self.url and "://" not in self.url:  # taken apart at it, files would lie elsewhere
-            raise OutputError(f"{self.url}: no folder can be used whose path holds '::'; choose another name")
+        if "::" in self.url and "://" not in self.url:  # fsspec would split the path there
+            raise OutputError(f"{self.url}: a folder with '::' in its path cannot be used; choose another name")
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError, OSError) as error:
@@ -50,7 +50,7 @@ class Folder:
 
     @property
     def local_path(self) -> Path | None:
-        """The folder's path where it is on this machine, None where it is elsewhere."""
+        """The folder's path on this machine. None: it is on another machine."""
         return (
             Path(self._root)
             if "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
@@ -74,7 +74,7 @@ class Folder:
         return json.loads(self.read_bytes(name))
 
     def names(self, below: str = "") -> list[str]:
-        """Names of the files and folders directly in ``below``, sorted. An absent folder is empty."""
+        """Names of the files and folders directly in ``below``, sorted. A missing folder is empty."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(
                 entry.rstrip("/").rsplit("/", 1)[1]
@@ -84,9 +84,9 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, name: str, *, lasting: bool = True) -> Iterator[IO[bytes]]:
-        """A file that appears under ``name`` when the block ends without an error.
+        """A file that gets its ``name`` when the block ends without an error.
 
-        ``lasting=False``: it need not outlast a power loss, which saves the wait for the disk.
+        ``lasting=False``: do not wait until it is on the disk; it may be lost by a power loss.
         """
         folder, _, base = self._at(name).rpartition("/")
         partial = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}.part"
@@ -115,7 +115,7 @@ class Folder:
         self.write_bytes(name, json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
 
     def move_in(self, files: Mapping[str, Path]) -> None:
-        """Takes over local files, by the names that they get here: by rename where it is the same disk, else by copying."""
+        """Moves local files into this folder. ``files``: path by new name. Renames on the same disk, copies otherwise."""
         folders = set()
         for name, local in files.items():
             if self.local_path is not None:
@@ -143,12 +143,12 @@ class Folder:
                 _sync_folder(path.parent)
 
     def remove(self, name: str) -> None:
-        """Removes a file or a folder with all that is in it. What is not there is removed already."""
+        """Removes a file, or a folder with its content. A missing one is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._at(name), recursive=True)
 
     def remove_for_good(self, names: Iterable[str]) -> None:
-        """Removes files or folders so that they do not come back after a power loss, either."""
+        """Removes files or folders so that they do not reappear after a power loss."""
         folders = set()
         for name in names:
             self.remove(name)
@@ -158,7 +158,7 @@ class Folder:
                 _sync_folder(folder)
 
     def remove_empty_folders(self, below: str) -> None:
-        """Removes ``below`` and the folders directly in it, as far as they are empty. Only where folders are more than names."""
+        """Removes ``below`` and the folders directly in it that are empty. Only on local disks: object stores have no empty folders."""
         if self.local_path is not None:
             for name in (*(f"{below}/{name}" for name in self.names(below)), below):
                 with contextlib.suppress(OSError):  # a file, or not empty
@@ -171,44 +171,44 @@ class Folder:
                 yield path[len(self._root) + 1 :]
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, float]]:
-        """Name, size in bytes and time of the last change (seconds since 1970, as far as it is known) of all files below."""
+        """Name, size in bytes and time of the last change (seconds since 1970; 0: not known) of all files below."""
         with contextlib.suppress(FileNotFoundError):
             for path, details in self._fs.find(self._at(below), detail=True).items():
                 yield path[len(self._root) + 1 :], int(details["size"]), _seconds_of(details)
 
     def changed_seconds(self, name: str) -> float:
-        """Time of a file's last change, seconds since 1970, as far as it is known. On this machine a file that was moved, or put in
-        the place of another, was changed, whatever time it carries."""
+        """Time of a file's last change, seconds since 1970; 0: not known. On local disks moving or replacing a file counts as a change,
+        whatever its modification time is."""
         if self.local_path is not None:
             status = (self.local_path / name).stat()
             return max(status.st_mtime, status.st_ctime)
         return _seconds_of(self._fs.info(self._at(name)))
 
     def touch(self, name: str) -> None:
-        """Makes now the time of the file's last change, where the folder is on this machine; elsewhere nothing happens."""
+        """Sets the time of the file's last change to now. Only on local disks; on others it does nothing."""
         if self.local_path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(self._at(name))
 
     def remove_unfinished(self) -> None:
-        """Removes what :meth:`writing` leaves when its process is killed, wherever it is below. Nobody else may be at work here."""
+        """Removes the unfinished files of killed processes, in all folders below. No other process may be writing here."""
         for path in self._fs.find(self._root):
             if _UNFINISHED.fullmatch(path.rpartition("/")[2]):
                 self._fs.rm_file(path)
 
     def check_writable(self) -> None:
-        """Raises OutputError where no file can be made."""
+        """Raises OutputError if no file can be created."""
         try:
             self.write_bytes(".writable", b"", lasting=False)
             self.remove(".writable")
         except OSError as error:
             raise OutputError(
-                f"output {self.url}: cannot write there: {error.strerror or error}. Choose another folder or mend its rights"
+                f"output {self.url}: cannot write there: {error.strerror or error}. Choose another folder or correct its permissions"
             ) from error
 
 
 def _sync(path: str | Path) -> None:
-    """Returns when what is in the file is on the disk."""
+    """Returns when the file's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -217,7 +217,7 @@ def _sync(path: str | Path) -> None:
 
 
 def _sync_folder(path: str | Path) -> None:
-    """Returns when the names in the folder are on the disk, where its file system can say so."""
+    """Returns when the names in the folder are on the disk, if its file system supports that."""
     try:
         _sync(path)
     except OSError as error:
@@ -226,14 +226,14 @@ def _sync_folder(path: str | Path) -> None:
 
 
 def _seconds_of(details: Mapping[str, Any]) -> float:
-    """File systems name it differently, and give a number or a time."""
+    """Time of the last change from the details of a file. File systems use different names, and a number, text or time."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
-        when = details.get(name)
-        if isinstance(when, str):
+        changed = details.get(name)
+        if isinstance(changed, str):
             with contextlib.suppress(ValueError):
-                when = datetime.fromisoformat(when)
-        if isinstance(when, datetime):
-            return when.timestamp()
-        if isinstance(when, int | float):
-            return float(when)
+                changed = datetime.fromisoformat(changed)
+        if isinstance(changed, datetime):
+            return changed.timestamp()
+        if isinstance(changed, int | float):
+            return float(changed)
     return 0.0

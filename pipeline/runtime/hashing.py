@@ -1,4 +1,4 @@
-"""Files that are hashed while they are written or read, so that nothing is read twice."""
+"""Hashes files while they are written or read, so that they need not be read again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 
 class HashingWriter(io.RawIOBase):
-    """Passes writes on to ``file``; knows the SHA-256 and the number of bytes. Closing it leaves ``file`` open."""
+    """Writes to ``file``, and computes the SHA-256 and the number of bytes. Closing it does not close ``file``."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -35,7 +35,7 @@ class HashingWriter(io.RawIOBase):
 
 
 class HashingReader:
-    """Passes reads on to ``file``, forwards only; knows the SHA-256 and the number of bytes so far."""
+    """Reads from ``file``, forwards only, and computes the SHA-256 and the number of bytes so far."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Versions of installed packages, for what is kept by what it depends on."""
+"""Versions of installed packages, which are part of manifests and keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 
 
 def installed_version(distribution: str) -> str:
-    """Of a tree that runs without being installed, or of an extra that is not there, nobody knows the version."""
+    """The version of a package, or "not installed": when this package runs from a source tree, or for an extra that is missing."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still starting: what it imports takes seconds, in which Python would end in a trace."""
+"""Handles Ctrl-C while a command is starting: its imports take seconds, in which Python would print a traceback."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from types import TracebackType
 
 INTERRUPTED = 128 + signal.SIGINT
-"""The exit code of a command that was ended by Ctrl-C, as a shell would give it."""
+"""Exit code of a command that was ended by Ctrl-C, as shells give it."""
 
 
-def told(again: str) -> str:
-    """What a command says that was interrupted; ``again`` is the command that continues it."""
+def interrupted_text(again: str) -> str:
+    """The text that an interrupted command prints. ``again``: the command that continues it."""
     return f"\nInterrupted. To continue, run it again: {again}"
 
 
 @contextmanager
 def interruptible(again: str) -> Iterator[None]:
-    """Ctrl-C ends the block, with a word on how to continue."""
+    """Ends the block at Ctrl-C and prints how to continue."""
     try:
         yield
     except KeyboardInterrupt:
-        print(told(again), file=sys.stderr)  # noqa: T201
+        print(interrupted_text(again), file=sys.stderr)  # noqa: T201
 
 
 def end_quietly() -> None:
-    """From now on Ctrl-C ends this command with a word instead of a trace, and with the exit status that shells show as 130. For the first
-    lines of a command's file, before what takes seconds to import."""
+    """Makes Ctrl-C end this command with a short text instead of a traceback, and with the exit status 130. It is called in the first lines
+    of a command's file, before imports that take seconds."""
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

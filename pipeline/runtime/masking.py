@@ -1,4 +1,4 @@
-"""Keeps secrets out of what is shown and stored."""
+"""Masks secrets in texts that are shown or stored."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _HEADER = re.compile(r"\b((?:set-)?cookie|(?:proxy-)?authorization)(['\"]?\s*:\s
 
 
 def mask_secrets(text: str) -> str:
-    """The text with passwords in URLs, signature-like query parameters, cookies and authorizations as ``***``."""
+    """The text with ``***`` in place of passwords in URLs, signature-like query parameters, cookies and authorization headers."""
     text = _USERINFO.sub("***@", text)
     text = _PARAMETER.sub(r"\1***", text)
     return _HEADER.sub(r"\1\2***", text)
 
 
 def masked_values(values: Any) -> Any:
-    """Plain data (of mappings, lists, texts) with the secrets of every text masked."""
+    """Nested mappings, lists and texts with the secrets of every text masked."""
     if isinstance(values, str):
         return mask_secrets(values)
     if isinstance(values, Mapping):

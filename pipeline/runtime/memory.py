@@ -1,6 +1,7 @@
-"""A limit on the memory of other processes, kept from outside: whoever holds more is killed.
+"""Limits the memory of other processes: a process above its limit is killed.
 
-Linux only: a pidfd names one process for good, so that no other one is killed whose number is the same. Elsewhere nothing is limited.
+Linux only: a pidfd identifies one process, so that a later process with the same number is not killed. On other systems there is no
+limit.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ IS_SUPPORTED = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal"
 
 
 class LimitedProcess:
-    """One process under watch. ``exceeded`` is empty, or says how much it held when it was killed for it."""
+    """One watched process. ``exceeded``: empty, or a text with the memory that it was killed for."""
 
     def __init__(self, pid: int, max_bytes: int) -> None:
         self.pid, self.max_bytes = pid, max_bytes
         self.exceeded = ""
-        self._handle = os.pidfd_open(pid)  # stays with this process, though its number may be given to another
+        self._handle = os.pidfd_open(pid)  # identifies this process, even if its number is used again
 
-    def look(self) -> bool:
-        """Kills the process if it holds too much. Returns whether it is still there to be looked at."""
-        held_bytes = resident_bytes(self.pid)
+    def check(self) -> bool:
+        """Kills the process if it is above its limit. Returns whether it is still running."""
+        used_bytes = resident_bytes(self.pid)
         try:
-            if held_bytes > self.max_bytes:
+            if used_bytes > self.max_bytes:
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
                 self.exceeded = (
-                    f"it held {held_bytes >> 20} MiB of memory, over the limit of {self.max_bytes >> 20} MiB"
+                    f"it used {used_bytes >> 20} MiB of memory, over the limit of {self.max_bytes >> 20} MiB"
                 )
                 return False
             signal.pidfd_send_signal(self._handle, 0)
@@ -45,7 +46,7 @@ class LimitedProcess:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds in RAM, with what it shares with others; 0 when it is gone."""
+    """Resident memory of a process in bytes, including shared memory. 0: it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -53,7 +54,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def is_suspended(pid: int) -> bool:
-    """Whether a process was stopped by SIGSTOP or a debugger. False when it is gone."""
+    """Whether a process is stopped by SIGSTOP or a debugger. False if it has ended."""
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
     except psutil.Error:
@@ -61,7 +62,7 @@ def is_suspended(pid: int) -> bool:
 
 
 class MemoryWatch:
-    """Looks at all processes that were added, several times a second, from a thread that runs while there are any."""
+    """Checks the added processes several times a second, in a thread that runs while there are any."""
 
     def __init__(self) -> None:
         self._watched: dict[int, LimitedProcess] = {}
@@ -69,7 +70,7 @@ class MemoryWatch:
         self._thread: threading.Thread | None = None
 
     def add(self, pid: int, max_bytes: int) -> LimitedProcess | None:
-        """None: it is gone already."""
+        """Watches a process. None: it has ended already."""
         with self._lock:
             try:
                 process = LimitedProcess(pid, max_bytes)
@@ -93,8 +94,8 @@ class MemoryWatch:
         pause = threading.Event()
         while True:
             with self._lock:
-                gone = [process for process in self._watched.values() if not process.look()]
-                for process in gone:
+                ended = [process for process in self._watched.values() if not process.check()]
+                for process in ended:
                     del self._watched[process.pid]
                     process.close()
                 if not self._watched:
@@ -107,7 +108,7 @@ _WATCH = MemoryWatch()
 
 
 class Memory:
-    """What became of the memory of one process."""
+    """The memory limit of one process. ``exceeded``: as in :class:`LimitedProcess`; empty if there is no limit."""
 
     def __init__(self, process: LimitedProcess | None) -> None:
         self._process = process
@@ -118,7 +119,7 @@ class Memory:
 
 
 def watch_memory(pid: int, max_bytes: int | None) -> Memory:
-    """Limits the memory of a process as long as it lives. None: no limit."""
+    """Limits the memory of a process until it ends. ``max_bytes`` None: no limit."""
     if max_bytes is None or not IS_SUPPORTED:
         return Memory(None)
     return Memory(_WATCH.add(pid, max_bytes))
@@ -126,7 +127,7 @@ def watch_memory(pid: int, max_bytes: int | None) -> Memory:
 
 @contextlib.contextmanager
 def limited_memory(pid: int, max_bytes: int | None) -> Iterator[Memory]:
-    """Limits the memory of a process while the block runs; look at ``exceeded`` afterwards."""
+    """Limits the memory of a process while the block runs. Afterwards ``exceeded`` says whether it was killed."""
     memory = watch_memory(pid, max_bytes)
     try:
         yield memory

@@ -1,4 +1,4 @@
-"""One command at a time on one output, and a clean start after one that was killed."""
+"""Locks an output, so that one command at a time changes it, and cleans up after a killed command."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _AT_WORK = b"at work\n"
 
 
 class OutputLock:
-    """Held while a command changes an output. Only where the output is on this machine; elsewhere nothing is locked.
+    """Held while a command changes an output. Outputs on other machines are not locked.
 
-    ``<output>/state/lock`` holds a word as long: where the next one finds it, the last one was killed, and what it had in the making
-    is removed.
+    ``<output>/state/lock`` is not empty while it is held. If the next command finds a text in it, the last command was killed, and
+    its unfinished files are removed.
     """
 
     def __init__(self, output: Folder) -> None:
@@ -37,7 +37,7 @@ class OutputLock:
         self.release()
 
     def take(self, *, clear_tmp: bool = True) -> None:
-        """Raises OutputError where another command holds it. ``clear_tmp``: empty ``state/tmp``, whoever filled it."""
+        """Takes the lock. ``clear_tmp``: empty ``state/tmp``. Raises OutputError if another command holds the lock."""
         local = self._output.local_path
         if local is None or self._file is not None:
             return
@@ -49,7 +49,7 @@ class OutputLock:
         except BlockingIOError as error:
             file.close()
             raise OutputError(
-                f"{self._output}: another build is at work there. Wait for it, or choose another output"
+                f"{self._output}: another build is running there. Wait for it, or choose another output"
             ) from error
         self._file = file
         if clear_tmp:
@@ -59,7 +59,7 @@ class OutputLock:
             file.truncate(0)
         file.write(_AT_WORK)
         file.flush()
-        os.fsync(file.fileno())  # or after a power loss nobody knows that there is something to clear
+        os.fsync(file.fileno())  # so that after a power loss the next command knows that there are unfinished files
 
     def release(self) -> None:
         if self._file is not None:
@@ -69,7 +69,7 @@ class OutputLock:
 
 
 def _clear(folder: Path) -> None:
-    # Twice: an encoder that outlived its killed build for a moment may have made a file meanwhile.
+    # Twice: an encoder may live a moment longer than its killed build, and may have created a file meanwhile.
     for _ in range(2):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Folders for temporary files that end with their process, were it by SIGKILL: the next process removes what a dead one left."""
+"""Temporary folders that belong to a process. If it is killed, the next process removes its folder."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from pathlib import Path
 from pipeline.errors import OutputError
 
 MAX_ROOT_BYTES = 48
-"""A socket's path has 103 at most (macOS), of which ``/hearscape-12345/0a1b2c/pymp-xxxxxxxx/listener-xxxxxxxx`` takes 55."""
+"""Longest path of the root. A socket's path has at most 103 bytes (macOS), and ``/hearscape-12345/0a1b2c/pymp-xxxxxxxx/listener-xxxxxxxx``
+takes 55 of them."""
 _LAST = -200
-"""After multiprocessing has removed its own folder, which lies in ours. It runs nothing of this in a fork, which has the folder on loan."""
+"""Exit priority after that of multiprocessing, which removes its own folder inside ours first. A forked process does not run the
+finalizers of its parent, so it does not remove the parent's folder."""
 
 
 @contextlib.contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """One at a time, of all processes."""
+    """Holds a lock file while the block runs, so that one process at a time runs it."""
     with lock.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 class ProcessFolder:
-    """A new folder ``path`` below ``parent``. Beside it lies a file that is locked as long as the process lives.
+    """A new folder ``path`` below ``parent``, and a lock file beside it that is locked while the process lives.
 
-    Of all that share a parent only one may be made or closed at a time: see :func:`exclusive`. Raises OSError.
+    Making and closing folders of one parent must be done under :func:`exclusive`. Raises OSError.
     """
 
     def __init__(self, parent: Path) -> None:
-        _remove_what_the_dead_left(parent)
+        _remove_folders_of_ended_processes(parent)
         self.path = parent / uuid.uuid4().hex[:6]
         while self.path.exists():
             self.path = parent / uuid.uuid4().hex[:6]
@@ -58,7 +60,7 @@ class ProcessFolder:
             self._lock = None
 
 
-def _remove_what_the_dead_left(parent: Path) -> None:
+def _remove_folders_of_ended_processes(parent: Path) -> None:
     for lock in parent.glob("*.lock"):
         with lock.open("ab") as file:
             try:
@@ -70,7 +72,7 @@ def _remove_what_the_dead_left(parent: Path) -> None:
 
 
 def system_folder() -> str:
-    """The system's folder of temporary files. Raises OutputError where none can be written; torch cannot even be imported then."""
+    """The system's folder for temporary files. Raises OutputError if none is writable; torch cannot be imported then."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -78,35 +80,36 @@ def system_folder() -> str:
 
 
 def temporary_folder() -> Path:
-    """This process's folder among the system's temporary files, for what belongs to no output. Raises OutputError."""
+    """This process's folder among the system's temporary files, for files of no output. Raises OutputError."""
     return _folder_below(system_folder())
 
 
 def socket_folder() -> Path:
-    """The same, but in ``/tmp`` where the other's path is too long for the sockets that multiprocessing puts into it."""
-    usual = system_folder()
-    is_short = len(os.fsencode(usual)) <= MAX_ROOT_BYTES
-    return _folder_below(usual if is_short or not os.access("/tmp", os.W_OK) else "/tmp")
+    """This process's folder for the sockets of multiprocessing: :func:`temporary_folder`, or one in ``/tmp`` if its path is too long."""
+    root = system_folder()
+    is_short = len(os.fsencode(root)) <= MAX_ROOT_BYTES
+    return _folder_below(root if is_short or not os.access("/tmp", os.W_OK) else "/tmp")
 
 
 @functools.cache
 def _folder_below(root: str) -> Path:
     parent = Path(root) / f"hearscape-{os.getuid()}"
-    if not _is_ours(parent):  # whoever made it could look into it, or lead us elsewhere
-        made = Path(tempfile.mkdtemp(prefix="hearscape-", dir=root))
-        Finalize(None, shutil.rmtree, (made, True), exitpriority=_LAST)
-        return made
+    if not _belongs_to_user(parent):  # its owner could read our files, or replace it by a link
+        private = Path(tempfile.mkdtemp(prefix="hearscape-", dir=root))
+        Finalize(None, shutil.rmtree, (private, True), exitpriority=_LAST)
+        return private
     with exclusive(parent / "lock"):
         folder = ProcessFolder(parent)
     Finalize(None, _close, (folder, parent / "lock"), exitpriority=_LAST)
     return folder.path
 
 
-def _is_ours(folder: Path) -> bool:
+def _belongs_to_user(folder: Path) -> bool:
+    """Makes the folder if it does not exist. Whether it is a folder of this user that no other user can write to."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _close(folder: ProcessFolder, lock: Path) -> None:

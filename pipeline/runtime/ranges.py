@@ -1,4 +1,4 @@
-"""The Range header of a request for part of a file (RFC 9110, section 14), as the servers here answer it: one span of bytes."""
+"""Parses the Range header of a request for part of a file (RFC 9110, section 14): one span of bytes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 _ONE_SPAN = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
-def byte_range(asked: str | None, size: int) -> tuple[int, int, bool] | None:
-    """(start, stop, whether it is a part) of ``size`` bytes; None where nothing of what is asked for is there (status 416).
+def byte_range(header: str | None, size: int) -> tuple[int, int, bool] | None:
+    """(start, stop, whether it is a part) of a file of ``size`` bytes. None: the span is outside of the file (status 416).
 
-    A header that is missing, not understood, or asks for several spans gives the whole, as the standard allows.
+    A header that is missing, invalid, or asks for several spans gives the whole file, as the standard allows.
     """
-    found = _ONE_SPAN.fullmatch(asked or "")
-    if found is None or not any(found.groups()):
+    match = _ONE_SPAN.fullmatch(header or "")
+    if match is None or not any(match.groups()):
         return 0, size, False
-    first, last = found.groups()
+    first, last = match.groups()
     start = int(first) if first else max(0, size - int(last))
     stop = min(int(last) + 1, size) if first and last else size
     return (start, stop, True) if start < stop else None

@@ -1,4 +1,4 @@
-"""Recipes of any kind out of TOML files and ``--set a.b=c``: all problems at once, each with its field's name."""
+"""Reads recipes of any kind from TOML files and ``--set a.b=c``. All problems are reported at once, each with its field's name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Recipe = TypeVar("Recipe", bound=Settings)
 
 
 def read_recipe(kind: type[Recipe], path: str | Path | Sequence[str] | None, changes: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe, or several, each of which changes settings of those before it; without a ``path``, all have their defaults.
+    """Reads a recipe, or several, each of which changes settings of those before it. Without a ``path`` all settings have defaults.
 
-    ``changes`` are like ``clips.length_seconds=4``: the value is TOML, or text where it is not.
+    ``changes``: such as ``clips.length_seconds=4``, with a value in TOML, or a text if it is not TOML.
 
-    Raises RecipeError with every problem at once, each with its field's name.
+    Raises RecipeError, which lists all problems, each with the name of its field.
     """
     paths = [path] if isinstance(path, (str, Path)) else list(path or ())
     name = "recipe" if not paths else f"recipe {', '.join(map(str, paths))}"
@@ -37,14 +37,14 @@ def read_recipe(kind: type[Recipe], path: str | Path | Sequence[str] | None, cha
     for change in changes:
         _apply(values, change)
     try:
-        # JSON mode: a list of TOML may stand for a tuple, and nothing else is bent
+        # JSON mode: a list is accepted for a tuple, and no other type is converted
         return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise RecipeError("\n  ".join([f"{name}:", *problems_of(error)])) from error
 
 
 def _overlay(values: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Tables are joined, key by key; any other value takes the place of the earlier one."""
+    """Merges ``more`` into ``values``: tables key by key; any other value replaces the earlier one."""
     for key, value in more.items():
         earlier = values.get(key)
         if isinstance(earlier, dict) and isinstance(value, dict):
@@ -54,7 +54,7 @@ def _overlay(values: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def problems_of(error: ValidationError) -> list[str]:
-    """One line for each problem: field, what is wrong, the value."""
+    """One line for each problem: field, problem, value."""
     lines = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"]) or "recipe"

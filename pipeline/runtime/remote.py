@@ -1,4 +1,4 @@
-"""Bytes from elsewhere: any URL that fsspec knows, asked again when a server stumbles."""
+"""Reads files at any URL of fsspec, with retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from pipeline.errors import ShardError
-from pipeline.runtime.bounded import BLOCK_BYTES, TooMuchError, check_told_size, reading_failures
+from pipeline.runtime.bounded import BLOCK_BYTES, TooMuchError, check_declared_size, reading_failures
 from pipeline.schema import unit_interval
 from pipeline.settings import Settings
 
@@ -21,28 +21,28 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_BYTES = 256 << 20
-"""Largest file that is read whole: a manifest of about a million shards."""
+"""Largest file that is read as a whole: a manifest of about a million shards."""
 WEB = ("http://", "https://")
 LASTING = (TooMuchError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""Errors that another try meets again."""
+"""Errors for which a retry does not help."""
 PASSING_STATUS = {408, 425, 429}
-"""Besides 500 and above: answers of an HTTP server that may differ the next time."""
-NO_RANGES = "its server sends whole files only: one that answers range requests is needed"
+"""HTTP status codes below 500 for which a retry may help."""
+NO_RANGES = "its server sends whole files only: a server that supports range requests is needed"
 
 
 class Retries(Settings):
-    """What is done when a server does not answer as it should."""
+    """How failed requests are tried again."""
 
     num: int = Field(default=4, ge=0)
-    """Further tries of one request."""
+    """Number of retries of one request."""
     pause_seconds: float = Field(default=0.5, ge=0)
-    """Wait before the first further try; it doubles each time."""
+    """Pause before the first retry. It doubles each time."""
     timeout_seconds: float = Field(default=30.0, gt=0)
-    """Silence of an HTTP server after which a request is given up and tried again."""
+    """Time without data from an HTTP server after which a request is tried again."""
 
 
 class Remote:
-    """A folder elsewhere."""
+    """A folder at a URL."""
 
     def __init__(self, root: str, retries: Retries) -> None:
         self._retries = retries
@@ -53,24 +53,26 @@ class Remote:
         self._path = path.rstrip("/")
 
     def num_bytes(self, name: str) -> int | None:
-        """A file's size, as one request tells it. None: the server does not say.
+        """A file's size in bytes, by one request. None: the server does not give it.
 
-        Raises ShardError when the file is not there, or that still cannot be found out after the retries.
+        Raises ShardError if the file does not exist, or if the request still fails after the retries.
         """
         where = f"{self._path}/{name}"
         try:
-            size = retried(lambda: told_truly(lambda: self._fs.info(where)), where, self._retries).get("size")
+            size = retried(lambda: with_true_cause(lambda: self._fs.info(where)), where, self._retries).get("size")
         except reading_failures() as error:
             missing = isinstance(error, FileNotFoundError)
             raise ShardError(
-                "missing" if missing else "unreadable", "is missing" if missing else f"cannot be read: {said(error)}"
+                "missing" if missing else "unreadable",
+                "is missing" if missing else f"cannot be read: {short_text_of(error)}",
             ) from error
         return None if size is None else int(size)
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file's bytes ``[start, end)``, or all of them, which may be 256 MiB.
+        """A file's bytes ``[start, end)``, or the whole file of at most 256 MiB.
 
-        Raises ShardError when it is not there, still fails after the retries, or more comes than was asked for.
+        Raises ShardError if the file does not exist, the request still fails after the retries, or the server sends more than was
+        requested.
         """
         where = f"{self._path}/{name}"
         failures = reading_failures()
@@ -79,18 +81,18 @@ class Remote:
         except failures as error:
             if isinstance(error, TooMuchError) and start is not None:
                 raise ShardError("no_ranges", NO_RANGES) from error
-            raise ShardError("unreadable", f"it cannot be read: {said(error)}") from error
+            raise ShardError("unreadable", f"it cannot be read: {short_text_of(error)}") from error
         if start is not None and end is not None and len(data) > end - start:
             raise ShardError("no_ranges", NO_RANGES)
         return cast("bytes", data)
 
 
 def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
-    """The call's result, or its last error."""
+    """The result of the call. Raises its last error after the retries. ``where``: name of the file in the log."""
     failures = reading_failures()
 
     def pause_seconds(state: RetryCallState) -> float:
-        """Twice as long each time, and not the same for all that wait for one server."""
+        """Doubles each time, and varies by the file, so that not all requests to a server are repeated at the same time."""
         number = state.attempt_number - 1
         return retries.pause_seconds * 2.0**number * (0.75 + unit_interval(where, number) / 2)
 
@@ -98,7 +100,7 @@ def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
         assert state.outcome is not None
         error = state.outcome.exception()
         assert error is not None
-        LOG.info("%s: %s; trying again in %.1f s", where, said(error), state.upcoming_sleep)
+        LOG.info("%s: %s; trying again in %.1f s", where, short_text_of(error), state.upcoming_sleep)
 
     return Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, failures) and _may_pass(error)),
@@ -109,8 +111,9 @@ def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
     )(call)
 
 
-def told_truly(call: Callable[[], T]) -> T:
-    """The call's result. fsspec says of every failure to look at a file on the web that it is not there: raises what was behind that."""
+def with_true_cause(call: Callable[[], T]) -> T:
+    """The result of the call. For every failed look-up of a file at an HTTP URL fsspec raises FileNotFoundError; if its cause was another
+    one, such as a time-out, this raises the cause."""
     try:
         return call()
     except FileNotFoundError as error:
@@ -138,14 +141,14 @@ def _options(root: str, retries: Retries) -> dict[str, Any]:
 
 @functools.cache
 def _bounded_response() -> type[Any]:
-    """An answer that is read, unpacked, up to what was asked for: a server may send more, or without end."""
+    """A response class that reads at most the requested number of bytes, after decompression: a server may send more, or without end."""
     import aiohttp  # noqa: PLC0415
 
     class Bounded(aiohttp.ClientResponse):
         async def read(self) -> bytes:
             if self._body is None:
-                max_bytes = _asked_bytes(self.request_info.headers.get("Range", ""))
-                check_told_size(self, max_bytes)
+                max_bytes = _requested_bytes(self.request_info.headers.get("Range", ""))
+                check_declared_size(self, max_bytes)
                 data = bytearray()
                 async for block in self.content.iter_chunked(BLOCK_BYTES):
                     data += block
@@ -157,12 +160,12 @@ def _bounded_response() -> type[Any]:
     return Bounded
 
 
-def _asked_bytes(range_header: str) -> int:
-    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", range_header)
-    return int(asked[2]) - int(asked[1]) + 1 if asked else MAX_BYTES
+def _requested_bytes(range_header: str) -> int:
+    match = re.fullmatch(r"bytes=(\d+)-(\d+)", range_header)
+    return int(match[2]) - int(match[1]) + 1 if match else MAX_BYTES
 
 
-def said(error: BaseException) -> str:
-    """A failure of reading in a few words."""
+def short_text_of(error: BaseException) -> str:
+    """A short text of an error of reading."""
     status, message = getattr(error, "status", None), getattr(error, "message", None)
     return f"HTTP {status} {message}" if isinstance(status, int) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""A folder elsewhere that is read, and asked again when its server stumbles; one on this machine is an ordinary folder."""
+"""A folder on another machine, read with retries. A local folder is an ordinary :class:`Folder`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import IO, TypeVar, cast
 
 from pipeline.runtime.folder import Folder
-from pipeline.runtime.remote import Retries, retried, told_truly
+from pipeline.runtime.remote import Retries, retried, with_true_cause
 
 T = TypeVar("T")
 
@@ -15,43 +15,42 @@ BUFFER_BYTES = 1 << 20
 
 
 def read_folder(url: str, retries: Retries | None = None) -> Folder:
-    """The folder at a path or URL. ``retries``: None: the defaults. Raises OutputError where it cannot be named so."""
+    """The folder at a path or URL. ``retries`` None: the defaults. Raises OutputError for an invalid path or URL."""
     folder = Folder(url)
     return folder if folder.local_path is not None else RemoteFolder(url, retries or Retries())
 
 
 class RemoteFolder(Folder):
-    """Its readings raise the last error, an OSError or aiohttp's, where all tries failed."""
+    """A folder that is read with retries. If all fail, its methods raise the last error, an OSError or one of aiohttp."""
 
     def __init__(self, url: str, retries: Retries) -> None:
         super().__init__(url)
         self._retries = retries
 
-    def _patiently(self, name: str, call: Callable[[], T]) -> T:
-        return retried(lambda: told_truly(call), f"{self.url}/{name}", self._retries)
+    def _with_retries(self, name: str, call: Callable[[], T]) -> T:
+        return retried(lambda: with_true_cause(call), f"{self.url}/{name}", self._retries)
 
     def exists(self, name: str) -> bool:
         try:
-            self._patiently(name, lambda: self._fs.info(self._at(name)))
+            self._with_retries(name, lambda: self._fs.info(self._at(name)))
         except FileNotFoundError:
             return False
         return True
 
     def open(self, name: str) -> IO[bytes]:
-        file = self._patiently(name, lambda: super(RemoteFolder, self).open(name))
-        return cast(
-            "IO[bytes]", io.BufferedReader(_Patient(file, lambda call: self._patiently(name, call)), BUFFER_BYTES)
-        )
+        file = self._with_retries(name, lambda: super(RemoteFolder, self).open(name))
+        retrying = _RetryingFile(file, lambda call: self._with_retries(name, call))
+        return cast("IO[bytes]", io.BufferedReader(retrying, BUFFER_BYTES))
 
     def read_bytes(self, name: str) -> bytes:
-        return self._patiently(name, lambda: super(RemoteFolder, self).read_bytes(name))
+        return self._with_retries(name, lambda: super(RemoteFolder, self).read_bytes(name))
 
 
-class _Patient(io.RawIOBase):
-    """A file elsewhere, whose readings are tried again."""
+class _RetryingFile(io.RawIOBase):
+    """A file whose reads are tried again."""
 
-    def __init__(self, file: IO[bytes], patiently: Callable[[Callable[[], bytes]], bytes]) -> None:
-        self._file, self._patiently = file, patiently
+    def __init__(self, file: IO[bytes], with_retries: Callable[[Callable[[], bytes]], bytes]) -> None:
+        self._file, self._with_retries = file, with_retries
 
     def readable(self) -> bool:
         return True
@@ -74,7 +73,7 @@ class _Patient(io.RawIOBase):
                 self._file.seek(place)
             return self._file.read(len(view))
 
-        data = self._patiently(read)
+        data = self._with_retries(read)
         view[: len(data)] = data
         return len(data)
 

@@ -1,4 +1,4 @@
-"""Ending early: one :class:`Stop`, which everything that waits or takes long is given, and listens to."""
+"""Stops a build early: one :class:`Stop` is passed to everything that waits or takes long."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipeline.errors import StoppedError
 
 
 class Stop:
-    """Once it is set, whatever was given it ends within about two seconds, by raising :class:`StoppedError`.
+    """When it is set, all work that has it ends within about two seconds, by raising StoppedError.
 
-    It stays set. Safe for threads; it does not reach other processes.
+    It stays set. It is safe for threads, and does not reach other processes.
     """
 
     def __init__(self) -> None:
@@ -36,15 +36,16 @@ class Stop:
             raise StoppedError
 
     def sleep(self, seconds: float) -> None:
-        """Waits that long. Raises StoppedError as soon as it is set."""
+        """Waits ``seconds``. Raises StoppedError as soon as it is set."""
         self._event.wait(seconds)
         self.check()
 
     @contextlib.contextmanager
     def calling(self, end: Callable[[], object]) -> Iterator[None]:
-        """Around what blocks: ``end`` is called, in another thread, to make it return. Call :meth:`check` after it.
+        """For a blocking call: when it is set during the block, ``end`` is called in another thread to make the call return. The caller
+        must :meth:`check` afterwards.
 
-        Raises StoppedError, before the block, if it is set already. ``end`` may be called when the block is over.
+        Raises StoppedError before the block if it is set already. ``end`` may also be called shortly after the block.
         """
         key = object()
         with self._lock:

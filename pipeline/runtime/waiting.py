@@ -1,4 +1,4 @@
-"""How long a source waited for others, apart from the work that was done on it: for a slot, a host, the turn of a lock."""
+"""Counts the time that a source waits for others (for a slot, a host, a lock) separately from its work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Waited:
-    """Seconds that were waited while :func:`counting` was at work in this thread."""
+    """Seconds of waiting in this thread during the block of :func:`counting`."""
 
     seconds: float = 0.0
 
@@ -21,7 +21,7 @@ _COUNTED: ContextVar[tuple[Waited, ...]] = ContextVar("_COUNTED", default=())
 
 @contextlib.contextmanager
 def counting() -> Iterator[Waited]:
-    """Counts what is waited, in this thread, while the block runs."""
+    """Counts the time of waiting in this thread while the block runs."""
     waited = Waited()
     token = _COUNTED.set((*_COUNTED.get(), waited))
     try:
@@ -32,7 +32,7 @@ def counting() -> Iterator[Waited]:
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """Around what only waits until others are done."""
+    """Counts the time of the block, which only waits for others, as waiting."""
     started = time.monotonic()
     try:
         yield
@@ -41,8 +41,8 @@ def waiting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(lock: contextlib.AbstractContextManager[object]) -> Iterator[None]:
-    """``with lock``, where the time until it is had counts as waited."""
+def counted_lock(lock: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    """Like ``with lock``; the time until the lock is acquired counts as waiting."""
     with contextlib.ExitStack() as stack:
         with waiting():
             stack.enter_context(lock)
@@ -50,6 +50,6 @@ def held(lock: contextlib.AbstractContextManager[object]) -> Iterator[None]:
 
 
 def add_waited(seconds: float) -> None:
-    """Below 0: of what was counted so far, this much was work."""
+    """Adds to the time of waiting. Negative: so much of the time that was counted as waiting was work."""
     for waited in _COUNTED.get():
         waited.seconds += seconds

@@ -1,7 +1,7 @@
-"""Processes that decode, and the number of things that may use a core at once.
+"""A pool of worker processes that decode media, and the limit on work that uses a core at once.
 
-Media from the internet is decoded in processes of its own: one that crashes, hangs or eats the memory costs its source, not the build.
-The limits on time and memory are kept from here, outside of them.
+Media from the internet is decoded in separate processes: a process that crashes, hangs or uses too much memory fails its source, not
+the build. The limits on time and memory are enforced here, outside of these processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.runtime.awake import wait_awake
 from pipeline.runtime.memory import Memory, is_suspended, watch_memory
 from pipeline.runtime.process_folder import socket_folder
 from pipeline.runtime.stop import Stop
-from pipeline.runtime.waiting import held
+from pipeline.runtime.waiting import counted_lock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +43,7 @@ MAX_JOBS_PER_PROCESS = 500
 """A process is replaced after this many jobs, so that a leak in a library stays small."""
 PR_SET_PDEATHSIG = 1
 END_SECONDS = 30.0
-"""How long a process that was killed may take to be gone."""
+"""How long to wait until a killed process has ended."""
 
 
 def num_cores() -> int:
@@ -51,11 +51,11 @@ def num_cores() -> int:
 
 
 class Workers:
-    """A pool of processes. ``slots`` limits what runs at once, including work (ffmpeg) that brings a process of its own.
+    """A pool of processes. ``slots`` limits the work that runs at once, including ffmpeg, which is a process of its own.
 
-    ``stop`` ends what runs, and is set by :meth:`close`. ``memory_bytes``: a process that holds more is killed, which costs
-    the source that it worked on; None: no limit. It is there for others that start processes, too. ``temporary`` is a folder for
-    whatever the processes' libraries take for temporary; None: the system's.
+    ``stop`` ends running work, and is set by :meth:`close`. ``memory_bytes``: a process above it is killed, and its source fails. None:
+    no limit. Code that starts other processes uses it as well. ``temporary``: folder for temporary files of the libraries in the
+    processes. None: the system's.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Workers:
         self._memories: dict[int, Memory] = {}
         self._numbers = itertools.count()
         self._pid_of: dict[int, int | None] = {}
-        """Of each job that somebody waits for: the process that has taken it on, or None."""
+        """Process of each running job, by its number. None: no process has started it yet."""
         self._temporary = temporary
         self._context = _context()
         pids, self._tell_pid = self._context.Pipe(duplex=False)
@@ -82,18 +82,18 @@ class Workers:
         threading.Thread(target=self._listen, args=(pids,), name="worker-pids", daemon=True).start()
 
     def run(self, work: Callable[P, T], timeout_seconds: float, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs ``work`` in one of the processes and waits.
+        """Runs ``work`` in one of the processes and waits for its result.
 
-        Raises what it raises, WorkerError ``worker_killed``, ``out_of_memory`` or ``timed_out``, or StoppedError. The time-out leaves
-        out the time in which this process was stopped.
+        Raises what ``work`` raises; WorkerError ``worker_killed``, ``out_of_memory`` or ``timed_out``; or StoppedError. The time in which
+        this process was stopped does not count for the time-out.
         """
         for last_try in (False, True):
-            with held(self.slots):
+            with counted_lock(self.slots):
                 try:
                     return self._run_once(work, timeout_seconds, args, kwargs)
                 except CancelledError as error:
                     raise StoppedError from error
-                except BrokenProcessPool as error:  # a process that was killed held what all of them share
+                except BrokenProcessPool as error:  # a process was killed while it held a lock that all of them share
                     self._stop.check()
                     if last_try:
                         raise WorkerError("worker_killed", f"the processes ended twice ({error})") from error
@@ -104,7 +104,7 @@ class Workers:
                         raise WorkerError(
                             "out_of_memory", f"the process that decoded it was ended: {memory.exceeded}"
                         ) from error
-                    # it may have been the victim of its neighbour: the work is given to another process once
+                    # another process may have used up the memory: the work is tried once more in another process
                     if last_try:
                         cause = _exit(error.exitcode)
                         raise WorkerError("worker_killed", f"the process was killed twice ({cause})") from error
@@ -121,13 +121,13 @@ class Workers:
             if _is_done(future, step_seconds):
                 return True
             self._stop.check()
-            if not pool.active:  # it forgets what it had not begun
+            if not pool.active:  # a broken pool drops the work that has not started
                 raise BrokenProcessPool("the pool broke")
             return False
 
         try:
             pool, future = self._schedule(number, work, args, kwargs)
-            with self._stop.calling(future.cancel):  # the pool itself would leave us waiting for the result
+            with self._stop.calling(future.cancel):  # stopping the pool alone would not end the wait
                 if wait_awake(is_over, timeout_seconds):
                     return cast("T", future.result())
                 self._end(number, future)
@@ -137,14 +137,14 @@ class Workers:
         raise WorkerError("timed_out", f"took longer than {timeout_seconds:.0f} s and was ended")
 
     def _end(self, number: int, future: Future[object]) -> None:
-        """Ends the process that works on this, and waits until it is gone. It may be suspended, or deaf to all but SIGKILL."""
+        """Kills the process of a job, and waits until it has ended. SIGKILL also ends suspended processes."""
         with self._pids_lock:
             pid = self._pid_of[number]
             busy = set(self._pid_of.values())
-        if pid is None:  # none took the work on
+        if pid is None:  # no process started the work: an idle one that is suspended may have it
             future.cancel()
-            ours = {child.pid for child in multiprocessing.active_children() if child.pid in self._memories}
-            for idle in ours - busy:
+            own_pids = {child.pid for child in multiprocessing.active_children() if child.pid in self._memories}
+            for idle in own_pids - busy:
                 if idle is not None and is_suspended(idle):
                     _kill(idle)
             return
@@ -156,7 +156,7 @@ class Workers:
     ) -> tuple[pebble.ProcessPool, Future[object]]:
         with self._lock:
             self._stop.check()
-            if not self._pool.active:  # a process that was killed may break it
+            if not self._pool.active:  # a killed process can break the pool
                 self._pool.stop()  # type: ignore[no-untyped-call]
                 self._pool.join()
                 self._pool = self._new_pool()
@@ -173,7 +173,7 @@ class Workers:
         )
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
+        """Ends the processes, also if they are working."""
         self._stop.set()
         with self._lock:
             self._pool.stop()  # type: ignore[no-untyped-call]
@@ -181,7 +181,7 @@ class Workers:
             self._tell_pid.close()
 
     def _listen(self, pids: Connection[Any, tuple[int, int | None]]) -> None:
-        """Each process tells its number when it starts, and with each job; the pipe ends when the pool is closed."""
+        """Receives the id of each process when it starts and when it begins a job, until the pool is closed."""
         with pids, contextlib.suppress(EOFError):
             while True:
                 pid, number = pids.recv()
@@ -189,12 +189,12 @@ class Workers:
                     self._memories[pid] = watch_memory(pid, self.memory_bytes)
                     continue
                 with self._pids_lock:
-                    if number in self._pid_of:  # a short job may have ended before this word of its beginning is read
+                    if number in self._pid_of:  # a short job may have ended before its message is read
                         self._pid_of[number] = pid
 
 
 def _is_done(future: Future[object], seconds: float) -> bool:
-    """Raises CancelledError."""
+    """Waits up to ``seconds``; whether the job has ended. Raises CancelledError."""
     try:
         future.exception(timeout=seconds)
     except TimeoutError:
@@ -208,11 +208,11 @@ def _kill(pid: int) -> None:
 
 
 def _context() -> ForkServerContext:
-    """Workers are forked from a server that has the libraries loaded: each starts at once, and shares their memory."""
+    """Workers are forked from a server process that has imported the libraries, so that they start fast and share memory."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     _choose_folder_of_sockets()
-    resource_tracker.ensure_running()  # unblocks signals when it starts, so it goes first
+    resource_tracker.ensure_running()  # first, because it unblocks signals when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C would end the server while it loads
     try:
         forkserver.ensure_running()
@@ -222,7 +222,7 @@ def _context() -> ForkServerContext:
 
 
 def _choose_folder_of_sockets() -> None:
-    """Where the server's socket lies is decided once in a process: there where it is found when the process is killed."""
+    """Makes multiprocessing put the server's socket into a folder that is removed if this process is killed. It chooses the folder once."""
     before = tempfile.tempdir
     tempfile.tempdir = str(socket_folder())
     try:
@@ -235,25 +235,25 @@ def _start(tell_pid: Connection[tuple[int, int | None], Any], temporary: Path | 
     if temporary is not None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     _die_with_the_server()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group: the parent handles it
     threading.Thread(target=end_with_parent, name="end-with-parent", daemon=True).start()
     _TELL.append(tell_pid)
     tell_pid.send((os.getpid(), None))
 
 
 _TELL: list[Connection[tuple[int, int | None], Any]] = []
-"""In a process of the pool: the pipe to the build."""
+"""In a worker process: the pipe to the build. It has one item."""
 
 
 def _job(number: int, work: Callable[..., T], args: tuple[object, ...], kwargs: Mapping[str, object]) -> T:
-    """``work``, in a process of the pool. What it raises is raised in the build, as far as it can be sent there."""
+    """Runs ``work`` in a worker process. Errors that cannot be pickled are replaced by a RuntimeError with their text."""
     _TELL[0].send((os.getpid(), number))
     try:
         return work(*args, **kwargs)
     except MemoryError as error:
         raise WorkerError("out_of_memory", f"the process that decoded it got no more memory: {error}") from error
     except Exception as error:
-        if not _can_be_sent(error):  # the pool would break of it
+        if not _can_be_sent(error):  # an error that cannot be unpickled would break the pool
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise
 
@@ -266,8 +266,11 @@ def _can_be_sent(error: Exception) -> bool:
 
 
 def _die_with_the_server() -> None:
-    """Of a suspended process, which cannot look whether the build is still there. The server ends with the last of those that hold
-    its pipe: the build, and by default the processes as well. Linux only."""
+    """Makes the kernel kill this process when the fork server ends, so that it ends even if it is suspended. Linux only.
+
+    The server ends when no process holds its pipe any more. By default that includes the workers, so the pipe is closed here; then the
+    server ends with the build.
+    """
     server = vars(forkserver)["_forkserver"]
     if sys.platform.startswith("linux") and (pipe := getattr(server, "_forkserver_alive_fd", None)) is not None:
         os.close(pipe)
@@ -276,7 +279,7 @@ def _die_with_the_server() -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it ends. One that was killed could not do it itself."""
+    """Ends this process when its parent ends, also if the parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""What the cells of a source list mean: link or path, times, labels, split, id. Pure; problems are text."""
+"""Parses the cells of a source list's row: link or path, times, labels, split, id. Pure functions; problems are texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.sources.delimited import SPREADSHEET_ERROR
 from pipeline.sources.links import problem_with_url, scheme_of, youtube_url
 
 MAX_TIME_MS = 1000 * 3_600_000
-"""Times beyond 1000 hours are taken for a mistake of unit."""
+"""Largest time: 1000 hours. A larger one is probably in milliseconds."""
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 _SECONDS = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -26,9 +26,9 @@ _NOT_KEY = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def parse_time(value: object) -> int | None:
-    """Milliseconds of a time: seconds (``12.5``, a number or text) or ``[HH:]MM:SS[.fff]``. None: the cell is empty.
+    """A time in milliseconds, from seconds (``12.5``, a number or text) or ``[HH:]MM:SS[.fff]``. None: the cell is empty.
 
-    Raises ValueError, with what to write instead.
+    Raises ValueError, which says what to write instead.
     """
     if value is None or value == "":
         return None
@@ -62,7 +62,7 @@ def _checked_time(seconds: float, written: object) -> int:
 
 
 def key_like(text: str) -> str:
-    """An id that fits ``KEY_PATTERN``: the text if it does, else with ``_`` for what does not, and a hash of it."""
+    """An id that matches ``KEY_PATTERN``: the text itself, or with other characters replaced by ``_`` and a hash of the text added."""
     if KEY_PATTERN.fullmatch(text):
         return text
     readable = _NOT_KEY.sub("_", text).strip("_")[:80]
@@ -70,10 +70,9 @@ def key_like(text: str) -> str:
 
 
 def default_id(url: str, identity: str, start_ms: int, end_ms: int | None, length: int = 12) -> str:
-    """The id of a source that was given none: a readable beginning, then a hash of ``identity`` and the span.
+    """The id of a source that is listed without one: a readable beginning, then a hash of ``identity`` and the span.
 
-    ``identity`` is the link in its one spelling, or a path as it is written in the list, so that the id does not depend
-    on where the list lies.
+    ``identity``: the canonical link, or a path as it is written in the list, so that the id does not depend on the list's folder.
     """
     if identity.startswith(watch := youtube_url("")):
         name, kind = identity.removeprefix(watch), "yt-"
@@ -90,12 +89,12 @@ def default_id(url: str, identity: str, start_ms: int, end_ms: int | None, lengt
 
 @dataclass(slots=True)
 class Cells:
-    """A row's cells, understood. With ``problems``, the rest means nothing."""
+    """The parsed cells of a row. If there are ``problems``, the other fields are undefined."""
 
     url: str = ""
     """A URL, or a local path that is absolute if the list's folder is."""
     written: str | None = None
-    """The relative path as it stands in the list. None: ``url`` says it all."""
+    """The relative path as it is written in the list. None: the row has a URL or an absolute path."""
     start_ms: int = 0
     end_ms: int | None = None
     labels: tuple[str, ...] = ()
@@ -107,13 +106,13 @@ class Cells:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], folder: str | None) -> Cells:
-        """Understand the cells of one row, by column; relative paths begin at ``folder`` (None: there may be none)."""
+        """Parses the cells of one row, by column. ``folder``: where relative paths begin. None: they are not allowed."""
         cells = cls()
         for column, value in values.items():
             if isinstance(value, str) and "\0" in value:
-                cells.problems.append(f"{column}: holds a NUL character")
+                cells.problems.append(f"{column}: contains a NUL character")
             elif isinstance(value, str) and value[:1] == "#" and SPREADSHEET_ERROR.fullmatch(value):
-                cells.problems.append(f"{column}: a spreadsheet has put {value!r} here: import the column as text")
+                cells.problems.append(f"{column}: a spreadsheet wrote {value!r} here: import the column as text")
         if not cells.problems:
             cells._place(values, folder)
             cells._times(values.get("start"), values.get("end"))
@@ -152,13 +151,11 @@ class Cells:
 
     def _local(self, path: str, folder: str | None) -> None:
         if path.startswith("~"):
-            self.problems.append(
-                f"{path!r}: '~' is not expanded: write the folder out (or ./~ for a file of that name)"
-            )
+            self.problems.append(f"{path!r}: '~' is not expanded: write the full path (or ./~ for a file of that name)")
         elif path.startswith("/"):
             self.url = path
         elif folder is None:
-            self.problems.append(f"{path!r} is relative, and this list lies in no folder: write a URL")
+            self.problems.append(f"{path!r} is relative, but this list is not in a folder: write a URL")
         else:
             self.written = str(PurePosixPath(path))
             web = scheme_of(folder) in ("http", "https")
@@ -186,10 +183,10 @@ class Cells:
             labels = [label for label in value if label is not None]
         else:
             labels = [value]
-        if wrong := [label for label in labels if not isinstance(label, str) or "\0" in label]:
-            self.problems.append(f"labels: {wrong[0]!r} is not text")
-        elif wrong := [label for label in labels if "|" in str(label)]:
-            self.problems.append(f"labels: {wrong[0]!r} holds a '|', which separates labels")
+        if bad_labels := [label for label in labels if not isinstance(label, str) or "\0" in label]:
+            self.problems.append(f"labels: {bad_labels[0]!r} is not text")
+        elif bad_labels := [label for label in labels if "|" in str(label)]:
+            self.problems.append(f"labels: {bad_labels[0]!r} contains '|', which separates labels")
         else:
             self.labels = tuple(dict.fromkeys(text for label in labels if (text := str(label).strip())))
 
@@ -201,6 +198,6 @@ class Cells:
             if self.split is None:
                 self.problems.append(f"split: {split!r} is none of train, validation, test")
         given = values.get("id")
-        number = isinstance(given, int) and not isinstance(given, bool)
-        if text := str(given) if number else self._text("id", given):
+        is_number = isinstance(given, int) and not isinstance(given, bool)
+        if text := str(given) if is_number else self._text("id", given):
             self.given_id = key_like(text)

@@ -1,4 +1,4 @@
-"""Classes chosen by name: in any case, with ``*`` and ``?``, several between commas, and names that hold commas."""
+"""The form in which names of classes are compared."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def normalised_name(name: str) -> str:
-    """A name as it is compared: lower case, spaces for underscores, one space after a comma."""
+    """The name in lower case, with spaces instead of underscores, and one space after a comma."""
     return re.sub(r"\s*,\s*", ", ", " ".join(name.replace("_", " ").casefold().split()))

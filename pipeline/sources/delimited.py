@@ -1,4 +1,4 @@
-"""Delimited text of any shape (csv, tsv), read record by record so that a broken one costs itself and nothing else."""
+"""Reads delimited text (csv, tsv) row by row, so that a damaged row does not affect the others."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import IO
 
 MAX_ROW_CHARS = 131_072
-"""Longest row, in characters. It also is the most that Python's csv module takes in one cell."""
+"""Longest row, in characters. It is also the limit of Python's csv module for one cell."""
 MAX_ROW_LINES = 200
-"""Most lines that one quoted row may span."""
+"""Most lines of one row with quotes."""
 
 SPREADSHEET_ERROR = re.compile(r"#(?:NAME\?|REF!|VALUE!|N/A|DIV/0!|NUM!|NULL!)", re.IGNORECASE)
-"""What a spreadsheet writes for a cell that it took for a formula, such as an id that begins with a dash."""
+"""Text that a spreadsheet writes for a cell that it takes for a formula, such as an id that begins with a dash."""
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(slots=True)
 class DelimitedRow:
-    """One row of a delimited file, before its cells have names."""
+    """One row of a delimited file, with its cells by position. ``problem``: why it cannot be used. None: it can."""
 
     line: int
     text: str
@@ -32,16 +32,16 @@ class DelimitedRow:
 
 
 class Lines:
-    """The physical lines of a text file, none longer than :data:`MAX_ROW_CHARS`, with a look ahead.
+    """The physical lines of a text file, with look-ahead. Longer lines are cut after :data:`MAX_ROW_CHARS` + 1 characters.
 
-    Bytes that are not UTF-8 stay in the text as lone surrogates, so that they cost their own row only.
+    Bytes that are not UTF-8 become lone surrogates, so that only their own row is damaged.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         self._ahead: deque[str] = deque()
         self.line = 1
-        """Number of the next line that :meth:`take` gives."""
+        """Number of the line that :meth:`take` returns next."""
 
     def peek(self, index: int) -> str | None:
         """The line ``index`` places ahead; None after the end."""
@@ -70,20 +70,20 @@ def problem_with_length(text: str) -> str | None:
 
 
 def problem_with_text(text: str) -> str | None:
-    """Why a row's raw text cannot be taken at all."""
+    """Why the raw text of a row cannot be used. None: it can."""
     if problem := problem_with_length(text):
         return problem
     if "\0" in text:
-        return "the row holds a NUL byte"
-    if not text.isascii() and (found := _ESCAPED_BYTE.search(text)):
+        return "the row contains a NUL byte"
+    if not text.isascii() and (match := _ESCAPED_BYTE.search(text)):
         return (
-            f"byte 0x{ord(found[0]) - 0xDC00:02X} at character {found.start() + 1} is not UTF-8: save the list as UTF-8"
+            f"byte 0x{ord(match[0]) - 0xDC00:02X} at character {match.start() + 1} is not UTF-8: save the list as UTF-8"
         )
     return None
 
 
 def _parsed(text: str, delimiter: str) -> list[str] | str:
-    """The cells of one whole row, or what is wrong with it."""
+    """The cells of one complete row, or its problem."""
     if '"' not in text:
         return text.rstrip("\r\n").split(delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -95,7 +95,7 @@ def _parsed(text: str, delimiter: str) -> list[str] | str:
 
 
 def _at(lines: Lines, index: int, delimiter: str) -> tuple[list[str] | str, int]:
-    """The row that begins ``index`` lines ahead: its cells (or its problem) and how many lines it takes."""
+    """The row that begins ``index`` lines ahead: its cells or its problem, and its number of lines."""
     text = lines.peek(index) or ""
     if text.count('"') % 2 == 0:
         return _parsed(text, delimiter), 1
@@ -108,7 +108,7 @@ def _at(lines: Lines, index: int, delimiter: str) -> tuple[list[str] | str, int]
             return _parsed("".join(parts), delimiter), len(parts)
         if len(parts) >= MAX_ROW_LINES or size > MAX_ROW_CHARS:
             break
-    cells = _parsed(text, delimiter)  # a lone inch mark in an unquoted cell is no mistake
+    cells = _parsed(text, delimiter)  # a single quote character in an unquoted cell, such as an inch mark, is valid
     return (cells if isinstance(cells, list) else "a quote is never closed"), 1
 
 
@@ -117,7 +117,7 @@ def _is_row(cells: list[str] | str, num_cells: int | None) -> bool:
 
 
 def _begins_a_row(lines: Lines, index: int, delimiter: str, num_cells: int | None) -> bool:
-    """Whether the line would do as a row by itself, link and all: then a quote before it was left open."""
+    """Whether the line is a row of its own, with a link. Then a quote before it was not closed."""
     cells = _parsed(lines.peek(index) or "", delimiter)
     return isinstance(cells, list) and len(cells) > 1 and _is_row(cells, num_cells) and "://" in "".join(cells)
 
@@ -125,10 +125,10 @@ def _begins_a_row(lines: Lines, index: int, delimiter: str, num_cells: int | Non
 def delimited_rows(
     lines: Lines, delimiter: str, num_cells: int | None, *, comments: bool = True
 ) -> Iterator[DelimitedRow]:
-    """The rows from here on. A row with a broken quote ends where the next good one begins.
+    """The remaining rows. A row with an unclosed quote ends where the next good row begins.
 
-    ``num_cells`` is how many cells a good row has (None: any), and serves to find that place only. With ``comments``,
-    rows that begin with ``#`` are left out, as are blank ones in any case.
+    ``num_cells``: number of cells of a good row, which is used only to find that place. None: any. Blank rows are left out, and with
+    ``comments`` also those that begin with ``#``.
     """
     while (first := lines.peek(0)) is not None:
         line = lines.line
@@ -136,14 +136,14 @@ def delimited_rows(
             lines.take(1)
             continue
         cells, num_lines = _at(lines, 0, delimiter)
-        broken = not _is_row(cells, num_cells)
+        is_bad = not _is_row(cells, num_cells)
         if num_lines > 1:
-            broken = broken or any(_begins_a_row(lines, at, delimiter, num_cells) for at in range(1, num_lines))
-            if broken:
+            is_bad = is_bad or any(_begins_a_row(lines, at, delimiter, num_cells) for at in range(1, num_lines))
+            if is_bad:
                 good = (at for at in range(1, num_lines) if _is_row(_at(lines, at, delimiter)[0], num_cells))
-                shorter = next(good, num_lines)
-                if shorter < num_lines:
-                    cells, num_lines = "a quote is never closed", shorter
+                next_good = next(good, num_lines)
+                if next_good < num_lines:
+                    cells, num_lines = "a quote is never closed", next_good
         text = lines.take(num_lines)
         if problem := problem_with_text(text):
             yield DelimitedRow(line, text, [], problem)

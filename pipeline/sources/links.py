@@ -1,4 +1,4 @@
-"""What a link points to: which video, at which place it may be fetched, and whether two links are the same."""
+"""Parses links: scheme, YouTube id, canonical form, problems."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _YOUTUBE_PATH = re.compile(r"/(?:shorts|embed|live|v|e)/([^/]+)")
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _WATCH_URL = re.compile(r"https?://(?:www\.|m\.|music\.)?youtube\.com/watch\?v=([A-Za-z0-9_-]{11})(?:[&#].*)?")
 _PLAIN_URL = re.compile(r"https?://([a-z0-9-]+(?:\.[a-z0-9-]+)*)/[!-\"$-~]*")
-"""Like :data:`_WATCH_URL` the common case, which needs no taking apart: two shortcuts, no rules of their own."""
+"""Like :data:`_WATCH_URL` a common case that need not be parsed. Both are shortcuts that do not change the result."""
 
 
 def scheme_of(link: str) -> str | None:
-    """The scheme before ``://`` in lower case, or None for a local path.
+    """The scheme before ``://`` in lower case. None: a local path.
 
-    Of a chain (``zip://a.mp4::s3://bucket/b.zip``) the first.
+    For a chain (``zip://a.mp4::s3://bucket/b.zip``) it is the first scheme.
     """
     match = _SCHEME.match(link)
     return match[1].lower() if match else None
@@ -32,7 +32,7 @@ def scheme_of(link: str) -> str | None:
 
 @functools.cache
 def known_schemes() -> frozenset[str]:
-    """``http``, ``https`` and every protocol that fsspec knows by name."""
+    """``http``, ``https`` and all protocols of fsspec."""
     return frozenset({"http", "https", *fsspec.available_protocols()})
 
 
@@ -41,7 +41,7 @@ def youtube_url(video_id: str) -> str:
 
 
 def youtube_id(url: str) -> str | None:
-    """The id of the one video that a YouTube link shows, in any form of such links. None: no such link."""
+    """The id of the video of a YouTube link, in any form of such links. None: it is no link to one video."""
     parts = urlsplit(url)
     return _youtube_id(parts) if parts.scheme in _DEFAULT_PORT else None
 
@@ -51,20 +51,20 @@ def _youtube_id(parts: SplitResult) -> str | None:
     if not _YOUTUBE_HOST.fullmatch(host):
         return None
     if host.endswith("youtu.be"):
-        found = parts.path.strip("/")
+        video_id = parts.path.strip("/")
     elif parts.path.rstrip("/") == "/watch":
-        found = parse_qs(parts.query).get("v", [""])[0]
+        video_id = parse_qs(parts.query).get("v", [""])[0]
     else:
         match = _YOUTUBE_PATH.match(parts.path)
-        found = match[1] if match else ""
-    return found if YOUTUBE_ID.fullmatch(found) else None
+        video_id = match[1] if match else ""
+    return video_id if YOUTUBE_ID.fullmatch(video_id) else None
 
 
 def canonical_url(url: str) -> str:
-    """One spelling for links that surely lead to the same file: two are duplicates if this is equal.
+    """The canonical form of a link. Two links with equal canonical forms lead to the same file.
 
-    Scheme and host in lower case, no default port, no fragment, one form for each YouTube video. The rest is left as it
-    is: servers may tell apart what looks alike. What is no http(s) link comes back unchanged, but for ``file://``.
+    Scheme and host are in lower case, a default port and the fragment are removed, and all links to a YouTube video have one form. The
+    rest is not changed, because servers may distinguish it. Other links than http(s) are returned unchanged, except ``file://``.
     """
     if url.startswith("file:///"):
         return url.removeprefix("file://")
@@ -87,7 +87,7 @@ def canonical_url(url: str) -> str:
 
 
 def problem_with_url(url: str) -> str | None:
-    """What is wrong with a link, and what to write instead. None: nothing that can be seen without fetching it."""
+    """The problem of a link, with what to write instead. None: none that can be found without fetching it."""
     scheme = scheme_of(url)
     if scheme is None:
         if YOUTUBE_ID.fullmatch(url):
@@ -106,10 +106,10 @@ def problem_with_url(url: str) -> str | None:
 
 def _problem_with_web_url(url: str) -> str | None:
     if " " in url or not url.isprintable():
-        return f"{url!r} holds a space or a control character: write a space as %20"
+        return f"{url!r} contains a space or a control character: write a space as %20"
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         return f"{url!r} is not a URL ({error})"
-    return None if host else f"{url!r} names no host"
+    return None if host else f"{url!r} has no host"

@@ -1,8 +1,8 @@
-"""Source lists: what a build is asked to fetch, read from csv, tsv, jsonl or parquet and merged into one list.
+"""Source lists: reads the sources of a build from csv, tsv, jsonl or parquet, and merges them into one list.
 
-A bad row costs itself: it becomes a :class:`RowProblem`, which the build enters into the ledger as a failed source.
-Only a list that cannot be used at all (no such file, a wrong header, not one good row) is an error.
-The format is documented by example in ``manifests/sources/README.md``.
+A bad row does not affect the others: it becomes a :class:`RowProblem`, which the ledger lists as a failed source. Only a list that
+cannot be used at all (a missing file, a wrong header, no good row) is an error. ``manifests/sources/README.md`` documents the format by
+example.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from pipeline.sources.rows import COLUMNS, Row, read_rows
 
 MAX_PROBLEMS_SHOWN = 50
 MAX_ROWS = 10_000_000
-"""Of all lists together: they are held in memory, about 1 KB each."""
+"""Most rows of all lists together. They are in memory, about 1 KB each."""
 MAX_TEXT_SHOWN = 160
 
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """A row that is no source."""
+    """A row that cannot be used."""
 
     listed_at: str
-    """``FILE:LINE`` (parquet: the number of the row)."""
+    """``FILE:LINE``; for parquet the number of the row."""
     text: str
-    """The row as it stands in the list, shortened, on one line."""
+    """The text of the row, shortened, on one line."""
     message: str
-    """What is wrong with it and what to write instead."""
+    """The problem, and what to write instead."""
 
     @property
     def source_id(self) -> str:
-        """An id for the ledger, where this row is a failed source: the same while the row stays where it is."""
+        """The id of the row in the ledger, where it is a failed source. It depends on the row's text and place."""
         return f"bad-row-{stable_hash(ascii(self.listed_at), self.text)}"
 
     def __str__(self) -> str:
@@ -50,13 +50,13 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class SourceList:
-    """What was listed. Every row is one of the three: ``num_rows = len(sources) + len(problems) + merged``."""
+    """The content of one or several lists: ``num_rows = len(sources) + len(problems) + merged``."""
 
     sources: tuple[Source, ...]
-    """In the order of their first rows. Ids are unique, and so is each pair of URL and span."""
+    """In the order of their first rows. Ids are unique, and so are the pairs of URL and span."""
     problems: tuple[RowProblem, ...] = ()
     merged: int = 0
-    """Rows that repeat the URL and span of an earlier one."""
+    """Number of rows that repeat the URL and span of an earlier row."""
 
     @property
     def num_rows(self) -> int:
@@ -64,34 +64,34 @@ class SourceList:
 
 
 def read_sources(path: str | Path) -> SourceList:
-    """Read one source list: a local path, an http(s) link, or any URL of fsspec, in the format that its ending names.
+    """Reads one source list at a local path, an http(s) link or a URL of fsspec. Its suffix gives the format.
 
-    Raises :class:`SourceListError` when the file or its header cannot be used, or when it holds not one good row.
+    Raises SourceListError if the file or its header cannot be used, or if it has no good row.
     """
     return read_source_lists([path])
 
 
 def read_source_lists(paths: Iterable[str | Path]) -> SourceList:
-    """Read several lists as if they were one: duplicates are merged across them, and ids are unique across them.
+    """Reads several lists as if they were one: duplicates are merged across them, and ids are unique across them.
 
-    Raises :class:`SourceListError`, naming every list that cannot be used, or when there is no good row in any.
+    Raises SourceListError, which names every list that cannot be used, or if there is no good row in any of them.
     """
     paths = list(paths)
-    gathered = Gathering()
-    troubles: list[SourceListError] = []
+    rows = Gathering()
+    errors: list[SourceListError] = []
     for path in paths:
         folder = _folder_of(path)
         try:
             for row in read_rows(path):
-                gathered.add(row, path, folder)
+                rows.add(row, path, folder)
         except SourceListError as error:
-            troubles.append(_masked(error))
-    if len(troubles) == 1:
-        raise troubles[0]
-    if troubles:
-        each = [str(trouble).replace("\n  ", "; ") for trouble in troubles]
-        raise SourceListError(f"{len(troubles)} source lists cannot be used:", each)
-    return gathered.finish(", ".join(_masked_name(path) for path in paths) or "no source list was named")
+            errors.append(_masked(error))
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        messages = [str(error).replace("\n  ", "; ") for error in errors]
+        raise SourceListError(f"{len(errors)} source lists cannot be used:", messages)
+    return rows.finish(", ".join(_masked_name(path) for path in paths) or "no source list was named")
 
 
 @functools.lru_cache(maxsize=64)
@@ -100,14 +100,14 @@ def _masked_name(path: str | Path) -> str:
 
 
 def _masked(error: SourceListError) -> SourceListError:
-    """The name of a list, and what stands in it, may hold signatures and passwords."""
+    """The error with its secrets masked: links of lists and sources may contain signatures and passwords."""
     masked = SourceListError(mask_secrets(str(error)))
     masked.problems = tuple(map(mask_secrets, error.problems))
     return masked
 
 
 def _folder_of(path: str | Path) -> str | None:
-    """Where a list's relative paths begin, with the separator. None: nowhere (a list inside an archive)."""
+    """The folder that relative paths of a list begin at, with a separator at its end. None: there is none (a list inside an archive)."""
     name = str(path)
     if scheme_of(name) is None:
         return os.path.join(Path(path).absolute().parent, "")  # noqa: PTH118  (keeps the separator)
@@ -117,16 +117,16 @@ def _folder_of(path: str | Path) -> str | None:
 
 
 def printable(text: str) -> str:
-    """Text from outside on one line, shortened, with what cannot be printed escaped."""
+    """The text on one line, shortened, with characters that cannot be printed escaped."""
     text = text.strip()
     short = text if len(text) <= MAX_TEXT_SHOWN else text[: MAX_TEXT_SHOWN - 1] + "…"
     if short.isprintable():
         return short
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in short)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in short)
 
 
 class Gathering:
-    """Rows on their way to a :class:`SourceList`: each is checked, and merged with its like."""
+    """Collects rows into a :class:`SourceList`: each row is checked, and merged with an earlier row of the same URL and span."""
 
     def __init__(self) -> None:
         self._sources: list[Source] = []
@@ -137,11 +137,11 @@ class Gathering:
 
     @property
     def num_rows(self) -> int:
-        """How many rows were taken so far, good or not."""
+        """Number of rows so far, good and bad."""
         return len(self._sources) + len(self._problems) + self._merged
 
     def add(self, row: Row, path: str | Path, folder: str | None = None) -> None:
-        """Take a row of the list ``path``; its relative paths begin at ``folder`` (None: it may have none)."""
+        """Adds a row of the list ``path``. ``folder``: where its relative paths begin. None: they are not allowed."""
         listed_at = f"{_masked_name(path)}:{row.line}"
         if self.num_rows >= MAX_ROWS:
             raise SourceListError(f"{listed_at}: more than {MAX_ROWS:,} rows: divide them among several datasets")
@@ -153,10 +153,10 @@ class Gathering:
             self._problems.append(RowProblem(listed_at, mask_secrets(printable(row.text)), mask_secrets(problem)))
 
     def _add(self, cells: Cells, listed_at: str) -> str | None:
-        """Enter a good row as a source of its own, or unite it with its like. Text: why it can be neither."""
+        """Adds a good row as a new source, or merges it with an earlier one. Returns a problem if its id is used by another source."""
         place = (canonical_url(cells.url), cells.start_ms, cells.end_ms)
         if (at := self._by_place.get(place)) is not None:
-            self._sources[at] = _united(self._sources[at], cells)
+            self._sources[at] = _merged(self._sources[at], cells)
             self._merged += 1
             return None
         source_id = cells.given_id or default_id(cells.url, cells.written or place[0], *place[1:])
@@ -164,14 +164,14 @@ class Gathering:
             source_id = default_id(cells.url, ascii(place[0]), *place[1:], length=16)
         if (at := self._by_id.get(source_id)) is not None:
             other = self._sources[at]
-            return f"id {source_id!r} belongs to {other.url} ({other.listed_at}) already: give each source its own"
+            return f"id {source_id!r} already belongs to {other.url} ({other.listed_at}): give each source its own id"
         self._by_place[place] = self._by_id[source_id] = len(self._sources)
         rest = (cells.labels, cells.caption, cells.licence, cells.split, listed_at)
         self._sources.append(Source(source_id, cells.url, cells.start_ms, cells.end_ms, *rest))
         return None
 
     def finish(self, names: str) -> SourceList:
-        """What was gathered from the lists ``names``. Raises :class:`SourceListError` if that is no source at all."""
+        """The collected list. ``names``: the names of its lists, for messages. Raises SourceListError if it has no source."""
         if self._sources:
             return SourceList(tuple(self._sources), tuple(self._problems), self._merged)
         lines = [str(problem) for problem in self._problems[:MAX_PROBLEMS_SHOWN]]
@@ -181,8 +181,8 @@ class Gathering:
         raise SourceListError(f"{names}: {what}", lines)
 
 
-def _united(first: Source, cells: Cells) -> Source:
-    """Labels of both; of the rest, what came first."""
+def _merged(first: Source, cells: Cells) -> Source:
+    """The source with the labels of both rows; for the other fields the first value that is given."""
     return dataclasses.replace(
         first,
         labels=tuple(dict.fromkeys((*first.labels, *cells.labels))),
@@ -193,7 +193,7 @@ def _united(first: Source, cells: Cells) -> Source:
 
 
 def write_sources(sources: Sequence[Source], path: str | Path) -> None:
-    """Write a csv that :func:`read_sources` reads back as the same sources. Columns without a value are left out."""
+    """Writes a csv that :func:`read_sources` reads as the same sources. Columns without a value are left out. Raises SourceListError."""
     path = Path(path)
     if path.suffix.lower() != ".csv":
         raise SourceListError(f"{path}: a source list is written as .csv")
@@ -214,7 +214,7 @@ def write_sources(sources: Sequence[Source], path: str | Path) -> None:
 
 
 def _as_cells(source: Source) -> dict[str, str]:
-    """A source as the cells of a csv row. The id stands first: it never begins with ``#``, which would be a comment."""
+    """A source as the cells of a csv row. The id is the first column, because it never begins with ``#``, which would be a comment."""
     if any("|" in label for label in source.labels):
         raise SourceListError(f"source {source.source_id}: a label with '|' cannot be listed: {source.labels}")
     if source.url != source.url.strip():

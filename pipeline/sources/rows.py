@@ -1,6 +1,6 @@
-"""The file formats of source lists: csv, tsv, jsonl and parquet, read row by row, whatever else is wrong with the file.
+"""Reads the file formats of source lists (csv, tsv, jsonl, parquet) row by row.
 
-A row that cannot be read is given back with its problem; only what concerns the whole file is raised.
+A row that cannot be read is returned with its problem. Only problems of the whole file are raised.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ FORMATS = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 HTTP_TIMEOUT_SECONDS = 60.0
 MAX_LIST_BYTES = 2 << 30
-"""Largest list behind http(s)."""
+"""Largest list at an http(s) link."""
 MAX_GROUP_BYTES = 1 << 30
-"""Largest row group of a parquet file, unpacked: a whole group is in memory at a time."""
+"""Largest row group of a parquet file, decompressed. A whole group is in memory at once."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(slots=True)
 class Row:
-    """One row: ``cells`` by column, or the ``problem`` that made it unreadable."""
+    """One row: its ``cells`` by column, or the ``problem`` why it cannot be read."""
 
     line: int
-    """From 1. Of parquet, where there are no lines, the row."""
+    """Number of the line, from 1; for parquet the number of the row."""
     text: str
     cells: Mapping[str, Any]
     problem: str | None = None
 
 
 def list_format(path: str | Path) -> str:
-    """The ending that says how a list is written: ``.csv``, ``.parquet``, ..."""
+    """The suffix that gives the format of a list: ``.csv``, ``.parquet``, ... Raises SourceListError for another one."""
     name = str(path)
     if scheme_of(name):
         name = name.partition("::")[0].partition("?")[0]
     ending = os.path.splitext(name)[1].lower()  # noqa: PTH122  (a URL is no Path)
     if ending not in FORMATS:
-        raise SourceListError(f"{path}: cannot tell the format from {ending!r}: name it {', '.join(FORMATS)}")
+        raise SourceListError(f"{path}: {ending!r} is not a known format: use a name that ends in {', '.join(FORMATS)}")
     return ending
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a source list with named columns, in order. Blank lines and csv comments are left out.
+    """The rows of a source list, with named columns. Blank lines and csv comments are left out.
 
-    Raises :class:`SourceListError` when the file cannot be opened or its header is wrong.
+    Raises SourceListError if the file cannot be opened or its header is wrong.
     """
     ending = list_format(path)
     if ending == ".parquet":
@@ -86,7 +86,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[IO[bytes]]:
-    """A list opened for reading; every way in which that fails is a :class:`SourceListError`."""
+    """The list, opened for reading. All its errors are raised as SourceListError."""
     name = str(path)
     try:
         scheme = scheme_of(name)
@@ -115,7 +115,7 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _fetched(url: str) -> Iterator[IO[bytes]]:
-    """A list behind http(s), copied to a temporary file: parquet needs to seek."""
+    """The list at an http(s) link, copied to a temporary file, because reading parquet needs seeking."""
     try:
         answer = urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
@@ -128,7 +128,7 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
 
 
 def read_delimited_rows(path: str | Path, delimiter: str = ",", *, comments: bool = True) -> Iterator[DelimitedRow]:
-    """The rows of a delimited file of any shape, without names; not blank ones nor, with ``comments``, ``#`` lines."""
+    """The rows of a delimited file without a header. Blank rows are left out, and with ``comments`` also those that begin with ``#``."""
     with _opened(path) as stream:
         lines = Lines(stream)
         try:
@@ -138,7 +138,7 @@ def read_delimited_rows(path: str | Path, delimiter: str = ",", *, comments: boo
 
 
 def _header(path: str | Path, record: DelimitedRow | None, delimiter: str) -> list[str | None]:
-    """The columns by position; None for a nameless column at the end."""
+    """Names of the columns by position. None: a column without a name at the end. Raises SourceListError."""
     if record is None:
         raise SourceListError(f"{path}: is empty: the first line must name the columns")
     at = f"{path}:{record.line}" if record.line else str(path)
@@ -180,7 +180,7 @@ def _delimited_rows(path: str | Path, delimiter: str) -> Iterator[Row]:
                 if not problem and len(cells) != len(columns) and any(map(str.strip, cells[len(columns) :])):
                     problem = (
                         f"{len(cells)} cells, but the header has {len(columns)}: "
-                        f"put a cell that holds {delimiter!r} in double quotes"
+                        f"put a cell that contains {delimiter!r} in double quotes"
                     )
                 elif not problem and len(cells) < len(named):
                     problem = f"{len(cells)} cells, but the header has {len(named)}"
@@ -205,21 +205,21 @@ def _json_row(line: int, text: str) -> Row:
     if problem := problem_with_text(text):
         return Row(line, text, {}, problem)
     try:
-        found = json.loads(text.rstrip())
+        values = json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         return Row(line, text, {}, f"is not JSON: {error.msg} at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:
         return Row(line, text, {}, f"is not JSON that can be read: {error}")
-    if not isinstance(found, dict):
-        return Row(line, text, {}, "is not a JSON object: write one {...} a line")
-    if "\\u" in text and _SURROGATE.search(json.dumps(found, ensure_ascii=False)):
-        return Row(line, text, {}, "holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
-    return _row_of_mapping(line, text, found)
+    if not isinstance(values, dict):
+        return Row(line, text, {}, "is not a JSON object: write one {...} per line")
+    if "\\u" in text and _SURROGATE.search(json.dumps(values, ensure_ascii=False)):
+        return Row(line, text, {}, "contains half a surrogate pair (\\ud800 to \\udfff), which is no text")
+    return _row_of_mapping(line, text, values)
 
 
-def _row_of_mapping(line: int, text: str, found: Mapping[str, Any]) -> Row:
+def _row_of_mapping(line: int, text: str, values: Mapping[str, Any]) -> Row:
     cells: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in values.items():
         name = key.strip().lower()
         if problem := problem_with_column(name):
             return Row(line, text, {}, problem)
@@ -237,7 +237,7 @@ def _parquet_rows(path: str | Path) -> Iterator[Row]:
         groups = (table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups))
         if (largest := max(groups, default=0)) > MAX_GROUP_BYTES:
             raise SourceListError(
-                f"{path}: a row group of {largest:,} bytes is too large to be read: write it with fewer rows to a group"
+                f"{path}: a row group of {largest:,} bytes is too large to be read: write it with fewer rows per group"
             )
         line = 0
         for batch in table.iter_batches(batch_size=4096):
@@ -253,7 +253,7 @@ def _parquet_rows(path: str | Path) -> Iterator[Row]:
 
 
 def _batch_values(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...] | None]:
-    """The rows of a batch; None for one with text that is not UTF-8."""
+    """The rows of a batch. None for a row with text that is not UTF-8."""
     try:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
     except UnicodeDecodeError:

@@ -111,7 +111,7 @@ def test_the_second_of_two_builds_refuses_and_the_first_is_not_disturbed(clean: 
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGSTOP)  # it must not end before the second has looked
-    with pytest.raises(OutputError, match=r"another build is at work there\. Wait for it, or choose another output"):
+    with pytest.raises(OutputError, match=r"another build is running there\. Wait for it, or choose another output"):
         run(tmp_path)
     os.killpg(process.pid, signal.SIGCONT)
     said, _ = process.communicate(timeout=300)

@@ -249,7 +249,7 @@ def test_a_shard_that_is_damaged_stays_until_the_build_makes_it_anew(
         damage(tar)
     main, words = WITHDRAW
     assert main([word.format(dataset) for word in words]) == 2
-    assert "run the build again, which writes it anew, then this" in capsys.readouterr().err
+    assert "run the build again, which writes it again, then this command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [deep, nulled, a_folder, gone])

@@ -78,7 +78,7 @@ def test_two_commands_do_not_share_an_output(tmp_path: Path) -> None:
     output = Folder(tmp_path / "set")
     with OutputLock(output):
         other = OutputLock(output)
-        with pytest.raises(OutputError, match="another build is at work there"):
+        with pytest.raises(OutputError, match="another build is running there"):
             other.take()
         other.release()
         assert (tmp_path / "set" / "state" / "lock").read_bytes() == b"at work\n"

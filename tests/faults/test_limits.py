@@ -58,7 +58,7 @@ def test_weights(
 ) -> None:
     monkeypatch.setattr("pipeline.encoders.weights.MAX_BYTES", LIMIT)
     caplog.set_level(logging.INFO)
-    with pytest.raises(EncoderError, match="more than 1,048,576 bytes, which is all that is taken") as caught:
+    with pytest.raises(EncoderError, match="more than 1,048,576 bytes, which is the limit") as caught:
         resolve_weights(server.serve("/w.pt?token=HUSH", answer), SHA256, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     assert "fetching" in caplog.text
@@ -176,14 +176,14 @@ def packed(array_header: bytes) -> bytes:
 ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "names of names of names": (
         lambda: (header("././@LongLink", 10, tarfile.GNUTYPE_LONGNAME) + b"s.flac\0".ljust(512, b"\0")) * 5000,
-        "breaks off at its beginning",
+        "cannot be read after its beginning",
     ),
     "a size beyond the file": (
         lambda: header("s.json", 1 << 60),
-        "breaks off at s.json, which promises 1,152,921,504,606,846,976 bytes",
+        "ends at s.json, whose header says 1,152,921,504,606,846,976 bytes: its file is not that long",
     ),
-    "a size below nothing": (lambda: header("s.json", -(1 << 60)), "breaks off at s.json, which promises -1,152"),
-    "nothing but names": (lambda: b"".join(header(f"s{n}.x", 0) for n in range(5000)), r"the rest was not looked at"),
+    "a size below nothing": (lambda: header("s.json", -(1 << 60)), "ends at s.json, whose header says -1,152"),
+    "nothing but names": (lambda: b"".join(header(f"s{n}.x", 0) for n in range(5000)), r"the rest was not checked"),
     "JSON without end": (lambda: header("s.json", 20_480) + DEEP[:20_480], "is not JSON"),
     "an array of exabytes": (
         lambda: packed(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,)}\n"),

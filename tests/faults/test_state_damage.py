@@ -120,7 +120,9 @@ def test_damaged_previews_cost_another_decode(dataset: Path, clean: Path, caplog
         os.truncate(path, path.stat().st_size // 2)
     events = check_packed_anew(dataset, clean)
     assert len(made(events, "measure")) == 2
-    assert all(f"{path} is not what was written: made again" in caplog.text for path in sounds[:2])
+    assert all(
+        f"{path} is not what was written: the file is decoded again for them" in caplog.text for path in sounds[:2]
+    )
 
 
 @pytest.mark.parametrize("first", range(0, len(DAMAGES), 2))

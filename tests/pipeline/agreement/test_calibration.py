@@ -166,11 +166,13 @@ def test_clips_without_direction_or_among_labelled_ones_without_label_are_left_o
 
 def test_too_few_pairs_are_refused_with_the_number_there_and_the_number_needed() -> None:
     with pytest.raises(
-        CalibrationError, match=r"9 clips of 9 sources \(4 classes\) make 9 wrong pairs .* 10 are needed"
+        CalibrationError, match=r"9 clips of 9 sources \(4 classes\) give 9 wrong pairs .* 10 are needed"
     ):
         calibrate(*clips(9), "pair-1")
     picture, sound, sources, _ = clips(30)
-    with pytest.raises(CalibrationError, match=r"all 30 clips .* class 'sea': .*two classes or more"):
+    with pytest.raises(
+        CalibrationError, match=r"all 30 clips .* class 'sea': .*at least 10 sources of two or more classes"
+    ):
         calibrate(picture, sound, sources, ["sea"] * 30, "pair-1")
     with pytest.raises(CalibrationError, match=r"30 clips of 1 sources"):
         calibrate(picture, sound, ["s"] * 30, [None] * 30, "pair-1")

@@ -136,7 +136,7 @@ def test_the_command_runs(dataset: Path) -> None:
 
 def test_a_dataset_without_a_calibration_says_how_to_make_one(dataset: Path) -> None:
     with pytest.raises(
-        CalibrationError, match=r"holds no calibration: run python -m pipeline\.agreement calibrate .*built"
+        CalibrationError, match=r"has no calibration: run python -m pipeline\.agreement calibrate .*built"
     ):
         read_calibration(str(dataset))
 
@@ -173,7 +173,7 @@ def test_embeddings_of_another_pair_are_refused(dataset: Path) -> None:
         columns["encoder_id"][7] = "pair-2"
 
     change_table(dataset, rename)
-    with pytest.raises(CalibrationError, match="holds embeddings of pair-2, the manifest names pair-1"):
+    with pytest.raises(CalibrationError, match="has embeddings of pair-2, the manifest names pair-1"):
         calibrate_dataset(str(dataset))
 
 

@@ -259,7 +259,7 @@ def test_two_builds_on_one_output_do_not_meet(source_list: Path, tmp_path: Path)
     first, second = (Build(recipe(source_list, tmp_path / "small")) for _ in range(2))
     first.check()
     try:
-        with pytest.raises(OutputError, match="another build is at work there"):
+        with pytest.raises(OutputError, match="another build is running there"):
             second.check()
     finally:
         first.close()

@@ -248,9 +248,7 @@ def test_too_few_pairs_for_the_rate_end_the_build_and_lose_nothing(
 ) -> None:
     run(folder)
     before = {path.name: path.read_bytes() for path in plain[0].iterdir() if path.is_file()}
-    with pytest.raises(
-        CalibrationError, match=r"0\.05 needs at least 20 .* has 12.*All that was measured is kept"
-    ) as caught:
+    with pytest.raises(CalibrationError, match=r"0\.05 needs at least 20 .* has 12.*All measures are kept") as caught:
         run(folder, "agreement.false_accept_rate=0.05")
     assert "judge.min_agreement" in str(caught.value)
     assert {path.name: path.read_bytes() for path in plain[0].iterdir() if path.is_file()} == before
@@ -317,7 +315,7 @@ def test_other_weights_under_the_same_name_are_other_encoders(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["judge.min_agreement=0.2", "agreement.false_accept_rate=0.05"], "two answers to one question"),
+        (["judge.min_agreement=0.2", "agreement.false_accept_rate=0.05"], "both set the threshold of agreement"),
         (["encoders=none", "agreement.false_accept_rate=0.05"], "agreement.false_accept_rate needs encoders"),
         (["encoders=none", "judge.min_agreement=0.2"], "judge.min_agreement needs encoders"),
         (["agreement.false_accept_rate=0"], "agreement.false_accept_rate: .*greater than 0"),
@@ -343,7 +341,7 @@ def test_the_plan_says_what_is_asked(folder: Path, plain: tuple[Path, Manifest, 
     path.write_bytes(calibration.to_json())
     assert asked() == "agreement: stored, not enforced; agreement.false_accept_rate or judge.min_agreement would"
     assert asked("judge.min_agreement=0.25") == "agreement: 0.25 or more (judge.min_agreement)"
-    assert "that this dataset's own clips give at the end" in asked("agreement.false_accept_rate=0.3")
+    assert "that is calibrated on this dataset's own clips at the end" in asked("agreement.false_accept_rate=0.3")
     assert asked("agreement.false_accept_rate=0.3", f'agreement.calibration="{path}"') == (
         f"agreement: {calibration.threshold(0.3):.4g} or more (false accepts 30 %; "
         "the calibration that agreement.calibration names)"

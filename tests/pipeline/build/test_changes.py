@@ -101,7 +101,7 @@ def test_a_file_that_was_replaced_is_done_again_and_no_other(
     summary, carried = run(recipe, listen)
     assert carried == measured == ["s00001"]
     assert entries(output)["s00001"]["content_sha256"] == sha256_of(contents[3])
-    told = "1 source(s) were replaced since an earlier run, and are done again: s00001"
+    told = "1 source(s) were replaced since an earlier run and are processed again: s00001"
     assert summary.notes[0] == told
     assert told in caplog.text
     assert verify(str(output)) == []
@@ -230,11 +230,11 @@ def test_a_file_that_is_always_another_or_taken_away_fails_for_now(
 
     run(recipe, listen)
     found = entries(tmp_path / "hostile")
-    assert found["s00001"]["failure"]["message"] == "the file was replaced 3 times while it was worked on"  # type: ignore[index]
+    assert found["s00001"]["failure"]["message"] == "the file was replaced 3 times while it was processed"  # type: ignore[index]
     assert found["s00001"]["failure"]["transient"] is True  # type: ignore[index]
     gone = found["s00000"]["failure"]
     assert gone["code"] == "changing" and gone["transient"] is True  # type: ignore[index]
-    assert gone["message"].startswith("the file changed while it was worked on: there is no file")  # type: ignore[index]
+    assert gone["message"].startswith("the file changed while it was processed: there is no file")  # type: ignore[index]
     assert found["s00002"]["state"] == "kept"
     shutil.copy(contents[0], videos[0])
     assert run(recipe)[1] == ["s00000", "s00001"]
@@ -274,8 +274,8 @@ def test_a_server_is_asked_only_where_that_is_wanted(
     assert carried == ["s00000"]
     assert entries(tmp_path / "hostile")["s00000"]["content_sha256"] == sha256_of(contents[3])
     assert summary.notes[:2] == (
-        "1 source(s) were replaced since an earlier run, and are done again: s00000",
-        "1 source(s) could not be asked whether they have changed, and stay as they are: s00001",
+        "1 source(s) were replaced since an earlier run and are processed again: s00000",
+        "1 source(s) could not be checked for changes, and their earlier results are kept: s00001",
     )
     serve("date", body, Last_Modified="Tue, 02 Jan 2024 00:00:00 GMT")
     assert run(asking)[1] == ["s00001"]
@@ -289,7 +289,7 @@ def test_without_a_network_everything_stays(contents: list[Path], tmp_path: Path
     server.serve("/a.mp4", Answer(fault=Fault.STALL_BEFORE_HEADERS))
     summary, carried = run(asking)
     assert carried == []
-    assert summary.notes[0].startswith("1 source(s) could not be asked")
+    assert summary.notes[0].startswith("1 source(s) could not be checked")
     assert entries(tmp_path / "hostile")["s00000"]["state"] == "kept"
 
 

@@ -312,7 +312,7 @@ def test_the_time_out_grows_with_the_clips_and_who_is_late_is_given_fewer(
     assert [len(jobs[0].spans) for _, jobs in calls(embedder)] == [1] * 6
     # 600 s for the networks, 2 s for each of three frames, 1 s for each second of sound
     assert embedder._workers.timeouts == [600 + 6 * 6 + 6 * 2] + [600 + 6 + 2] * 6
-    assert "6 clips took too long to embed; from now on 1 at once" in caplog.text
+    assert "embedding 6 clips exceeded the time limit; from now on 1 at once" in caplog.text
     monkeypatch.setattr(embedder, "_workers", Slow(max_clips=0))
     with pytest.raises(WorkerError, match="took longer than 608 s"):
         embedder.embed(*source, spans)

@@ -58,7 +58,7 @@ def test_changes_are_toml_or_text(minimal: Path) -> None:
         ("cut.renditions=[]", "renditions need names that differ"),
         ("cut.codec=svt_av1", "cut: preset = 'fast': svt_av1 takes a number from 0 to 13"),
         ("cut.preset=p4", "cut: preset = 'p4': x264 takes one of ultrafast, superfast"),
-        ("cut.quality=60", "cut: quality = 60: x264 takes 51 at the most"),
+        ("cut.quality=60", "cut: quality = 60: x264 takes at most 51"),
         (
             "download.proxy=proxy.example",
             r"download.proxy: 'proxy.example' is no URL of a proxy: write it like http://HOST",
@@ -83,7 +83,7 @@ def test_settings_that_contradict_each_other_are_both_named(minimal: Path) -> No
     with pytest.raises(RecipeError) as caught:
         load_recipe(minimal, [pair, "judge.min_agreement=0.2", "agreement.false_accept_rate=0.05"])
     assert str(caught.value).splitlines()[1:] == [
-        "  recipe: judge.min_agreement = 0.2 and agreement.false_accept_rate = 0.05 are two answers to one question: keep one of them"
+        "  recipe: judge.min_agreement = 0.2 and agreement.false_accept_rate = 0.05 both set the threshold of agreement: keep one of them"
     ]
 
 

@@ -87,7 +87,7 @@ def test_only_the_shards_of_a_withdrawn_source_are_written_anew(
     assert main(["withdraw", str(dataset), "--source", "d"]) == 0
     assert capsys.readouterr().out == (
         "withdrawn until now: 1 source(s) with 1 sample(s)\n"
-        "shards written anew: 1 of rendition 48, 1 of rendition 96; removed: 0\n"
+        "shards rewritten: 1 of rendition 48, 1 of rendition 96; removed: 0\n"
     )
     after = files(dataset)
     same_inode = {name for name in before if name.endswith(".tar") and after[name] == before[name]}
@@ -138,7 +138,7 @@ def test_a_record_that_cannot_be_read_is_told_for_what_may_be_left(
     for path in damaged:
         os.truncate(path, path.stat().st_size // 2)
     withdraw(str(dataset), ["d"])
-    assert all(f"{path} is damaged: what was kept of a source" in caplog.text for path in damaged)
+    assert all(f"{path} is damaged: files of a source whose record" in caplog.text for path in damaged)
     assert verify(str(dataset)) == []
 
 

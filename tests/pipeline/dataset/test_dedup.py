@@ -219,7 +219,7 @@ def test_hundreds_of_copies_leave_one_though_each_meets_only_a_few_others():
 def test_common_hashes_are_told_in_the_log(caplog: pytest.LogCaptureFixture):
     copies = [clip(f"copy{i:03d}", PICTURES["beach"], "") for i in range(40)]
     find_duplicates(copies, DedupSettings(max_neighbours=4))
-    assert "compared with the 4 nearest only" in caplog.text
+    assert "was compared with the 4 nearest entries only" in caplog.text
 
 
 def test_among_thousands_of_strangers_every_changed_copy_is_found_and_nothing_else():

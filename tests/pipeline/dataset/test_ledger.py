@@ -83,8 +83,8 @@ def test_what_failed_or_was_rejected_says_why_and_what_another_run_does(
     output, links = told
     outcome = "outcome    "
     assert outcome + (
-        "failed at fetch: http_410: the server answered 410 Gone (another run would end alike and does not try, "
-        "but with execution.try_failed_again=true)"
+        "failed at fetch: http_410: the server answered 410 Gone (another run would fail in the same way and "
+        "tries again only with execution.try_failed_again=true)"
     ) in shown(capsys, output, links["gone"])
     assert outcome + (
         "failed at fetch: http_5xx: the server answered 503 Service Unavailable (another run tries again)"

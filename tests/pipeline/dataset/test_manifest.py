@@ -308,7 +308,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a tar that breaks off": (
         lambda root: cut(root / TAR, 6000),
         TAR,
-        r"breaks off at sample s\w+: unexpected end of data",
+        r"cannot be read after sample s\w+: unexpected end of data",
     ),
     "an empty tar": (lambda root: (root / TAR).write_bytes(b""), TAR, "holds 0 samples, not 5"),
     "no tar": (lambda root: (root / TAR).unlink(), TAR, "is missing"),
@@ -347,7 +347,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a wrong index": (
         lambda root: edit(root / INDEX, lambda v: v["samples"][0]["members"]["mp4"].reverse()),
         TAR,
-        "tells other places than the tar has",
+        "has other places of the members than the tar",
     ),
     "a byte of the table": (lambda root: flip(root / "samples.parquet", 99), "samples.parquet", "has SHA-256"),
     "no embeddings": (lambda root: (root / "embeddings.parquet").unlink(), "embeddings.parquet", "is missing"),

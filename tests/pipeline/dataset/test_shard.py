@@ -271,7 +271,8 @@ def test_what_no_build_wrote_stays_and_is_named(tmp_path: Path, caplog: pytest.L
     assert left == {*theirs, keep.path, keep.index_path}
     assert {path.name for path in (tmp_path / "shards").iterdir()} == {"256", "512", "mine", "notes.txt"}
     assert (
-        f"{tmp_path}: left where they are, as no build wrote them: shards/256/.train-000001.tar.part, " in caplog.text
+        f"{tmp_path}: these files were not written by a build and stay: shards/256/.train-000001.tar.part, "
+        in caplog.text
     )
     assert "shards/256/train-000008.index.json and 4 more" in caplog.text
 

@@ -400,9 +400,7 @@ def test_a_host_that_says_429_again_and_again_is_paused_and_tried_later(
         with pytest.raises(TransientDownloadError) as caught:
             get(url, ONCE, hosts)
         if caught.value.code == "host_paused":
-            said = (
-                r"127.0.0.1:\d+ is left alone for another 1000 s, because it answered: the server answered 429 Too Many"
-            )
+            said = r"127.0.0.1:\d+ is paused for another 1000 s, because it answered: the server answered 429 Too Many"
             assert re.match(said, str(caught.value))
         return caught.value.code
 
@@ -889,7 +887,7 @@ def test_a_line_of_cookies_that_cannot_be_read_is_told_and_not_shown(
 
 def test_a_proxy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_PROXY", "user:secret@host:3128")
-    with pytest.raises(UserError, match=r"download.proxy: what SOME_PROXY holds does not begin like") as caught:
+    with pytest.raises(UserError, match=r"download.proxy: the value of SOME_PROXY does not begin like") as caught:
         check_requirements([], DownloadSettings(proxy="$SOME_PROXY"))
     assert "secret" not in str(caught.value)
     for good in ("http://user:secret@host:3128", "socks5h://host:1", "HTTPS://host"):

@@ -133,8 +133,8 @@ def test_a_freed_file_is_remembered_and_a_change_is_told(tmp_path: Path, caplog:
         assert [r.getMessage() for r in caplog.records if "not what it was" in r.getMessage()] == []
         changed = put(store, KEYS[0], b"after!", provenance={"fetched_url": "http://x/a.mp4"})
     assert changed.content_sha256 == hashlib.sha256(b"after!").hexdigest()
-    expected = f"sha256 {changed.content_sha256[:12]}, before {fetched.content_sha256[:12]}"
-    assert f"fetched again, http://x/a.mp4 is not what it was: {expected}" in caplog.messages
+    expected = f"its SHA-256 is {changed.content_sha256[:12]}, it was {fetched.content_sha256[:12]}"
+    assert f"http://x/a.mp4 has changed since it was last fetched: {expected}" in caplog.messages
 
 
 def test_a_file_of_another_size_than_it_had_is_not_used(store: DownloadStore) -> None:

@@ -196,7 +196,7 @@ def test_a_stored_file_that_was_damaged_is_fetched_again(
     assert place.asked_for() >= {"good"}
     assert place.ledger()["good"]["state"] == "kept"
     assert stored.read_bytes() == film
-    assert f"{stored} is not what was fetched: fetched again" in caplog.text
+    assert f"{stored} was damaged in the store: it is fetched again" in caplog.text
 
 
 def test_a_failure_that_cannot_be_read_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,12 +30,12 @@ def written(folder: Path, text: str, name: str = "list.csv") -> Path:
 def rows(imported: Imported) -> list[tuple[str, int, int | None, tuple[str, ...], str | None]]:
     return [
         (source.url.removeprefix(WATCH), source.start_ms, source.end_ms, source.labels, source.split)
-        for source in imported.found.sources
+        for source in imported.sources.sources
     ]
 
 
 def problems(imported: Imported) -> list[tuple[int, str]]:
-    return [(int(problem.listed_at.rpartition(":")[2]), problem.message) for problem in imported.found.problems]
+    return [(int(problem.listed_at.rpartition(":")[2]), problem.message) for problem in imported.sources.problems]
 
 
 # --- classes by name --------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_an_unknown_class_is_an_error_with_the_nearest() -> None:
     assert str(raised.value).splitlines() == [
         "no class 'ocaen': did you mean 'Ocean'?",
         "no class 'surf': did you mean 'Waves, surf'?",
-        "no class 'xyzzy*': nothing is like it (names are compared whole: use *word* to find a word)",
+        "no class 'xyzzy*': no class is similar (whole names are compared: use *word* to find a word)",
     ]
     assert choose_classes(["ocaen,wind"], CLASSES, missing_ok=True) == {"Wind"}
 
@@ -103,14 +103,14 @@ def test_vggsound(tmp_path: Path) -> None:
         ("--0AAAAAAAA", 30_000, 40_000, ("thunder", "raining"), "train"),
         ("--2AAAAAAAA", 242_000, 252_000, ("ocean burbling",), "test"),
     ]
-    assert (imported.found.merged, imported.num_left_out) == (1, 2)
+    assert (imported.sources.merged, imported.num_left_out) == (1, 2)
     assert problems(imported) == [
         (6, "'#NAME?' is not a YouTube id (11 letters, digits, '_', '-'): a spreadsheet has replaced it"),
         (7, "5 cells, not the 4 of VGGSound (YouTube id, start, label, split)"),
         (8, "start: 'soon' is not a time: write seconds (12.5) or [HH:]MM:SS"),
         (9, "a quote is never closed"),
     ]
-    assert imported.found.num_rows + imported.num_left_out == len(VGGSOUND.splitlines())
+    assert imported.sources.num_rows + imported.num_left_out == len(VGGSOUND.splitlines())
 
 
 def test_vggsound_with_a_header_a_split_and_what_to_leave_out(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_vggsound_nature_is_the_default(tmp_path: Path) -> None:
 
 def test_vggsound_without_a_row_of_the_class(tmp_path: Path) -> None:
     path = written(tmp_path, "--0AAAAAAAA,30,dog barking,train\n")
-    with pytest.raises(SourceListError, match="none of the 1 rows is of the chosen classes and split"):
+    with pytest.raises(SourceListError, match="none of the 1 rows has the chosen classes and split"):
         import_vggsound(path)
     with pytest.raises(SourceListError, match="did you mean 'dog barking'"):
         import_vggsound(path, classes=["dog"])
@@ -201,7 +201,7 @@ def test_audioset(tmp_path: Path, names: Ontology) -> None:
         (10, "the end (30.000) is not after the start (40.000)"),
         (11, "2 cells, not the 4 of AudioSet (YTID, start, end, labels)"),
     ]
-    assert imported.found.sources[0].listed_at == f"{path}:4"
+    assert imported.sources.sources[0].listed_at == f"{path}:4"
 
 
 def test_audioset_with_the_tree(tmp_path: Path, tree: Ontology) -> None:
@@ -243,7 +243,11 @@ def test_two_segment_files_are_one_list(tmp_path: Path, names: Ontology) -> None
     segment = '--0AAAAAAAA, 420.000, 430.000, "/m/06mb1"\n'
     paths = [written(tmp_path, segment, f"{name}_segments.csv") for name in ("unbalanced_train", "eval")]
     imported = import_audioset(paths, names)
-    assert (len(imported.found.sources), imported.found.merged, imported.found.sources[0].split) == (1, 1, "train")
+    assert (len(imported.sources.sources), imported.sources.merged, imported.sources.sources[0].split) == (
+        1,
+        1,
+        "train",
+    )
     assert [split_of(path) for path in (*paths, "my.csv")] == ["train", "test", None]
 
 
@@ -305,7 +309,7 @@ def test_landscape_as_tempotokens_has_it(tmp_path: Path) -> None:
         ("-AAAAAAAAA1", 30_900_000, 30_910_000, ("waterfall burbling",), "test"),
         ("abcdefghijk", 0, 10_000, ("thunder",), "train"),
     ]
-    assert imported.found.merged == 1
+    assert imported.sources.merged == 1
     assert problems(imported) == [
         (5, "'n4DEfAKk0&t' is not a YouTube id (11 letters, digits, '_', '-')"),
         (7, "'578' is not a YouTube id (11 letters, digits, '_', '-')"),
@@ -345,7 +349,7 @@ TWO = [("AAAAAAAAAA1", 0, None, ("thunder",), None), ("AAAAAAAAAA2", 0, None, ("
 def test_landscape_in_other_shapes(tmp_path: Path, text: str, name: str) -> None:
     imported = import_landscape(written(tmp_path, text, name))
     assert rows(imported) == TWO
-    assert imported.found.problems == ()
+    assert imported.sources.problems == ()
 
 
 def test_a_word_of_eleven_letters_is_no_link(tmp_path: Path) -> None:
@@ -403,7 +407,7 @@ def test_the_command_writes_what_is_read_back(tmp_path: Path, capsys: pytest.Cap
     assert said.out == f"{out}: 2 sources; 1 repeated rows merged, 4 rows with problems, 2 rows left out\n"
     assert said.err.splitlines()[0].startswith(f"{path}:6: '#NAME?' is not a YouTube id")
     imported = import_vggsound(path, classes=["thunder,ocean*", "raining"])
-    assert unlisted(read_sources(out).sources) == unlisted(imported.found.sources)
+    assert unlisted(read_sources(out).sources) == unlisted(imported.sources.sources)
     assert read_sources(out).problems == ()
 
 

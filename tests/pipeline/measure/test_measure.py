@@ -93,7 +93,7 @@ def test_a_file_that_is_cut_off_is_told_from_a_whole_one(tmp_path: Path, name: s
     assert measure(tmp_path / name).decoded_seconds == pytest.approx(8.0, abs=0.05)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MediaError, match=r"the header promises 8\.0 s") as caught:
+    with pytest.raises(MediaError, match=r"the header says 8\.0 s") as caught:
         measure(tmp_path / name)
     assert caught.value.code == "truncated"
 

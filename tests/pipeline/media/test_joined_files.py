@@ -141,7 +141,7 @@ def test_a_section_behind_the_join_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "options", "says"),
     [
-        ("mkv", {}, r"time stamps go back, and 3\.0 s"),
+        ("mkv", {}, r"time stamps go back, so that 3\.0 s"),
         ("flv", {}, "at the end, cannot be read"),
         ("mp4", {}, "at the end, cannot be read"),
         ("mp4", {"faststart": True}, "at the end, cannot be read"),
@@ -182,7 +182,7 @@ def test_a_track_that_begins_again_alone_is_told(tmp_path: Path) -> None:
     write_video(tmp_path / "1.ts", numbered_frames(range(75, 150)), None, fps=FPS)
     (tmp_path / "a.ts").write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
     assert probe(tmp_path / "a.ts").part_shifts == ()
-    with pytest.raises(MediaError, match=r"time stamps go back, and 3\.0 s") as caught:
+    with pytest.raises(MediaError, match=r"time stamps go back, so that 3\.0 s") as caught:
         measured(tmp_path / "a.ts")
     assert caught.value.code == "joined"
 
@@ -228,7 +228,7 @@ def test_a_span_behind_the_end_is_named(tmp_path: Path, suffix: str) -> None:
     write_video(path, numbered_frames(range(75)), SOUND[: 3 * SOUND_HZ], fps=FPS, **codecs.get(suffix, {}))  # type: ignore[arg-type]
     for section, wanted in [((30_000, 40_000), "30 to 40 s of it"), ((30_000, None), "30 s to its end")]:
         with pytest.raises(
-            MediaError, match=rf"the file is 3\.\d\d s long, and the row of the list asks for {wanted}"
+            MediaError, match=rf"the file is 3\.\d\d s long, and the row of the source list asks for {wanted}"
         ) as caught:
             measured(path, section)
         assert caught.value.code == "no_such_span"

@@ -27,5 +27,5 @@ def test_a_limit_of_file_size_is_not_called_a_full_disk(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.startswith("a file grew larger than one may be on ")
+    assert done.stdout.startswith("a file exceeded the largest file size of ")
     assert "ulimit -f" in done.stdout

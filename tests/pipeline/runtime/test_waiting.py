@@ -22,7 +22,7 @@ from pipeline.fetch.hosts import HostGate
 from pipeline.measure.video import MeasuredVideo, measure_video
 from pipeline.report.outcomes import read_timings
 from pipeline.runtime.folder import Folder
-from pipeline.runtime.waiting import counting, held
+from pipeline.runtime.waiting import counted_lock, counting
 from pipeline.synthetic.video import write_video
 from tests.faults.media_build import recipe_for, run_build
 from tests.faulty_server import Answer, Fault, FaultyServer
@@ -46,7 +46,7 @@ def test_only_what_is_waited_is_counted_and_in_every_count_that_is_open() -> Non
     lock = threading.Lock()
     lock.acquire()
     threading.Timer(0.3, lock.release).start()
-    with counting() as outer, counting() as inner, held(lock):
+    with counting() as outer, counting() as inner, counted_lock(lock):
         time.sleep(0.2)
     assert outer == inner
     assert 0.2 < inner.seconds < 0.45

@@ -182,12 +182,12 @@ BAD_ROWS = {
     "youtu.be/dQw4w9WgXcQ,,,": "no scheme: write https://youtu.be/dQw4w9WgXcQ",
     "a.mp4,,,": "put a local file into the column 'path'",
     "htps://example.org/a.mp4,,,": "unknown scheme htps:// in 'htps://example.org/a.mp4'; did you mean https://?",
-    "https://,,,": "names no host",
+    "https://,,,": "has no host",
     "https://[::1/a.mp4,,,": "is not a URL (Invalid IPv6 URL)",
     "https://example.org:99999/a.mp4,,,": "is not a URL (Port out of range 0-65535)",
     "https://example.org/a b.mp4,,,": "write a space as %20",
     "~/a.mp4,,,": "put a local file into the column 'path'",
-    "#NAME?,,,": "url: a spreadsheet has put '#NAME?' here",
+    "#NAME?,,,": "url: a spreadsheet wrote '#NAME?' here",
     ",1,2,": "no url (or path)",
     "https://example.org/a.mp4,5,5,": "the end (5) is not after the start (5)",
     "https://example.org/a.mp4,0.0001,0.0002,": "is not after the start",
@@ -195,9 +195,9 @@ BAD_ROWS = {
     "https://example.org/a.mp4,nan,,": "start: 'nan' is not a time",
     "https://example.org/a.mp4,,,dev": "split: 'dev' is none of train, validation, test",
     "https://example.org/a.mp4,1,2": "3 cells, but the header has 4",
-    "https://example.org/a.mp4?x=1,2,3,4,test": "5 cells, but the header has 4: put a cell that holds ',' in double",
+    "https://example.org/a.mp4?x=1,2,3,4,test": "5 cells, but the header has 4: put a cell that contains ',' in double",
     'https://example.org/a.mp4,1,2,"test" x': "the quotes do not match",
-    "https://example.org/\0.mp4,,,": "the row holds a NUL byte",
+    "https://example.org/\0.mp4,,,": "the row contains a NUL byte",
     "https://example.org/" + "x" * 200_000 + ",,,": "the row is longer than 131,072 characters",
 }
 
@@ -294,7 +294,7 @@ def test_an_id_for_two_sources_is_a_problem_of_the_later(tmp_path: Path) -> None
     text = "id,url,start\nx,https://example.org/a.mp4,\nx,https://example.org/a.mp4,5\nx,https://example.org/a.mp4,\n"
     found = read_sources(written(tmp_path, text))
     assert (len(found.sources), lines(found), found.merged) == (1, [3], 1)
-    assert "id 'x' belongs to https://example.org/a.mp4" in found.problems[0].message
+    assert "id 'x' already belongs to https://example.org/a.mp4" in found.problems[0].message
 
 
 SAME = [
@@ -435,7 +435,7 @@ def test_bytes_that_are_not_utf8_cost_their_row(tmp_path: Path) -> None:
 
 BAD_JSON = {
     '{"url": "https://example.org/a.mp4"': "is not JSON: Expecting ',' delimiter at character 36",
-    "[1]": "is not a JSON object: write one {...} a line",
+    "[1]": "is not a JSON object: write one {...} per line",
     "null": "is not a JSON object",
     "[" * 60_000: "is not JSON that can be read",
     '{"url": ' + "9" * 5000 + "}": "is not JSON that can be read",
@@ -448,9 +448,9 @@ BAD_JSON = {
     '{"url": "https://example.org/a.mp4", "end": true}': "end: True is not a time",
     '{"url": "https://example.org/a.mp4", "labels": [1]}': "labels: 1 is not text",
     '{"url": "https://example.org/a.mp4", "labels": {"a": 1}}': "labels: {'a': 1} is not text",
-    '{"url": "https://example.org/a.mp4", "labels": ["a|b"]}': "labels: 'a|b' holds a '|'",
+    '{"url": "https://example.org/a.mp4", "labels": ["a|b"]}': "labels: 'a|b' contains '|'",
     '{"url": "https://example.org/a.mp4", "id": true}': "id: True is not text",
-    '{"url": "https://example.org/a.mp4", "caption": "\\u0000"}': "caption: holds a NUL character",
+    '{"url": "https://example.org/a.mp4", "caption": "\\u0000"}': "caption: contains a NUL character",
     '{"url": "https://example.org/a.mp4", "caption": "\\ud83d"}': "half a surrogate pair",
     '{"path": ""}': "no url (or path)",
     "{}": "no url (or path)",
@@ -511,7 +511,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         broken: "b.parquet: is not a readable parquet file",
         tmp_path / "none.csv": "none.csv: there is no such file",
         tmp_path / "folder.csv": "cannot be read",
-        tmp_path / "list.txt": "cannot tell the format from '.txt': name it .csv, .tsv, .jsonl, .ndjson, .parquet",
+        tmp_path
+        / "list.txt": "'.txt' is not a known format: use a name that ends in .csv, .tsv, .jsonl, .ndjson, .parquet",
         "nope://x/a.csv": "nope://x/a.csv: unknown protocol nope://",
         "memory://nothing/a.csv": "there is no such file",
         "http://127.0.0.1:1/a.csv": "cannot be read",

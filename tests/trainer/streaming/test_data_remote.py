@@ -155,7 +155,7 @@ def test_a_manifest_is_asked_for_again_too(dataset: Path, server: FaultyServer):
         (tar(2), Answer(status=404), 1, "FileNotFoundError"),
         (tar(2), Answer(status=403), 1, "HTTP 403"),
         (tar(2).replace(".tar", ".index.json"), Answer(status=500), 3, "HTTP 500"),
-        (tar(2), Answer(body=bytes(900_000), ranges=False), 1, "one that answers range requests is needed"),
+        (tar(2), Answer(body=bytes(900_000), ranges=False), 1, "a server that supports range requests is needed"),
     ],
 )
 def test_a_shard_that_stays_away_is_named_once_and_not_asked_for_again_and_again(
