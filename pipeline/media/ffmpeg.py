@@ -6,6 +6,7 @@ Times that its functions return count from the start of the file as a player sho
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -51,6 +52,8 @@ MAX_PIXELS = 1 << 27
 
 ENDED_BY_SIGNAL = {255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 """Return codes of an ffmpeg that was ended by a signal; 255 is its own code for that."""
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a disk that cannot be written to. They do not depend on the file that ffmpeg reads."""
 SIGNAL_SECONDS = 1.0
 """Time to wait, after ffmpeg was ended by a signal, for the same signal to stop the build: it may have gone to all processes."""
 
@@ -337,13 +340,16 @@ def run_straightener(
 def _run_checked(command: Sequence[str], timeout_seconds: float | None, memory_bytes: int | None, stop: Stop) -> None:
     returncode, errors = _run(command, timeout_seconds, memory_bytes, stop)
     last_lines = " | ".join(errors.strip().splitlines()[-4:])
+    if returncode == -signal.SIGXFSZ:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), _shown(command))
     if returncode in ENDED_BY_SIGNAL:
         stop.sleep(SIGNAL_SECONDS)
         detail = f"{last_lines} (command: {_shown(command)})" if last_lines else _shown(command)
         raise WorkerError("worker_killed", f"ffmpeg was killed ({returncode}): {detail}")
     if returncode:
-        if "No space left on device" in last_lines:
-            raise OSError(28, "No space left on device", _shown(command))
+        for number in DISK_ERRNOS:
+            if os.strerror(number) in last_lines:
+                raise OSError(number, os.strerror(number), _shown(command))
         raise MediaError("ffmpeg_failed", f"ffmpeg ended with {returncode}: {last_lines} (command: {_shown(command)})")
 
 
