@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FACTS_VERSION = 3
+FACTS_VERSION = 4
 """Raised when other properties are read from a header: stored facts of other versions are not used."""
 
 

@@ -245,16 +245,17 @@ def probe(path: Path | str) -> MediaFacts:
             start_seconds=float(start_of(container)),
         )
     with opened(path) as container:
-        shifts, end = part_shifts(container)
-    return _with_parts(facts, shifts, end) if shifts else facts
+        shifts, end, picture_end = part_shifts(container)
+    return _with_parts(facts, shifts, end, picture_end) if shifts else facts
 
 
-def _with_parts(facts: MediaFacts, shifts: tuple[float, ...], end: float) -> MediaFacts:
+def _with_parts(facts: MediaFacts, shifts: tuple[float, ...], end: float, picture_end: float | None) -> MediaFacts:
     """The facts of a file in parts. Its length is that of all parts; the header gives at most the length of one."""
+    picture_seconds = None if picture_end is None else picture_end - facts.start_seconds
     return replace(
         facts,
         duration_seconds=end - facts.start_seconds,
-        video=replace(facts.video, duration_seconds=None) if facts.video else None,
+        video=replace(facts.video, duration_seconds=picture_seconds) if facts.video else None,
         sound=replace(facts.sound, duration_seconds=None) if facts.sound else None,
         part_shifts=shifts,
     )

@@ -73,18 +73,20 @@ class Straightener:
         packet.dts = None if packet.dts is None else packet.dts + ticks
 
 
-def part_shifts(container: av.container.InputContainer) -> tuple[tuple[float, ...], float]:
-    """Seconds to add to the time stamps of each part, and the end of the last part. Empty and 0 if the times never restart.
+def part_shifts(container: av.container.InputContainer) -> tuple[tuple[float, ...], float, float | None]:
+    """Seconds to add to the time stamps of each part, the end of the last part, and the end of its picture. Empty, 0 and None if the times
+    never restart.
 
     Also empty if picture and sound have different numbers of parts: then single stamps are damaged, or it is not known which parts
     belong together. Reads all packets, without decoding.
     """
     streams = [track.stream for track in (picture_track(container), sound_track(container)) if track is not None]
     if not int(container.format.flags) & TS_DISCONT or not streams:
-        return (), 0.0
+        return (), 0.0, None
     counter = PartCounter()
     begins: list[float] = []
     ends: list[float] = []
+    picture_ends: list[float | None] = []
     for packet in _packets(container, streams):
         part = counter.part_of(packet)
         stamp = packet.dts if packet.pts is None else packet.pts
@@ -94,13 +96,21 @@ def part_shifts(container: av.container.InputContainer) -> tuple[tuple[float, ..
         if part == len(begins):
             begins.append(begin)
             ends.append(end)
+            picture_ends.append(None)
         begins[part], ends[part] = min(begins[part], begin), max(ends[part], end)
+        if packet.stream.type == "video":
+            picture_ends[part] = max(picture_ends[part] or end, end)
     if len(begins) < 2 or len(counter.counts()) > 1:
-        return (), 0.0
+        return (), 0.0, None
     shifts = [0.0]
     for end, begin in zip(ends[:-1], begins[1:], strict=True):
         shifts.append(end + shifts[-1] - begin)
-    return tuple(round(shift, 6) for shift in shifts), ends[-1] + shifts[-1]
+    picture_end = picture_ends[-1]
+    return (
+        tuple(round(shift, 6) for shift in shifts),
+        ends[-1] + shifts[-1],
+        None if picture_end is None else picture_end + shifts[-1],
+    )
 
 
 def _packets(container: av.container.InputContainer, streams: Sequence[Any]) -> Any:

@@ -83,6 +83,26 @@ def test_streams_that_were_joined_are_read_whole(tmp_path: Path, suffix: str, op
     assert not (tmp_path / "straight.nut").exists()
 
 
+@pytest.mark.parametrize("codecs", [("libx264", "libx265"), ("mpeg2video", "libx264")], ids=" then ".join)
+def test_a_part_of_another_codec_is_not_left_out_unsaid(tmp_path: Path, codecs: tuple[str, str]) -> None:
+    """The first part's decoder takes the other's packets for damage, or for nothing at all; the sound goes on."""
+    content = b""
+    for part, codec in enumerate(codecs):
+        frames, sound = numbered_frames(range(part * 75, part * 75 + 75)), SOUND[part * 3 * SOUND_HZ :][: 3 * SOUND_HZ]
+        options: dict[str, object] = {
+            "libx265": {"extra": ["-x265-params", "log-level=none"]}, "mpeg2video": {"preset": None},
+        }.get(codec, {})  # fmt: skip
+        write_video(tmp_path / "one.ts", frames, sound, fps=FPS, video_codec=codec, **options)  # type: ignore[arg-type]
+        content += (tmp_path / "one.ts").read_bytes()
+    path = tmp_path / "a.ts"
+    path.write_bytes(content)
+    facts = probe(path)
+    assert facts.video is not None and facts.video.duration_seconds == pytest.approx(6.0, abs=0.1)
+    with pytest.raises(MediaError, match=r"promises 6\.\d s of picture, only [23]\.\d s decode") as caught:
+        measured(path)
+    assert caught.value.code == "truncated"
+
+
 def test_a_cut_across_the_join_has_both_parts_in_step(tmp_path: Path) -> None:
     """Sound is a little longer than the picture in each part; so much the picture of the second waits."""
     path = joined(tmp_path, "ts")
