@@ -95,12 +95,12 @@ def intervals(scores: PairScores, rates_R: Floats, thresholds_R: Floats, seed: i
         true_shares.append(1 - true_sums[true_passing] / true_sums[-1])
     false_share, true_share = 1 - wrong_passing / len(wrong), 1 - true_passing / len(true)
     true_ends = _interval(true_shares, true_share, num_sources)
-    wilson = _wilson(true_share, num_sources)
+    wilson = wilson_interval(true_share, num_sources)
     area = np.asarray(auc(scores.matched, scores.mismatched))
     area_ends = _interval(areas, area, num_sources)
     is_extreme = area in (0.0, 1.0)  # then all resamples give the same area, and their interval has no width
     return Intervals(
-        _wilson(area, num_sources) if is_extreme else area_ends.clip(0, 1),
+        wilson_interval(area, num_sources) if is_extreme else area_ends.clip(0, 1),
         _interval(cuts, thresholds_R, num_sources),
         _interval(false_shares, false_share, num_sources).clip(0, 1),
         np.stack([np.minimum(true_ends[0], wilson[0]), np.maximum(true_ends[1], wilson[1])]).clip(0, 1),
@@ -120,7 +120,7 @@ def _interval(resamples_B: list[Floats], estimate: Floats, num_sources: int) -> 
     return ends
 
 
-def _wilson(share: Floats, number: int) -> Floats:
+def wilson_interval(share: Floats, number: int) -> Floats:
     """Wilson's interval (1927) for a share of ``number`` cases. Unlike that of resamples it has a width at shares of 0 and 1."""
     middle = (share + NORMAL**2 / (2 * number)) / (1 + NORMAL**2 / number)
     half = NORMAL / (1 + NORMAL**2 / number) * np.sqrt(share * (1 - share) / number + NORMAL**2 / (4 * number**2))

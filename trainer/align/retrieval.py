@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.agreement.roc import auc
+
 RANKS = (1, 5, 10)
 TIE = 1e-5
 """Cosines that differ by no more are equal but for rounding."""
@@ -60,19 +62,6 @@ def mismatched(sources: Sequence[str], labels: Sequence[Sequence[str]]) -> NDArr
     return apart
 
 
-def area_under_roc(matched: NDArray[np.floating], wrong: NDArray[np.floating]) -> float | None:
-    """The probability that a matched pair's score is above a wrong pair's, ties counting half (Mann and Whitney 1947).
-
-    None: there are none of one kind.
-    """
-    if not len(matched) or not len(wrong):
-        return None
-    ordered = np.sort(wrong)
-    below = np.searchsorted(ordered, matched, side="left")
-    up_to = np.searchsorted(ordered, matched, side="right")
-    return float(((below + up_to) / 2).mean() / len(ordered))
-
-
 def retrieval_measures(
     sounds_ND: Tensor,
     pictures_ND: Tensor,
@@ -96,7 +85,7 @@ def retrieval_measures(
             measures["zero_shot_accuracy"] = accuracy
             measures["num_classes"] = float(len(classes))
     cosines = (functional.normalize(sounds_ND, dim=1) @ functional.normalize(pictures_ND, dim=1).T).double().numpy()
-    auc = area_under_roc(np.diagonal(cosines), cosines[mismatched(sources, labels)])
-    if auc is not None:
-        measures["auc"] = auc
+    matched, wrong = np.diagonal(cosines), cosines[mismatched(sources, labels)]
+    if len(wrong) and np.isfinite(cosines).all():
+        measures["auc"] = auc(matched, wrong)
     return measures

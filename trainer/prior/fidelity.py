@@ -4,6 +4,9 @@ With Inception's weights the numbers are FID and KID on torchmetrics' network, w
 the features come from convolutions with fixed random weights: ``frechet_random`` and ``kid_random`` show whether a fit improves, but
 cannot be compared with any paper.
 
+The distances are not torchmetrics' ones: with fewer pictures than features its Fréchet distance is up to 4e-4 off, and below 0 for equal
+sets, and its kernel distance takes random subsets of equal size; otherwise the numbers are the same within 1e-4 (float64).
+
 Shape suffixes: N pictures, C = 3 colours, H W rows and columns, F features.
 """
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.agreement.roc import wilson_interval
+
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-NORMAL = 1.959964
-"""Standard deviations on each side of the mean that hold this share of a normal distribution."""
 
 
 class Bootstrap:
@@ -38,7 +38,9 @@ class Bootstrap:
         return float(low), float(high)
 
     def interval_of_share(self, values_N: Floats) -> tuple[float, float]:
-        """The same of a share, 0..1. Where it is 0 or 1 no resample says otherwise: Wilson's interval (1927) of as many sources."""
+        """The interval of a share, 0..1. If all resamples are 0, or all 1, it is Wilson's interval for the number of sources."""
         low, high = self.interval(values_N)
-        width = NORMAL**2 / (self._num_sources + NORMAL**2)
-        return (1 - width, 1.0) if low >= 1 else (0.0, width) if high <= 0 else (low, high)
+        if low < 1 and high > 0:
+            return low, high
+        wilson_low, wilson_high = wilson_interval(np.asarray(1.0 if low >= 1 else 0.0), self._num_sources).clip(0, 1)
+        return float(wilson_low), float(wilson_high)

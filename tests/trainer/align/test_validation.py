@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from trainer.align.retrieval import area_under_roc, mismatched, recalls, retrieval_measures, zero_shot_accuracy
+from trainer.align.retrieval import mismatched, recalls, retrieval_measures, zero_shot_accuracy
 
 
 def test_recall_counts_how_many_are_nearer_than_the_own_one() -> None:
@@ -38,11 +37,6 @@ def test_zero_shot_takes_any_of_a_samples_labels_and_passes_over_those_without()
 def test_pairs_of_one_source_or_one_class_are_not_mismatched() -> None:
     apart = mismatched(["a", "a", "b", "c"], [("x",), ("y",), ("x", "z"), ()])
     assert apart.astype(int).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 0]]
-
-
-def test_the_area_under_the_roc_is_the_share_of_pairs_in_the_right_order() -> None:
-    assert area_under_roc(np.array([0.9, 0.4]), np.array([0.1, 0.4, 0.5])) == pytest.approx((3 + 1 + 0.5) / 6)
-    assert area_under_roc(np.array([1.0]), np.array([])) is None
 
 
 def test_all_measures_together() -> None:
