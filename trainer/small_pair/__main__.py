@@ -1,4 +1,4 @@
-"""Trains the packaged small pair, and says what it is worth on pictures and sounds that it never learned from.
+"""Trains the packaged small pair, and measures it on pictures and sounds that it has not learned from.
 
     python -m trainer.small_pair --material FOLDER --out pipeline/encoders/small --report
 
@@ -84,8 +84,8 @@ def tables(
     make = SoundRows(recordings, {source: fold + NUM_FOLDS * (source in held_out) for source, fold in folds.items()})
     pictures = [picture_rows(clip, settings.num_changed_pictures, rng) for clip in (*photos, *videos)]
     sounds = [make(clip, settings.num_changed_sounds, rng) for clip in recordings]
-    heard = [clip for clip in videos if len(clip.sound) >= SHORTEST_SECONDS * RATE_HZ]
-    sounds += [make(clip, settings.num_changed_sounds // 2, rng) for clip in heard]
+    with_sound = [clip for clip in videos if len(clip.sound) >= SHORTEST_SECONDS * RATE_HZ]
+    sounds += [make(clip, settings.num_changed_sounds // 2, rng) for clip in with_sound]
     logger.info("read %d photographs, %d videos' clips and %d recordings", len(photos), len(videos), len(recordings))
     for clip in painted_clips(PAINTED_SEEDS):
         pictures.append(picture_rows(clip, settings.num_changed_painted_pictures, rng, settings.painted_weight))

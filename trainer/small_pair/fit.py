@@ -1,4 +1,4 @@
-"""Fits the towers of the small pair: features of many changed pictures and sounds, and networks that share them out to classes.
+"""Fits the towers of the small pair: networks that map features of pictures and sounds, and of changed versions of them, to classes.
 
 Shape suffixes: N rows, F features, E networks, H hidden units, K classes, B rows of one step.
 """
@@ -34,7 +34,7 @@ SOUND_CLASSES = (
 PICTURE_ONLY = ("clouds", "sunset", "night_sky", "mountain", "volcano", "geyser", "hot_spring", "canyon", "lake", "fog")
 CLASSES = (*SOUND_CLASSES, *PICTURE_ONLY)
 SAME_CLASS = {"aurora": "night_sky"}
-"""Labels of the material that are another word for a class."""
+"""Labels of the material that are synonyms of a class."""
 
 AFFINITY = {
     ("snow", "wind"): 0.6, ("clouds", "wind"): 0.7, ("fog", "wind"): 0.6, ("mountain", "wind"): 0.6, ("canyon", "wind"): 0.6,
@@ -44,8 +44,8 @@ AFFINITY = {
     ("volcano", "fire"): 0.4, ("volcano", "thunder"): 0.2, ("geyser", "splashing_water"): 0.5, ("geyser", "waterfall"): 0.4,
     ("hot_spring", "splashing_water"): 0.6, ("mountain", "river"): 0.2, ("canyon", "waterfall"): 0.2, ("canyon", "river"): 0.3,
 }  # fmt: skip
-"""What is seen without a sound of its own, and what is heard there: cosines between two classes, set by what the words mean. The
-second of a pair stands on an axis of its own."""
+"""Cosines between a class that is seen but has no sound of its own, and a class that is heard there; chosen by hand from the meaning of
+the words. The second class of a pair has an axis of its own."""
 
 
 class SmallFitSettings(Settings):
@@ -60,9 +60,9 @@ class SmallFitSettings(Settings):
     num_changed_painted_sounds: int = Field(2, ge=1)
     """Changed versions of each painted clip's sound."""
     painted_weight: float = Field(0.3, ge=0)
-    """Weight of a painted source against a real one."""
+    """Weight of a painted source; a real one has 1."""
     balance: float = Field(0.75, ge=0, le=1)
-    """0: classes weigh as many sources as they have. 1: all classes weigh the same."""
+    """0: the weight of a class is its number of sources. 1: all classes have the same weight."""
     num_networks: int = Field(4, ge=1)
     """Networks whose shares are averaged."""
     num_hidden: int = Field(64, ge=1)
@@ -74,15 +74,15 @@ class SmallFitSettings(Settings):
     learning_rate: float = Field(5e-4, gt=0)
     """Highest learning rate, in the middle of one cycle."""
     weight_decay: float = Field(0.05, ge=0)
-    """AdamW's."""
+    """Weight decay of AdamW."""
     mixing: float = Field(0.4, gt=0)
-    """Of mixup: two rows and their classes are mixed by a Beta(mixing, mixing) share."""
+    """Parameter of mixup: two rows and their classes are mixed by a share from Beta(mixing, mixing)."""
     input_dropout: float = Field(0.2, ge=0, lt=1)
     """Share of features left out at each step."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of hidden units left out at each step."""
     picture_temperature: float = Field(0.8, gt=0)
-    """What the picture tower's logits are divided by in the end: mixup leaves networks less sure than they may be (Guo et al., 2017)."""
+    """Divisor of the fitted picture tower's logits. Mixup leaves networks underconfident (temperature scaling, Guo et al., 2017)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ class Table:
 
     features_NF: Floats
     scores_NK: Floats
-    """What is known of the classes beforehand, in CLASSES' order; zeros: nothing."""
+    """Scores of the classes that are known before the fit, in the order of CLASSES; zeros: unknown."""
     targets_NK: Floats
-    """The shares of classes that are to come out."""
+    """Target shares of the classes."""
     classes_N: NDArray[np.intp]
     sources_N: NDArray[np.str_]
     source_weights_N: Floats
@@ -107,7 +107,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What one clip adds to a table."""
+    """The rows that one clip adds to a table."""
 
     label: str
     source: str
@@ -119,7 +119,7 @@ class Rows:
 
 
 def class_of(label: str) -> int | None:
-    """Its place among CLASSES. None: a label that the pair does not know."""
+    """Index of the label's class in CLASSES. None: the pair does not know the label."""
     name = SAME_CLASS.get(label, label)
     return CLASSES.index(name) if name in CLASSES else None
 
@@ -138,7 +138,7 @@ def table_of(rows: Iterable[Rows]) -> Table:
 
 
 def picture_rows(clip: LabelledSpan, num_changed: int, rng: np.random.Generator, weight: float = 1.0) -> Rows:
-    """The frames as they are, and changed ones of frames chosen at random."""
+    """Rows of the frames, and of ``num_changed`` changed versions of random frames."""
     changed = [changed_picture(clip.frames[rng.integers(len(clip.frames))], rng) for _ in range(num_changed)]
     features = [picture_features(frame) for frame in (*clip.frames, *changed)]
     nothing = np.zeros(len(CLASSES), np.float32)
@@ -147,7 +147,7 @@ def picture_rows(clip: LabelledSpan, num_changed: int, rng: np.random.Generator,
 
 
 def wholly(label: str) -> Floats:
-    """(K,): all of it is this class. Zeros for a label that the pair does not know."""
+    """(K,): 1 for the label's class, else 0. Zeros for a label that the pair does not know."""
     shares_K = np.zeros(len(CLASSES), np.float32)
     if (place := class_of(label)) is not None:
         shares_K[place] = 1
@@ -160,11 +160,13 @@ def mel_of(sound: Floats) -> Floats:
 
 
 class SoundRows:
-    """Makes rows of sounds; some are mixed with another sound of their class out of ``mixable``, some have any of them behind.
+    """Makes rows of sounds and of changed versions of them.
 
-    Painted sounds are to be heard as their class. Recordings are to be heard as they would be without anything learned here: there are
-    too few, and too clean ones, to know better than a network that heard two million. ``folds`` divides sources: nothing is mixed
-    across folds.
+    ``MIXED_SHARE`` of the changed versions are mixed with another sound of their class from ``mixable``; ``BEHIND_SHARE`` have a sound of
+    any class from ``mixable`` in the background. ``folds`` maps sources to folds: only sounds of one fold are mixed.
+
+    The target of a painted sound is its class. The target of a recording is YAMNet's own scores, so that nothing new is learned from
+    it: the recordings are too few and too clean to improve on a network that was trained on two million sounds.
     """
 
     MIXED_SHARE = 0.3
@@ -188,33 +190,38 @@ class SoundRows:
         mels = [mel_of(clip.sound[start : start + length]) for start in starts]
         power = _power(mel_of(clip.sound))
         fold = self._folds.get(clip.source)
-        around = [
+        same_fold = [
             (label, other)
             for label, source, other in self._powers
             if source != clip.source and self._folds.get(source) == fold
         ]
-        alike = [other for label, other in around if label == clip.label]
+        same_class = [other for label, other in same_fold if label == clip.label]
         for _ in range(num_changed):
-            mixed = alike[rng.integers(len(alike))] if alike and rng.random() < self.MIXED_SHARE else None
-            behind = around[rng.integers(len(around))][1] if around and rng.random() < self.BEHIND_SHARE else None
+            mixed = (
+                same_class[rng.integers(len(same_class))] if same_class and rng.random() < self.MIXED_SHARE else None
+            )
+            behind = (
+                same_fold[rng.integers(len(same_fold))][1] if same_fold and rng.random() < self.BEHIND_SHARE else None
+            )
             mels.append(np.sqrt(changed_mel(power, rng, mixed, behind)).T.copy())
-        heard = [sound_features(mel) for mel in mels]
-        scores_NK = known_scores(np.stack([score for _, score in heard]), CLASSES)
+        features_and_scores = [sound_features(mel) for mel in mels]
+        scores_NK = known_scores(np.stack([score for _, score in features_and_scores]), CLASSES)
         if painted:
-            targets_NK = np.tile(wholly(clip.label), (len(heard), 1))
+            targets_NK = np.tile(wholly(clip.label), (len(mels), 1))
         else:
             raised_NK = np.exp(scores_NK)
             targets_NK = raised_NK / raised_NK.sum(1, keepdims=True)
-        return Rows(clip.label, clip.source, [each for each, _ in heard], list(scores_NK), list(targets_NK), weight)
+        features = [features_F for features_F, _ in features_and_scores]
+        return Rows(clip.label, clip.source, features, list(scores_NK), list(targets_NK), weight)
 
 
 def _power(mel_TM: Floats) -> Floats:
-    """(M, T)"""
+    """(M, T): the power of a magnitude mel."""
     return np.asarray(mel_TM.T**2 + 1e-12, np.float32)
 
 
 def directions() -> Floats:
-    """(K, K): a unit vector for each class, on an axis of its own but for what AFFINITY says that it shares with others."""
+    """(K, K): a unit vector for each class, on an axis of its own except for the cosines in AFFINITY."""
     rows_KK = np.eye(len(CLASSES))
     for name in dict.fromkeys(one for one, _ in AFFINITY):
         index = CLASSES.index(name)
@@ -226,7 +233,7 @@ def directions() -> Floats:
 
 
 def row_weights(table: Table, settings: SmallFitSettings) -> Floats:
-    """(N,), sum 1: a source's rows share its weight, and rare classes are lifted."""
+    """(N,), sum 1: the rows of a source share its weight, and rare classes get more weight (``balance``)."""
     _, place_N, count = np.unique(table.sources_N, return_inverse=True, return_counts=True)
     weights_N = table.source_weights_N / count[place_N]
     of_class_K = np.bincount(table.classes_N, weights_N, len(CLASSES))
@@ -301,6 +308,6 @@ def _fit_network(
 
 
 def single_threaded() -> None:
-    """One thread everywhere: sums in one order, so that the same run gives the same weights again."""
+    """Sets torch and OpenCV to one thread, so that sums have one order and a run is reproducible."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -113,10 +113,10 @@ def read_material(folder: Path) -> Material:
     videos = {item.source for item in items.values() if item.kind == "landscape"}
     for row in wanted:
         item = items[row["path"]]
-        held = item.source in videos | paired
+        held_out = item.source in videos | paired
         if item.kind == "photo":
-            held |= row.get("repo", "") in origins or unit_interval("test", item.source) < TEST_SHARE
-        items[row["path"]] = replace(item, held_out=held)
+            held_out |= row.get("repo", "") in origins or unit_interval("test", item.source) < TEST_SHARE
+        items[row["path"]] = replace(item, held_out=held_out)
     pairs = tuple(
         Pair(items[row["video"]], items[row["sound"]], row["match"] == "1", row.get("note", "")) for row in pair_rows
     )
@@ -199,8 +199,8 @@ def read_video_clips(item: Item) -> list[LabelledSpan]:
     clips = []
     for index in range(count):
         first, last = round(index * CLIP_SECONDS), round((index + 1) * CLIP_SECONDS)
-        heard = sound[first * RATE_HZ : last * RATE_HZ]
-        clips.append(LabelledSpan(item.label, item.source, tuple(frames[first:last]), heard))
+        clip_sound = sound[first * RATE_HZ : last * RATE_HZ]
+        clips.append(LabelledSpan(item.label, item.source, tuple(frames[first:last]), clip_sound))
     return clips
 
 
@@ -209,10 +209,10 @@ def _decoded(path: Path) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
     blocks: list[NDArray[np.float32]] = []
     with av.open(str(path)) as container:
         video = container.streams.video[0]
-        heard = container.streams.audio[0] if container.streams.audio else None
+        audio = container.streams.audio[0] if container.streams.audio else None
         resampler = av.AudioResampler("flt", "stereo", RATE_HZ)
         wanted = 0.0
-        for frame in container.decode(*(stream for stream in (video, heard) if stream is not None)):
+        for frame in container.decode(*(stream for stream in (video, audio) if stream is not None)):
             if isinstance(frame, av.AudioFrame):
                 blocks += [each.to_ndarray().reshape(-1, 2).mean(axis=1) for each in resampler.resample(frame)]
             elif isinstance(frame, av.VideoFrame) and (frame.time or 0.0) >= wanted - 0.001:

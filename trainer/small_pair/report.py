@@ -1,4 +1,4 @@
-"""What a small pair is worth: accuracy and agreement on pictures and sounds that it never learned from, with intervals.
+"""Quality of a small pair: accuracy and agreement on pictures and sounds that it has not learned from, with intervals.
 
 Shape suffixes: N clips or files, D width of the space, K classes.
 """
@@ -52,7 +52,7 @@ class EmbeddedClips:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of right answers with its 95 % interval; ``per_class`` is right and all."""
+    """A share of right answers with its 95 % interval. ``per_class``: numbers of right answers and of all answers."""
 
     share: float
     low: float
@@ -111,18 +111,19 @@ def embed_pairs(towers_of: TowersOf, material: Material, *, match: bool) -> Embe
 
 
 def together(*parts: EmbeddedClips | None) -> EmbeddedClips:
-    there = [part for part in parts if part is not None]
+    """The clips of all parts that are not None."""
+    clips = [part for part in parts if part is not None]
     return EmbeddedClips(
-        np.concatenate([part.picture_ND for part in there]),
-        np.concatenate([part.sound_ND for part in there]),
-        tuple(source for part in there for source in part.sources),
-        tuple(labels for part in there for labels in part.labels),
+        np.concatenate([part.picture_ND for part in clips]),
+        np.concatenate([part.sound_ND for part in clips]),
+        tuple(source for part in clips for source in part.sources),
+        tuple(labels for part in clips for labels in part.labels),
     )
 
 
-def calibrated(heard: EmbeddedClips, encoder_id: str) -> Calibration | None:
-    """ROC of own sounds against those of other sources and classes, intervals over sources. None: too few of them."""
-    drawn = draw_scores(heard.picture_ND, heard.sound_ND, heard.sources, heard.labels)
+def calibrated(clips: EmbeddedClips, encoder_id: str) -> Calibration | None:
+    """Calibration of own sounds against sounds of other sources and classes. None: too few sources."""
+    drawn = draw_scores(clips.picture_ND, clips.sound_ND, clips.sources, clips.labels)
     try:
         return calibration_of(drawn, encoder_id)
     except CalibrationError:
