@@ -9,8 +9,10 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HearscapeError, UserError
@@ -18,7 +20,7 @@ from pipeline.runtime.commands import Command, run_command
 from pipeline.runtime.process_folder import system_folder
 
 if TYPE_CHECKING:
-    from trainer.engine.run import FitDataset, Run
+    from trainer.engine.run import Run
     from trainer.recipe import FitRecipe
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,12 +32,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         action="append",
         metavar="R.toml",
-        help="path of a recipe for a fit; may be repeated, a later one changes settings of those before it (all defaults)",
+        help="path of a recipe for a fit; may be repeated, a later one changes settings of those before it "
+        "(one is chosen by device, memory, clips, renditions and encoders)",
     )
     parser.add_argument("--stages", metavar="A,B", help="the stages to run, with commas between (all there are)")
     parser.add_argument("--out", metavar="runs/NAME", help="the run's folder; a run that is there already is continued")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="change one setting; may be repeated"
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="carry the recipe, made small, through all its stages in minutes: on --shards, or on clips that are painted for it",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and end")
 
@@ -47,9 +55,11 @@ def _run(options: argparse.Namespace, command_line: str) -> int:
         system_folder()
         recipe = _recipe(options)
         if options.dry_run:
+            from trainer.plan import fit_plan_text  # noqa: PLC0415
+
             print(fit_plan_text(recipe))  # noqa: T201
             return 0
-        number = run_stages(recipe)
+        number = _rehearse(recipe) if options.rehearse else run_stages(recipe)
     except UserError as error:
         print(f"{speaker}error: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -79,7 +89,15 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     from pipeline.runtime.recipe_file import read_recipe  # noqa: PLC0415 (after --help)
     from trainer.recipe import FitRecipe  # noqa: PLC0415
 
-    recipe = read_recipe(FitRecipe, options.recipe, options.set)
+    paths = options.recipe
+    if paths is None and options.shards is not None:
+        from trainer.choice import choose_recipe  # noqa: PLC0415
+
+        choice = choose_recipe(options.shards, options.out)
+        paths = [str(choice.path)]
+        if os.environ.get("RANK", "0") == "0":
+            print("\n".join(choice.lines), flush=True)  # noqa: T201
+    recipe = read_recipe(FitRecipe, paths, options.set)
     if options.shards is not None:
         recipe = recipe.model_copy(update={"shards": options.shards})
     if options.stages is not None:
@@ -90,45 +108,27 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     return recipe
 
 
-def _checked(recipe: FitRecipe) -> tuple[list[str], list[FitDataset]]:
-    """The stages and datasets of a recipe. Raises UserError for all that can be refused before any work."""
-    from pipeline.errors import RecipeError  # noqa: PLC0415
-    from trainer.engine.overlap import check_disjoint  # noqa: PLC0415
-    from trainer.engine.presence import check_present  # noqa: PLC0415
+def _rehearse(recipe: FitRecipe) -> int:
+    """As ``run_stages``, with everything small; in the run's folder, or one that is removed again."""
+    from trainer.needs import fitted  # noqa: PLC0415
     from trainer.recipe import find_datasets  # noqa: PLC0415
-    from trainer.stages import STAGES, chosen_stages  # noqa: PLC0415
+    from trainer.rehearsal import rehearse  # noqa: PLC0415
+    from trainer.stages import chosen_stages  # noqa: PLC0415
 
-    names = chosen_stages(recipe.stages)
-    datasets: list[FitDataset] = []
-    if any(STAGES[name].reads_shards(recipe) for name in names):
-        if recipe.shards is None:
-            raise RecipeError(
-                "shards: missing; name the folder of your datasets with --shards, such as --shards manifests/"
-            )
-        datasets = find_datasets(recipe.shards, recipe.weights, recipe.reader.retries)
-        check_disjoint(datasets)
-    for name in names:
-        STAGES[name].check(recipe)
-    if datasets and os.environ.get("LOCAL_RANK", "0") == "0":
-        sides_px = [STAGES[name].picture_px(recipe) for name in names if STAGES[name].reads_shards(recipe)]
-        check_present(datasets, sides_px, upscale=recipe.reader.upscale, retries=recipe.reader.retries)
-    return names, datasets
+    def with_batches(small: FitRecipe) -> FitRecipe:
+        assert small.shards is not None
+        datasets = find_datasets(small.shards, small.weights, small.reader.retries)
+        ready = fitted(small, chosen_stages(small.stages), datasets)
+        for note in ready.notes:
+            say(note)
+        return ready.recipe
 
+    def say(text: str) -> None:
+        print(text, flush=True)  # noqa: T201
 
-def fit_plan_text(recipe: FitRecipe) -> str:
-    """The resolved recipe as JSON, the datasets, and what is there of each stage. Writes nothing."""
-    from trainer.engine.checkpoint import read_values  # noqa: PLC0415
-
-    names, datasets = _checked(recipe)
-    lines = [recipe.model_dump_json(indent=2)]
-    for dataset in datasets:
-        splits = ", ".join(f"{name} {count:,}" for name, count in sorted(dataset.manifest.clips.splits.items()))
-        lines.append(f"dataset  {dataset.mix.location}: {splits}; {len(dataset.manifest.clips.classes)} classes")
-    for name in names:
-        path = recipe.folder / name / "resume.safetensors"
-        seen = read_values(path, name).get("samples_seen", 0) if path.exists() else 0
-        lines.append(f"stage    {name}: {seen:,} samples done, in {recipe.folder / name}")
-    return "\n".join(lines)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+        out = Path(folder) if recipe.run.out is None else recipe.folder
+        return rehearse(recipe, out, with_batches, run_stages, say)
 
 
 def run_stages(recipe: FitRecipe) -> int:
@@ -141,9 +141,14 @@ def run_stages(recipe: FitRecipe) -> int:
     from trainer.engine.ranks import leave  # noqa: PLC0415
     from trainer.engine.run import Run, locked, make_fabric, save_recipe  # noqa: PLC0415
     from trainer.engine.stats import Display, Stats  # noqa: PLC0415
+    from trainer.needs import obtain  # noqa: PLC0415
+    from trainer.plan import make_fit_plan  # noqa: PLC0415
     from trainer.stages import STAGES  # noqa: PLC0415
 
-    names, datasets = _checked(recipe)
+    plan = make_fit_plan(recipe)
+    recipe = plan.recipe
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        obtain(recipe, plan.stages)
     fabric = make_fabric(recipe.run)
     fabric.launch()
     is_first = fabric.is_global_zero
@@ -152,10 +157,12 @@ def run_stages(recipe: FitRecipe) -> int:
             save_recipe(recipe.folder, recipe)
         stats = Stats(recipe.folder if is_first else None)
         display = Display(Console(stderr=True) if is_first else None)
-        run = Run(recipe.folder, recipe.run, datasets, fabric, stats)
+        run = Run(recipe.folder, recipe.run, plan.datasets, fabric, stats)
         try:
             with _signals_noted(run), display.shown():
-                for name in names:
+                for note in plan.notes:
+                    display.say(note)
+                for name in plan.stages:
                     ended = STAGES[name].fit(recipe, run, display)
                     display.say(f"{name}: {ended}, {recipe.folder / name}")
                     if ended == "stopped":

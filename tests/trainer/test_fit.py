@@ -22,6 +22,7 @@ from pipeline.errors import RecipeError
 from pipeline.runtime.recipe_file import read_recipe
 from pipeline.settings import Settings
 from tests import paired
+from trainer.engine.checkpoint import load_state
 from trainer.fit import main
 from trainer.recipe import FitRecipe, find_datasets
 
@@ -122,7 +123,6 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         (["--set", "align.picture_weight=0", "--set", "align.text_weight=0", "--set", "align.augmented_weight=0"],
          "nothing would be learned"),
         (["--set", "align.rate=1"], "align.rate: there is no such setting"),
-        (["--set", "reader.batch_size=17"], "not one batch of 17"),
         (["--set", "reader.picture_px=64"], "64"),
         (["--set", "run.device=tpu"], "run.device: 'tpu'"),
         (["--recipe", "nowhere.toml"], "recipe nowhere.toml: No such file"),
@@ -137,6 +137,59 @@ def test_what_cannot_be_is_refused_by_name(
     assert error.startswith("error: ")
     assert re.search(message if "\\" in message else re.escape(message), error)
     assert not (tmp_path / "run" / "align" / "resume.safetensors").exists()
+
+
+def test_a_batch_that_the_dataset_cannot_fill_becomes_smaller_and_stays_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    larger = ("reader.batch_size=1024", "align.num_samples=32")
+    said = "align: reader.batch_size is 16, not 1,024: the split train has 16 clips"
+    assert main([*words(folder, out, *larger), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"note     {said}" in told
+    assert json.loads(told[: told.index("\ndataset ")])["reader"]["batch_size"] == 16
+    assert main(words(folder, out, *larger, "run.pause_after_samples=16")) == 0
+    assert said in capsys.readouterr().err.splitlines()
+    assert main(words(folder, out, *larger)) == 0
+    assert load_state(out / "align" / "resume.safetensors", "align")[1]["num_steps"] == 2
+
+
+def test_a_dataset_too_small_for_any_batch_is_refused_with_its_number(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "32")  # each rank wants a clip of every batch
+    assert main([*words(folder, tmp_path / "run", "reader.batch_size=32"), "--dry-run"]) == 2
+    assert (
+        "reader.batch_size 32: the stage align needs 32 clips for a batch of 32 ranks, and the split train has 16"
+        in capsys.readouterr().err
+    )
+
+
+def test_what_later_stages_lack_is_said_before_the_first(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rendition of the stage video and a class of the packaged encoder, before the prior's first picture."""
+    small = ("prior.generator={kind = 'stylegan2', resolution = 16, z_dim = 8, w_dim = 8, mapping_layers = 2, widths = [8, 8, 8]}",
+             "prior.batch_size=4")  # fmt: skip
+    stages = ["--stages", "prior,align"]
+    assert main([*words(folder, tmp_path / "run", *small, "reader.picture_px=64"), *stages]) == 2
+    error = capsys.readouterr().err
+    assert "align (reader.picture_px 64): dataset paired: no rendition is large enough for pictures of 64 px" in error
+    packaged = (SMALL, "align.use_captions=false", "align.prompts=['{}']")
+    assert main([*words(folder, tmp_path / "run", *small, *packaged), *stages]) == 2
+    assert "knows no class in the text 'wood pigeon'" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "prior").exists()
+
+
+def test_a_disk_too_full_for_the_checkpoints_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    assert main(words(folder, tmp_path / "run")) == 2
+    assert re.search(r"run.out .*: its checkpoints take [\d,]+ MB, and the disk has 1 MB free", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_shards_must_be_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,6 +248,21 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "batch_size was 8 and is 4" in capsys.readouterr().err
 
 
+def test_a_dataset_that_is_gone_between_two_runs_is_told_and_the_checkpoint_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, out = tmp_path / "sets", tmp_path / "run"
+    shutil.copytree(folder / "sets" / "paired", sets / "one")
+    paired.build_paired(sets / "two", {"train": 1}, name="another")
+    named = [*words(folder, out, "run.pause_after_samples=8"), "--shards", str(sets)]
+    assert main(named) == 0
+    kept = (out / "align" / "resume.safetensors").read_bytes()
+    shutil.rmtree(sets / "two")
+    assert main(named) == 2
+    assert "the datasets or their weights have changed" in capsys.readouterr().err
+    assert (out / "align" / "resume.safetensors").read_bytes() == kept
+
+
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "foreign", "weights"])
 def test_a_damaged_checkpoint_is_refused_by_name(
     folder: Path, paused: Path, capsys: pytest.CaptureFixture[str], damage: str
@@ -234,6 +302,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests import paired
+from trainer.engine.checkpoint import load_state
 from trainer.fit import main
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,6 +89,10 @@ class Learner:
         except FitError as error:
             self.put(tensors, numbers, self.folder / CHECKPOINT)
             raise FitError(f"{self.name}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the activations
+            self.put(tensors, numbers, self.folder / CHECKPOINT)
+            raise FitError(out_of_memory(self.name, getattr(self, "settings", None), error)) from error
         return measures
 
     def tensors(self) -> dict[str, Tensor]:
@@ -155,6 +160,21 @@ class Learner:
         return reader_state
 
 
+def out_of_memory(stage: str, settings: object, error: BaseException) -> str:
+    """What to say of a device that is full: the setting to change, its value and the one to try."""
+    batch: int | None = getattr(settings, "batch_size", None)
+    now: int | None = getattr(settings, "micro_batch_size", None) or batch
+    told = str(error).strip().partition("\n")[0]
+    said = f"{stage}: the device has too little memory ({told})"
+    if not hasattr(settings, "micro_batch_size"):
+        return f"{said}: set {stage}.batch_size to {max(1, (batch or 2) // 2)}, it is {batch}"
+    if now is None:
+        return f"{said}: set {stage}.micro_batch_size, which is none, to a part of reader.batch_size; the losses see the whole batch"
+    if now == 1:
+        return f"{said}: {stage}.micro_batch_size is 1 already; lower reader.num_frames, invert.guide.num_cutouts or the pictures' side"
+    return f"{said}: set {stage}.micro_batch_size to {now // 2}, it is {now}; a step learns from the same batch, in smaller parts"
+
+
 def damaged(path: Path, why: object) -> CheckpointError:
     """The error for a checkpoint with invalid contents."""
     return CheckpointError(f"{path} is damaged ({why!r}); remove {path.parent} to begin this stage anew")
@@ -209,6 +229,12 @@ def run_stage(
             validate_every_samples=settings.validate_every_samples,
             save_every_samples=settings.save_every_samples,
         )
+    except torch.OutOfMemoryError as error:
+        name = "the stage" if stage is None else stage.name
+        raise FitError(
+            f"{out_of_memory(name, settings, error)}. What was learned since the last checkpoint is not kept; "
+            "the same command goes on from it"
+        ) from error
     finally:
         source.close()
         if stage is not None:

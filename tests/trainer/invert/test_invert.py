@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import trainer.invert.stage as stage_module
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.errors import CheckpointError, FitError
 from tests import paired
@@ -352,3 +353,29 @@ def test_the_best_is_chosen_by_an_encoder_that_did_not_guide(guided: Path, tmp_p
     assert measures["own_cosine"] == pytest.approx(float(cosines.diagonal().mean()), abs=1e-4)
     assert measures["wrong_cosine"] == pytest.approx(float(cosines[apart].mean()), abs=1e-4)
     assert measures["guide_own_minus_wrong"] != pytest.approx(measures["own_minus_wrong"], abs=1e-4)
+
+
+def test_a_device_that_is_full_names_the_micro_batch_to_try_and_loses_nothing(
+    guided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a GPU does: in the middle of the second step."""
+    out = tmp_path / "run"
+    real, calls = stage_module.guided_losses, []
+
+    def full(*arguments: object) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        if len(calls) == 4:  # the second half of the second step
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of"
+            )
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage_module, "guided_losses", full)
+    changes = ("invert.micro_batch_size=4", "invert.num_samples=24", "invert.validation_samples=1")
+    assert fit(guided, out, "invert", *changes) == 1
+    said = capsys.readouterr().err
+    assert "failed: invert: the device has too little memory (CUDA out of memory. Tried to allocate 20.00 MiB.)" in said
+    assert "set invert.micro_batch_size to 2, it is 4" in said
+    assert load_state(out / "invert" / "resume.safetensors", "invert")[1]["samples_seen"] == 8
+    assert fit(guided, out, "invert", *changes[1:], "invert.micro_batch_size=2") == 0
+    assert load_state(out / "invert" / "resume.safetensors", "invert")[1]["num_steps"] == 3

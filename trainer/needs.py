@@ -1,0 +1,193 @@
+"""What a recipe needs of the datasets, of other people's weights and of this machine, for all its stages, before the first one begins.
+
+A stage may begin days after the command: what it lacks is said at once, and by ``--dry-run``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+from huggingface_hub import try_to_load_from_cache
+
+from pipeline.encoders.pair import EncoderPairSettings, find_files
+from pipeline.encoders.picture import find_weights, is_tag
+from pipeline.encoders.weights import is_url, resolve_weights
+from pipeline.errors import DataError, OutputError
+from trainer.align.frozen_encoders import OPENAI, load_partner
+from trainer.align.prompts import TextEmbeddings
+from trainer.engine.run import FitDataset
+from trainer.prior.settings import GROUP_SIZE
+from trainer.recipe import FitRecipe
+from trainer.streaming.order import Order
+from trainer.streaming.shards import chosen_rendition
+
+TRAIN, VALIDATION = "train", "validation"
+FEWEST_IN_ALIGN = 2
+"""A contrast needs another clip."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedRecipe:
+    """A recipe whose batches the datasets can fill, and what is to be said of it."""
+
+    recipe: FitRecipe
+    notes: tuple[str, ...]
+    """Lines for people: each batch that is smaller than the recipe has it, and what the datasets do not give."""
+
+
+def num_clips(datasets: Sequence[FitDataset], split: str = TRAIN) -> int:
+    """Clips that an epoch reads of a split, weights counted."""
+    parts = [
+        (dataset.manifest.clips.splits[split], dataset.mix.weight)
+        for dataset in datasets
+        if dataset.manifest.clips.splits.get(split)
+    ]
+    if not parts:
+        return 0
+    order = Order([[count] for count, _ in parts], [weight for _, weight in parts], seed=0, shuffle=False, window=1)
+    return order.num_samples
+
+
+def fitted(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> FittedRecipe:
+    """The recipe with batches that the datasets can fill. Raises DataError where none can be filled.
+
+    A batch is never larger than an epoch of the split train. It is a multiple of the number of ranks, and for the prior of whole groups of
+    pictures. The same datasets and ranks give the same batches, so that a fit goes on with those it was begun with.
+    """
+    ranks, clips = int(os.environ.get("WORLD_SIZE", "1")), num_clips(datasets)
+    notes: list[str] = []
+    for stage in stages:
+        table = "reader" if stage == "align" else stage
+        if not datasets or (stage == "prior" and recipe.prior.pictures is not None):
+            continue
+        if stage == "align" and recipe.reader.last_batch == "keep":
+            continue
+        if stage == "student" and not recipe.align.partner.is_packaged:
+            continue  # done at once
+        settings = getattr(recipe, table)
+        wanted: int = settings.batch_size
+        if wanted <= clips:
+            continue
+        fits: Callable[[int], bool] = lambda size: size % ranks == 0  # noqa: E731
+        fewest = FEWEST_IN_ALIGN if stage == "align" else 1
+        if stage == "prior":
+            frames = recipe.prior.frames_per_clip
+            fits = lambda size, frames=frames: _has_whole_groups(size, frames, ranks)  # type: ignore[misc]  # noqa: E731
+        size = next((size for size in range(clips, fewest - 1, -1) if fits(size)), None)
+        if size is None:
+            raise DataError(
+                f"{table}.batch_size {wanted:,}: the stage {stage} needs {max(fewest, ranks):,} clips for a batch of {ranks} "
+                f"rank{'s' if ranks > 1 else ''}, and the split {TRAIN} has {clips:,}; build a larger dataset, or choose other --stages"
+            )
+        notes.append(f"{stage}: {table}.batch_size is {size:,}, not {wanted:,}: the split {TRAIN} has {clips:,} clips")
+        recipe = recipe.model_copy(update={table: settings.model_copy(update={"batch_size": size})})
+    return FittedRecipe(recipe, (*notes, *_remarks(recipe, stages, datasets)))
+
+
+def _has_whole_groups(size: int, frames: int, ranks: int) -> bool:
+    of_rank = size * frames / ranks
+    return size % ranks == 0 and (of_rank <= GROUP_SIZE or of_rank % GROUP_SIZE == 0)
+
+
+def _remarks(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> list[str]:
+    """What the datasets do not give, and the fit goes on without."""
+    if not datasets:
+        return []
+    remarks = []
+    measured = [stage for stage in stages if stage in ("align", "invert", "video")]
+    if measured and not num_clips(datasets, VALIDATION):
+        remarks.append(
+            f"{', '.join(measured)}: the datasets have no split {VALIDATION}: nothing is measured, and the last model stands for the best"
+        )
+    window = recipe.reader.window_seconds
+    for dataset in datasets:
+        cut = dataset.manifest.recipe.get("clips")
+        longest = cut.get("length_seconds") if isinstance(cut, dict) else None
+        if measured and isinstance(longest, (int, float)) and longest < window:
+            remarks.append(
+                f"reader.window_seconds {window:g}: the clips of {dataset.manifest.name} have at most {longest:g} s; silence follows them"
+            )
+    return remarks
+
+
+def check_renditions(sides_px: dict[str, int | None], datasets: Sequence[FitDataset], *, upscale: bool) -> None:
+    """Raises DataError, naming the setting of every stage, where no rendition is large enough for its pictures."""
+    problems = []
+    for stage, side_px in sides_px.items():
+        for dataset in datasets if side_px is not None else ():
+            try:
+                chosen_rendition(dataset.manifest, side_px or 0, upscale=upscale)
+            except DataError as error:
+                field = "reader.picture_px" if stage == "align" else "the generator's resolution"
+                problems.append(f"{stage} ({field} {side_px}): {error}")
+    if problems:
+        raise DataError("\n  ".join(problems))
+
+
+def obtain(recipe: FitRecipe, stages: Sequence[str]) -> None:
+    """Fetches weights of encoders, judges and a generator that are not here yet. Raises EncoderError for what cannot be had."""
+    guided = [stage for stage in stages if stage in ("invert", "video")]
+    partner = recipe.align.partner
+    if (guided or "align" in stages) and not partner.is_packaged:
+        named = partner.picture_weights or OPENAI
+        find_weights(partner.picture_model, named, partner.picture_sha256, field="align.partner.picture_weights")
+    if guided:
+        guide = recipe.invert.guide
+        if guide.sound_weights is not None:
+            resolve_weights(guide.sound_weights, guide.sound_sha256, field="invert.guide.sound_weights")
+        if recipe.invert.generator is not None and is_url(recipe.invert.generator):
+            resolve_weights(recipe.invert.generator, recipe.invert.generator_sha256, field="invert.generator")
+    judges: dict[str, EncoderPairSettings] = {stage: getattr(recipe, stage).judge for stage in guided}
+    for stage, judge in judges.items():
+        find_files(judge, field=f"{stage}.judge")
+
+
+def weights_to_fetch(recipe: FitRecipe, stages: Sequence[str]) -> list[str]:
+    """A line for each file of weights that is not on this machine yet, and has to be fetched before the first stage."""
+    partner, missing = recipe.align.partner, []
+    if {"align", "invert", "video"} & set(stages) and not partner.is_packaged:
+        named = partner.picture_weights or OPENAI
+        if is_tag(partner.picture_model, named) and not tag_is_here(partner.picture_model, named):
+            missing.append(
+                f"align.partner.picture_weights: {named} of {partner.picture_model} is not in open_clip's cache: "
+                "it is fetched before the first stage, or the fit is refused"
+            )
+    return missing
+
+
+def tag_is_here(model: str, tag: str) -> bool:
+    """Whether open_clip's cache holds the weights of a tag. Asks nobody."""
+    found: dict[str, str] = open_clip.get_pretrained_cfg(model, tag)
+    repository, _, name = found.get("hf_hub", "").rpartition("/")
+    names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    if repository and any(isinstance(try_to_load_from_cache(repository, one), str) for one in names):
+        return True
+    return "url" in found and (Path("~/.cache/clip").expanduser() / Path(found["url"]).name).is_file()
+
+
+def check_classes(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> None:
+    """Raises EncoderError for a class of the datasets that the packaged encoder, which knows few, has no word for."""
+    import torch  # noqa: PLC0415 (nothing else here computes)
+
+    if recipe.align.partner.is_packaged and {"align", "invert", "video"} & set(stages):
+        device = torch.device("cpu")
+        partner = load_partner(recipe.align.partner, device, "fp32", "align.partner")
+        classes = sorted({label for dataset in datasets for label in dataset.manifest.clips.classes})
+        TextEmbeddings(partner, device).classes(classes, recipe.align.prompts)
+
+
+def check_disk(folder: Path, num_bytes: int) -> None:
+    """Raises OutputError where the disk of a run's folder has less room than its checkpoints take."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise OutputError(
+            f"run.out {folder}: its checkpoints take {math.ceil(num_bytes / 1e6):,} MB, and the disk has {free // 10**6:,} MB free; "
+            "make room, or name a folder on another disk with --out"
+        )

@@ -1,0 +1,151 @@
+"""What a fit would do, checked as a whole before any of it is done: stages, datasets, batches, encoders, disk and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from pipeline.encoders.device import pick_device
+from pipeline.errors import EncoderError, RecipeError, UserError
+from trainer.engine.checkpoint import read_values
+from trainer.engine.overlap import check_disjoint
+from trainer.engine.presence import check_present
+from trainer.engine.run import FitDataset
+from trainer.estimate import Estimate, StageCost, operations_per_second
+from trainer.invert.shared import generator_file
+from trainer.needs import check_classes, check_disk, check_renditions, fitted, weights_to_fetch
+from trainer.prior.networks import generator_config
+from trainer.prior.stage import NAME as PRIOR
+from trainer.recipe import FitRecipe, find_datasets
+from trainer.stages import STAGES, chosen_stages
+
+
+@dataclass(frozen=True, slots=True)
+class FitPlan:
+    """A recipe that was checked against everything that can be known before the first stage."""
+
+    recipe: FitRecipe
+    """With the batches that the datasets can fill."""
+    stages: tuple[str, ...]
+    datasets: tuple[FitDataset, ...]
+    notes: tuple[str, ...]
+    """What people should know of it."""
+    costs: dict[str, StageCost]
+    """By stage; one that is not there could not be counted."""
+
+
+def make_fit_plan(recipe: FitRecipe) -> FitPlan:
+    """Raises UserError for all that can be refused before any work, of all stages."""
+    names = chosen_stages(recipe.stages)
+    readers = [name for name in names if STAGES[name].reads_shards(recipe)]
+    datasets: list[FitDataset] = []
+    if readers:
+        if recipe.shards is None:
+            raise RecipeError(
+                "shards: missing; name the folder of your datasets with --shards, such as --shards manifests/"
+            )
+        datasets = find_datasets(recipe.shards, recipe.weights, recipe.reader.retries)
+        check_disjoint(datasets)
+    for name in names:
+        STAGES[name].check(recipe)
+    sides_px = {name: STAGES[name].picture_px(recipe) for name in readers}
+    check_renditions(sides_px, datasets, upscale=recipe.reader.upscale)
+    ready = fitted(recipe, names, datasets)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not is_first:
+        return FitPlan(ready.recipe, tuple(names), tuple(datasets), ready.notes, {})
+    check_classes(ready.recipe, names, datasets)
+    if datasets:
+        check_present(datasets, list(sides_px.values()), upscale=recipe.reader.upscale, retries=recipe.reader.retries)
+    costs = _costs(ready.recipe, names)
+    check_disk(recipe.folder, int(sum(cost.checkpoint_bytes for cost in costs.values())) - _there(recipe))
+    return FitPlan(
+        ready.recipe, tuple(names), tuple(datasets), (*ready.notes, *_too_much_memory(ready.recipe, costs)), costs
+    )
+
+
+def _costs(recipe: FitRecipe, names: Sequence[str]) -> dict[str, StageCost]:
+    """Empty where the generator is not known yet."""
+    try:
+        trained_here = PRIOR in names or not {"invert", "video"} & set(names)
+        config = generator_config(recipe.prior) if trained_here else generator_file(recipe, recipe.folder).config
+    except UserError:
+        return {}  # its stage says what is wrong
+    estimate = Estimate(recipe, config)
+    return {name: cost for name in names if (cost := estimate.of(name)) is not None}
+
+
+def _there(recipe: FitRecipe) -> int:
+    """Bytes of the checkpoints that are there already."""
+    return sum(path.stat().st_size for path in recipe.folder.rglob("*.safetensors")) if recipe.folder.is_dir() else 0
+
+
+def device_memory_bytes(name: str) -> int:
+    """Of one GPU, or of this machine without one. ``name`` as in ``run.device``; raises EncoderError for one that is not there."""
+    device = pick_device(name, "run.device")
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def _too_much_memory(recipe: FitRecipe, costs: dict[str, StageCost]) -> list[str]:
+    try:
+        room = device_memory_bytes(recipe.run.device)
+    except EncoderError:
+        return []  # the device is refused when the run is made
+    return [
+        f"{name}: about {cost.memory_bytes / 1e9:.0f} GB are needed (an estimate), and the device has {room / 1e9:.0f}: "
+        f"lower {name}.micro_batch_size"
+        for name, cost in costs.items()
+        if cost.memory_bytes > room
+    ]
+
+
+def fit_plan_text(recipe: FitRecipe) -> str:
+    """The resolved recipe as JSON, the datasets, what is there of each stage, and what it needs. Writes nothing."""
+    plan = make_fit_plan(recipe)
+    recipe = plan.recipe
+    lines = [recipe.model_dump_json(indent=2)]
+    for dataset in plan.datasets:
+        splits = ", ".join(f"{name} {count:,}" for name, count in sorted(dataset.manifest.clips.splits.items()))
+        lines.append(f"dataset  {dataset.mix.location}: {splits}; {len(dataset.manifest.clips.classes)} classes")
+    for name in plan.stages:
+        path = recipe.folder / name / "resume.safetensors"
+        seen = read_values(path, name).get("samples_seen", 0) if path.exists() else 0
+        lines.append(f"stage    {name}: {seen:,} samples done, in {recipe.folder / name}")
+    lines += [f"note     {note}" for note in (*plan.notes, *weights_to_fetch(recipe, plan.stages))]
+    lines += cost_lines(plan)
+    return "\n".join(lines)
+
+
+def cost_lines(plan: FitPlan) -> list[str]:
+    """Hours, memory and disk of every stage, as counted: an estimate."""
+    if not plan.costs:
+        return []
+    device = pick_device(plan.recipe.run.device, "run.device")
+    speed = operations_per_second(device, plan.recipe.run.precision)
+    lines = [
+        _cost_line(name, cost.hours(speed), cost.memory_bytes, cost.checkpoint_bytes)
+        for name, cost in plan.costs.items()
+    ]
+    total = sum(cost.hours(speed) for cost in plan.costs.values())
+    most = max(cost.memory_bytes for cost in plan.costs.values())
+    disk = sum(cost.checkpoint_bytes for cost in plan.costs.values())
+    told = f"an estimate, from counted operations and {speed / 1e9:,.1f} GFLOP/s that this {device.type} may reach now"
+    lines.append(f"{_cost_line('in all', total, most, disk)}: {told}")
+    return lines
+
+
+def _cost_line(name: str, hours: float, memory_bytes: float, disk_bytes: float) -> str:
+    return (
+        f"cost     {name}: {time_text(hours)}, {memory_bytes / 1e9:.1f} GB of memory, {disk_bytes / 1e9:.2f} GB of disk"
+    )
+
+
+def time_text(hours: float) -> str:
+    """Hours, or minutes below one."""
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
