@@ -1,6 +1,6 @@
-"""Whether a Prefect API can be used, asked once before any work: Prefect itself tells most of its faults in long traces.
+"""Checks before any work whether a Prefect API can be used: Prefect itself reports most such faults as long traces.
 
-Imports the standard library alone, so that ``flows.short_names`` can use it while Prefect is being imported.
+Imports only the standard library, so that ``flows.short_names`` can use it while Prefect is being imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 TIMEOUT_SECONDS = 10.0
 MAX_ANSWER_BYTES = 10_000
-"""Of an answer that should be a version in quotes."""
+"""How much of an answer is read; the expected one is a version in quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ApiProblem:
 
     what: str
     remedy: str
-    """What to do; empty: start a server there."""
+    """What the user can do. Empty: start a server there."""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.remedy or 'start one there'}"
@@ -40,9 +40,9 @@ def authorization(auth_string: str | None, api_key: str | None) -> str | None:
 
 
 def api_problem(url: str, authorized_by: str | None = None) -> ApiProblem | None:
-    """What keeps the API at ``url`` from being used. ``authorized_by``: the header ``Authorization``.
+    """Why the API at ``url`` cannot be used; None: it can. ``authorized_by``: the header ``Authorization``.
 
-    None: nothing, or its certificate cannot be checked here, which is left to Prefect's own settings.
+    Also None where its certificate cannot be verified here: Prefect's own settings may allow it.
     """
     try:
         shown = bare_url(url)
@@ -54,8 +54,8 @@ def api_problem(url: str, authorized_by: str | None = None) -> ApiProblem | None
             raise ValueError("it is no http address")
         request = urllib.request.Request(f"{shown.rstrip('/')}/admin/version")
         if authorized_by or place.username:
-            own = f"{unquote(place.username or '')}:{unquote(place.password or '')}"
-            request.add_header("Authorization", authorized_by or str(authorization(own, None)))
+            credentials = f"{unquote(place.username or '')}:{unquote(place.password or '')}"
+            request.add_header("Authorization", authorized_by or str(authorization(credentials, None)))
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             answer, kind = response.read(MAX_ANSWER_BYTES), response.headers.get_content_type()
     except urllib.error.HTTPError as error:
@@ -89,23 +89,23 @@ def _of_status(status: int, shown: str) -> ApiProblem:
 
 def _of_answer(answer: bytes, kind: str, shown: str) -> ApiProblem | None:
     try:
-        told = json.loads(answer)
-        its_major = int(told.partition(".")[0])
+        server_version = json.loads(answer)
+        server_major = int(server_version.partition(".")[0])
     except (ValueError, AttributeError, RecursionError):
         return ApiProblem(
             f"what answers at {shown} is no Prefect API (it sends {kind} in place of a version)",
             "correct the address, or log in to the proxy that stands before it",
         )
-    ours = version("prefect")
-    if its_major != int(ours.partition(".")[0]):
+    own_version = version("prefect")
+    if server_major != int(own_version.partition(".")[0]):
         return ApiProblem(
-            f"the Prefect server at {shown} has version {told}, and this program works with {ours}",
-            f"start a server of version {ours} there",
+            f"the Prefect server at {shown} has version {server_version}, and this program works with {own_version}",
+            f"start a server of version {own_version} there",
         )
     return None
 
 
 def bare_url(url: str) -> str:
-    """The address without a name and a password in it."""
+    """The address without the user name and password."""
     place = urlsplit(url)
     return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()

@@ -1,4 +1,4 @@
-"""What Prefect's UI shows of a build besides its logs: how far it is, and at the end what was kept and why not."""
+"""The artifacts of a build in Prefect's UI: its progress, and at the end what was kept and what was rejected why."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 UPDATE_EVERY_SECONDS = 5.0
 LOG_EVERY_UPDATES = 6
-Made = TypeVar("Made")
+Artifact = TypeVar("Artifact")
 
 
 class Artifacts:
-    """The artifacts of a run of the build ``name``. A server that does not answer costs an artifact, not the build."""
+    """The artifacts of a run of the build ``name``. Where they cannot be stored, a warning is logged and the build goes on."""
 
     def __init__(self, name: str) -> None:
         self._key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "build"
@@ -41,53 +41,56 @@ class Artifacts:
 
     @contextmanager
     def updated(self, progress: Progress) -> Iterator[None]:
-        """Tells every few seconds how far the build is, while the block runs."""
-        over = threading.Event()
-        # a thread that has the context of this one: the flow run and the settings that name the server
-        ticker = threading.Thread(target=copy_context().run, args=(self._tick, progress, over), daemon=True)
+        """Updates the progress artifact every ``UPDATE_EVERY_SECONDS`` while the block runs."""
+        ended = threading.Event()
+        # in a copy of this thread's context, which holds the flow run and the settings that name the server
+        ticker = threading.Thread(target=copy_context().run, args=(self._tick, progress, ended), daemon=True)
         ticker.start()
         try:
             yield
         finally:
-            over.set()
+            ended.set()
             ticker.join()
 
-    def _tick(self, progress: Progress, over: threading.Event) -> None:
+    def _tick(self, progress: Progress, ended: threading.Event) -> None:
         for number in itertools.count():
             now = progress.snapshot()
             self._show(now)
             if number % LOG_EVERY_UPDATES == LOG_EVERY_UPDATES - 1:
                 logger.info("%s", line(now))
-            if over.wait(UPDATE_EVERY_SECONDS):
+            if ended.wait(UPDATE_EVERY_SECONDS):
                 self._show(progress.snapshot())
                 return
 
     def _show(self, now: Snapshot) -> None:
         percent = round(100 * now.share, 1)
-        known = self._progress_id
-        if known is None:
+        progress_id = self._progress_id
+        if progress_id is None:
             key = f"{self._key}-progress"
-            made = self._try(lambda: create_progress_artifact(percent, key=key, description=line(now)))
-            self._progress_id = cast(UUID | None, made)  # a coroutine only where an event loop runs
+            new_id = self._try(lambda: create_progress_artifact(percent, key=key, description=line(now)))
+            self._progress_id = cast(UUID | None, new_id)  # a coroutine only where an event loop runs
         else:
-            self._try(lambda: update_progress_artifact(known, percent, description=line(now)))
+            self._try(lambda: update_progress_artifact(progress_id, percent, description=line(now)))
 
     def summarise(self, summary: BuildSummary) -> None:
-        """Leaves the summary behind, as a page and as a table."""
+        """Stores the summary as a page and as a table."""
         page, table = f"{self._key}-summary", f"{self._key}-counts"
         rows = [dict(row) for row in summary.rows]
-        text = f"What became of {self._name}"
+        text = f"Summary of {self._name}"
         self._try(lambda: create_markdown_artifact(summary.to_markdown(), key=page, description=text))
         self._try(lambda: create_table_artifact(rows, key=table, description=text))
 
     def report(self, name: str, text: str) -> None:
-        """Leaves a word on the dataset's report, and where its page is."""
+        """Stores ``text`` (Markdown) about the dataset's report as an artifact."""
         self._try(
             lambda: create_markdown_artifact(text, key=f"{self._key}-report", description=f"The report on {name}")
         )
 
-    def _try(self, make: Callable[[], Made]) -> Made | None:
-        """Prefect's client asks a silent server again for half a minute: after that this run leaves no further artifacts."""
+    def _try(self, make: Callable[[], Artifact]) -> Artifact | None:
+        """What ``make`` returns, or None after an HTTP error.
+
+        Prefect's client retries a silent server for half a minute; after one such failure no more artifacts are tried.
+        """
         if self._is_lost:
             return None
         try:

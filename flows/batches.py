@@ -1,4 +1,4 @@
-"""One Prefect task per batch of sources, wherever it runs."""
+"""The Prefect task that builds one batch of sources, in this process or on a cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RETRY_DELAYS_SECONDS = [10.0, 60.0]
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What the batches of one process share."""
+    """The build and its progress, shared by the batches of one process."""
 
     build: Build
     progress: Progress
@@ -36,24 +36,25 @@ class Workplace:
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """``events`` are those that the flow has not heard of yet, because the batch ran in another process."""
+    """``events``: those of a batch in another process, which the flow has still to pass to its progress."""
 
     result: BatchResult
     events: tuple[Event, ...] = ()
 
 
 HERE: ContextVar[Workplace | None] = ContextVar("workplace", default=None)
-"""Set by a flow whose batches run in its own process: Prefect hands its context variables to its tasks' threads."""
+"""Set by a flow whose batches run in its own process; Prefect copies context variables to the threads of tasks."""
 
 
 def is_transient(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Whether a failed batch may do better the next time."""
+    """Whether a failed batch may succeed when it is repeated."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, TransientError | ConnectionError | TimeoutError)
 
 
 @functools.lru_cache(maxsize=1)
-def _build_elsewhere(recipe_json: str) -> Build:
+def _build_of_worker(recipe_json: str) -> Build:
+    """The build of a process on a cluster, made once for all its batches."""
     if multiprocessing.current_process().daemon:
         raise UserError(
             "this worker of the cluster is a daemon and may not start the processes that decode: "
@@ -71,8 +72,8 @@ def _logging(listener: Listener) -> Listener:
         listener(event)
         if isinstance(event, SourceEvent):
             clips = ", ".join(f"{number} {outcome}" for outcome, number in sorted(event.clips.items()))
-            told = "; ".join(part for part in (event.detail, clips and f"clips: {clips}") if part)
-            logger.info("%s: %s%s", event.source_id, event.state.value, f" ({told})" if told else "")
+            details = "; ".join(part for part in (event.detail, clips and f"clips: {clips}") if part)
+            logger.info("%s: %s%s", event.source_id, event.state.value, f" ({details})" if details else "")
 
     return listen
 
@@ -87,12 +88,12 @@ def _carry_out(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> Ba
         here.progress.queue(source.source_id for source in batch.sources)
         return BatchOutcome(here.build.run_batch(batch, listener))
     with logs_in_run(str(flow_run.id)):
-        build = _build_elsewhere(recipe.model_dump_json())
+        build = _build_of_worker(recipe.model_dump_json())
         try:
             result = build.run_batch(batch, listener)
         except Exception:
-            if build.is_stopped:  # it carries no batch any more, and this process may be given one of a later run
-                _build_elsewhere.cache_clear()
+            if build.is_stopped:  # it refuses further batches, but this process may receive one of a later run
+                _build_of_worker.cache_clear()
             raise
     return BatchOutcome(result, tuple(events))
 
@@ -107,6 +108,6 @@ def _carry_out(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> Ba
     persist_result=False,
 )
 def run_batch(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> BatchOutcome:
-    """Carries every source of the batch to its end; ``log_sources``: with a line in the log for each."""
-    # one line, as a cluster is sent this function by value, with all that it names
+    """Processes the sources of the batch until each is kept, rejected or failed. ``log_sources``: logs a line for each."""
+    # Only a call: a cluster receives this function pickled by value, with every global that its body names.
     return _carry_out(recipe, batch, log_sources)

@@ -1,4 +1,4 @@
-"""The program ``hearscape``. It imports next to nothing at its top: from here on, Ctrl-C ends it without a trace."""
+"""The program ``hearscape``. Its commands are imported inside ``main``, where Ctrl-C ends it without a trace."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _signals_left_to(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 
 DEMO = Command(
-    summary="build a sample dataset, and fit a tiny model to it",
+    summary="build a small synthetic dataset, and fit a tiny model to it",
     add_options=_add_demo_options,
     run=_run_demo,
     details="The fit takes fifteen to twenty minutes on two cores. The same command continues what was interrupted.",

@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 NAME = "build-dataset"
 DEFAULT_RECIPE = "manifests/recipes/demo.toml"
 MAX_LOGGED_SOURCES = 5000
-"""Of more sources than this, the log of the run tells only how far it is: each line is a row in Prefect's database."""
-WATCHED: ContextVar[Progress | None] = ContextVar("watched", default=None)
-"""The progress that somebody looks at in this process, if anybody does."""
-HELD: ContextVar[BuildRecipe | None] = ContextVar("held", default=None)
-"""The recipe as its user wrote it, where the run was given one without secrets: Prefect stores what a run is given."""
+"""Above this number of sources the run logs its progress only, no line for each: Prefect stores each line as a row."""
+PROGRESS_OF_CALLER: ContextVar[Progress | None] = ContextVar("progress_of_caller", default=None)
+"""The progress that the caller of the flow, in this process, displays. None: the flow makes its own."""
+RECIPE_WITH_SECRETS: ContextVar[BuildRecipe | None] = ContextVar("recipe_with_secrets", default=None)
+"""The recipe as its user wrote it, where the flow's parameter has its secrets masked: Prefect stores parameters."""
 
 
 def _run_name() -> str:
@@ -57,7 +57,7 @@ def build_dataset(recipe: BuildRecipe | str = DEFAULT_RECIPE, changes: tuple[str
         recipe: The path of a recipe (TOML) on the machine that builds, or the recipe itself.
         changes: Changes to a recipe that was given as a path, such as "download.height=720".
     """
-    # one line, as a cluster is sent this function by value, with all that it names
+    # Only a call: a cluster receives this function pickled by value, with every global that its body names.
     return _run(recipe, changes)
 
 
@@ -65,7 +65,7 @@ def _run(recipe: BuildRecipe | str, changes: Sequence[str]) -> State[Any]:
     run = FlowRunContext.get()
     assert run is not None
     assert run.flow_run is not None
-    progress = WATCHED.get() or Progress()
+    progress = PROGRESS_OF_CALLER.get() or Progress()
     with logs_in_run(str(run.flow_run.id)):
         try:
             summary = _build(_resolved(recipe, changes), progress)
@@ -78,14 +78,14 @@ def _run(recipe: BuildRecipe | str, changes: Sequence[str]) -> State[Any]:
 
 
 def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:
-    if (held := HELD.get()) is not None:
-        return held
+    if (with_secrets := RECIPE_WITH_SECRETS.get()) is not None:
+        return with_secrets
     if isinstance(recipe, str):
         return load_recipe(recipe, changes)
     if changes:
         raise RecipeError("changes: only for a recipe that is given as a path; put them into the recipe itself")
-    written = recipe.model_dump(mode="json")
-    if masked_values(written) != written:
+    values = recipe.model_dump(mode="json")
+    if masked_values(values) != values:
         raise RecipeError(
             "the recipe holds a password or a signature, and Prefect has stored it with this run: delete the run, "
             "write the recipe to a file, and name its path instead"
@@ -94,7 +94,7 @@ def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:
 
 
 def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
-    task_runner(recipe.execution)  # refuses what is not installed
+    task_runner(recipe.execution)  # raises UserError where a package is missing
     build = Build(recipe)
     try:
         build.check()
@@ -109,7 +109,7 @@ def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
             try:
                 summary = build.finish(progress)
             except NothingKeptError:
-                leave_report(recipe, artifacts)  # it says what took everything
+                leave_report(recipe, artifacts)  # shows why nothing was kept
                 raise
         artifacts.summarise(summary)
         report = leave_report(recipe, artifacts)
@@ -139,8 +139,8 @@ def _run_batches(recipe: BuildRecipe, build: Build, plan: BuildPlan, progress: P
                         progress(event)
             except BaseException as error:
                 hurry = " (Ctrl-C again: do not wait for it)" if isinstance(error, KeyboardInterrupt) else ""
-                logger.warning("%s: ending what runs now%s; what is finished stays", type(error).__name__, hurry)
-                build.close()  # or the runner would wait for the batches in flight
+                logger.warning("%s: ending what runs now%s; what is finished is kept", type(error).__name__, hurry)
+                build.close()  # otherwise the runner would wait for the batches in flight
                 raise
     finally:
         HERE.reset(token)

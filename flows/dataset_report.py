@@ -1,4 +1,4 @@
-"""The flow ``dataset-report``: makes the report on a built dataset, again or for the first time."""
+"""The flow ``dataset-report``: makes the report on a built dataset, and replaces an earlier one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _run(dataset: str, compare: str | None, out: str | None) -> State[Any]:
 
 
 def leave_report(recipe: BuildRecipe, artifacts: Artifacts) -> Report | None:
-    """The report at the end of a build, also of one that kept nothing. One that cannot be made costs the report alone."""
+    """Makes the report at the end of a build, also of one that kept nothing. None, after a warning, where that fails."""
     try:
         report = make_report(recipe.output, recipe={**manifest_recipe(recipe), "name": recipe.name})
     except (HearscapeError, OSError) as error:

@@ -1,6 +1,6 @@
-"""The whole build on the sample sources: ``python -m flows.demo [--keep-server]``.
+"""The whole build on the synthetic sources: ``python -m flows.demo [--keep-server]``.
 
-Renders the samples, serves them on loopback, so that they are downloaded like any others, and builds the demo recipe.
+Renders the sources, serves them on loopback, so that they are downloaded like any others, and builds the demo recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RECIPE = "demo"
 PORT = 8765
-"""The links of the samples name it, and each dataset says where its clips came from: another port gives other bytes."""
+"""The port is part of the sources' links, which the dataset records: another port gives a dataset of other bytes."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,38 +30,41 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="a.b=c", help="change one setting of the build's recipe"
     )
     parser.add_argument(
-        "--port", type=int, default=PORT, help="port that serves the samples, on loopback (%(default)s)"
+        "--port",
+        type=int,
+        default=PORT,
+        help="port on loopback at which the synthetic sources are served (%(default)s)",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="build these samples only, such as fire_camp rain_lake"
+        "--only", nargs="+", metavar="NAME", help="build these synthetic sources only, such as fire_camp rain_lake"
     )
-    parser.add_argument("--keep-server", action="store_true", help="keep serving the samples when the build is done")
+    parser.add_argument("--keep-server", action="store_true", help="keep serving the sources when the build is done")
 
 
 def _free_port(wanted: int) -> int:
-    """``wanted``, or any free port, with a word about it, where that one is taken."""
+    """``wanted``, or where that is taken any free port, after printing that the links name another one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError:
             probe.bind(("127.0.0.1", 0))
-            print(f"Port {wanted} is taken: the links of the samples, and so the dataset, will name another one.")  # noqa: T201
+            print(f"Port {wanted} is taken: the links of the sources, and so the dataset, will name another one.")  # noqa: T201
         return int(probe.getsockname()[1])
 
 
 def _chosen(names: Sequence[str] | None) -> list[SyntheticSpec]:
-    """The samples of these names, or all. Raises SourceListError for a name that none has."""
+    """The synthetic sources of these names, None for all. Raises SourceListError for an unknown name."""
     from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415 (after --help)
 
     specs = {spec.name: spec for spec in catalogue()}
     if unknown := [name for name in names or () if name not in specs]:
-        raise SourceListError(f"--only {unknown[0]}: there is no such sample; the names are {', '.join(specs)}")
+        raise SourceListError(f"--only {unknown[0]}: there is no such source; the names are {', '.join(specs)}")
     return [spec for name, spec in specs.items() if names is None or name in names]
 
 
 def _run(options: argparse.Namespace, command_line: str) -> int:
-    # Not above: each process that renders or decodes imports this module once more, and has no use for Prefect.
+    # Imported here, since each process that renders or decodes imports this module again, and does not use Prefect.
     from rich.console import Console  # noqa: PLC0415
 
     from flows import direct  # noqa: PLC0415
@@ -78,20 +81,20 @@ def _run(options: argparse.Namespace, command_line: str) -> int:
         console = Console(stderr=True)
         folder = Path(recipe.sources[0]).parent
         with sources_locked(folder), serve_folder(folder, _free_port(options.port)) as url:
-            with console.status(f"Rendering the sample sources in {folder}"):
-                samples = render_catalogue(folder, specs=specs, base_url=url)
-            print(f"{len(samples)} sample sources in {folder}, served at {url}", flush=True)  # noqa: T201
+            with console.status(f"Rendering the synthetic sources in {folder}"):
+                paths = render_catalogue(folder, specs=specs, base_url=url)
+            print(f"{len(paths)} synthetic sources in {folder}, served at {url}", flush=True)  # noqa: T201
             direct.check(recipe)
             print(direct.summary_text(direct.run_now(recipe, console)), flush=True)  # noqa: T201
             if options.keep_server:
-                print(f"Serving the samples at {url} until Ctrl-C", flush=True)  # noqa: T201
+                print(f"Serving the synthetic sources at {url} until Ctrl-C", flush=True)  # noqa: T201
                 with contextlib.suppress(KeyboardInterrupt):
                     threading.Event().wait()
 
     return direct.exit_code(work, command_line)
 
 
-DEMO = Command(summary="build a dataset from painted sample sources", add_options=_add_options, run=_run)
+DEMO = Command(summary="build a dataset from synthetic sources", add_options=_add_options, run=_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

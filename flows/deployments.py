@@ -38,7 +38,7 @@ STOP_TIMEOUT_SECONDS = 20.0
 
 
 def _server(stack: ExitStack, port: int) -> str:
-    """The API of a running server, started if need be. Raises :class:`UserError` for a port that is taken."""
+    """The API of a running server; starts one where none answers. Raises :class:`UserError` for a port that is taken."""
     check_prefect()
     if wanted := os.environ.get("PREFECT_API_URL"):
         return wanted
@@ -55,9 +55,9 @@ def _server(stack: ExitStack, port: int) -> str:
 
 
 async def _run_until_interrupted(runner: Runner, deployments: Sequence[RunnerDeployment], offer: str) -> None:
-    """Like ``prefect.serve``, which on Ctrl-C kills the runs before they have said how they ended.
+    """Like ``prefect.serve``, but lets runs record how they ended; ``prefect.serve`` kills them on Ctrl-C.
 
-    ``offer`` is printed once the deployments are there to be run.
+    ``offer`` is printed once the deployments are registered.
     """
     deployment_ids: list[UUID] = []
     for deployment in deployments:
@@ -71,7 +71,7 @@ async def _run_until_interrupted(runner: Runner, deployments: Sequence[RunnerDep
     running = asyncio.create_task(runner.start())
     waiting = asyncio.create_task(interrupted.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    loop.remove_signal_handler(signal.SIGINT)  # the next one means: at once
+    loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C ends the process at once
     if not running.done():
         await _runs_ended(deployment_ids, started)
     waiting.cancel()
@@ -81,7 +81,7 @@ async def _run_until_interrupted(runner: Runner, deployments: Sequence[RunnerDep
 
 
 async def _runs_ended(deployment_ids: Sequence[UUID], since: datetime) -> None:
-    """Waits until no run that began after ``since`` is at work: Ctrl-C on a terminal has reached them as well."""
+    """Waits until no run that began after ``since`` is at work; the terminal has sent Ctrl-C to the runs too."""
     at_work = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=list(deployment_ids)),
         start_time=FlowRunFilterStartTime(after_=since),

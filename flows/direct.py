@@ -1,4 +1,4 @@
-"""Runs the flow in this process, at once, and shows on the terminal what it does."""
+"""Runs the flow in this process, and shows its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefect.exceptions import TerminationSignal
 from rich.console import Console
 
 from flows.api import bare_url
-from flows.dataset_flow import HELD, WATCHED, build_dataset, plan_line
+from flows.dataset_flow import PROGRESS_OF_CALLER, RECIPE_WITH_SECRETS, build_dataset, plan_line
 from flows.logs import show_logs
 from flows.progress import Progress, displayed
 from flows.runners import task_runner
@@ -32,16 +32,16 @@ from pipeline.runtime.interrupts import INTERRUPTED, interrupted_text
 from pipeline.runtime.masking import masked_values
 
 TERMINATED = 128 + signal.SIGTERM
-"""The exit code of a command that was ended by SIGTERM, as a shell would give it."""
+"""The exit code of a command that SIGTERM ended, by the convention of shells."""
 
 
 def check(recipe: BuildRecipe) -> None:
-    """Raises :class:`UserError` for all that can be refused before any work, and before a server is started for it."""
+    """Raises :class:`UserError` for what can be refused before a server is started and any work is done."""
     task_runner(recipe.execution)
     check_prefect()
     pipeline_logger = logging.getLogger("pipeline")
     level = pipeline_logger.level
-    pipeline_logger.setLevel(logging.ERROR)  # the flow checks again, and that time warnings are shown
+    pipeline_logger.setLevel(logging.ERROR)  # the flow repeats these checks, and shows their warnings then
     build = Build(recipe)
     try:
         build.check()
@@ -51,7 +51,7 @@ def check(recipe: BuildRecipe) -> None:
 
 
 def plan_text(recipe: BuildRecipe) -> str:
-    """The resolved recipe as JSON, and what there is to do. Raises what :func:`check` raises."""
+    """The resolved recipe as JSON, the agreement rule, and the work to do. Raises what :func:`check` raises."""
     task_runner(recipe.execution)
     check_prefect()
     build = Build(recipe)
@@ -76,16 +76,16 @@ def run_now(recipe: BuildRecipe, console: Console) -> BuildSummary:
         else:
             with console.status("Starting a temporary Prefect server"):
                 stack.enter_context(temporary_server())
-        stack.callback(WATCHED.reset, WATCHED.set(progress))
-        stack.callback(HELD.reset, HELD.set(recipe))
-        told = BuildRecipe.model_validate_json(json.dumps(masked_values(recipe.model_dump(mode="json"))))
+        stack.callback(PROGRESS_OF_CALLER.reset, PROGRESS_OF_CALLER.set(progress))
+        stack.callback(RECIPE_WITH_SECRETS.reset, RECIPE_WITH_SECRETS.set(recipe))
+        masked_recipe = BuildRecipe.model_validate_json(json.dumps(masked_values(recipe.model_dump(mode="json"))))
         try:
             with displayed(progress, recipe.name, console):
-                state = build_dataset(told, return_state=True)
-        except httpx.HTTPError as error:  # what the flow itself raised is in its state
+                state = build_dataset(masked_recipe, return_state=True)
+        except httpx.HTTPError as error:  # from Prefect's client: errors of the flow itself are in its state
             raise ServerLostError(
                 f"the Prefect server at {bare_url(os.environ['PREFECT_API_URL'])} no longer answers as it should ({error}); "
-                "what was finished stays, the same command goes on"
+                "what was finished is kept, and the same command goes on"
             ) from error
         summary = state.result()
     assert isinstance(summary, BuildSummary)
@@ -93,20 +93,21 @@ def run_now(recipe: BuildRecipe, console: Console) -> BuildSummary:
 
 
 def summary_text(summary: BuildSummary) -> str:
-    """What was kept, rejected and why, and where manifest, shards and report are."""
+    """The counts of kept and rejected clips with the reasons, and the paths of manifest, shards and report."""
     folder = posixpath.dirname(summary.manifest_path)
     shards = Counter(posixpath.join(folder, posixpath.dirname(path)) for path in summary.shards)
-    places = [f"shards    {place} ({number})" for place, number in shards.items()]
+    folders = [f"shards    {path} ({number})" for path, number in shards.items()]
     report = [f"report    {summary.report_path}"] if summary.report_path else []
-    return "\n".join([*summary.funnel, *summary.notes, f"manifest  {summary.manifest_path}", *places, *report])
+    return "\n".join([*summary.funnel, *summary.notes, f"manifest  {summary.manifest_path}", *folders, *report])
 
 
 def exit_code(work: Callable[[], None], again: str) -> int:
-    """Does ``work``: 0 done, 1 failed, 2 refused (the message says what to put right), 130 ended by Ctrl-C, 143 by SIGTERM.
+    """Runs ``work`` and returns the exit code of the command.
 
-    Both signals end the work in good order; a second one of the kind ends it at once. ``again`` is the command that
-    continues what was interrupted. A bug is raised. Call it in the main thread. Ends the process itself where Prefect's
-    threads would keep it from ending.
+    0 done, 1 failed, 2 refused (the message says what to correct), 130 interrupted by Ctrl-C, 143 by SIGTERM. The first
+    signal lets the work clean up, a second one of the same kind ends the process at once. ``again`` is the command line
+    that continues interrupted work. Exceptions that are not errors of this project are raised. Call it in the main thread.
+    Where threads of Prefect would keep the interpreter from ending, it ends the process itself and does not return.
     """
     code = _exit_code(work, again)
     if is_unsent():
@@ -117,10 +118,10 @@ def exit_code(work: Callable[[], None], again: str) -> int:
 
 
 def _exit_code(work: Callable[[], None], again: str) -> int:
-    words = interrupted_text(again)
+    message = interrupted_text(again)
     with (
-        _second_signal_ends_at_once(signal.SIGINT, KeyboardInterrupt(), words),
-        _second_signal_ends_at_once(signal.SIGTERM, TerminationSignal(signal.SIGTERM), words),
+        _second_signal_ends_at_once(signal.SIGINT, KeyboardInterrupt(), message),
+        _second_signal_ends_at_once(signal.SIGTERM, TerminationSignal(signal.SIGTERM), message),
     ):
         try:
             work()
@@ -131,16 +132,16 @@ def _exit_code(work: Callable[[], None], again: str) -> int:
             print(f"failed: {error}", file=sys.stderr)  # noqa: T201
             return 1
         except (KeyboardInterrupt, TerminationSignal) as error:
-            print(words, file=sys.stderr)  # noqa: T201
+            print(message, file=sys.stderr)  # noqa: T201
             return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
     return 0
 
 
 @contextmanager
-def _second_signal_ends_at_once(number: signal.Signals, interrupt: BaseException, words: str) -> Iterator[None]:
-    """The first signal raises ``interrupt``, so that all is ended in good order; who cannot wait for that sends another.
+def _second_signal_ends_at_once(number: signal.Signals, interrupt: BaseException, message: str) -> Iterator[None]:
+    """The first signal raises ``interrupt``, so that the work cleans up; the second prints ``message`` and ends the process.
 
-    While a flow runs, SIGTERM is Prefect's: it ends the flow, and then sends the signal once more, to us.
+    While a flow runs, Prefect handles SIGTERM: it ends the flow, and then sends the signal to this process again.
     """
 
     def first(*_: object) -> None:
@@ -149,7 +150,7 @@ def _second_signal_ends_at_once(number: signal.Signals, interrupt: BaseException
 
     def second(*_: object) -> None:
         Console(stderr=True).show_cursor()
-        print(words, file=sys.stderr, flush=True)  # noqa: T201
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
         os._exit(128 + number)
 
     before = signal.signal(number, first)

@@ -1,7 +1,8 @@
-"""What Prefect must find in the environment before it is imported. Import this module first.
+"""Sets Prefect's environment variables, which it reads when it is imported: import this module first.
 
-Prefect would otherwise report anonymous usage. Plugins are for the ``prefect`` command (``flows.short_names``): where Prefect
-is imported in an event loop, as in the workers of Dask, it cannot load any and says so. What the user has set stays.
+They turn off Prefect's usage reports and its plugins. The one plugin, ``flows.short_names``, is for the command
+``prefect``; where Prefect is imported in an event loop, as in Dask's workers, it cannot load plugins and logs so.
+Variables that the user has set are kept.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 
-import pipeline.runtime.processor  # noqa: F401 - for the libraries that compute
+import pipeline.runtime.processor  # noqa: F401 - sets the variables of numerical libraries
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -19,4 +20,4 @@ warnings.filterwarnings(
 )  # flows.server.check_home tells what to do
 
 DEFAULT_PORT = 4200
-"""The port in ``[tool.prefect.api]`` of pyproject.toml, which is what `prefect` commands in this folder talk to."""
+"""The port in ``[tool.prefect.api]`` of pyproject.toml, to which `prefect` commands in this folder connect."""

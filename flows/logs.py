@@ -17,7 +17,7 @@ LOGGERS = ("pipeline", "flows")
 
 
 class _Stamp(logging.Filter):
-    """Names the flow run on records from threads that Prefect did not start, which it would drop otherwise."""
+    """Adds the flow run's id to records of threads that Prefect did not start; Prefect drops records without one."""
 
     def __init__(self, flow_run_id: str) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class _Stamp(logging.Filter):
 
 @contextmanager
 def logs_in_run(flow_run_id: str) -> Iterator[None]:
-    """While the block runs, records of ``LOGGERS`` from INFO up are in the run's logs, whichever thread wrote them.
+    """While the block runs, records of ``LOGGERS`` of level INFO and above go to the run's logs, from every thread.
 
-    Prefect's own setting for this, ``logging.extra_loggers``, leaves out every thread of a pool.
+    Prefect's own setting for this, ``logging.extra_loggers``, omits the threads of pools.
     """
     handler = APILogHandler()
     handler.addFilter(_Stamp(flow_run_id))
@@ -51,7 +51,7 @@ def logs_in_run(flow_run_id: str) -> Iterator[None]:
 
 
 def hide_trace(error: UserError) -> None:
-    """Keeps Prefect from adding the trace of ``error`` to the logs of a run whose last state says it in words."""
+    """Keeps Prefect from logging the trace of ``error``: the message of the run's final state is enough."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return record.exc_info is None or record.exc_info[1] is not error
@@ -60,33 +60,33 @@ def hide_trace(error: UserError) -> None:
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:
-    """Prefect narrates every failed state, traces included; who called the flow raises or tells the same once more."""
+    """False for Prefect's own records of failed states and their traces: the flow's caller raises or prints them."""
     return not record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
 
 
-def _nothing(_: logging.LogRecord) -> bool:
+def _reject_all(_: logging.LogRecord) -> bool:
     return False
 
 
 @contextmanager
 def show_logs(console: Console) -> Iterator[None]:
-    """While the block runs, warnings and errors are written to ``console``, in place of Prefect's own handler."""
+    """While the block runs, warnings and errors are written to ``console``; Prefect's own handlers are taken out."""
     root = logging.getLogger()
-    theirs = [handler for handler in root.handlers if isinstance(handler, PrefectConsoleHandler)]
-    ours = ConsoleHandler(console)
-    ours.addFilter(_is_for_terminal)
-    for handler in theirs:
+    prefect_handlers = [handler for handler in root.handlers if isinstance(handler, PrefectConsoleHandler)]
+    console_handler = ConsoleHandler(console)
+    console_handler.addFilter(_is_for_terminal)
+    for handler in prefect_handlers:
         root.removeHandler(handler)
-    root.addHandler(ours)
-    # By these two Prefect tells of each log and event that a server did not take, with a trace.
-    sending, raising = logging.getLogger("prefect._internal.concurrency"), logging.raiseExceptions
-    sending.addFilter(_nothing)
+    root.addHandler(console_handler)
+    # Through these two, Prefect prints a trace for each log record and event that a server did not accept.
+    concurrency_logger, raise_exceptions = logging.getLogger("prefect._internal.concurrency"), logging.raiseExceptions
+    concurrency_logger.addFilter(_reject_all)
     logging.raiseExceptions = False
     try:
         yield
     finally:
-        logging.raiseExceptions = raising
-        sending.removeFilter(_nothing)
-        root.removeHandler(ours)
-        for handler in theirs:
+        logging.raiseExceptions = raise_exceptions
+        concurrency_logger.removeFilter(_reject_all)
+        root.removeHandler(console_handler)
+        for handler in prefect_handlers:
             root.addHandler(handler)

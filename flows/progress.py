@@ -1,7 +1,7 @@
-"""What a build is doing, counted from its events, and shown on a terminal or as plain lines.
+"""The progress of a build: counted from its events, shown on a terminal or as plain lines.
 
-:class:`Progress` is a listener for ``pipeline.events`` events, for any thread to call. :func:`displayed` shows it.
-rich.progress is not used: it counts sources that were reused into its rate, and prints nothing where there is no terminal.
+:class:`Progress` is a listener for ``pipeline.events`` events, which any thread may call. :func:`displayed` shows it.
+rich.progress is not used: its rate includes reused sources, and it prints nothing where there is no terminal.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pipeline.events import Event, SourceEvent, StageEvent
 from pipeline.schema import State
 
 RATE_WINDOW_SECONDS = 300
-"""Rates are those of the last five minutes: long enough for uneven sources, short enough to follow a change."""
+"""The window of the rates: long enough to average over uneven sources, short enough to follow a change."""
 SETTLE_SECONDS = 5.0
-"""No remaining time is told before this, for want of anything to tell it from."""
+"""The remaining time is not estimated in the first seconds of a run: too few sources have ended."""
 PLAIN_EVERY_SECONDS = 10.0
 QUEUED = "queued"
-"""The stage of a source that is being fetched or waits for it."""
+"""The stage of a source that is being fetched or waits to be fetched."""
 NEXT_STAGE = {"fetch": "measure", "measure": "embed", "embed": "cut", "cut": "cut"}
-"""What a source is in after a stage of its own (each of its clips is a cut). Other stages are of the whole dataset."""
+"""The stage that follows each stage of a source (``cut`` ends once a clip). Other stages concern the whole dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +50,20 @@ class Snapshot:
 
     num_sources: int
     num_ended: int
-    """Sources that have reached their end, in this run or an earlier one."""
+    """Sources that are kept, rejected or failed, in this run or an earlier one."""
     sources: Mapping[str, int]
     """Sources that ended in this run, by state."""
     clips: Mapping[str, int]
     """Clips of those sources: ``kept``, ``rejected``, ``failed``."""
     running: tuple[RunningSource, ...]
     step: str
-    """The step of the whole dataset that was finished last; empty while sources are at work."""
+    """The last finished step of the whole dataset; empty while sources are being processed."""
     elapsed_seconds: float
     media_rate: float
-    """Seconds of source that were decoded and measured, per second."""
+    """Seconds of sources decoded and measured, per second of real time."""
     sources_per_minute: float
     remaining_seconds: float | None
-    """Until the last source has ended. None: not known."""
+    """Estimated time until the last source ends. None: not known yet."""
     num_bugs: int = 0
     """Sources of this run that met a bug of this program."""
 
@@ -74,7 +74,7 @@ class Snapshot:
 
 
 class _Rate:
-    """Sum of what happened in the last ``RATE_WINDOW_SECONDS``, kept in steps of one second."""
+    """Mean rate over the last ``RATE_WINDOW_SECONDS``, summed up in steps of one second."""
 
     def __init__(self, started: float) -> None:
         self._started = started
@@ -98,7 +98,7 @@ class _Rate:
 
 
 class Progress:
-    """Counts events. ``clock`` returns seconds that only grow."""
+    """Counts events. ``clock`` returns seconds and never goes back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -119,7 +119,7 @@ class Progress:
         self._ends = _Rate(self._started)
 
     def begin(self, num_sources: int, num_ended: int = 0, *, embeds: bool = True) -> None:
-        """Says how many sources there are and how many an earlier run has finished; the time counts from here.
+        """Sets the number of sources and of those that an earlier run has finished, and starts the clock.
 
         ``embeds``: whether clips are embedded between the stages ``measure`` and ``cut``.
         """
@@ -129,7 +129,7 @@ class Progress:
             self._restart()
 
     def queue(self, source_ids: Iterable[str]) -> None:
-        """Says that these sources are being fetched or wait for it."""
+        """Marks these sources as being fetched or waiting to be fetched."""
         with self._lock:
             now = self._clock()
             for source_id in source_ids:
@@ -174,7 +174,7 @@ class Progress:
             known = num_left <= 0 or (elapsed >= SETTLE_SECONDS and ends_per_second > 0)
             return Snapshot(
                 num_sources=self._num_sources,
-                num_ended=min(self._num_ended, self._num_sources),  # what is done again ends twice
+                num_ended=min(self._num_ended, self._num_sources),  # a source of a repeated batch is counted twice
                 sources=dict(self._sources),
                 clips=dict(self._clips),
                 running=tuple(running),
@@ -208,7 +208,7 @@ def rates(now: Snapshot) -> str:
 
 
 def line(now: Snapshot) -> str:
-    """The whole state in one line."""
+    """The state of a build in one line, for a log."""
     doing = now.step or f"{duration(now.remaining_seconds)} left, {rates(now)}"
     return (
         f"{now.num_ended}/{now.num_sources} sources ({now.share:.0%}), "
@@ -218,12 +218,12 @@ def line(now: Snapshot) -> str:
 
 
 def bugs(now: Snapshot) -> str:
-    """What is said of bugs, at the end of a line; nothing where there were none."""
+    """The end of a line that counts sources with bugs; empty where there were none."""
     return f"; {now.num_bugs} SOURCES MET A BUG: see the log" if now.num_bugs else ""
 
 
 class Panel:
-    """The state as a few lines that rich draws anew several times a second."""
+    """The state as a few lines, which rich redraws several times a second."""
 
     def __init__(self, progress: Progress, title: str, max_running: int = 6) -> None:
         self._progress, self._title, self._max_running = progress, title, max_running
@@ -288,31 +288,33 @@ class ConsoleHandler(logging.Handler):
 def displayed(
     progress: Progress, title: str, console: Console, every_seconds: float = PLAIN_EVERY_SECONDS
 ) -> Iterator[None]:
-    """Shows ``progress`` while the block runs: a panel on a terminal, else a line at most every ``every_seconds``."""
+    """Shows ``progress`` while the block runs: as a panel on a terminal, else as lines, ``every_seconds`` apart or more."""
     if console.is_terminal:
         with Live(
             Panel(progress, title), console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False
         ):
             yield
         return
-    over = threading.Event()
-    printer = threading.Thread(target=_print_lines, args=(progress, title, console, every_seconds, over), daemon=True)
+    ended = threading.Event()
+    printer = threading.Thread(target=_print_lines, args=(progress, title, console, every_seconds, ended), daemon=True)
     printer.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         printer.join()
 
 
-def _print_lines(progress: Progress, title: str, console: Console, every_seconds: float, over: threading.Event) -> None:
-    told = ""
-    while True:
-        ended = over.wait(every_seconds)
+def _print_lines(
+    progress: Progress, title: str, console: Console, every_seconds: float, ended: threading.Event
+) -> None:
+    """Prints a line every ``every_seconds`` if a source or step has ended since the last, and a final one."""
+    last_position = ""
+    is_last = False
+    while not is_last:
+        is_last = ended.wait(every_seconds)
         now = progress.snapshot()
-        told_now = now.step or f"{now.num_ended}"
-        if told_now != told and now.num_sources:
+        position = now.step or str(now.num_ended)
+        if position != last_position and now.num_sources:
             console.print(Text(f"{title}: {line(now)}"), soft_wrap=True)
-        told = told_now
-        if ended:
-            return
+        last_position = position

@@ -1,4 +1,4 @@
-"""Where the batches of a build run: threads of this machine, or a Dask or Ray cluster; and how many at a time."""
+"""Where the batches of a build run (threads of this process, or a Dask or Ray cluster), and how many at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def task_runner(execution: ExecutionSettings) -> TaskRunner[Any]:
     """The runner that the recipe names. Raises :class:`UserError` where its package is not installed."""
     if execution.task_runner == "dask":
         module = _cluster_module("prefect_dask", execution.task_runner)
-        # workers of a local cluster: each starts processes of its own, which a daemon may not
+        # the workers of a local cluster start processes, which daemonic workers may not
         _cluster_module("dask", execution.task_runner).config.set({"distributed.worker.daemon": False})
         return module.DaskTaskRunner(address=execution.cluster_address)  # type: ignore[no-any-return]
     if execution.task_runner == "ray":
@@ -50,9 +50,9 @@ def run_in_window(
     work: Iterable[Work],
     num_in_flight: int,
 ) -> Iterator[Result]:
-    """Submits ``work``, never more than ``num_in_flight`` at a time, and yields the results as they come.
+    """Submits ``work``, at most ``num_in_flight`` items at a time, and yields the results in the order in which they end.
 
-    Raises what a piece of work raised, as soon as it is known.
+    An item's exception is raised as soon as the item has ended.
     """
     finished: SimpleQueue[PrefectFuture[Result]] = SimpleQueue()
     waiting = iter(work)

@@ -1,8 +1,8 @@
 """A Prefect server as a child process that cannot outlive its parent.
 
-``python -m flows.server ARGS`` is ``prefect server start ARGS`` with a leash: standard input is a pipe from the parent,
-and the end of it, however the parent ended, stops the server. The child has a session of its own, so that Ctrl-C
-reaches the parent alone, which still needs the server to say how its run ended.
+``python -m flows.server ARGS`` is ``prefect server start ARGS``, with a pipe from the parent as standard input: when
+the parent ends, in whatever way, the pipe closes and the server stops. The child has its own session, so that Ctrl-C
+reaches only the parent, which still needs the server to record how its run ended.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 180.0
-"""A first start makes the database, which takes 10 s, and far more on a busy machine."""
+"""The first start creates the database, which takes 10 s on an idle machine and much longer on a busy one."""
 STOP_TIMEOUT_SECONDS = 10.0
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b.*: ")
-"""The line of a trace that says what was raised."""
+"""The line of a trace with the exception and its message."""
 
 
 class ServerStartError(HearscapeError):
-    """The Prefect server did not come up."""
+    """The Prefect server did not start."""
 
 
 class ServerLostError(HearscapeError):
-    """The Prefect server that a run is told to stopped answering while the run was at work."""
+    """The Prefect server stopped answering during a run."""
 
 
 def api_url(port: int) -> str:
@@ -71,7 +71,7 @@ def free_port() -> int:
 
 
 def check_port(port: int) -> None:
-    """Raises :class:`UserError` where the port cannot be had."""
+    """Raises :class:`UserError` where the port cannot be bound."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -86,7 +86,7 @@ def prefect_home() -> Path:
 
 
 def check_home() -> None:
-    """Raises :class:`UserError` where Prefect's folder cannot be made or written into."""
+    """Raises :class:`UserError` where Prefect's folder cannot be made or written to."""
     home = prefect_home()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def check_home() -> None:
 
 
 def check_prefect() -> None:
-    """Raises :class:`UserError` where no flow could be run: by the API that PREFECT_API_URL names, Prefect's own folder, TMPDIR."""
+    """Raises :class:`UserError` where no flow can run: TMPDIR, the API of PREFECT_API_URL or Prefect's folder cannot be used."""
     system_folder()
     url = os.environ.get("PREFECT_API_URL")
     if not url:
@@ -121,10 +121,10 @@ def authorized_by() -> str | None:
 
 @contextmanager
 def prefect_server(port: int | None = None, *, ui: bool = True) -> Iterator[str]:
-    """A running server on loopback; the value is the URL of its API.
+    """A running server on loopback; yields the URL of its API.
 
     ``port``: None for any free one. Its runs are kept in Prefect's own database. Raises :class:`ServerStartError`, or
-    :class:`UserError` where there is no place for that.
+    :class:`UserError` where the database cannot be written.
     """
     check_home()
     chosen = port or free_port()
@@ -140,7 +140,7 @@ def prefect_server(port: int | None = None, *, ui: bool = True) -> Iterator[str]
 
 @contextmanager
 def temporary_server() -> Iterator[None]:
-    """While the block runs, Prefect talks to a server that is there for this process alone."""
+    """While the block runs, Prefect talks to a server that is started for this process only."""
     with prefect_server(ui=False) as url, api_url_set(url), all_sent():
         yield
 
@@ -150,18 +150,18 @@ _unsent: list[object] = []
 
 @contextmanager
 def all_sent() -> Iterator[None]:
-    """What is still to be sent to the server when the block ends is sent by threads, which are waited for, but not for ever."""
+    """At the end of the block, waits up to ``STOP_TIMEOUT_SECONDS`` for the threads that send logs and events to the server."""
     try:
         yield
     finally:
         for worker in (APILogWorker, EventsWorker):
-            waited = worker.drain_all(timeout=STOP_TIMEOUT_SECONDS, at_exit=False)
-            assert isinstance(waited, tuple), "called in an event loop"
-            _unsent.extend(waited[1])
+            done_and_pending = worker.drain_all(timeout=STOP_TIMEOUT_SECONDS, at_exit=False)
+            assert isinstance(done_and_pending, tuple), "called in an event loop"
+            _unsent.extend(done_and_pending[1])
 
 
 def is_unsent() -> bool:
-    """Whether threads still try to send something to a server that does not take it: the interpreter would wait for them."""
+    """Whether threads are still sending to a server that does not answer; the interpreter would wait for them to end."""
     return bool(_unsent)
 
 
@@ -169,7 +169,7 @@ def is_unsent() -> bool:
 def api_url_set(url: str) -> Iterator[None]:
     """While the block runs, Prefect talks to the API at ``url``, in this process and in those it starts.
 
-    By the environment, as settings that are set in a context are not seen by Prefect's own threads.
+    Through the environment, since Prefect's own threads do not see settings of a context.
     """
     before = os.environ.get("PREFECT_API_URL")
     os.environ["PREFECT_API_URL"] = url
@@ -210,7 +210,7 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: IO[str])
 
 
 def _reason_in(log: IO[str]) -> str:
-    """The last error in a server's log, as far as one can be told, and where the whole log is then."""
+    """The last error in a server's log, if one is recognised, and the path where the whole log is kept."""
     log.seek(0)
     lines = log.read().splitlines()
     with tempfile.NamedTemporaryFile("w", prefix="prefect-server-", suffix=".log", delete=False) as kept:
@@ -233,7 +233,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1 << 10):  # not by sys.stdin, whose lock this thread would hold when the interpreter ends
+    while os.read(0, 1 << 10):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(STOP_TIMEOUT_SECONDS)

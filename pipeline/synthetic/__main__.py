@@ -1,11 +1,11 @@
-"""``python -m pipeline.synthetic FOLDER``: render the sample videos, and serve them if asked to."""
+"""``python -m pipeline.synthetic FOLDER``: render the synthetic sources, and serve them with ``--serve``."""
 
 from __future__ import annotations
 
 from pipeline.runtime.interrupts import end_quietly
 
 if __name__ == "__main__":
-    end_quietly()  # of Ctrl-C, also while what follows is imported
+    end_quietly()  # Ctrl-C prints no trace, not even during the imports below
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from pipeline.synthetic.serve import base_url, make_server
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line and do what it says."""
+    """Parses the command line, renders the sources and, with ``--serve``, serves them until Ctrl-C."""
     names = [spec.name for spec in catalogue()]
     parser = argparse.ArgumentParser(prog="python -m pipeline.synthetic", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the files go; those already there are kept")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     links = options.base_url or (base_url(server) if server else DEFAULT_BASE_URL)
     specs = [spec for spec in catalogue() if options.only is None or spec.name in options.only]
     paths = render_catalogue(options.folder, specs=specs, base_url=links, workers=options.workers)
-    print(f"{len(paths)} samples in {options.folder}, listed in {options.folder / 'sources.csv'}")  # noqa: T201
+    print(f"{len(paths)} synthetic sources in {options.folder}, listed in {options.folder / 'sources.csv'}")  # noqa: T201
     if server is not None:
         print(f"serving them at {base_url(server)} (stop with Ctrl-C)")  # noqa: T201
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What the sample videos are: their scenes, sounds and faults, and what a build has to make of them."""
+"""The synthetic sources: their scenes, sounds and faults, and what a build is expected to make of each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.synthetic.sounds import NATURE_KINDS
 from pipeline.synthetic.textures import generator
 
 Fault = Literal["truncated", "text", "empty", "html"]
-"""What is done to the file after it was written, or written in its place."""
+"""How the file is damaged: it is truncated, or a file of this kind is written in its place."""
 
 KEPT = "kept"
 LICENCE = "CC0-1.0"
 _LENGTH = 10.5
-"""Seconds of most samples that are not kept: a clip of 10 s fits in."""
+"""Seconds of most sources that are not kept: long enough for one clip of 10 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class SoundSpec:
     seconds: float
     seed: int
     gain: float = 1.0
-    """Factor on the samples, cut off at full scale: above about 10 the sound is clipped."""
+    """Factor on the audio samples, which are limited to full scale: above about 10 the sound is clipped."""
 
     def __post_init__(self) -> None:
         if self.kind not in (*NATURE_KINDS, "speech", "music", "silence"):
@@ -67,7 +67,7 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSpec:
-    """One sample file. ``sounds=None`` gives every scene the sound of its kind; ``()`` means no audio track."""
+    """One synthetic source. ``sounds=None`` gives every scene the sound of its kind; ``()`` means no audio track."""
 
     name: str
     file_name: str
@@ -88,9 +88,9 @@ class SyntheticSpec:
     expected: str = KEPT
     """``kept`` (at least one clip of it), a value of :class:`pipeline.schema.Reason`, or ``failed:WORD``."""
     duplicate_of: str | None = None
-    """Name of the sample that shows and sounds the same."""
+    """Name of the source with the same picture and sound."""
     split: Literal["", "train", "validation", "test"] = ""
-    """Where its clips go, so that every class is both learned from and held out. Empty: wherever the recipe puts them."""
+    """The split of its clips, chosen so that every class is in both. Empty: the recipe decides."""
 
     @property
     def picture_seconds(self) -> float:
@@ -123,7 +123,7 @@ class SyntheticSpec:
         ]
 
     def scaled(self, scale: float) -> SyntheticSpec:
-        """The same sample at another picture size (even numbers of pixels)."""
+        """The same source at another picture size (even numbers of pixels)."""
 
         def even(pixels: int) -> int:
             return max(2, 2 * round(pixels * scale / 2))
@@ -135,7 +135,7 @@ class SyntheticSpec:
 
 
 def truth(spec: SyntheticSpec) -> dict[str, Any]:
-    """What is known of a sample, for ``truth.json``. Lengths are those the file was made with, before any fault."""
+    """The entry of a source in ``truth.json``. Lengths are those before the file is damaged."""
     return {
         "name": spec.name,
         "file_name": spec.file_name,
@@ -157,11 +157,11 @@ _LEARNED_FROM = {
     "ocean_evening", "ocean_letterboxed", "rain_valley", "fire_camp", "thunder_ridge", "wind_field", "river_stones",
     "waterfall_moss", "underwater_reef",
 }  # fmt: skip
-"""Of the samples that are kept, those of the training split; every class is among the others as well."""
+"""The kept sources of the training split; every class is also in the validation split."""
 
 
 def _nature(name: str, caption: str, scenes: tuple[tuple[float, int], ...], **more: Any) -> SyntheticSpec:
-    """A sample that is kept; its name begins with its class, ``scenes`` are (seconds, seed)."""
+    """A source that is kept; its name begins with its class, ``scenes`` are (seconds, seed)."""
     label = name.split("_", 1)[0]
     split = "train" if name in _LEARNED_FROM else "validation"
     shown = tuple(SceneSpec(label, seconds, seed) for seconds, seed in scenes)
@@ -207,7 +207,7 @@ def _kept() -> tuple[SyntheticSpec, ...]:
 
 
 def _wrong(name: str, scene: SceneSpec, expected: str, caption: str, **more: Any) -> SyntheticSpec:
-    """A sample that is not kept; its class is its scene's."""
+    """A source that is not kept; its class is its scene's."""
     given = {"file_name": f"{name}.mp4", "label": scene.kind, "scenes": (scene,), "fps": 15.0, **more}
     return SyntheticSpec(name, caption=caption, expected=expected, **given)
 
@@ -276,5 +276,5 @@ def _broken() -> tuple[SyntheticSpec, ...]:
 
 
 def catalogue() -> tuple[SyntheticSpec, ...]:
-    """The samples of the demo: what a build keeps, then what it must not."""
+    """The synthetic sources of the demo: first those that a build keeps, then those that it must reject."""
     return (*_kept(), *_wrong_sound(), *_wrong_picture(), *_broken())

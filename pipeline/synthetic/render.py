@@ -1,4 +1,4 @@
-"""Write sample files, and a folder of them with its source list and its truth."""
+"""Write the files of synthetic sources, with their source list and what a build is expected to make of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 def spec_frames(spec: SyntheticSpec) -> Iterator[Image]:
-    """All frames of a sample, bars included, (height, width, 3) uint8 RGB."""
+    """All frames of a synthetic source, bars included, each (height, width, 3) uint8 RGB."""
     bars = spec.bars
     width, height = spec.width - bars.left - bars.right, spec.height - bars.top - bars.bottom
     for scene, times in zip(spec.scenes, spec.frame_times(), strict=True):
@@ -68,7 +68,7 @@ def spec_frames(spec: SyntheticSpec) -> Iterator[Image]:
 
 
 def spec_sound(spec: SyntheticSpec) -> Sound | None:
-    """The sound of a sample, (samples, channels); None when it has none."""
+    """The sound of a synthetic source, (audio samples, channels) float32; None when it has no audio track."""
     if not spec.all_sounds:
         return None
     stereo = np.concatenate([_stretch(sound, spec.sample_rate) for sound in spec.all_sounds])
@@ -93,7 +93,7 @@ def _stretch(sound: SoundSpec, rate: int) -> Sound:
 
 
 def render(spec: SyntheticSpec, path: Path, *, scale: float = 1.0) -> None:
-    """Write the file of a sample to ``path``, through a temporary name. ``scale`` changes the size of its picture."""
+    """Writes the file of a synthetic source to ``path`` atomically. ``scale`` multiplies the size of its picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
@@ -124,7 +124,7 @@ def _encode(spec: SyntheticSpec, path: Path) -> None:
 
 @functools.cache
 def _versions() -> str:
-    """Changes when this package's code or a library that decides the bytes does."""
+    """A hash of this package's code and of the versions of the libraries on which the rendered bytes depend."""
     sources = [file.read_bytes().hex() for file in sorted(Path(__file__).parent.glob("*.py"))]
     return stable_hash(np.__version__, cv2.__version__, media.ffmpeg_path(), *sources)
 
@@ -134,7 +134,7 @@ def _fingerprint(spec: SyntheticSpec, scale: float) -> str:
 
 
 def _render_alone(spec: SyntheticSpec, path: Path, scale: float) -> None:
-    """A worker's task: there is a process for each core already."""
+    """What a worker process runs; it uses one thread, as there is a process for each core."""
     cv2.setNumThreads(1)
     cv2.ipp.setUseIPP(False)  # Intel's library picks its arithmetic by processor
     render(spec, path, scale=scale)
@@ -142,9 +142,9 @@ def _render_alone(spec: SyntheticSpec, path: Path, scale: float) -> None:
 
 @contextlib.contextmanager
 def numpy_of_all_processors() -> Iterator[None]:
-    """Lets NumPy, in processes that are started inside the block, use what every processor of this kind has.
+    """Restricts NumPy, in processes that are started inside the block, to its baseline instructions, which every x86-64 processor has.
 
-    It picks its sines and exponentials by what a processor has, and their last digits differ.
+    NumPy chooses its sine and exponential by the processor, and the last digits of their results differ.
     """
     name = "NPY_DISABLE_CPU_FEATURES"
     before = os.environ.get(name)
@@ -160,28 +160,30 @@ def numpy_of_all_processors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def sources_locked(folder: Path) -> Iterator[None]:
-    """Makes the folder, keeps a second command that renders into it out, and removes what a killed one had in the making.
+    """Makes the folder, locks it against other commands that render into it, and removes partial files of killed ones.
 
-    Raises OutputError.
+    Raises OutputError where the folder cannot be made or another command holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("ab")
     except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror or error}: the samples cannot be rendered there") from error
+        raise OutputError(
+            f"{folder}: {error.strerror or error}: the synthetic sources cannot be rendered there"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"{folder}: another command is at work with these samples; wait for it") from error
-        for left in (*folder.glob(".part-*"), *folder.glob(".writing-*")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            raise OutputError(f"{folder}: another command uses these synthetic sources; wait until it ends") from error
+        for partial in (*folder.glob(".part-*"), *folder.glob(".writing-*")):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         yield
 
 
 @contextlib.contextmanager
 def _processes(number: int) -> Iterator[pebble.ProcessPool]:
-    """Processes that are ended at once, with what they are at, when the block ends by an error or by Ctrl-C."""
+    """A pool of processes; those still at work are ended at once when an error or Ctrl-C ends the block."""
     pool = pebble.ProcessPool(max_workers=number, context=multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         yield pool
@@ -191,7 +193,7 @@ def _processes(number: int) -> Iterator[pebble.ProcessPool]:
 
 
 def _begin() -> None:
-    """In each process: Ctrl-C on a terminal reaches it as well, but its parent decides; and it ends with that."""
+    """Set-up of each process: it ignores Ctrl-C, which its parent handles, and ends when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, name="end-with-parent", daemon=True).start()
 
@@ -204,11 +206,11 @@ def render_catalogue(
     workers: int | None = None,
     scale: float = 1.0,
 ) -> list[Path]:
-    """Write samples (None: the whole catalogue), ``sources.csv`` and ``truth.json`` to ``folder``; the samples' paths.
+    """Writes synthetic sources, ``sources.csv`` and ``truth.json`` to ``folder``, and returns the paths of the sources.
 
-    The same bytes on every x86-64 processor, but for what the C library computes otherwise on those without FMA. Files that the same
-    generator has written before are left alone. ``workers`` is a number of processes (None:
-    one a core).
+    ``specs``: None for the whole catalogue. ``workers``: number of processes, None for one a core. Files that the same
+    version of the generator has written before are kept. The bytes are the same on every x86-64 processor with FMA;
+    without it, the C library's functions may differ in the last digit.
     """
     chosen = catalogue() if specs is None else tuple(specs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +220,7 @@ def render_catalogue(
     missing = [s for s in chosen if done.get(s.file_name) != wanted[s.file_name] or not (folder / s.file_name).exists()]
     missing.sort(key=lambda spec: -spec.picture_seconds * spec.fps * (spec.width * spec.height + 400_000))
     if missing:
-        logger.info("rendering %d of %d samples to %s", len(missing), len(chosen), folder)
+        logger.info("rendering %d of %d synthetic sources to %s", len(missing), len(chosen), folder)
         with numpy_of_all_processors(), _processes(min(workers or os.cpu_count() or 1, len(missing))) as pool:
             running: dict[Future[None], SyntheticSpec] = {
                 pool.schedule(_render_alone, (spec, folder / spec.file_name, scale)): spec for spec in missing

@@ -1,4 +1,4 @@
-"""A plain web server on loopback for a folder of samples, with ranges, as yt-dlp and ffmpeg like them."""
+"""A web server on loopback for a folder of synthetic sources. It answers range requests, which yt-dlp and ffmpeg send."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _FileHandler(SimpleHTTPRequestHandler):
         logger.debug("%s %s", self.client_address[0], format % args)
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
-        """Answer a range with 206, an impossible one with 416, all else as the base class does."""
+        """Answers a range with 206, one outside of the file with 416, any other request as the base class does."""
         path = Path(self.translate_path(self.path))
         if "Range" not in self.headers or not path.is_file():
             return super().send_head()
@@ -64,7 +64,7 @@ class _FileHandler(SimpleHTTPRequestHandler):
         try:
             super().copyfile(source, outputfile)
         except (BrokenPipeError, ConnectionResetError):
-            logger.debug("the client hung up during %s", self.path)
+            logger.debug("the client closed the connection during %s", self.path)
             self.close_connection = True
 
 
@@ -76,12 +76,12 @@ class _FileServer(ThreadingHTTPServer):
 
 
 def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server of ``folder`` on 127.0.0.1 that is not running yet; port 0 takes a free one."""
+    """A server of ``folder`` on 127.0.0.1, not yet started. Port 0: any free port."""
     return _FileServer(("127.0.0.1", port), functools.partial(_FileHandler, directory=os.fspath(folder)))
 
 
 def base_url(server: ThreadingHTTPServer) -> str:
-    """Where a server is found, with the slash at the end."""
+    """The URL of a server, with a slash at its end."""
     return f"http://127.0.0.1:{server.server_address[1]}/"
 
 
@@ -89,7 +89,7 @@ def base_url(server: ThreadingHTTPServer) -> str:
 def serve_folder(folder: Path, port: int = 0) -> Iterator[str]:
     """Serve a folder on loopback while the block runs; yields the base URL."""
     server = make_server(folder, port)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="samples", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="sources", daemon=True)
     thread.start()
     try:
         yield base_url(server)

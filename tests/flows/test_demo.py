@@ -96,5 +96,5 @@ def test_a_second_demo_at_the_same_time_is_refused(
     with sources_locked(checkout / "manifests" / "demo-sources"):
         assert demo.main([]) == 2
     assert capsys.readouterr().err == (
-        "error: manifests/demo-sources: another command is at work with these samples; wait for it\n"
+        "error: manifests/demo-sources: another command uses these synthetic sources; wait until it ends\n"
     )

@@ -1,4 +1,4 @@
-"""The samples are what their specs say: cuts, lengths, sounds, faults, and the same bytes every time."""
+"""Synthetic sources are what their specs say: cuts, lengths, sounds, faults, and the same bytes every time."""
 
 import csv
 import hashlib
@@ -294,7 +294,7 @@ def test_the_command_writes_a_source_list_with_quoted_links(tmp_path, monkeypatc
     pier = replace(SPECS["ocean_pier"], scenes=(SceneSpec("ocean", 0.4, 8),), width=160, height=90)
     monkeypatch.setattr("pipeline.synthetic.__main__.catalogue", lambda: (pier, SPECS["html"]))
     main([str(tmp_path), "--base-url", "http://127.0.0.1:9/s", "--only", "ocean_pier", "--workers", "1"])
-    assert capsys.readouterr().out.startswith("1 samples in ")
+    assert capsys.readouterr().out.startswith("1 synthetic sources in ")
     with (tmp_path / "sources.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
