@@ -1,4 +1,4 @@
-"""Where and how a network runs: device, precision, batches."""
+"""Device, precision and batches of networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 def pick_device(name: str, field: str = "device") -> torch.device:
-    """``auto``: the first CUDA device, else the CPU. Raises EncoderError for one that torch does not know or see."""
+    """``auto``: the first CUDA device, else the CPU. Raises EncoderError for a device that is unknown or not present."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -43,14 +43,14 @@ class ComputeOptions:
 
     device: torch.device
     batch_size: int = 32
-    """Inputs of one batch on a GPU. A CPU's numbers do not depend on it."""
+    """Inputs of one batch on a GPU. A CPU does not use it."""
     precision: Precision = "fp32"
     num_threads: int | None = None
-    """Inputs that a CPU works on side by side, each on one thread. None: as many as torch has threads."""
+    """Inputs that a CPU computes at the same time, each on one thread. None: the number of torch's threads."""
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What layers compute in. None: float32."""
+        """The number format of layers under autocast. None: float32."""
         return _DTYPES.get(self.precision)
 
     def batch(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ class ComputeOptions:
             return result.float().cpu()
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """``function`` of every item: side by side on a CPU, one after another on a GPU."""
+        """``function`` of every item: in several threads on a CPU, one after another on a GPU."""
         return side_by_side(function, items, self.num_threads if self.device.type == "cpu" else 1)
 
     def each(self, function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """``function`` of every input, (len(inputs), D). On a GPU, inputs of one shape share batches.
 
-        On a CPU each runs alone: convolutions gain nothing from batches there, and no result depends on the others.
+        On a CPU each runs alone: batches make convolutions no faster there, and no result depends on the other inputs.
         """
         if self.device.type == "cpu":
             return torch.cat(self.map(lambda one: self.batch(function, one.unsqueeze(0)), inputs))
@@ -83,7 +83,7 @@ class ComputeOptions:
 
 
 def unit_rows(rows: Tensor, name: str) -> Tensor:
-    """Rows of length 1. Raises EncoderError when one is zero or not finite, which only damaged weights give."""
+    """Rows scaled to length 1. Raises EncoderError for zero or non-finite rows, which only damaged weights give."""
     lengths = rows.norm(dim=-1, keepdim=True)
     if not bool(((lengths > 1e-12) & lengths.isfinite()).all()):
         raise EncoderError(f"{name} gives embeddings that are zero or not finite: its weights are damaged")
@@ -93,9 +93,9 @@ def unit_rows(rows: Tensor, name: str) -> Tensor:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Lets torch use one thread inside the block: sums then have one order, whatever the number of cores.
+    """Lets torch use one thread inside the block, so that the order of sums does not depend on the number of cores.
 
-    Not for two threads of Python at once: the number is put back for all of them.
+    Must not be used in two Python threads at once: the number of threads is one for the whole process.
     """
     before = torch.get_num_threads()
     if before == 1:
@@ -109,15 +109,15 @@ def one_thread() -> Iterator[None]:
 
 
 def side_by_side(function: Callable[[T], R], items: Sequence[T], num_threads: int | None = None) -> list[R]:
-    """``function`` of every item, each computed by one thread of torch, ``num_threads`` of them at once (None: as many as torch has).
+    """``function`` of every item, each on one thread, ``num_threads`` at the same time (None: the number of torch's threads).
 
-    How many work at once changes no number, while a sum that torch shares out among threads differs in its last bits with their
-    number (seen with MKL and oneDNN on Intel). It also costs less than sharing out each small operation.
+    The results do not depend on ``num_threads``. Where torch itself splits a sum among threads, its last bits depend on their
+    number (seen with MKL and oneDNN on Intel); splitting each small operation is also slower.
     """
     num_threads = min(num_threads or torch.get_num_threads(), len(items))
     with one_thread():
         if num_threads <= 1:
             return [function(item) for item in items]
-        # a new thread begins with OpenMP's own number of threads, not with ours
+        # OpenMP's number of threads is set for each Python thread, and a new one begins with the default
         with ThreadPoolExecutor(num_threads, "encoder", torch.set_num_threads, (1,)) as pool:
             return list(pool.map(function, items))

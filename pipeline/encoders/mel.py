@@ -1,4 +1,4 @@
-"""The mel front end: sound to a log-mel picture of values 0..1, equal to what librosa computes.
+"""The mel front end: sound to a log-mel spectrogram of values 0..1, equal to librosa's.
 
 Shape suffixes: B sounds, N samples, M mel bands, T mel frames.
 """
@@ -22,12 +22,12 @@ MIN_POWER = 1e-10
 
 
 class MelConfig(Settings):
-    """The numbers of a mel front end. The defaults are the paper's."""
+    """The parameters of a mel front end. The defaults are the paper's."""
 
     sample_rate_hz: int = Field(default=44_100, ge=1, le=768_000)
     """Sample rate of the sound."""
     fft_size: int = Field(default=2048, ge=2, le=65_536)
-    """Samples of one windowed transform."""
+    """Samples in one window of the transform."""
     hop_size: int = Field(default=512, ge=1, le=65_536)
     """Samples from one frame to the next."""
     num_mels: int = Field(default=128, ge=1, le=2048)
@@ -36,7 +36,7 @@ class MelConfig(Settings):
     """Decibels below the maximum that become 0."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Mel frames of a sound of that many samples: frames are centred, so it has one more than whole hops."""
+        """Mel frames of a sound of ``num_samples`` samples: one more than whole hops, since frames are centred."""
         return 1 + num_samples // self.hop_size
 
 
@@ -54,8 +54,8 @@ def _filterbank(config: MelConfig) -> NDArray[np.float32]:
 class LogMel(nn.Module):
     """(B, N) sounds at ``config.sample_rate_hz`` -> (B, M, T) mels: power to dB re each sound's maximum, / top_db + 1.
 
-    ``librosa.power_to_db(librosa.feature.melspectrogram(...), ref=np.max, top_db=80) / 80 + 1`` within 1e-4. As there,
-    digital silence is as loud as its own maximum everywhere: all ones. Computed in float32 under autocast too.
+    Equals ``librosa.power_to_db(librosa.feature.melspectrogram(...), ref=np.max, top_db=80) / 80 + 1`` within 1e-4. As in
+    librosa, digital silence gives ones, being equal to its own maximum. Computed in float32 under autocast too.
     """
 
     window: Tensor
@@ -65,7 +65,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config or MelConfig()
         self.register_buffer("window", torch.hann_window(self.config.fft_size), persistent=False)
-        # in torch's own memory, which begins at 64 bytes: MKL's last digits may follow where a matrix begins
+        # copied into memory of torch, which is aligned to 64 bytes: MKL's last digits may depend on the alignment
         self.register_buffer("filters", torch.tensor(_filterbank(self.config)), persistent=False)
 
     def forward(self, sounds_BN: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class LogMel(nn.Module):
 
 
 def check_sound(sound: NDArray[np.float32], index: int = 0) -> None:
-    """Raises MediaError for a sound that cannot be embedded: no samples, NaN or infinity."""
+    """Raises MediaError for a sound that cannot be embedded: without samples, or with NaN or infinity."""
     if sound.ndim != 1 or not np.issubdtype(sound.dtype, np.floating):
         raise ValueError(f"sound {index} must be mono floats, (samples,), got {sound.dtype} {sound.shape}")
     if sound.size == 0:

@@ -1,7 +1,7 @@
-"""Linear layers in the layout of oneDNN, for transformers that only look: on a CPU, in float32.
+"""Linear layers in the layout of oneDNN, for the inference of transformers on a CPU, in float32.
 
-PyTorch gives plain matrix products to MKL, which on AMD takes 2.8 times as long as oneDNN (measured: 73 against 206 GFLOPS on a
-core with AVX-512). The numbers are the same but for the order of sums, within 1e-6 of an embedding of length 1.
+PyTorch computes plain matrix products with MKL, which on AMD takes 2.8 times as long as oneDNN (measured: 73 and 206 GFLOPS
+on a core with AVX-512). Results differ only by the order of sums: by at most 1e-6 in an embedding of length 1.
 
 Shape suffixes: B pictures, L places, D width, H heads, E width of a head.
 """
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _mkldnn_linear = getattr(torch._C._nn, "mkldnn_linear", None)
-"""Not a public name: where it has gone, layers stay as they are."""
+"""Not a public name of torch: in a version without it, no layers are packed."""
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without gradients. Its weights are packed, and in no state dict."""
+    """A linear layer without gradients. Its weights are in oneDNN's layout, and not in a state dict."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedSelfAttention(nn.Module):
-    """In place of an ``nn.MultiheadAttention`` that attends to its own input, batch first."""
+    """Replaces an ``nn.MultiheadAttention`` (batch first) whose query, key and value are the same tensor."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -51,19 +51,19 @@ class PackedSelfAttention(nn.Module):
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         if need_weights or key_BLD is not query_BLD or value_BLD is not query_BLD:
-            raise ValueError("packed attention is of an input to itself, and gives no weights")
+            raise ValueError("packed attention needs one tensor as query, key and value, and returns no weights")
         batch, length, width = query_BLD.shape
         parts_BL3HE = self._in(query_BLD).view(batch, length, 3, self._num_heads, width // self._num_heads)
         query, key, value = parts_BL3HE.permute(2, 0, 3, 1, 4)
-        seen_BHLE = functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
-        return self._out(seen_BHLE.transpose(1, 2).reshape(batch, length, width)), None
+        attended_BHLE = functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
+        return self._out(attended_BHLE.transpose(1, 2).reshape(batch, length, width)), None
 
 
 def pack_linears(network: nn.Module) -> int:
-    """Packs the linear layers of the network's transformer blocks, in place, and says how many of them.
+    """Replaces the linear layers of the network's transformer blocks by packed ones, in place; returns their number.
 
-    Those are ``nn.Linear`` and self-attention in float32 on the CPU, in a ``transformer.resblocks``, which is where open_clip's
-    vision transformers have them. Others stay: other transformers, and convolutional networks.
+    Replaced are ``nn.Linear`` and self-attention in float32 on the CPU inside ``transformer.resblocks``, as in open_clip's
+    vision transformers. Other networks are not changed.
     """
     blocks = getattr(getattr(network, "transformer", None), "resblocks", None)
     is_there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ def pack_linears(network: nn.Module) -> int:
     num_packed = 0
     for parent in list(blocks.modules()):
         if type(parent) is nn.MultiheadAttention:
-            continue  # its own output layer is packed with it
+            continue  # its output layer is packed together with it
         for name, child in list(parent.named_children()):
             packed = _packed(child)
             if packed is not None:

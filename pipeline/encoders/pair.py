@@ -1,4 +1,4 @@
-"""A picture encoder and a sound encoder that share one space: their settings, and both run on clips."""
+"""The pair of a picture encoder and a sound encoder with a shared space: settings, files, and embedding of clips."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 NUMBERS_VERSION = 2
-"""Raised whenever the same weights come to give other numbers, so that stored embeddings are not mixed. 2: one thread for each clip."""
+"""Increased whenever the code gives other embeddings for the same weights, so that stored ones are not mixed. 2: one thread per clip."""
 SMALL_NUMBERS_VERSION = 1
-"""The same for the packaged pair, whose features have a version of their own."""
+"""The same for the packaged pair; its features have their own version."""
 
 SMALL_MODEL = "hearscape-small"
 """The picture model of the packaged pair."""
@@ -106,7 +106,7 @@ class EncoderPairSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """The files on this machine that a pair's settings stand for, and its id. No weights are loaded to know them."""
+    """The local files of a pair's settings, and its id. Known without loading weights."""
 
     picture_path: Path
     picture_sha256: str
@@ -117,10 +117,10 @@ class PairFiles:
 
 @dataclass(frozen=True, slots=True)
 class ClipEmbeddings:
-    """Embeddings of N clips; every row has length 1."""
+    """Embeddings of N clips in a space of width D; every row has length 1."""
 
     picture_frames: list[NDArray[np.float32]]
-    """(T, D) for each clip."""
+    """For each clip (T, D): one row per frame."""
     picture: NDArray[np.float32]
     """(N, D): the direction of the mean of a clip's frame embeddings."""
     sound: NDArray[np.float32]
@@ -128,19 +128,19 @@ class ClipEmbeddings:
 
 
 def packaged_calibration() -> Path | None:
-    """The calibration of the packaged pair, measured on pairs that it never learned from. None: not in this package."""
+    """The calibration of the packaged pair, measured on clips outside of its training set. None: not in this package."""
     path = _PACKAGED_FOLDER / "calibration.json"
     return path if path.is_file() else None
 
 
 def _weights(settings: EncoderPairSettings, side: str) -> str:
-    """The weights of a side as named, or the packaged file."""
+    """The path, URL or tag of a side's weights: as in the settings, else the packaged file."""
     named: str | None = getattr(settings, f"{side}_weights")
     return str(_PACKAGED_FOLDER / f"{side}.safetensors") if named is None else named
 
 
 def check_settings(settings: EncoderPairSettings, field: str = "encoders") -> None:
-    """Raises EncoderError, all problems at once, for what shows without weights: names, files, device, widths."""
+    """Raises EncoderError with all problems that can be found without loading weights: names, files, device, widths."""
     from pipeline.encoders.device import pick_device  # noqa: PLC0415 (torch takes seconds to import)
 
     problems: list[str] = []
@@ -174,7 +174,7 @@ def check_settings(settings: EncoderPairSettings, field: str = "encoders") -> No
 
 
 def _check_tower(settings: EncoderPairSettings, side: str, field: str) -> int | None:
-    """Its width. None: it is not known before the tower is fetched."""
+    """The tower's width. None: not known before the file is fetched."""
     from pipeline.encoders.small.towers import read_config  # noqa: PLC0415
 
     weights = _weights(settings, side)
@@ -187,7 +187,7 @@ def _check_tower(settings: EncoderPairSettings, side: str, field: str) -> int | 
 
 @contextmanager
 def _naming(settings: EncoderPairSettings, side: str, field: str) -> Iterator[None]:
-    """What is wrong with weights that the recipe names is said with the name of their setting."""
+    """Puts ``field`` before the message of an EncoderError about weights that the recipe names."""
     try:
         yield
     except EncoderError as error:
@@ -203,7 +203,7 @@ def _packaged_or(
     cache_dir: Path | None,
     field: str,
 ) -> Path:
-    """The file of a side. Raises EncoderError; a packaged file that is missing is not the recipe's fault."""
+    """The file of a side. Raises EncoderError; where a packaged file is missing, it advises to install the package again."""
     path = _PACKAGED_FOLDER / f"{side}.safetensors"
     if getattr(settings, f"{side}_weights") is None and not path.is_file():
         raise EncoderError(f"{path} is missing; it is part of the package: install hearscape again")
@@ -211,7 +211,7 @@ def _packaged_or(
 
 
 def _sound_width(settings: EncoderPairSettings, field: str) -> int | None:
-    """None: a checkpoint whose width is not known before it is fetched."""
+    """The width of the sound network. None: not known before the checkpoint is fetched."""
     from pipeline.encoders.sound import PUBLISHED_WIDTH, read_align_config  # noqa: PLC0415
 
     weights = _weights(settings, "sound")
@@ -232,9 +232,9 @@ def _widths(settings: EncoderPairSettings, picture_width: int, sound_width: int)
 
 
 def find_files(settings: EncoderPairSettings, cache_dir: Path | None = None, field: str = "encoders") -> PairFiles:
-    """The pair's files, fetched if they are named by URL or tag and not there yet, and its id. Loads no weights.
+    """The pair's local files and its id. Files named by URL or tag are fetched if needed; weights are not loaded.
 
-    Raises EncoderError as :func:`check_settings` does, and when a file cannot be fetched or is not the one wanted.
+    Raises EncoderError as :func:`check_settings` does, and when a file cannot be fetched or has another SHA-256.
     """
     check_settings(settings, field)
     if settings.is_small:
@@ -286,7 +286,7 @@ def _find_small(settings: EncoderPairSettings, cache_dir: Path | None, field: st
 
 
 class EncoderPair:
-    """Both encoders; ``encoder_id`` is stored with every embedding and changes with whatever changes the numbers."""
+    """Both encoders. ``encoder_id`` is stored with every embedding; it depends on all that changes the embeddings."""
 
     def __init__(self, picture: PictureEncoder | SmallPictureEncoder, sound: SoundEncoder, encoder_id: str) -> None:
         """Raises EncoderError when the widths differ."""
@@ -303,9 +303,10 @@ class EncoderPair:
     def embed_clips(
         self, frames_per_clip: Sequence[NDArray[np.uint8]], sounds: Sequence[NDArray[np.float32]], sample_rate_hz: int
     ) -> ClipEmbeddings:
-        """Each clip's RGB frames (T, H, W, 3) uint8 and mono sound. On a CPU no clip's numbers depend on the others.
+        """Embeds clips, given RGB frames (T, H, W, 3) uint8 and mono sound (samples,) of each.
 
-        Raises MediaError for a sound without samples or with NaN or infinity.
+        On a CPU no clip's embedding depends on the other clips. Raises MediaError for a sound without samples or with NaN or
+        infinity.
         """
         if len(frames_per_clip) != len(sounds):
             raise ValueError(f"{len(frames_per_clip)} clips have frames, {len(sounds)} have sound")
@@ -321,9 +322,9 @@ class EncoderPair:
 
 
 def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, field: str = "encoders") -> EncoderPair:
-    """Load both networks, once per process.
+    """Loads both networks.
 
-    Raises EncoderError when weights are missing, damaged, of another shape, or not made for each other.
+    Raises EncoderError when weights are missing, damaged, of another shape, or not trained for each other.
     """
     files = find_files(settings, cache_dir, field)
     if settings.is_small:
@@ -354,7 +355,7 @@ def load_pair(settings: EncoderPairSettings, cache_dir: Path | None = None, fiel
 
 
 def clips_at_once(settings: EncoderPairSettings) -> int:
-    """How many clips a pair embeds at the same time: a batch on a GPU, one for each thread on a CPU."""
+    """The number of clips that a pair embeds at the same time: the batch size on a GPU, the number of threads on a CPU."""
     import torch  # noqa: PLC0415 (only the process that embeds needs it)
 
     from pipeline.encoders.device import pick_device  # noqa: PLC0415

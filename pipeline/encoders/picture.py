@@ -1,4 +1,4 @@
-"""Picture and text into the shared space: a frozen open_clip model."""
+"""The picture encoder: a frozen open_clip model that embeds pictures and texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.schema import stable_hash
 logger = logging.getLogger(__name__)
 
 CPU_BATCH_SIZE = 8
-"""Frames of a clip that a CPU embeds at once. Fixed, since another number gives other last bits."""
+"""Frames of a clip in one batch on a CPU. Fixed, since the last bits of the results depend on it."""
 
 _PREPROCESS = {
     "mean": "image_mean",
@@ -46,7 +46,7 @@ _DEFAULT_PREPARATION = {
 
 
 def check_model(name: str, field: str = "picture_model") -> int:
-    """The width of the named open_clip model's space. Raises EncoderError, with near names, when there is none."""
+    """The embedding width of an open_clip model. Raises EncoderError, with similar names, for an unknown one."""
     config = open_clip.get_model_config(name) if ":" not in name else None
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5) or [
@@ -75,7 +75,10 @@ def check_weights(name: str, weights: str, field: str = "picture_weights") -> No
 def find_weights(
     name: str, weights: str, sha256: str | None = None, cache_dir: Path | None = None, field: str = "picture_weights"
 ) -> Path:
-    """The local file of a tag, path or URL; a tag's is fetched by open_clip into its own cache unless it is there."""
+    """The local file of a tag, path or URL. open_clip fetches the file of a tag into its own cache, unless it is there.
+
+    Raises EncoderError where it is missing, cannot be fetched, or has another SHA-256.
+    """
     check_weights(name, weights, field)
     if not is_tag(name, weights):
         return resolve_weights(weights, sha256, cache_dir, field)
@@ -90,13 +93,14 @@ def find_weights(
 
 
 def _preprocess_arguments(name: str, weights: str) -> dict[str, Any]:
-    """open_clip's arguments for the tag's way to prepare pictures; for a file, what all tags of the model agree on."""
+    """open_clip's arguments for the tag's preprocessing; for a file, that of the model's tags if they all have the same."""
     tags = [weights] if is_tag(name, weights) else open_clip.list_pretrained_tags_by_model(name)
-    found = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
-    chosen = [
-        {ours: cfg[theirs] for theirs, ours in _PREPROCESS.items() if cfg.get(theirs) is not None} for cfg in found
+    configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    arguments = [
+        {argument: config[key] for key, argument in _PREPROCESS.items() if config.get(key) is not None}
+        for config in configs
     ]
-    return chosen[0] if chosen and all(one == chosen[0] for one in chosen) else {}
+    return arguments[0] if arguments and all(each == arguments[0] for each in arguments) else {}
 
 
 def _wants_quick_gelu(name: str, weights: str) -> bool:
@@ -104,9 +108,9 @@ def _wants_quick_gelu(name: str, weights: str) -> bool:
 
 
 def picture_id(name: str, weights: str, sha256: str) -> str:
-    """``encoder_id`` of a picture encoder, known before any weights are loaded.
+    """``encoder_id`` of a picture encoder, computed without loading weights.
 
-    The same for the same file, network and preparation, whether a tag or a path leads to it.
+    It depends on the file's content, the network and the preprocessing, not on whether a tag or a path names the file.
     """
     network = open_clip.get_model_config(name)
     network["quick_gelu"] = bool(network.get("quick_gelu")) or _wants_quick_gelu(name, weights)
@@ -116,20 +120,20 @@ def picture_id(name: str, weights: str, sha256: str) -> str:
 
 
 class PictureEncoder:
-    """An open_clip model, frozen. ``encoder_id`` changes with whatever changes its numbers in fp32."""
+    """An open_clip model, frozen. ``encoder_id`` depends on all that changes its results in fp32."""
 
     def __init__(
         self, name: str, weights: str, path: Path, sha256: str, *, running: ComputeOptions, gradients: bool = True
     ) -> None:
-        """``weights`` is as in the recipe, ``path`` its file. Raises EncoderError when that does not fit.
+        """``weights``: as in the recipe; ``path``: its local file. Raises EncoderError when it does not fit the model.
 
-        ``gradients=False``: none can pass through the picture tower, which on a CPU then takes half the time.
+        ``gradients=False``: gradients cannot pass through the picture tower, which then is twice as fast on a CPU.
         """
         self.encoder_id = picture_id(name, weights, sha256)
         self.width = check_model(name)
         self.name = name
         self.running = running
-        held = read_state_dict(path) if path.suffix not in (".npz", ".npy") else {}
+        state = read_state_dict(path) if path.suffix not in (".npz", ".npy") else {}
         try:
             model, _, self.preprocess = open_clip.create_model_and_transforms(
                 name,
@@ -154,11 +158,11 @@ class PictureEncoder:
         ) as error:
             raise EncoderError(f"{path} does not hold weights of {name}: {_brief(error)}") from error
         self.model = model.requires_grad_(False).eval()
-        _check_kinds(held, self.model, path, name)
+        _check_kinds(state, self.model, path, name)
         check_finite(self.model, path)
         self.model.to(running.device)
         if running.dtype is not None:
-            # autocast would convert every weight anew for every batch: on a CPU that takes longer than the rest
+            # converted once: autocast would convert every weight for every batch, most of the time on a CPU
             convert_weights_to_lp(self.model, running.dtype)
         elif not gradients:
             pack_linears(self.model.visual)
@@ -171,7 +175,7 @@ class PictureEncoder:
     def embed_groups(self, groups: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """``embed_pictures`` of every clip's frames.
 
-        On a GPU clips share batches; on a CPU they do not, so that no clip's numbers depend on what it ran beside.
+        On a GPU clips share batches; on a CPU they do not, so that no clip's embedding depends on other clips.
         """
         for frames in groups:
             if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
@@ -209,17 +213,17 @@ class PictureEncoder:
             return np.asarray(unit_rows(rows, self.encoder_id).numpy())
 
 
-def _check_kinds(held: Mapping[str, torch.Tensor], model: torch.nn.Module, path: Path, name: str) -> None:
-    """Raises EncoderError for what open_clip bends until it fits: places of a picture of another size, whole numbers."""
+def _check_kinds(state: Mapping[str, torch.Tensor], model: torch.nn.Module, path: Path, name: str) -> None:
+    """Raises EncoderError for tensors that open_clip would convert silently: other position embeddings, integers."""
     wanted = model.state_dict()
     problems = [
         f"{key} has shape {tuple(tensor.shape)}, wanted {tuple(wanted[key].shape)}: of a model for another size"
-        for key, tensor in held.items()
+        for key, tensor in state.items()
         if key in wanted and key.endswith(("positional_embedding", "pos_embed")) and tensor.shape != wanted[key].shape
     ]
     problems += [
         f"{key} holds whole numbers ({tensor.dtype})"
-        for key, tensor in held.items()
+        for key, tensor in state.items()
         if key in wanted and wanted[key].is_floating_point() and not tensor.is_floating_point()
     ]
     if problems:

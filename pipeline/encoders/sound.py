@@ -1,8 +1,8 @@
-"""Sound into the shared space: the networks, and the encoders that run them on sounds of any length and rate.
+"""The sound encoders: networks, and classes that run them on sounds of any length and sample rate.
 
-Three kinds of weights: SoundCLIP's as published, Wav2CLIP's as published, and checkpoints that ``save_align`` wrote.
-The first two follow the published names, shapes and preprocessing; they were tried on random weights of those shapes
-only, not on the published files.
+There are three kinds of weights: SoundCLIP's as published, Wav2CLIP's as published, and checkpoints of ``save_align``.
+The first two follow the published names, shapes and preprocessing; they were tested with random weights of those shapes
+only, not with the published files.
 
 Shape suffixes: B sounds or windows, N samples, M mel bands (or rows), T mel frames, D width of the space.
 """
@@ -99,18 +99,18 @@ def _timm_network(name: str, **arguments: Any) -> nn.Module:
 
 
 class AlignConfig(Settings):
-    """What a sound network needs besides its weights; written into its checkpoint."""
+    """The configuration of a sound network, stored in its checkpoint."""
 
     version: Literal[1] = 1
     """Version of this format."""
     picture_id: str | None = None
-    """``encoder_id`` of the picture encoder that it was trained against. None: any of its width may be its partner."""
+    """``encoder_id`` of the picture encoder that it was trained with. None: any of the same width is accepted."""
     width: int = Field(default=PUBLISHED_WIDTH, ge=1)
-    """Numbers in an embedding."""
+    """Width of the embeddings."""
     backbone: str = "resnet18"
     """Name of the timm network."""
     num_frames: int = Field(default=SOUNDCLIP_FRAMES, ge=1)
-    """Mel frames that the network sees at once: 864 are 10.03 s."""
+    """Mel frames in one window of the network: 864 are 10.03 s."""
     layout: Literal["mel", "folded"] = "mel"
     """mel: mel bands are rows and frames are columns. folded: as SoundCLIP's weights were trained, see ``folded()``."""
     mel: MelConfig = MelConfig()
@@ -118,7 +118,7 @@ class AlignConfig(Settings):
 
 
 def save_align(path: Path, network: SoundNetwork, config: AlignConfig) -> None:
-    """Write ``path`` (safetensors, the config in its header) and, for people, the config beside it as .json."""
+    """Writes ``path`` (safetensors, with the config in its header), and the config as .json beside it for readers."""
     from safetensors.torch import save_file  # noqa: PLC0415
 
     text = config.model_dump_json(indent=2)
@@ -151,10 +151,10 @@ def read_align_config(path: Path) -> AlignConfig:
 
 
 def folded(windows_BMT: Tensor, rows: int = 512) -> Tensor:
-    """The layout that SoundCLIP's weights were trained on, (B, M, rows).
+    """Mel windows (B, M, T) in the layout that SoundCLIP's weights were trained on, (B, M, rows).
 
-    Its authors resized the mel to ``rows`` rows of M columns, the mel axis stretched and time shrunk, then read the
-    numbers row by row as M rows of ``rows``: with 128 bands, a row holds four neighbouring stretched bands in a line.
+    SoundCLIP's authors resized the (M, T) picture to (rows, M), which stretches the mel axis and shrinks time, then
+    reshaped it to (M, rows): with 128 bands and 512 rows, each row of the result is four rows of the resized picture.
     """
     size = (rows, windows_BMT.shape[1])
     stretched = functional.interpolate(windows_BMT.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
@@ -162,9 +162,9 @@ def folded(windows_BMT: Tensor, rows: int = 512) -> Tensor:
 
 
 def mel_windows(mel_MT: Tensor, num_frames: int) -> Tensor:
-    """(K, M, num_frames): the mel cut into as few windows as cover it, evenly spread, overlapping where they must.
+    """Cuts a mel (M, T) into the fewest windows that cover it, evenly spread and overlapping if needed: (K, M, num_frames).
 
-    A shorter mel is one window with zeros (the floor of the scale) after it.
+    A mel shorter than a window is padded at its end with zeros, the minimum of the scale.
     """
     length = mel_MT.shape[1]
     if length <= num_frames:
@@ -175,15 +175,15 @@ def mel_windows(mel_MT: Tensor, num_frames: int) -> Tensor:
 
 
 class SoundEncoder(Protocol):
-    """Sounds to unit vectors of ``width`` numbers. ``encoder_id`` changes with whatever changes the numbers."""
+    """Embeds sounds as unit vectors of ``width`` numbers. ``encoder_id`` depends on all that changes the embeddings."""
 
     encoder_id: str
     width: int
     partner_id: str | None
-    """``encoder_id`` of the picture encoder that it was trained against. None: not recorded."""
+    """``encoder_id`` of the picture encoder that it was trained with. None: not recorded."""
 
     def embed_sounds(self, sounds: Sequence[NDArray[np.float32]], sample_rate_hz: int) -> NDArray[np.float32]:
-        """Mono sounds of any lengths -> (len(sounds), D) float32, rows of length 1, none depending on another.
+        """Mono sounds of any length -> (len(sounds), D) float32, rows of length 1, each computed independently.
 
         Raises MediaError for a sound without samples, or with NaN or infinity.
         """
@@ -192,17 +192,17 @@ class SoundEncoder(Protocol):
 N = TypeVar("N", bound=nn.Module)
 
 
-def for_listening(network: N, device: torch.device) -> N:
-    """The network, frozen, on the device, with the channels of a place side by side: convolutions take a third less time so."""
+def frozen_on(network: N, device: torch.device) -> N:
+    """The network, frozen, on the device, in the memory format ``channels_last``, which makes convolutions a third faster."""
     frozen = network.requires_grad_(False).eval().to(device)
     return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 class MelSoundEncoder:
-    """SoundCLIP's network or one of the align stage. A sound longer than a window is heard whole: the windows' mean."""
+    """SoundCLIP's network or one of the align stage. The embedding of a longer sound is the mean of its windows'."""
 
     def __init__(self, network: SoundNetwork, config: AlignConfig, encoder_id: str, running: ComputeOptions) -> None:
-        self.network = for_listening(network, running.device)
+        self.network = frozen_on(network, running.device)
         self.front_end = LogMel(config.mel).to(running.device)
         self.config = config
         self.encoder_id = encoder_id
@@ -229,10 +229,10 @@ class MelSoundEncoder:
 
 
 class Wav2ClipEncoder:
-    """Wav2CLIP's network on whole sounds of any length; one shorter than a spectrogram frame (32 ms) ends in zeros."""
+    """Wav2CLIP's network on whole sounds of any length; those below one spectrogram frame (32 ms) are padded with zeros."""
 
     def __init__(self, network: Wav2ClipNetwork, encoder_id: str, running: ComputeOptions) -> None:
-        self.network = for_listening(network, running.device)
+        self.network = frozen_on(network, running.device)
         self.encoder_id = encoder_id
         self.width = PUBLISHED_WIDTH
         self.partner_id: str | None = None
@@ -293,5 +293,5 @@ def load_sound(kind: str, path: Path, sha256: str, running: ComputeOptions) -> S
 
 
 def sound_id(kind: str, sha256: str) -> str:
-    """``encoder_id`` of a sound encoder: an align checkpoint's config lies in the same file as its weights."""
+    """``encoder_id`` of a sound encoder. The hash of the file also covers the config of an align checkpoint."""
     return f"{kind}-{stable_hash('sound', kind, sha256, length=12)}"

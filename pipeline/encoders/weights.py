@@ -1,6 +1,6 @@
-"""Weights from a path or a URL: found, fetched once, checked against their SHA-256, and read without running anything.
+"""Weights from a path or a URL: fetched once, compared with their SHA-256, and read without running code from the file.
 
-A file is read by ``torch.load(weights_only=True)`` or as safetensors: a pickle that wants to call something is refused.
+A file is read by ``torch.load(weights_only=True)`` or as safetensors: a pickle that calls functions is refused.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 FETCH_TIMEOUT_SECONDS = 60
 PARTIAL_PREFIX = ".fetching-"
 MAX_BYTES = 32 << 30
-"""Largest file that is fetched. The largest CLIP that is published has 20 GB in full precision."""
+"""Maximum size of a file that is fetched. The largest published CLIP model has 20 GB in full precision."""
 RETRIES = Retries()
-"""What is done when a server of weights does not answer as it should."""
+"""How often, and after which delays, a failed download of weights is repeated."""
 NUM_SHOWN = 3
-"""How many mismatches a message names."""
+"""Maximum number of mismatches in a message."""
 
 _INERT_PREFIXES = ("pytorch_lightning.", "lightning.")
-"""Classes that training frameworks leave in a checkpoint beside the weights: read as empty objects, never imported."""
+"""Classes that training frameworks store in a checkpoint beside the weights: read as empty objects, never imported."""
 
 
 def default_cache_dir() -> Path:
@@ -59,7 +59,7 @@ def is_url(spec: str) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """Raises EncoderError where the file cannot be read."""
+    """The SHA-256 of a file in hexadecimal. Raises EncoderError where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -72,16 +72,16 @@ def resolve_weights(
 ) -> Path:
     """The local file of ``spec``: a path, or an http(s) or fsspec URL, which needs ``sha256`` and is fetched once.
 
-    ``field`` is the setting that the messages name. Raises EncoderError when the file is missing, cannot be fetched, or
-    is another one than ``sha256`` says; a fetched file that differs is not kept.
+    ``field``: the setting's name in messages. Raises EncoderError when the file is missing, cannot be fetched, or has
+    another SHA-256; such a fetched file is deleted.
     """
     if not is_url(spec):
         path = Path(spec).expanduser()
         if not path.is_file():
             raise EncoderError(f"{field}: there is no file {spec!r} (looked for {path.absolute()}); correct the path")
-        if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
+        if sha256 is not None and (actual := file_sha256(path)) != sha256.lower():
             raise EncoderError(
-                f"{field}: {spec} has SHA-256 {found}, the recipe says {sha256.lower()}; "
+                f"{field}: {spec} has SHA-256 {actual}, the recipe says {sha256.lower()}; "
                 f"use the right file or correct the sum"
             )
         return path
@@ -96,7 +96,7 @@ def resolve_weights(
 
 
 def cached_path(url: str, sha256: str, cache_dir: Path | None = None) -> Path:
-    """Where the file of a URL lies once fetched, or may be put by hand: named by its content, not by its origin."""
+    """The path of a URL's file in the cache, where a user may also put it: named by its SHA-256, not by its URL."""
     suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
     return (cache_dir or default_cache_dir()) / f"{sha256.lower()}{suffix if suffix in SUFFIXES else '.pt'}"
 
@@ -107,7 +107,7 @@ def _fetch(url: str, sha256: str, target: Path, field: str) -> None:
     by_hand = f"fetch it on another machine and put it at {target}, or set {field} to the path of a local copy"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_what_the_dead_left(target.parent)
+        _remove_abandoned_partials(target.parent)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=PARTIAL_PREFIX)
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
@@ -116,9 +116,9 @@ def _fetch(url: str, sha256: str, target: Path, field: str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             retried(lambda: _copy_url(url, file), shown, RETRIES)
-        if (found := file_sha256(partial)) != sha256:
+        if (actual := file_sha256(partial)) != sha256:
             raise EncoderError(
-                f"{field}: {shown} gave {partial.stat().st_size} bytes with SHA-256 {found}, wanted {sha256}; not kept. "
+                f"{field}: {shown} gave {partial.stat().st_size} bytes with SHA-256 {actual}, wanted {sha256}; not kept. "
                 f"Correct the URL or the sum, or {by_hand}"
             )
         partial.replace(target)
@@ -132,8 +132,8 @@ def _fetch(url: str, sha256: str, target: Path, field: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _remove_what_the_dead_left(folder: Path) -> None:
-    """Half-fetched files of killed processes: nobody holds their lock, and they are not just being made."""
+def _remove_abandoned_partials(folder: Path) -> None:
+    """Removes partial files of killed processes: those that are not locked, and older than a minute."""
     for partial in folder.glob(f"{PARTIAL_PREFIX}*"):
         with contextlib.suppress(OSError), partial.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,23 +142,19 @@ def _remove_what_the_dead_left(folder: Path) -> None:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    return (
-        *reading_failures(),
-        HTTPException,
-        ValueError,
-        ImportError,
-    )  # of no such protocol, of one without its driver
+    """Exceptions of a failed download. fsspec raises ValueError for an unknown protocol, ImportError for a missing driver."""
+    return (*reading_failures(), HTTPException, ValueError, ImportError)
 
 
 def _copy_url(url: str, target: IO[bytes]) -> None:
-    """Into an open file, from its beginning. Raises EOFError where less comes than was told."""
+    """Copies a URL's content into an open file, from its beginning. Raises EOFError below the ``Content-Length``."""
     target.seek(0)
     target.truncate()
     with _open_url(url) as response:
         copy_bounded(response, target, MAX_BYTES)
-        told = getattr(response, "headers", {}).get("Content-Length", "")
-        if told.isdecimal() and target.tell() < int(told):
-            raise EOFError(f"it ends after {target.tell():,} of {int(told):,} bytes")
+        length = getattr(response, "headers", {}).get("Content-Length", "")
+        if length.isdecimal() and target.tell() < int(length):
+            raise EOFError(f"it ends after {target.tell():,} of {int(length):,} bytes")
 
 
 def _open_url(url: str) -> IO[bytes]:
@@ -172,7 +168,7 @@ def _open_url(url: str) -> IO[bytes]:
 
 
 class _Inert:
-    """Stands for an object of a training framework that is not wanted."""
+    """Takes the place of a training framework's object, which is not needed."""
 
     def __init__(self, *_args: object, **_kwargs: object) -> None: ...
 
@@ -211,7 +207,7 @@ def read_state_dict(path: Path, remedy: str = "fetch it again") -> dict[str, Ten
         AttributeError,
         AssertionError,
     ) as error:
-        # what torch.load raises for bytes that are no checkpoint depends on where they break
+        # which exception torch.load raises for a damaged file depends on where the damage is
         if "torchscript" in str(error).lower():
             raise EncoderError(
                 f"{path} is a TorchScript archive, as OpenAI published them: a program, which is not run here. Name the tag "
@@ -236,7 +232,7 @@ def read_state_dict(path: Path, remedy: str = "fetch it again") -> dict[str, Ten
 
 
 def _odd_kind(tensor: Tensor) -> str:
-    """What keeps a tensor from being weights. Empty: nothing."""
+    """Why a tensor cannot be weights. Empty: it can."""
     import torch  # noqa: PLC0415
 
     if tensor.is_quantized:
@@ -269,15 +265,17 @@ def _load_tensors_only(path: Path) -> object:
 
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Put ``state`` into ``network``: every tensor, nothing else. Raises EncoderError naming the first mismatches."""
+    """Loads ``state`` into ``network``. Raises EncoderError with the first mismatches, unless the names and shapes are equal."""
     check_fit(network, state, path)
     network.load_state_dict(dict(state), strict=False)
     check_finite(network, path)
 
 
 def check_fit(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises EncoderError, as :func:`load_into` does. Asked of a network without numbers (device ``meta``) before memory is taken
-    for one that a file describes: a few bytes can describe one that no machine holds.
+    """Raises EncoderError with the first mismatches, as :func:`load_into` does.
+
+    Called with a network on the device ``meta`` before memory is allocated: a small damaged file can describe a network that
+    is too large for any machine.
     """
     wanted = network.state_dict()
     problems = [
@@ -300,7 +298,7 @@ def check_fit(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
 
 
 def check_finite(network: nn.Module, path: Path) -> None:
-    """Raises EncoderError naming the first tensor that is not finite."""
+    """Raises EncoderError with the name of the first tensor that holds NaN or infinity."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise EncoderError(f"{path} is damaged: {name} holds NaN or infinity")

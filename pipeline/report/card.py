@@ -36,11 +36,11 @@ _LICENCES = {
     "mit": "mit",
     "apache-2.0": "apache-2.0",
 }
-"""What source lists say, in Hugging Face's words; anything else is ``other``."""
+"""Hugging Face's licence ids by those of source lists; any other licence is ``other``."""
 
 
 def dataset_card(facts: Mapping[str, Any], manifest: Manifest | None) -> str:
-    """The card of a dataset. Every text from outside is quoted: it can neither add front matter nor markup."""
+    """The card of a dataset. Texts from source lists are escaped, so that they cannot add front matter or markup."""
     head = facts["headline"]
     lines = ["---", *_front_matter(facts, manifest), "---", "", f"# {_plain(facts['name'])}", ""]
     lines.append(
@@ -142,15 +142,15 @@ def _front_matter(facts: Mapping[str, Any], manifest: Manifest | None) -> list[s
             }
             for index, rendition in enumerate(manifest.renditions)
         ]
-    # JSON is YAML, and quotes whatever a name may hold
+    # JSON is valid YAML, and escapes any character in a name
     return [f"{name}: {json.dumps(value, ensure_ascii=True)}" for name, value in values.items()]
 
 
-def _agreement(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None or not found.get("pairs"):
+def _agreement(agreement: Mapping[str, Any] | None) -> list[str]:
+    if agreement is None or not agreement.get("pairs"):
         return []
-    pairs, asked = found["pairs"], found["threshold"]
-    threshold = f" A cosine of {asked:.4g} was asked of every clip." if asked is not None else ""
+    pairs, min_cosine = agreement["pairs"], agreement["threshold"]
+    threshold = f" Every clip has a cosine of at least {min_cosine:.4g}." if min_cosine is not None else ""
     return [
         "## Agreement of sound and picture",
         "",
@@ -168,7 +168,7 @@ def _table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    """Text that Markdown and HTML leave as it is."""
+    """The text of a value on one line, with the special characters of Markdown and HTML escaped."""
     text = " ".join(str(value).split())
     return (
         re.sub(r"([\\`*_\[\]|<>#!~$])", r"\\\1", text)

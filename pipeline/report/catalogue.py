@@ -1,7 +1,7 @@
-"""What the report knows of each measure and each rule: names for people, units, and the judge's rules as data.
+"""The measures and the judge's rules as data: labels, units, meanings, settings.
 
-The rules stand in the judge's order, and the first that says no names the reason: ``tests/pipeline/report`` holds them
-against :func:`pipeline.judge.rules.judge_clip`.
+The rules are in the judge's order: the first that rejects a clip gives its reason. ``tests/pipeline/report`` compares
+them with :func:`pipeline.judge.rules.judge_clip`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Measure:
     name: str
     label: str
     unit: str
-    """Empty: a bare number. ``share``: 0..1, shown in percent."""
+    """Empty: no unit. ``share``: 0..1, shown in percent."""
     group: Literal["Picture", "Sound", "Agreement", "Source"]
     meaning: str
 
@@ -83,23 +83,23 @@ RULES: tuple[Rule, ...] = (
     Rule("min_agreement", "agreement", "at_least", Reason.DISAGREES),
 )
 ACROSS_DATASET = (Reason.DUPLICATE, Reason.CLASS_FULL, Reason.SOURCE_FULL)
-"""Reasons that come of other clips: a threshold does not change them."""
+"""Reasons that depend on other clips: no threshold changes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What the build asked of a clip."""
+    """The thresholds that the build applied to clips."""
 
     values: Mapping[str, float | None]
-    """By setting, None where the rule is off. Empty: the recipe is not known."""
+    """By setting; None: the rule is off. Empty: the recipe is not known."""
     per_class: Mapping[str, float]
-    """Agreement at the least for clips of some classes, in place of ``min_agreement``."""
+    """Minimum agreement (cosine) for clips of some classes, in place of ``min_agreement``."""
     origin: str = ""
-    """Where the agreement's threshold comes from, in words."""
+    """A text that says where the agreement's threshold comes from."""
 
 
 def thresholds_of(recipe: Mapping[str, Any], rule: Any | None) -> Thresholds:
-    """The thresholds of a manifest's recipe. ``rule`` is its agreement rule, which goes before ``judge.min_agreement``."""
+    """The thresholds of a manifest's recipe. ``rule``: its agreement rule, used in place of ``judge.min_agreement``."""
     judge = recipe.get("judge")
     if not isinstance(judge, Mapping):
         return Thresholds({}, {})

@@ -1,4 +1,4 @@
-"""Where the bytes of a clip are: a kept one's in its tar, a rejected one's in the previews of its source."""
+"""Finds and reads the media of clips: a kept clip's in its tar, a rejected clip's in the previews of its source."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 STATE = "state"
 MAX_INDEXES = 64
-"""Indexes of shards, and lists of finished sources, that are held in memory."""
+"""How many indexes of shards, and how many files of finished sources, are cached in memory."""
 
 Frames = list[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a file: ``path`` in the dataset's folder."""
+    """A range of bytes in a file; ``path`` is relative to the dataset's folder."""
 
     path: str
     offset: int
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ClipPlace:
-    """What is needed to find a clip."""
+    """The fields of a clip's row that lead to its media."""
 
     key: str
     source_id: str
@@ -54,7 +54,7 @@ class ClipPlace:
 
 
 class ClipFiles:
-    """Finds the media of clips. ``recipe`` is the one that the dataset was built with, ``versions`` what built it."""
+    """Finds the media of clips. ``recipe``: the one that the dataset was built with."""
 
     def __init__(self, folder: Folder, manifest: Manifest | None, recipe: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ class ClipFiles:
         self._index = lru_cache(MAX_INDEXES)(self._read_index)
         self._lines = lru_cache(MAX_INDEXES)(self._read_lines)
         self._sources: dict[str, list[str]] | None = None
-        self._told_of_index = False
+        self._has_warned_of_index = False
 
     def member(self, place: ClipPlace, rendition: str, member: str) -> Part | None:
         """Where a member (``mp4``, ``flac``, ``json``) of a kept clip lies. None: not there, or its index cannot be read."""
@@ -82,7 +82,7 @@ class ClipFiles:
             return file.read(part.num_bytes)
 
     def record(self, place: ClipPlace) -> dict[str, Any]:
-        """``KEY.json`` of a kept clip; empty where it cannot be had."""
+        """``KEY.json`` of a kept clip; empty, after a warning if damaged, where it cannot be read."""
         part = self.member(place, self.renditions[0], "json") if self.renditions else None
         if part is None:
             return {}
@@ -94,50 +94,50 @@ class ClipFiles:
         return values if isinstance(values, dict) else {}
 
     def small_rendition(self, manifest: Manifest, short_side_px: int) -> str:
-        """The smallest rendition that is as large as that, else the largest."""
+        """The smallest rendition with at least that short side, else the largest."""
         sizes = sorted((rendition.short_side_px or 10_000, rendition.name) for rendition in manifest.renditions)
         return next((name for size, name in sizes if size >= short_side_px), sizes[-1][1])
 
     def preview_frames(self, place: ClipPlace, num_frames: int) -> Frames | None:
-        """Frames (H, W, 3) RGB that were kept of the clip when it was measured. None: they are gone."""
-        if (found := self._preview(place)) is None:
+        """Frames (H, W, 3) uint8 RGB that were stored when the clip was measured. None: they were deleted."""
+        if (preview := self._preview(place)) is None:
             return None
         try:
-            with self._state.open(f"{found[0]}.frames.npz") as file:
-                return list(read_frames(file, [found[1]], num_frames)[0])
+            with self._state.open(f"{preview[0]}.frames.npz") as file:
+                return list(read_frames(file, [preview[1]], num_frames)[0])
         except (OSError, ClipError) as error:
-            _tell_of(place, error)
+            _warn_of_damage(place, error)
             return None
 
     def preview_sound(self, place: ClipPlace) -> npt.NDArray[np.float32] | None:
-        """The clip's sound, mono, 44.1 kHz. None: it is gone."""
-        if (found := self._preview(place)) is None:
+        """The clip's sound that was stored when it was measured, (N,) mono, 44.1 kHz. None: it was deleted."""
+        if (preview := self._preview(place)) is None:
             return None
         try:
-            with self._state.open(f"{found[0]}.flac") as file:
-                return read_sounds(file, [found[1]])[0]
+            with self._state.open(f"{preview[0]}.flac") as file:
+                return read_sounds(file, [preview[1]])[0]
         except (OSError, ClipError) as error:
-            _tell_of(place, error)
+            _warn_of_damage(place, error)
             return None
 
     def has_frames(self, place: ClipPlace) -> bool:
-        """Whether there is something to look at, as far as can be told without opening it."""
+        """Whether the clip's frames are there; the file is not opened."""
         if place.shard is not None and self.renditions and self.member(place, self.renditions[0], "mp4"):
             return True
         return self._has_preview(place, ".frames.npz")
 
     def has_sound(self, place: ClipPlace) -> bool:
-        """Whether there is something to hear, as far as can be told without opening it."""
+        """Whether the clip's sound is there; the file is not opened."""
         if place.shard is not None and self.renditions and self.member(place, self.renditions[0], "flac"):
             return True
         return self._has_preview(place, ".flac")
 
     def _has_preview(self, place: ClipPlace, suffix: str) -> bool:
-        found = self._preview(place)
-        return found is not None and self._state.exists(f"{found[0]}{suffix}")
+        preview = self._preview(place)
+        return preview is not None and self._state.exists(f"{preview[0]}{suffix}")
 
     def _preview(self, place: ClipPlace) -> tuple[str, tuple[float, float]] | None:
-        """Path without ending in the state, and the clip's span in seconds of the file."""
+        """Path of the previews without suffix, relative to the state folder, and (start, end) seconds in the file."""
         record = self._source_record(place.source_id)
         if record is None or self._settings is None or not record.get("content_sha256"):
             return None
@@ -148,7 +148,7 @@ class ClipFiles:
         return f"previews/{key[:2]}/{key}", span
 
     def _source_record(self, source_id: str) -> dict[str, Any] | None:
-        """What the state remembers of a source; of several recipes the last one that finished it."""
+        """The state's record of a source; where several recipes have finished it, the last one's."""
         if self._sources is None:
             self._sources = self._find_sources()
         for name in reversed(self._sources.get(source_id, [])):
@@ -158,8 +158,8 @@ class ClipFiles:
         return None
 
     def _find_sources(self) -> dict[str, list[str]]:
-        """For each finished source the files that tell of it."""
-        found: dict[str, list[str]] = {}
+        """For each finished source, the files with a record of it."""
+        files_of_source: dict[str, list[str]] = {}
         for name in self._state.walk("done"):
             if not name.endswith(".jsonl"):
                 continue
@@ -170,8 +170,8 @@ class ClipFiles:
                 logger.warning("%s/%s cannot be read: %s", self._state, name, error)
                 continue
             for source_id in listed:
-                found.setdefault(source_id, []).append(name)
-        return found
+                files_of_source.setdefault(source_id, []).append(name)
+        return files_of_source
 
     def _read_lines(self, name: str) -> dict[str, dict[str, Any]]:
         try:
@@ -187,8 +187,8 @@ class ClipFiles:
             summary = json.loads(self.folder.read_bytes(path.removesuffix(".tar") + ".index.json"))
             return {sample["key"]: sample["members"] for sample in summary["samples"]}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            if not self._told_of_index:
-                self._told_of_index = True  # where shards are elsewhere, none of thousands can be read
+            if not self._has_warned_of_index:
+                self._has_warned_of_index = True  # one warning is enough where the shards, maybe thousands, were moved
                 logger.warning(
                     "the index of %s/%s cannot be read (%s): clips of such shards are shown without frames",
                     self.folder,
@@ -198,14 +198,14 @@ class ClipFiles:
             return {}
 
 
-def _tell_of(place: ClipPlace, error: Exception) -> None:
-    """Previews may be cleared away at any time, which is nothing to tell; damage is."""
+def _warn_of_damage(place: ClipPlace, error: Exception) -> None:
+    """Logs a warning, unless the file is missing: previews may be deleted at any time."""
     if not isinstance(error, FileNotFoundError):
         logger.warning("the previews of %s cannot be read: %s", place.key, error)
 
 
 def _measure_settings(recipe: Mapping[str, Any]) -> tuple[SceneSettings, ClipSettings, MeasureSettings] | None:
-    """The recipe's settings that name a measurement. None: it is of another version."""
+    """The recipe's settings that identify a measurement. None: another version of the program wrote them."""
     try:
         return (
             SceneSettings.model_validate_json(json.dumps(recipe["scenes"])),

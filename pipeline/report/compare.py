@@ -1,4 +1,4 @@
-"""Two builds side by side: what changed in the recipe, in the counts, and in the verdicts of clips that both have."""
+"""Compares two builds: recipes, versions, counts, and the outcomes of clips that both have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OUTCOME = "CASE WHEN state = 'rejected' THEN coalesce(reason, 'rejected') ELSE 
 def compare(
     now: Tables, before: Tables, now_manifest: Manifest | None, before_manifest: Manifest | None, name_before: str
 ) -> dict[str, Any]:
-    """What became different. The clips of ``before`` are copied beside those of ``now``: key, outcome, detail."""
+    """The differences. Key, outcome and detail of the clips of ``before`` are copied into the database of ``now``."""
     _attach(now, before)
     joined = (
         f"SELECT coalesce(n.key, b.key) AS key, b.outcome AS before, n.outcome AS now, b.detail AS before_detail, "
@@ -58,13 +58,13 @@ def compare(
 
 
 def recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Settings that differ, by their dotted names, with both values as JSON; ``not there`` for one that a recipe lacks."""
+    """Settings that differ, by dotted name, with both values as JSON; ``not there`` where a recipe lacks the setting."""
     return [{"setting": n, "before": old, "now": new} for n, old, new in _differing(_flat(before), _flat(now))]
 
 
 def _attach(now: Tables, before: Tables) -> None:
-    found = before.columns(f"SELECT key, {_OUTCOME} AS outcome, coalesce(detail, '') AS detail FROM clips")
-    now.attach("clips_before", pa.table({name: pa.array(values, pa.string()) for name, values in found.items()}))
+    columns = before.columns(f"SELECT key, {_OUTCOME} AS outcome, coalesce(detail, '') AS detail FROM clips")
+    now.attach("clips_before", pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}))
 
 
 def _counts(now: Tables, before: Tables, column: str, where: str, table: str = "clips") -> list[dict[str, Any]]:
@@ -75,13 +75,13 @@ def _counts(now: Tables, before: Tables, column: str, where: str, table: str = "
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = json.dumps(value, ensure_ascii=False)
-    return found
+            flat[f"{prefix}{name}"] = json.dumps(value, ensure_ascii=False)
+    return flat
 
 
 def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""What the dataset consists of: classes, splits, sizes, and the sources that gave most."""
+"""Counts of the dataset's clips by class, split, size, frame rate and source."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def classes(tables: Tables) -> dict[str, Any]:
 
 def splits(tables: Tables) -> list[dict[str, Any]]:
     """Kept clips by split."""
-    found = tables.rows(
+    rows = tables.rows(
         "SELECT split, count(*) AS clips, sum(seconds) AS seconds, count(DISTINCT source_id) AS sources FROM clips "
         "WHERE state = 'kept' GROUP BY split ORDER BY clips DESC"
     )
     return [
         {"split": row["split"], "clips": row["clips"], "hours": hours(row["seconds"]), "sources": row["sources"]}
-        for row in found
+        for row in rows
     ]
 
 
@@ -82,7 +82,7 @@ def shapes(tables: Tables) -> dict[str, Any]:
 
 
 def sources(tables: Tables, outcomes: Outcomes) -> dict[str, Any]:
-    """Who gave most, how even that is, and who gave nothing."""
+    """The sources with most clips, how evenly clips are spread over sources, and the sources without any."""
     most = tables.rows(
         "SELECT source_id, any_value(url) AS url, count(*) FILTER (state = 'kept') AS kept, count(*) AS clips, "
         "sum(seconds) FILTER (state = 'kept') AS seconds FROM clips GROUP BY source_id HAVING kept > 0 "

@@ -1,4 +1,4 @@
-"""Croissant: the dataset described in JSON-LD (version 1.0), as mlcroissant and dataset search engines read it."""
+"""The dataset's description in Croissant 1.0 (JSON-LD), which mlcroissant and dataset search engines read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEDIA = {"mp4": "video/mp4", "flac": "audio/flac", "json": "application/json"}
 
 
 def croissant(facts: Mapping[str, Any], manifest: Manifest, columns: Mapping[str, str]) -> str:
-    """The description as JSON. Paths are relative to the dataset's folder, where it belongs.
+    """The description as JSON. Its paths are relative to the dataset's folder, into which it must be written.
 
     ``columns`` are those of ``samples.parquet`` with DuckDB's types.
     """

@@ -1,4 +1,4 @@
-"""How every measure is distributed over kept and rejected clips, with the threshold that parted them."""
+"""Histograms of every measure over kept and over rejected clips, with the threshold between them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _STATES = ("kept", "rejected")
 def distributions(tables: Tables, thresholds: Thresholds) -> list[dict[str, Any]]:
     """One entry for every measure that any clip has, in the catalogue's order.
 
-    ``edges`` are NUM_BINS + 1 numbers; what lies beyond the outer ones is counted in the outer bins. ``kept`` and
-    ``rejected`` are the clips in each bin, ``missing`` those without the measure.
+    ``edges``: NUM_BINS + 1 numbers; values outside of them are counted in the first or last bin. ``kept`` and
+    ``rejected``: clips in each bin. ``missing``: clips without the measure.
     """
     rule_of = {rule.measure: rule for rule in RULES}
-    found = []
+    entries = []
     for measure in MEASURES:
         limit, side = None, None
         if (rule := rule_of.get(measure.name)) is not None:
@@ -28,8 +28,8 @@ def distributions(tables: Tables, thresholds: Thresholds) -> list[dict[str, Any]
         entry = _distribution(tables, measure, limit)
         if entry is not None:
             setting = rule.setting if rule else None
-            found.append({**entry, "setting": setting, "side": side, "threshold": limit})
-    return found
+            entries.append({**entry, "setting": setting, "side": side, "threshold": limit})
+    return entries
 
 
 def _distribution(tables: Tables, measure: Measure, limit: float | None) -> dict[str, Any] | None:
@@ -74,7 +74,10 @@ def _distribution(tables: Tables, measure: Measure, limit: float | None) -> dict
 
 
 def _domain(measure: Measure, ends: dict[str, float], limit: float | None) -> tuple[float, float]:
-    """What the bins cover: all of 0..1 for shares that use it, else what is not extreme, and the threshold with some room."""
+    """The range of the bins: the values without the outermost 0.5 % on each side, and the threshold, with a margin.
+
+    For shares it begins at 0, and ends at 1 if values or threshold are above 0.5, otherwise at twice the highest.
+    """
     low, high = ends["low"], ends["high"]
     if limit is not None:
         low, high = min(low, limit), max(high, limit)
@@ -90,5 +93,5 @@ def _domain(measure: Measure, ends: dict[str, float], limit: float | None) -> tu
 
 
 def _short(value: float) -> float:
-    """Six digits are enough to draw."""
+    """Rounded to six digits, which are enough for a chart."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Everything that the report says, as plain values: the page, the card and ``report.json`` are three ways to show them."""
+"""The facts of a report as plain values, which the page, the dataset card and ``report.json`` show."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_LICENCES = 50
 
 
 def read_manifest_if_any(folder: Folder) -> Manifest | None:
-    """None where no build came to its end there, or it kept nothing. Raises ManifestError for one that cannot be read."""
+    """The manifest; None where no build has finished or it kept nothing. Raises ManifestError for a damaged one."""
     if not folder.exists(FILE_NAME):
         return None
     return read_manifest(folder.url)
@@ -36,7 +36,7 @@ def read_manifest_if_any(folder: Folder) -> Manifest | None:
 def gather(
     folder: Folder, manifest: Manifest | None, tables: Tables, recipe: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The facts of a dataset. ``recipe`` stands in for the manifest's where nothing was kept and there is none."""
+    """The facts of a dataset. ``recipe`` is used where there is no manifest, since the build kept nothing."""
     known: Mapping[str, Any] = manifest.recipe if manifest else recipe or {}
     thresholds = thresholds_of(known, getattr(manifest, "agreement_rule", None))
     outcomes = read_outcomes(folder)
@@ -70,12 +70,12 @@ def gather(
 
 def clip_counts(tables: Tables) -> dict[str, Any]:
     """Clips by state, with their hours."""
-    found = tables.rows("SELECT state, count(*) AS clips, sum(seconds) AS seconds FROM clips GROUP BY state")
-    return {row["state"]: {"clips": row["clips"], "hours": hours(row["seconds"])} for row in found}
+    rows = tables.rows("SELECT state, count(*) AS clips, sum(seconds) AS seconds FROM clips GROUP BY state")
+    return {row["state"]: {"clips": row["clips"], "hours": hours(row["seconds"])} for row in rows}
 
 
 def headline(tables: Tables, manifest: Manifest | None, outcomes: Outcomes, clips: Mapping[str, Any]) -> dict[str, Any]:
-    """The first figures of the page."""
+    """The figures at the top of the page."""
     kept = clips.get("kept", {"clips": 0, "hours": 0.0})
     licences = tables.rows(
         "SELECT coalesce(licence, '') AS licence, count(*) AS clips, sum(seconds) AS seconds FROM clips WHERE state = 'kept' "
@@ -122,21 +122,21 @@ def _renditions(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def funnel(outcomes: Outcomes, manifest: Manifest | None, clips: Mapping[str, Any]) -> dict[str, Any]:
-    """Sources, then clips, each step with what it took away: every step's count less its losses is the next one's.
+    """Counts of sources and clips. Listed sources less the losses in ``steps`` are the kept sources.
 
-    ``problems`` says where the table, the ledger and the manifest do not say the same.
+    ``problems``: differences between the counts of the manifest, the ledger and ``samples.parquet``.
     """
     source_steps = _source_steps(outcomes)
     reasons = manifest.clips.reasons if manifest else {}
     problems = []
     if manifest is not None:
         for state in ("kept", "rejected", "failed"):
-            listed, held = manifest.clips.states.get(state, 0), clips.get(state, {}).get("clips", 0)
-            if listed != held:
-                problems.append(f"the manifest counts {listed} {state} clips, samples.parquet holds {held}")
-            listed, held = manifest.sources.states.get(state, 0), outcomes.states.get(state, 0)
-            if outcomes.found and listed != held:
-                problems.append(f"the manifest counts {listed} {state} sources, the ledger {held}")
+            expected, counted = manifest.clips.states.get(state, 0), clips.get(state, {}).get("clips", 0)
+            if expected != counted:
+                problems.append(f"the manifest counts {expected} {state} clips, samples.parquet holds {counted}")
+            expected, counted = manifest.sources.states.get(state, 0), outcomes.states.get(state, 0)
+            if outcomes.found and expected != counted:
+                problems.append(f"the manifest counts {expected} {state} sources, the ledger {counted}")
     return {
         "sources": {
             "total": outcomes.total,
@@ -156,7 +156,7 @@ def funnel(outcomes: Outcomes, manifest: Manifest | None, clips: Mapping[str, An
 
 
 def _source_steps(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """(what, count, why) downwards: listed, then what was lost, then what gave clips."""
+    """The steps of the funnel: listed sources, then the losses by cause, then the sources that are kept."""
     failed = sum(group["count"] for group in outcomes.failures.values() if group["what"] == "source")
     clips_failed = outcomes.states["failed"] - failed
     steps = [{"what": "listed", "count": outcomes.total}]
@@ -181,17 +181,17 @@ def _source_steps(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def rejections(tables: Tables, outcomes: Outcomes, thresholds: Thresholds) -> list[dict[str, Any]]:
-    """Why clips, and whole sources, were rejected, with what to change."""
+    """Reasons for which clips and whole sources were rejected, with counts, meanings and advice."""
     settings: dict[str, list[dict[str, Any]]] = {}
     for rule in RULES:
         limit = thresholds.values.get(rule.setting)
         settings.setdefault(rule.reason, []).append({"setting": f"judge.{rule.setting}", "value": limit})
-    found = tables.rows(
+    rows = tables.rows(
         "SELECT reason, count(*) AS clips, sum(seconds) AS seconds, count(DISTINCT source_id) AS sources FROM clips "
         "WHERE state = 'rejected' GROUP BY reason ORDER BY clips DESC, reason"
     )
     listed = []
-    for row in found:
+    for row in rows:
         meaning, advice = about_reason(str(row["reason"]))
         listed.append(
             {
@@ -223,7 +223,7 @@ def rejections(tables: Tables, outcomes: Outcomes, thresholds: Thresholds) -> li
 
 
 def notes(manifest: Manifest | None, outcomes: Outcomes, clips: Mapping[str, Any], tables: Tables) -> list[str]:
-    """What a reader must know before the figures."""
+    """Warnings that a reader needs before the figures, such as a missing file."""
     listed = []
     if manifest is None:
         listed.append(

@@ -1,4 +1,4 @@
-"""Which clips the page shows, and what it says of each: an even choice over classes, splits, and reasons."""
+"""The clips that the page shows: kept ones evenly over classes, the others evenly over reasons."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class GallerySettings(Settings):
     """How much of the dataset the page shows."""
 
     max_clips: int = Field(400, ge=0)
-    """Clips in the page; half of them kept ones, where there are enough of both."""
+    """Clips in the page; half of them kept ones, if there are enough of both kinds."""
     max_bytes: int = Field(8_000_000, ge=0)
-    """Bytes of all frames and spectrograms together; clips beyond it are shown without."""
+    """Bytes of all frames and spectrograms together; further clips are shown without."""
 
 
 def gallery(
     tables: Tables, files: ClipFiles, manifest: Manifest | None, settings: GallerySettings | None = None
 ) -> dict[str, Any]:
-    """Rows for the page, each with ``strip`` and ``spectrum`` as data URIs, or null where the media are gone."""
+    """Rows for the page, each with ``strip`` and ``spectrum`` as data URIs, or null where the media are missing."""
     settings = settings or GallerySettings()
     total = tables.one("SELECT count(*) AS num FROM clips")["num"]
     rows = rows_of(tables, choose(tables, settings.max_clips))
@@ -89,23 +89,23 @@ def choose(tables: Tables, max_clips: int) -> list[str]:
     }
     places: list[tuple[float, str]] = []
     for name, query in groups.items():
-        found = tables.rows(
+        rows = tables.rows(
             "SELECT key FROM (SELECT key, part, row_number() OVER (PARTITION BY part ORDER BY hash(key), key) AS turn "
             f"FROM ({query})) ORDER BY turn, part LIMIT ?",
             [shares[name]],
         )
-        places += [((place + 0.5) / len(found), row["key"]) for place, row in enumerate(found)]
-    return [key for _, key in sorted(places)]  # both kinds from the first to the last
+        places += [((place + 0.5) / len(rows), row["key"]) for place, row in enumerate(rows)]
+    return [key for _, key in sorted(places)]  # the two groups evenly mixed
 
 
 def rows_of(tables: Tables, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of the clips of these keys, in that order, as the page wants them: plain fields, then ``values`` by MEASURE_NAMES."""
+    """Rows of these clips for the page, in that order: the fields of PLAIN, then ``values`` in the order of MEASURE_NAMES."""
     if not keys:
         return []
     columns = ", ".join(f'"{name}"' for name in (*PLAIN, *MEASURE_NAMES))
     marks = ", ".join("?" for _ in keys)
-    found = tables.rows(f"SELECT {columns} FROM clips WHERE key IN ({marks})", list(keys))
-    by_key = {row["key"]: _for_page(row) for row in found}
+    rows = tables.rows(f"SELECT {columns} FROM clips WHERE key IN ({marks})", list(keys))
+    by_key = {row["key"]: _for_page(row) for row in rows}
     return [by_key[key] for key in keys if key in by_key]
 
 
@@ -122,7 +122,7 @@ def clip_place(row: Mapping[str, Any]) -> ClipPlace:
 
 
 def title_of(record: Mapping[str, Any]) -> str | None:
-    """The source's own title, where the site gave one."""
+    """The source's title, if the site gave one."""
     provenance = record.get("provenance")
     title = provenance.get("title") if isinstance(provenance, Mapping) else None
     return title[:MAX_TEXT] if isinstance(title, str) else None

@@ -1,4 +1,4 @@
-"""Whether splits share what they must not: the same source, the same video, the same picture or sound."""
+"""Checks that no source, video file, picture or sound is in two splits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ _CHECKS = (
 
 
 def leakage(tables: Tables) -> list[dict[str, Any]]:
-    """For each check how many were found, and the clips of the first few. Near-duplicates are the build's own work: it
-    keeps them in one split."""
-    found = []
+    """For each check, the number of violations, and two clips of each of the first MAX_EXAMPLES.
+
+    Near-duplicates are not checked: the build itself puts them in one split.
+    """
+    checks = []
     for column, what, title in _CHECKS:
         groups = (
             f"SELECT {column} AS shared, count(DISTINCT split) AS splits, min(key) AS first, max(key) AS last "
@@ -26,7 +28,7 @@ def leakage(tables: Tables) -> list[dict[str, Any]]:
         )
         count = tables.one(f"SELECT count(*) AS num FROM ({groups})")["num"]
         examples = tables.rows(f"{groups} ORDER BY first LIMIT {MAX_EXAMPLES}") if count else []
-        found.append(
+        checks.append(
             {
                 "check": column,
                 "title": title,
@@ -35,4 +37,4 @@ def leakage(tables: Tables) -> list[dict[str, Any]]:
                 "examples": [[row["first"], row["last"]] for row in examples],
             }
         )
-    return found
+    return checks

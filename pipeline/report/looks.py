@@ -1,4 +1,4 @@
-"""What a clip looks and sounds like, small: a strip of frames, and a spectrogram, both as WebP."""
+"""Thumbnails of a clip: a strip of frames and a spectrogram, both as WebP."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _FFT, _LOWEST_HZ, _HIGHEST_HZ, _RANGE_DB = 2048, 60.0, 16_000.0, 70.0
 def strip_of(
     place: ClipPlace, files: ClipFiles, manifest: Manifest | None, num_frames: int = NUM_FRAMES
 ) -> bytes | None:
-    """Frames side by side, of FRAME_SIZE each, evenly over the clip. None: they cannot be had.
+    """Frames of FRAME_SIZE side by side, spread evenly over the clip. None: they cannot be read.
 
-    A kept clip's come from its tar, so that they are what training sees; a rejected one's from the previews.
+    A kept clip's frames come from its tar, as used in training; a rejected clip's from the previews.
     """
     frames = _shard_frames(place, files, manifest, num_frames) if place.shard is not None and manifest else None
     if not frames:
         frames = files.preview_frames(place, num_frames)
     if not frames:
         return None
-    repeated = [frames[i * len(frames) // num_frames] for i in range(num_frames)]  # a short clip has fewer
+    repeated = [frames[i * len(frames) // num_frames] for i in range(num_frames)]  # short clips have fewer frames
     return strip(repeated)
 
 
 def spectrum_of(place: ClipPlace, files: ClipFiles) -> bytes | None:
-    """A spectrogram of the clip's sound, time to the right, SPECTRUM_SIZE. None: the sound cannot be had."""
+    """A spectrogram of the clip's sound, SPECTRUM_SIZE, time from left to right. None: the sound cannot be read."""
     sound = sound_of(place, files)
     return spectrum(sound) if sound is not None and len(sound) >= _FFT else None
 
 
 def sound_of(place: ClipPlace, files: ClipFiles) -> npt.NDArray[np.float32] | None:
-    """The clip's sound in one channel, 44.1 kHz for previews, as cut for kept clips."""
+    """The clip's sound, (N,) mono; a kept clip's at the rate of its FLAC, a rejected clip's at 44.1 kHz."""
     part = files.member(place, files.renditions[0], "flac") if place.shard is not None and files.renditions else None
     if part is not None:
         try:
@@ -80,7 +80,7 @@ def _shard_frames(place: ClipPlace, files: ClipFiles, manifest: Manifest, num_fr
 
 
 def _frame_at(path: Path, seconds: float) -> npt.NDArray[np.uint8]:
-    """The first frame of the group of pictures that holds the time: one seek, one frame decoded."""
+    """The key frame at or before the time: one seek, one decoded frame. Black where none can be decoded."""
     for item in Decoding(path, sample_rate_hz=SAMPLE_RATE_HZ, start_seconds=seconds, end_seconds=seconds + 2):
         if isinstance(item, Picture):
             return item.rgb(FRAME_SIZE[1])
@@ -88,7 +88,7 @@ def _frame_at(path: Path, seconds: float) -> npt.NDArray[np.uint8]:
 
 
 def strip(frames: Sequence[npt.NDArray[np.uint8]]) -> bytes:
-    """Frames (H, W, 3) RGB, each fitted into FRAME_SIZE between black bars, side by side."""
+    """Frames (H, W, 3) RGB side by side, each scaled to fit FRAME_SIZE, with black bars."""
     width, height = FRAME_SIZE
     canvas = np.zeros((height, width * len(frames), 3), np.uint8)
     for index, frame in enumerate(frames):
@@ -101,7 +101,7 @@ def strip(frames: Sequence[npt.NDArray[np.uint8]]) -> bytes:
 
 
 def spectrum(sound: npt.NDArray[np.float32]) -> bytes:
-    """Sound (N,) as a spectrogram: 60 Hz to 16 kHz on a logarithmic scale, 70 dB from the loudest down, in cividis."""
+    """The spectrogram of sound (N,) as WebP: 60 Hz to 16 kHz logarithmic, the 70 dB below the maximum, in cividis."""
     width, height = SPECTRUM_SIZE
     starts = np.linspace(0, len(sound) - _FFT, width).astype(int)
     windows = np.stack([sound[start : start + _FFT] for start in starts]) * np.hanning(_FFT).astype(np.float32)
@@ -116,14 +116,14 @@ def spectrum(sound: npt.NDArray[np.float32]) -> bytes:
 
 @functools.cache
 def _bands(count: int) -> npt.NDArray[np.float32]:
-    """(frequencies, bands): triangles on a logarithmic scale, each summing to 1."""
+    """Triangular filters on a logarithmic scale, (frequencies, bands), each summing to 1."""
     frequencies = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE_HZ)
     corners = np.geomspace(_LOWEST_HZ, _HIGHEST_HZ, count + 2)
     rising = (frequencies[:, None] - corners[None, :-2]) / np.diff(corners)[None, :-1]
     falling = (corners[None, 2:] - frequencies[:, None]) / np.diff(corners)[None, 1:]
     bands = np.clip(np.minimum(rising, falling), 0, None)
     nearest = np.abs(frequencies[:, None] - corners[None, 1:-1]).argmin(axis=0)
-    bands[nearest, np.arange(count)] += 1e-6  # a band that is narrower than a bin still has one
+    bands[nearest, np.arange(count)] += 1e-6  # so that a band narrower than the frequency step is not empty
     return np.asarray(bands / bands.sum(axis=0, keepdims=True), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Makes a dataset's report: page, facts, card and Croissant, each written at one stroke."""
+"""Makes a dataset's report: page, facts, card and Croissant, each file written atomically."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class ReportSettings(Settings):
     """How a report is made."""
 
     tables: TableSettings = TableSettings()
-    """What the statistics may take of the machine."""
+    """Memory and cores for the statistics."""
     gallery: GallerySettings = GallerySettings()
     """How many clips the page shows."""
     max_page_bytes: int = Field(MAX_PAGE_BYTES, ge=2_000_000)
-    """Size of the page at the most: what is over is taken from the gallery."""
+    """Maximum size of the page: thumbnails and clips of the gallery are left out of a larger one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was made, and where."""
+    """A finished report: its files and facts."""
 
     name: str
     page: str
@@ -57,7 +57,7 @@ class Report:
     facts: Mapping[str, Any]
 
     def to_markdown(self) -> str:
-        """A short word on it, for people who see no HTML."""
+        """A short summary in Markdown."""
         head = self.facts["headline"]
         rejected = [f"{r['reason']} {r['count']}" for r in self.facts["rejections"] if r["what"] == "clips"]
         failed = [f"{f['code']} {f['count']}" for f in self.facts["failures"]]
@@ -87,9 +87,8 @@ def make_report(
 ) -> Report:
     """Writes the report of the dataset in the folder ``location`` into ``out`` (None: the dataset's own folder).
 
-    ``recipe`` is what a build that kept nothing, and so has no manifest, was asked for. Raises ReportError or
-    ManifestError where the dataset, or the one it is compared with, cannot be read, and OutputError where nothing can be
-    written.
+    ``recipe``: that of a build which kept nothing, and so has no manifest. Raises ReportError or ManifestError where the
+    dataset, or the one of ``compare_with``, cannot be read, and OutputError where ``out`` cannot be written.
     """
     settings = settings or ReportSettings()
     folder, target = read_folder(location), Folder(out or location)
@@ -145,10 +144,10 @@ def _compared(
 def _page(
     folder: Folder, manifest: Manifest | None, tables: Tables, facts: Mapping[str, Any], settings: ReportSettings
 ) -> str:
-    """The page, with as many pictures as its size allows."""
+    """The page, with as many thumbnails as ``max_page_bytes`` allows."""
     thresholds = thresholds_of(facts["recipe"], getattr(manifest, "agreement_rule", None))
-    found = what_if(tables, thresholds)
-    for_sliders = for_page(found) if found is not None else None
+    what_if_result = what_if(tables, thresholds)
+    for_sliders = for_page(what_if_result) if what_if_result is not None else None
     measures = [{"name": m.name, "label": m.label, "unit": m.unit} for m in MEASURES]
     files = ClipFiles(folder, manifest, facts["recipe"])
     chosen = gallery(tables, files, manifest, settings.gallery)

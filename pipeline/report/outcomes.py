@@ -1,5 +1,7 @@
-"""What became of the sources: one pass over ``ledger.jsonl`` and one over ``timings.jsonl``, in memory that does not grow
-with the clips."""
+"""The outcomes of sources, from one pass over ``ledger.jsonl``, and the times of stages, from one over ``timings.jsonl``.
+
+Memory does not grow with the number of clips.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ MAX_HOSTS = 20
 
 @dataclass(slots=True)
 class Outcomes:
-    """Sources by what became of them."""
+    """Counts of sources by state, reason, failure and host."""
 
     states: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -43,6 +45,7 @@ class Outcomes:
     num_with_clips: int = 0
     num_damaged_lines: int = 0
     found: bool = True
+    """False where the file is missing or cannot be read to its end."""
 
     @property
     def total(self) -> int:
@@ -108,11 +111,11 @@ class Outcomes:
             )
 
     def failure_list(self) -> list[dict[str, Any]]:
-        """The commonest first."""
+        """Groups of failures, the most frequent first."""
         return sorted(self.failures.values(), key=lambda group: (-group["count"], group["code"], group["stage"]))
 
     def host_list(self) -> list[dict[str, Any]]:
-        """Where the sources come from, those with most sources first."""
+        """Counts by host, the hosts with most sources first."""
         named: list[dict[str, Any]] = [
             {"host": host, **{name: counts[name] for name in _HOST_COUNTS}} for host, counts in self.hosts.items()
         ]
@@ -135,8 +138,7 @@ def read_outcomes(folder: Folder) -> Outcomes:
 
 
 def read_timings(folder: Folder) -> dict[str, Any]:
-    """Seconds of work of each stage: in all, its share, and of one source (median, 95 %); what sources waited, and the sources that
-    took longest."""
+    """Seconds of work by stage (sum, share, median and 95 % quantile of a source), of waiting, and of the slowest sources."""
     seconds: dict[str, array[float]] = {}
     slowest: list[tuple[float, str, dict[str, float]]] = []
     waited_seconds = 0.0
@@ -150,7 +152,7 @@ def read_timings(folder: Folder) -> dict[str, Any]:
         if len(slowest) > 1000:
             slowest = sorted(slowest, key=lambda each: -each[0])[:10]
     total = sum(sum(each) for each in seconds.values())
-    stages_found = [
+    stage_rows = [
         {
             "stage": name,
             "seconds": round(sum(each), 3),
@@ -165,7 +167,7 @@ def read_timings(folder: Folder) -> dict[str, Any]:
     return {
         "seconds": round(total, 3),
         "waited_seconds": round(waited_seconds, 3),
-        "stages": stages_found,
+        "stages": stage_rows,
         "slowest": [
             {"source_id": name, "seconds": round(whole, 3), "stages": parts} for whole, name, parts in slowest[:10]
         ],

@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: figures, pictures, charts. It loads nothing, and runs no script but its own."""
+"""The report's page: one HTML file with its data, pictures and scripts. Its policy forbids other files and scripts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def render_page(
     what_if: Mapping[str, Any] | None,
     measures: list[dict[str, str]],
 ) -> str:
-    """The page. ``measures`` are name, label and unit of every measure that a clip may have."""
+    """The page as HTML. ``measures``: name, label and unit of every measure that a clip may have."""
     charts = _asset(CHART_LIBRARY)
     script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
     data = {"facts": facts, "gallery": gallery, "what_if": what_if, "measures": measures}
@@ -52,12 +52,12 @@ def render_page(
 
 
 def as_served(page: str) -> str:
-    """The same page as the server gives it: it may ask its own server for clips."""
+    """The page for the report server: its policy lets it request clips from that server."""
     return page.replace(_FROM_DISK, _SERVED, 1).replace(_NOT_SERVED_MARK, _SERVED_MARK, 1)
 
 
 def script_json(value: Any) -> str:
-    """JSON that cannot end the script element that it stands in, nor begin a comment there."""
+    """JSON for a script element, escaped so that no text in it can end the element or begin a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -1,4 +1,4 @@
-"""Matched against shuffled: how the agreement of true pairs parts from that of wrong ones, from the stored embeddings.
+"""Compares the agreement of matched pairs (picture and sound of one clip) and shuffled ones, from stored embeddings.
 
 Shape suffixes: N clips, D width of the space.
 """
@@ -35,10 +35,10 @@ Vectors = npt.NDArray[np.float32]
 def agreement_facts(
     folder: Folder, manifest: Manifest | None, tables: Tables, thresholds: Thresholds
 ) -> dict[str, Any] | None:
-    """Histograms of matched and shuffled pairs, the ROC and its area; None where agreement was not measured.
+    """Histograms of matched and shuffled pairs, the ROC curve and its area; None where agreement was not measured.
 
-    A wrong pair is a picture with the sound of another source, and of another first label where there are labels. Of many
-    clips an even sample is taken. The manifest's own calibration, where it has one, goes beside it.
+    A shuffled pair is a picture with the sound of another source, and of another first label where there are labels. Above
+    MAX_PAIRS clips, a sample of them is used. The manifest's calibration is included if it has one.
     """
     measured = tables.one("SELECT count(agreement) AS num FROM clips")["num"]
     if not measured:
@@ -74,7 +74,7 @@ def agreement_facts(
 
 
 def _sample(folder: Folder, tables: Tables) -> tuple[Vectors, Vectors, npt.NDArray[Any], npt.NDArray[Any]]:
-    """Unit embeddings (N, D) of pictures and sounds with source and first label, in the order of the keys."""
+    """Unit embeddings (N, D) of pictures and sounds, source ids (N,) and first labels (N,), in the order of the table."""
     keys: list[str] = []
     parts: list[list[Vectors]] = []
     with folder.open(EMBEDDINGS_NAME) as file, pq.ParquetFile(file) as table:
@@ -87,10 +87,10 @@ def _sample(folder: Folder, tables: Tables) -> tuple[Vectors, Vectors, npt.NDArr
             keys += some["key"].to_pylist()
             parts.append([_unit(some[name].combine_chunks()) for name in ("picture", "sound")])
     tables.attach("embedded", pa.table({"key": pa.array(keys, pa.string()), "place": list(range(len(keys)))}))
-    found = tables.columns(
+    rows = tables.columns(
         "SELECT place, source_id, coalesce(labels[1], '') AS label FROM embedded JOIN clips USING (key) ORDER BY place"
     )
-    place = found["place"].astype(np.int64)
+    place = rows["place"].astype(np.int64)
     if not len(place):
         raise ValueError("none of its clips is in samples.parquet")
     pictures, sounds = (np.concatenate([part[i] for part in parts])[place] for i in (0, 1))
@@ -100,22 +100,24 @@ def _sample(folder: Folder, tables: Tables) -> tuple[Vectors, Vectors, npt.NDArr
     return (
         pictures[has_direction],
         sounds[has_direction],
-        found["source_id"][has_direction],
-        found["label"][has_direction],
+        rows["source_id"][has_direction],
+        rows["label"][has_direction],
     )
 
 
 def _chosen(num_rows: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Row groups and the rows to take of each, MAX_PAIRS together: all of a small table, else some rows of MAX_GROUPS groups,
-    so that not all of a large one is read."""
+    """Row groups and the rows to take of each, about MAX_PAIRS rows together.
+
+    All rows of a small table; of a larger one some rows of MAX_GROUPS groups, so that the others need not be read.
+    """
     groups = [group for group, num in enumerate(num_rows) if num]
     if sum(num_rows) > MAX_PAIRS:
         groups = [groups[i] for i in np.unique(np.linspace(0, len(groups) - 1, MAX_GROUPS).astype(int))]
-    held = sum(num_rows[group] for group in groups)
+    num_available = sum(num_rows[group] for group in groups)
     rng = np.random.default_rng(0)
     for group in groups:
         num = num_rows[group]
-        share = min(num, -(-num * MAX_PAIRS // held))
+        share = min(num, -(-num * MAX_PAIRS // num_available))
         yield group, np.sort(rng.choice(num, share, replace=False))
 
 
@@ -128,20 +130,23 @@ def _unit(column: pa.Array) -> Vectors:
 
 
 def wrong_partners(sources: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """For each clip another one of another source and label, -1 where there is none. Every clip's sound comes about as often."""
+    """For each clip the index of one of another source and label, (N,), -1 where there is none.
+
+    Random permutations are tried first, so that every clip is chosen about as often.
+    """
     rng = np.random.default_rng(0)
     partners = np.full(len(sources), -1, np.int64)
-    left = np.arange(len(sources))
+    unmatched = np.arange(len(sources))
     for _ in range(30):
-        if not len(left):
+        if not len(unmatched):
             break
-        tried = (
-            rng.permutation(len(sources))[: len(left)] if len(left) < len(sources) else rng.permutation(len(sources))
+        candidates = rng.permutation(len(sources))[: len(unmatched)]
+        fits = (sources[unmatched] != sources[candidates]) & (
+            (labels[unmatched] != labels[candidates]) | (labels[unmatched] == "")
         )
-        fits = (sources[left] != sources[tried]) & ((labels[left] != labels[tried]) | (labels[left] == ""))
-        partners[left[fits]] = tried[fits]
-        left = left[~fits]
-    for index in left:  # a class that is nearly all of the dataset
+        partners[unmatched[fits]] = candidates[fits]
+        unmatched = unmatched[~fits]
+    for index in unmatched:  # in a dataset that is almost all of one class
         others = np.flatnonzero((sources != sources[index]) & ((labels != labels[index]) | (labels[index] == "")))
         if len(others):
             partners[index] = rng.choice(others)
@@ -173,7 +178,7 @@ def _pairs(matched: npt.NDArray[Any], shuffled: npt.NDArray[Any], threshold: flo
 
 
 def roc_points(matched: npt.NDArray[Any], shuffled: npt.NDArray[Any]) -> list[list[float]]:
-    """[false-accept rate, true-accept rate, threshold] at thresholds of the wrong pairs, from strict to lenient."""
+    """[false-accept rate, true-accept rate, threshold] at quantiles of the shuffled cosines, from strict to lenient."""
     ranks = np.unique(np.concatenate([np.linspace(0, 1, ROC_POINTS), np.geomspace(1 / len(shuffled), 1, ROC_POINTS)]))
     points = []
     for threshold in np.unique(np.quantile(shuffled, 1 - ranks, method="higher"))[::-1]:

@@ -1,4 +1,4 @@
-"""What a reader of the page may ask of the clips: filters, an order, a page. Every value goes to DuckDB as a parameter."""
+"""Searches for clips from the page: filters, order, offset. Every value goes to DuckDB as a parameter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.settings import Settings
 
 
 class Query(Settings):
-    """A question; the empty text stands for: any."""
+    """A search for clips. An empty text filters nothing."""
 
     state: str = ""
     """``kept``, ``rejected`` or ``failed``."""
@@ -27,17 +27,17 @@ class Query(Settings):
     measure: str = ""
     """The measure that ``low`` and ``high`` bound."""
     low: float | None = None
-    """The measure at the least. None: any."""
+    """Minimum of the measure. None: no minimum."""
     high: float | None = None
-    """The measure at the most. None: any."""
+    """Maximum of the measure. None: no maximum."""
     sort: str = ""
-    """A measure, or ``key``. Empty: a mix that is always the same."""
+    """A measure, or ``key``. Empty: a fixed random order."""
     order: Literal["rising", "falling"] = "falling"
     """The order of ``sort``."""
     offset: int = Field(0, ge=0)
-    """Clips to pass over."""
+    """Number of clips to skip."""
     limit: int = Field(48, ge=1, le=500)
-    """Clips to give."""
+    """Maximum number of clips to return."""
 
     @field_validator("measure", "sort")
     @classmethod
@@ -48,7 +48,7 @@ class Query(Settings):
 
 
 def find(tables: Tables, query: Query) -> tuple[int, list[str]]:
-    """How many clips there are, and the keys of those asked for."""
+    """The number of clips that match, and the keys of those from ``offset`` on, at most ``limit``."""
     where, values = ["true"], []
     for column in ("state", "reason", "split"):
         if wanted := getattr(query, column):

@@ -1,6 +1,6 @@
-"""Serves a report on this machine: the page, and the clips straight out of the tars, by ranges. Nothing is unpacked.
+"""Serves a report on this machine: the page, and the clips, read by range from the tars without unpacking them.
 
-/                        the page                   /api/clips?…          clips that a query asks for, as JSON
+/                        the page                   /api/clips?…          clips that match a query, as JSON
 /clip/RENDITION/KEY.mp4  a kept clip                /strip/KEY.webp       its frames, side by side
 /sound/KEY.flac, .wav    its sound, as it was cut,  /spectrum/KEY.webp    its spectrogram
                          or of a rejected one as it was measured
@@ -49,7 +49,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ServedDataset:
-    """The clips of a dataset, for the server: found, looked at, listened to."""
+    """A dataset as the server reads it: its page, rows, media and thumbnails. For several threads."""
 
     def __init__(self, location: str) -> None:
         self.folder = read_folder(location)
@@ -66,11 +66,11 @@ class ServedDataset:
         self.tables.close()
 
     def place(self, key: str) -> ClipPlace | None:
-        found = self.tables.rows("SELECT key, source_id, shard, start_ms, end_ms FROM clips WHERE key = ?", [key])
-        return clip_place(found[0]) if found else None
+        rows = self.tables.rows("SELECT key, source_id, shard, start_ms, end_ms FROM clips WHERE key = ?", [key])
+        return clip_place(rows[0]) if rows else None
 
     def clips(self, query: Query) -> dict[str, Any]:
-        """A page of clips, with titles, and whether there is a strip of frames and a spectrogram to be had."""
+        """The clips of a query as rows, with titles, and whether each has a strip of frames and a spectrogram."""
         total, keys = find(self.tables, query)
         rows = rows_of(self.tables, keys)
         with self._lock:
@@ -86,7 +86,7 @@ class ServedDataset:
             return self.files.member(place, rendition, member) if place else None
 
     def wav(self, key: str) -> bytes | None:
-        """The sound of a clip that was not cut, from its previews."""
+        """The sound of a rejected clip as WAV, from its previews. None: they were deleted."""
         place = self.place(key)
         with self._lock:
             sound = self.files.preview_sound(place) if place else None
@@ -108,7 +108,7 @@ class ServedDataset:
 
 
 def _page_of(location: str, folder: Folder) -> str:
-    """The report's page, made now where it is missing or older than the dataset."""
+    """The report's page; it is made first where it is missing or older than the dataset."""
     if not (folder.exists(PAGE_NAME) and _is_of(folder)):
         logger.warning("making the report on %s first", location)
         make_report(location)
@@ -116,7 +116,7 @@ def _page_of(location: str, folder: Folder) -> str:
 
 
 def _is_of(folder: Folder) -> bool:
-    """Whether the report was made of the dataset as it is now."""
+    """Whether the report was made from the dataset's present files."""
     if not folder.exists(FILE_NAME):
         return False
     try:
@@ -136,7 +136,7 @@ class _ReportHandler(BaseHTTPRequestHandler):
         try:
             self._answer()
         except (BrokenPipeError, ConnectionResetError):
-            logger.debug("the client hung up during %s", self.path)
+            logger.debug("the client closed the connection during %s", self.path)
             self.close_connection = True
 
     do_HEAD = do_GET
@@ -150,13 +150,13 @@ class _ReportHandler(BaseHTTPRequestHandler):
             return
         address = urlsplit(self.path)
         parts = [unquote(part) for part in address.path.split("/")[1:]]
-        asked = dict(parse_qsl(address.query))
+        parameters = dict(parse_qsl(address.query))
         library = self.server.library
         match parts:
             case [""] | ["index.html"] | ["report.html"]:
                 self._send(HTTPStatus.OK, "text/html; charset=utf-8", library.page)
             case ["api", "clips"]:
-                self._clips(asked)
+                self._clips(parameters)
             case ["clip", rendition, name] if name.endswith(".mp4"):
                 self._part(library.member(name[:-4], rendition, "mp4"), "mp4")
             case ["sound", name] if name.endswith(".flac"):
@@ -165,7 +165,7 @@ class _ReportHandler(BaseHTTPRequestHandler):
             case ["sound", name] if name.endswith(".wav"):
                 self._bytes(library.wav(name[:-4]), "wav")
             case ["strip", name] if name.endswith(".webp"):
-                wanted = asked.get("frames", "")
+                wanted = parameters.get("frames", "")
                 num_frames = min(max(int(wanted), 1), MAX_FRAMES) if wanted.isdecimal() else NUM_FRAMES
                 self._bytes(library.strip(name[:-5], num_frames), "webp")
             case ["spectrum", name] if name.endswith(".webp"):
@@ -173,9 +173,9 @@ class _ReportHandler(BaseHTTPRequestHandler):
             case _:
                 self._missing()
 
-    def _clips(self, asked: Mapping[str, str]) -> None:
+    def _clips(self, parameters: Mapping[str, str]) -> None:
         try:
-            query = Query.model_validate(asked)
+            query = Query.model_validate(parameters)
         except ValueError as error:
             self._send(HTTPStatus.BAD_REQUEST, "text/plain", f"{error}\n".encode())
             return
@@ -212,7 +212,7 @@ class _ReportHandler(BaseHTTPRequestHandler):
             self._ranged(part.num_bytes, kind, blocks)
 
     def _ranged(self, size: int, kind: str, blocks: Any) -> None:
-        """Answers with all of it, or with the range that is asked for (206), or with 416."""
+        """Answers with the whole content (200), the requested range (206), or 416 for a range outside of it."""
         span = byte_range(self.headers.get("Range"), size)
         if span is None:
             self._send(
@@ -244,7 +244,7 @@ class _ReportHandler(BaseHTTPRequestHandler):
 
 
 class ReportServer(ThreadingHTTPServer):
-    """A server of one report, that is not running yet."""
+    """A server of one report, not yet started."""
 
     daemon_threads = True
 
@@ -261,22 +261,25 @@ class ReportServer(ThreadingHTTPServer):
         return f"http://{name}:{self.server_address[1]}/"
 
     def answers_to(self, host: str) -> bool:
-        """On loopback only to loopback's names, so that no web page elsewhere can ask under a name of its own."""
+        """Whether the request's ``Host`` is accepted: on loopback only loopback's names are.
+
+        That stops DNS rebinding: pages of other sites, whose names resolve to this machine, cannot read the dataset.
+        """
         if self.host not in LOOPBACK:
             return True
         return host.rpartition(":")[0].strip("[]") in LOOPBACK or host.strip("[]") in LOOPBACK
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        hung_up = self.is_closing or isinstance(sys.exception(), ConnectionError)
-        level = logging.DEBUG if hung_up else logging.ERROR
+        is_disconnect = self.is_closing or isinstance(sys.exception(), ConnectionError)
+        level = logging.DEBUG if is_disconnect else logging.ERROR
         logger.log(level, "a request of %s failed: %r", client_address, sys.exception())
 
 
 @contextmanager
 def open_report(location: str, host: str = "127.0.0.1", port: int = 0) -> Iterator[ReportServer]:
-    """A server of the report on a dataset; port 0 takes a free one. Makes the report first where it is missing or old.
+    """A server of the report on a dataset, port 0: any free one. Makes the report first where it is missing or outdated.
 
-    Raises ReportError and ManifestError as :func:`make_report` does, and OutputError where the port is none or taken.
+    Raises ReportError and ManifestError as :func:`make_report` does, and OutputError for an invalid or taken port.
     """
     if not 0 <= port <= MAX_PORT:
         raise OutputError(f"port {port} is none: choose one from 1 to {MAX_PORT} with --port, or 0 for a free one")

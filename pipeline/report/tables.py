@@ -41,12 +41,12 @@ _HASHES = ("picture_hash", "sound_hash")
 
 
 class TableSettings(Settings):
-    """How much the statistics may take of the machine."""
+    """Cores and memory for the statistics."""
 
     threads: int = Field(2, ge=1)
     """Cores."""
     memory_bytes: int = Field(1_200_000_000, ge=100_000_000)
-    """Memory of the tables; what is more waits in temporary files."""
+    """Memory of the tables; larger ones are moved to temporary files."""
 
 
 class Tables:
@@ -57,7 +57,7 @@ class Tables:
     """
 
     def __init__(self, folder: Folder, settings: TableSettings | None = None) -> None:
-        """Raises ReportError where ``samples.parquet`` is missing, damaged, or of another make."""
+        """Raises ReportError where ``samples.parquet`` is missing, damaged, or not a table of clips."""
         settings = settings or TableSettings()
         self.stored: Mapping[str, str] = {}
         """The columns of ``samples.parquet`` and their types."""
@@ -116,18 +116,18 @@ class Tables:
         return self.rows(query, values)[0]
 
     def columns(self, query: str, values: Sequence[Any] = ()) -> dict[str, npt.NDArray[Any]]:
-        """The answer as columns: numbers that are missing are NaN."""
+        """The result as columns, (rows,) each; missing numbers are NaN."""
         with self._lock:
-            found = self._db.execute(query, values if values else None).fetchnumpy()
+            arrays = self._db.execute(query, values if values else None).fetchnumpy()
         return {
             name: column.filled(np.nan)
             if isinstance(column, np.ma.MaskedArray) and column.dtype.kind == "f"
             else np.asarray(column)
-            for name, column in found.items()
+            for name, column in arrays.items()
         }
 
     def attach(self, name: str, table: pa.Table) -> None:
-        """Makes an Arrow table a table of that name."""
+        """Copies an Arrow table into the database under that name, in place of an earlier one."""
         with self._lock:
             self._db.register("arrow_rows", table)
             self._db.execute(f'CREATE OR REPLACE TABLE "{name}" AS SELECT * FROM arrow_rows')
@@ -144,24 +144,24 @@ class Tables:
         return copy
 
     def _load(self, path: Path) -> None:
-        known = {
+        types = {
             row["column_name"]: row["column_type"]
             for row in self.rows("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])
         }
-        self.stored = known
-        missing = [name for name in REQUIRED if name not in known]
+        self.stored = types
+        missing = [name for name in REQUIRED if name not in types]
         if missing:
             raise ReportError(f"{path} is not the table of a dataset's clips: it has no column {', '.join(missing)}")
-        parts = [_column(name, "VARCHAR", known) for name in _TEXT]
-        parts += [_column(name, "BIGINT", known) for name in _WHOLE]
-        parts += [_number(name, known) for name in _NUMBERS]
+        parts = [_column(name, "VARCHAR", types) for name in _TEXT]
+        parts += [_column(name, "BIGINT", types) for name in _WHOLE]
+        parts += [_number(name, types) for name in _NUMBERS]
         parts.append(
             "coalesce(labels, []::VARCHAR[]) AS labels"
-            if known.get("labels", "").endswith("[]")
+            if types.get("labels", "").endswith("[]")
             else "[]::VARCHAR[] AS labels"
         )
         parts += [
-            f"hash({name}) AS {name[:-5]}_id" if name in known else f"NULL::UBIGINT AS {name[:-5]}_id"
+            f"hash({name}) AS {name[:-5]}_id" if name in types else f"NULL::UBIGINT AS {name[:-5]}_id"
             for name in _HASHES
         ]
         parts.append("(end_ms - start_ms) / 1000.0 AS seconds")
@@ -169,11 +169,11 @@ class Tables:
         self._add_cropped_share()
 
     def _add_cropped_share(self) -> None:
-        """The judge rounds as Python does, so the few distinct sizes are worked out there."""
+        """Computed in Python for each distinct size, as the judge does: SQL rounds otherwise."""
         size = ("source_width_px", "source_height_px", "bar_left_px", "bar_top_px", "bar_right_px", "bar_bottom_px")
         named = ", ".join(size)
-        found = self.rows(f"SELECT DISTINCT {named} FROM loaded WHERE {' AND '.join(f'{n} IS NOT NULL' for n in size)}")
-        shares = [{**row, "cropped_share": cropped_share(*row.values())} for row in found]
+        sizes = self.rows(f"SELECT DISTINCT {named} FROM loaded WHERE {' AND '.join(f'{n} IS NOT NULL' for n in size)}")
+        shares = [{**row, "cropped_share": cropped_share(*row.values())} for row in sizes]
         schema = pa.schema([*((name, pa.int64()) for name in size), ("cropped_share", pa.float64())])
         self.attach("crops", pa.Table.from_pylist(shares, schema=schema))
         self._db.execute(f"CREATE TABLE clips AS SELECT * FROM loaded LEFT JOIN crops USING ({named})")
@@ -187,13 +187,13 @@ def cropped_share(width: int, height: int, left: int, top: int, right: int, bott
     return round((width - left - right) * (height - top - bottom) / (width * height), 4)
 
 
-def _column(name: str, kind: str, known: Mapping[str, str]) -> str:
-    return f'CAST("{name}" AS {kind}) AS "{name}"' if name in known else f'NULL::{kind} AS "{name}"'
+def _column(name: str, kind: str, types: Mapping[str, str]) -> str:
+    return f'CAST("{name}" AS {kind}) AS "{name}"' if name in types else f'NULL::{kind} AS "{name}"'
 
 
-def _number(name: str, known: Mapping[str, str]) -> str:
-    """Infinity and NaN are not measures."""
-    if name not in known:
+def _number(name: str, types: Mapping[str, str]) -> str:
+    """SQL for a column of numbers; infinity and NaN become NULL."""
+    if name not in types:
         return f'NULL::DOUBLE AS "{name}"'
     return f'CASE WHEN isfinite(CAST("{name}" AS DOUBLE)) THEN CAST("{name}" AS DOUBLE) END AS "{name}"'
 

@@ -465,7 +465,7 @@ def test_packed_attention_equals_torchs_with_a_mask_and_refuses_what_it_cannot_d
             wanted, _ = attention(inputs, inputs, inputs, need_weights=False, attn_mask=given)
             assert torch.allclose(packed(inputs, inputs, inputs, attn_mask=given)[0], wanted, atol=1e-6)
         for wrong in ((inputs, inputs.clone(), inputs), (inputs, inputs, inputs.clone())):
-            with pytest.raises(ValueError, match="attention is of an input to itself"):
+            with pytest.raises(ValueError, match="packed attention needs one tensor"):
                 packed(*wrong)
 
 
