@@ -6,11 +6,6 @@ python -m pipeline.manifest withdraw manifests/NAME --source ID...
 
 from __future__ import annotations
 
-from pipeline.runtime.interrupts import end_quietly
-
-if __name__ == "__main__":
-    end_quietly()  # of Ctrl-C, also while what follows is imported
-
 import argparse
 import sys
 from collections.abc import Sequence

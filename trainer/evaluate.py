@@ -6,11 +6,6 @@ class half-way.
 
 from __future__ import annotations
 
-from pipeline.runtime.interrupts import end_quietly
-
-if __name__ == "__main__":
-    end_quietly()  # of Ctrl-C, also while what follows is imported
-
 import argparse
 import json
 import sys

@@ -9,11 +9,6 @@ The lists must be downloaded from their publishers before.
 
 from __future__ import annotations
 
-from pipeline.runtime.interrupts import end_quietly
-
-if __name__ == "__main__":
-    end_quietly()  # of Ctrl-C, also while what follows is imported
-
 import argparse
 import sys
 from collections.abc import Sequence

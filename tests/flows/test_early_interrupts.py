@@ -22,27 +22,27 @@ sys.meta_path.insert(0, CtrlC())
 
 
 @pytest.mark.parametrize(
-    ("command", "imported"),
+    ("words", "imported"),
     [
-        ("trainer.evaluate", "pydantic"),
-        ("trainer.model.convert", "torch"),
-        ("trainer.model.sample", "torch"),
-        ("trainer.small_pair", "numpy"),
-        ("pipeline.agreement", "numpy"),
-        ("pipeline.importers", "pipeline.importers.audioset"),
-        ("pipeline.ledger", "pyarrow"),
-        ("pipeline.manifest", "pydantic"),
-        ("pipeline.synthetic", "numpy"),
+        ("trainer.evaluate --checkpoint none --shards none", "torch"),
+        ("trainer.model.convert none none.safetensors", "torch"),
+        ("trainer.model.sample --help", "torch"),
+        ("trainer.small_pair --help", "numpy"),
+        ("pipeline.agreement calibrate none", "numpy"),
+        ("pipeline.ledger show none none", "pyarrow"),
+        ("pipeline.manifest verify none", "pydantic"),
+        ("pipeline.synthetic --help", "numpy"),
     ],
+    ids=lambda words: words.split()[0],
 )
 def test_a_command_that_is_interrupted_while_it_starts_shows_no_trace(
-    command: str, imported: str, tmp_path: Path
+    words: str, imported: str, tmp_path: Path
 ) -> None:
     """Python imports sitecustomize first, which here sends the signal as soon as a certain module is asked for."""
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(wanted=imported))
     root = Path(__file__).parents[2]
     ended = subprocess.run(
-        [sys.executable, "-m", command, "--help"],
+        [sys.executable, "-m", *words.split()],
         check=False,
         cwd=root,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
@@ -51,5 +51,6 @@ def test_a_command_that_is_interrupted_while_it_starts_shows_no_trace(
         timeout=60,
     )
     assert ended.returncode in (-signal.SIGINT, 130), ended.stderr
-    assert ended.stderr == "\nInterrupted.\n"
+    assert ended.stderr.startswith("\nInterrupted")
+    assert "Traceback" not in ended.stderr
     assert ended.stdout == ""

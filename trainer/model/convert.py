@@ -5,11 +5,6 @@ Prints the format of the file and its contents. ``--generator-only`` leaves the 
 
 from __future__ import annotations
 
-from pipeline.runtime.interrupts import end_quietly
-
-if __name__ == "__main__":
-    end_quietly()  # of Ctrl-C, also while what follows is imported
-
 import argparse
 import sys
 from collections.abc import Sequence
