@@ -1,4 +1,4 @@
-"""What the agreement filter keeps and rejects on material whose truth is known, against what its calibration promised.
+"""Compares what the agreement filter keeps and rejects on labelled material with the rates that its calibration promises.
 
 python -m benchmarks.agreement FOLDER [--rate 0.1] [--calibration DATASET_OR_JSON] [--recipe RECIPE] [--only FILE]
 
@@ -45,12 +45,12 @@ from pipeline.synthetic.render import render
 CLIPS = ClipSettings(length_seconds=10.0, min_seconds=2.0)
 Rows = NDArray[np.float32]
 WITH = " with "
-"""Between the class that a joined clip shows and the one that it sounds of."""
+"""Separates, in a label, the class of a joined clip's picture and the class of its sound."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFile:
-    """A file, with the embeddings (N, D) of its clips that pass the rules before agreement. Files of one ``place`` show the same."""
+    """A file, with the embeddings (N, D) of its clips that pass the rules before agreement. Files of one ``place`` show one place."""
 
     name: str
     label: str
@@ -134,12 +134,12 @@ def _calibration(location: str | None, encoder_id: str, groups: dict[str, list[E
 
 
 def _calibrated(files: Sequence[EmbeddedFile], encoder_id: str) -> Calibration:
-    owners = [heard for heard in files for _ in heard.pictures]
+    owners = [file for file in files for _ in file.pictures]
     return calibrate(
-        np.concatenate([heard.pictures for heard in files]),
-        np.concatenate([heard.sounds for heard in files]),
-        [heard.place for heard in owners],
-        [heard.classes for heard in owners],
+        np.concatenate([file.pictures for file in files]),
+        np.concatenate([file.sounds for file in files]),
+        [file.place for file in owners],
+        [file.classes for file in owners],
         encoder_id,
     )
 
@@ -149,11 +149,11 @@ def _unseen_places(
 ) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
     """Of each file, whether its clips pass with their own sounds, and with those of other classes, at the threshold of other places."""
     limits = {
-        place: _calibrated([heard for heard in files if heard.place != place], encoder_id).point(rate).threshold
-        for place in {heard.place for heard in files}
+        place: _calibrated([file for file in files if file.place != place], encoder_id).point(rate).threshold
+        for place in {file.place for file in files}
     }
-    own = [heard.agreements >= limits[heard.place] for heard in files]
-    swapped = [scores >= limits[heard.place] for heard, scores in zip(files, _swapped(files), strict=True)]
+    own = [file.agreements >= limits[file.place] for file in files]
+    swapped = [scores >= limits[file.place] for file, scores in zip(files, _swapped(files), strict=True)]
     return own, swapped
 
 
@@ -167,19 +167,19 @@ def _groups(folder: Path, only: set[str] | None, pair: EncoderPair, work: Path) 
     places = {row["path"]: f"{row.get('repo') or row['path']} {row['class']}" for row in listed}
     for row in listed:
         if (row["kind"], row["audio_kind"]) == ("landscape", "natural") and usable(row["path"]):
-            groups["natural"] += _heard(folder / row["path"], row["class"], places[row["path"]], pair, work)
+            groups["natural"] += _embedded_files(folder / row["path"], row["class"], places[row["path"]], pair, work)
     with (folder / "pairs.csv").open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
             if usable(row["video"], row["sound"]):
                 joined = _joined(folder / row["video"], folder / row["sound"], work / f"pair{number:02d}.mkv")
                 label = f"{row['class']}{WITH}{row['sound_class']}"
-                groups[row["match"]] += _heard(joined, label, places[row["video"]], pair, work)
+                groups[row["match"]] += _embedded_files(joined, label, places[row["video"]], pair, work)
     for spec in catalogue():
         group = "kept" if spec.expected == "kept" else spec.name
         if group in groups:
             path = work / spec.file_name
             render(spec, path)
-            groups[group] += _heard(path, spec.label, spec.name, pair, work)
+            groups[group] += _embedded_files(path, spec.label, spec.name, pair, work)
     return groups
 
 
@@ -190,7 +190,7 @@ def _joined(video: Path, sound: Path, out: Path) -> Path:
     return out
 
 
-def _heard(path: Path, label: str, place: str, pair: EncoderPair, work: Path) -> Iterator[EmbeddedFile]:
+def _embedded_files(path: Path, label: str, place: str, pair: EncoderPair, work: Path) -> Iterator[EmbeddedFile]:
     frames_path, sound_path = work / "frames.npz", work / "sound.flac"
     try:
         facts = probe(path)
@@ -220,23 +220,23 @@ def _heard(path: Path, label: str, place: str, pair: EncoderPair, work: Path) ->
 
 def _rows(groups: dict[str, list[EmbeddedFile]]) -> Iterator[tuple[str, list[Rows], bool]]:
     """Title, scores by file, and whether the pairs are true ones."""
-    yield "natural clips, their own sound", [heard.agreements for heard in groups["natural"]], True
+    yield "natural clips, their own sound", [file.agreements for file in groups["natural"]], True
     yield "natural clips, swapped across classes", _swapped(groups["natural"]), False
-    yield "pairs.csv, match", [heard.agreements for heard in groups["1"]], True
-    yield "pairs.csv, mismatch", [heard.agreements for heard in groups["0"]], False
-    yield "samples, their own sound", [heard.agreements for heard in groups["kept"]], True
+    yield "pairs.csv, match", [file.agreements for file in groups["1"]], True
+    yield "pairs.csv, mismatch", [file.agreements for file in groups["0"]], False
+    yield "samples, their own sound", [file.agreements for file in groups["kept"]], True
     yield "samples, swapped across classes", _swapped(groups["kept"]), False
-    yield "samples, wrong sound", [heard.agreements for heard in groups["wrong_sound"]], False
+    yield "samples, wrong sound", [file.agreements for file in groups["wrong_sound"]], False
 
 
 def _swapped(files: Sequence[EmbeddedFile]) -> list[Rows]:
     """Scores of each file's pictures with the sounds of the files of other classes."""
     if not files:
         return []
-    owners = [number for number, heard in enumerate(files) for _ in heard.pictures]
+    owners = [number for number, file in enumerate(files) for _ in file.pictures]
     drawn = draw_scores(
-        np.concatenate([heard.pictures for heard in files]),
-        np.concatenate([heard.sounds for heard in files]),
+        np.concatenate([file.pictures for file in files]),
+        np.concatenate([file.sounds for file in files]),
         [files[owner].place for owner in owners],
         [files[owner].classes for owner in owners],
     ).scores
@@ -247,10 +247,10 @@ def _swapped(files: Sequence[EmbeddedFile]) -> list[Rows]:
 def _print_each(groups: dict[str, list[EmbeddedFile]], threshold: float) -> None:
     """Every clip that ended on the wrong side."""
     for title, fits in (("natural", True), ("1", True), ("kept", True), ("0", False), ("wrong_sound", False)):
-        for heard in groups[title]:
-            for agreement in heard.agreements:
+        for file in groups[title]:
+            for agreement in file.agreements:
                 if (agreement >= threshold) != fits:
-                    print(f"{'rejected' if fits else 'kept':<9}{agreement:>8.4f}  {heard.name} ({heard.label})")
+                    print(f"{'rejected' if fits else 'kept':<9}{agreement:>8.4f}  {file.name} ({file.label})")
 
 
 if __name__ == "__main__":

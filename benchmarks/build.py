@@ -1,4 +1,4 @@
-"""What a build costs, against the least that it could cost: one bare ffmpeg per source that writes the same clips.
+"""Cost of a build, compared with a lower limit: one bare ffmpeg for each source that writes the same clips.
 
 python -m benchmarks.build                          sample sources, rendered at 1080p
 python -m benchmarks.build --folder FOLDER          real files
@@ -115,19 +115,19 @@ def _build(recipe: BuildRecipe) -> None:
 
 
 def _build_apart(recipe: BuildRecipe, work: Path) -> subprocess.Popen[bytes]:
-    """The build in processes of its own, so that nothing of the benchmark is counted."""
+    """Starts the build in a process of its own, so that the benchmark itself is not counted."""
     path = work / "child.toml"
     path.write_text(_as_toml(recipe))
     return subprocess.Popen([sys.executable, "-m", "benchmarks.build", "--child", str(path)], stdout=subprocess.PIPE)
 
 
 def _whole(recipe: BuildRecipe, work: Path, finishes: list[Cost]) -> None:
-    """A whole build; what its end took (dedup, split, shards, tables) is added to ``finishes``."""
+    """Runs a whole build, and adds the cost of its end (dedup, split, shards, tables) to ``finishes``."""
     process = _build_apart(recipe, work)
-    told, _ = process.communicate()
+    output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"the build ended with {process.returncode}")
-    finishes.append(Cost(json.loads(told)["finish_cpu_seconds"], 0.0))
+    finishes.append(Cost(json.loads(output)["finish_cpu_seconds"], 0.0))
 
 
 def _as_toml(recipe: BuildRecipe) -> str:
@@ -357,7 +357,7 @@ def _report_memory(count: int, files: Sequence[Path], work: Path, options: argpa
     copies = []
     for number in range(count):
         copy = folder / f"{number:05d}{files[number % len(files)].suffix}"
-        # an empty box at the end makes other content of the same film
+        # an empty MP4 box at the end changes the content, not the video
         copy.write_bytes(
             files[number % len(files)].read_bytes() + (12).to_bytes(4, "big") + b"free" + number.to_bytes(4, "big")
         )

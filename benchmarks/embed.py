@@ -1,4 +1,4 @@
-"""What embedding costs, by encoder pair and by how it is run, and its share of a build.
+"""Cost of embedding for each encoder pair and way of running it, and its share of a build.
 
 python -m benchmarks.embed                          sample sources, rendered at 1080p
 python -m benchmarks.embed --folder FOLDER          real files
@@ -198,10 +198,10 @@ def _cost(way: Way, jobs: Sequence[dict[str, Any]], work: Path) -> Cost:
         assert child.stdin is not None
         child.stdin.write("go\n")
         child.stdin.flush()
-    told = [child.communicate()[0] for child in children]
-    walls = [json.loads(text)["wall_seconds"] for text in told]
+    outputs = [child.communicate()[0] for child in children]
+    walls = [json.loads(text)["wall_seconds"] for text in outputs]
     assert time.monotonic() - started >= max(walls) - 0.1
-    return Cost(sum(json.loads(text)["cpu_seconds"] for text in told), max(walls))
+    return Cost(sum(json.loads(text)["cpu_seconds"] for text in outputs), max(walls))
 
 
 def _embed(job: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a step of each stage of a fit costs: time, waiting for data, memory; with one rank and with several.
+"""Cost of a step of each stage of a fit: time, waiting for data and memory, with one rank and with several.
 
 python -m benchmarks.fit --shards manifests/demo                        the tiny recipe, 1 and 2 ranks
 python -m benchmarks.fit --shards manifests/ --recipe R.toml --ranks 1  any recipe
@@ -114,8 +114,8 @@ def _run(command: Sequence[str]) -> None:
 
 def _ticks(out: Path, stage: str) -> list[dict[str, float | str]]:
     lines = [json.loads(line) for line in (out / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if line["stage"] == stage and line["kind"] == "tick"]
-    return found[1:] or found
+    ticks = [line for line in lines if line["stage"] == stage and line["kind"] == "tick"]
+    return ticks[1:] or ticks
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What processes cost: CPU time and memory of one with all that it starts. Linux only."""
+"""CPU time and memory of a process and all its descendants. Linux only."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a piece of work took, over all its processes."""
+    """Time of a piece of work, over all its processes."""
 
     cpu_seconds: float
     wall_seconds: float
 
 
 def adopt_orphans() -> None:
-    """Processes that outlive their parent become this one's children, so that their time is counted when they end."""
+    """Makes this process the parent of descendants that outlive their own parent, so that their time is counted when they end."""
     set_child_subreaper = 36  # linux/prctl.h
     ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
 
@@ -41,7 +41,7 @@ def cpu_seconds(*, own: bool = True) -> float:
 
 
 def cost_of(work: Callable[[], Any], *, own: bool = True) -> Cost:
-    """``own=False`` leaves out what this process itself does meanwhile, such as watching."""
+    """The cost of ``work``. ``own=False`` leaves out the CPU time of this process, such as watching."""
     cpu, wall = cpu_seconds(own=own), time.monotonic()
     work()
     took = time.monotonic() - wall
@@ -49,7 +49,7 @@ def cost_of(work: Callable[[], Any], *, own: bool = True) -> Cost:
 
 
 class Peak:
-    """Memory of a process and all below it, looked at every tenth of a second. Shared pages count once (PSS)."""
+    """Peak memory of a process and its descendants, sampled every tenth of a second. Shared pages count once (PSS)."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -71,7 +71,7 @@ class Peak:
 
 
 def process_tree(pid: int) -> list[int]:
-    """``pid`` first, then every process below it."""
+    """``pid``, then all its descendants."""
     try:
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.NoSuchProcess:

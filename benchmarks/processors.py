@@ -1,4 +1,4 @@
-"""What of a dataset depends on the processor: the demo's dataset built as other processors would build it, and compared.
+"""Shows what of a dataset depends on the processor: builds the demo's dataset as other processors would, and compares.
 
 python -m benchmarks.processors                          every setting below
 python -m benchmarks.processors --only "all of them"

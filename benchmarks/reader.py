@@ -1,4 +1,4 @@
-"""What it costs to read a sample: 5 frames at 256 px plus the mel of the same span.
+"""Cost of reading a sample: 5 frames at 256 px, and the mel of the same span.
 
 python -m benchmarks.reader                          sample clips, rendered at 1080p
 python -m benchmarks.reader --folder FOLDER          clips of the real files there whose short side is 1080 px or more
@@ -51,8 +51,8 @@ LOG_MEL = LogMel()
 
 
 @dataclass(frozen=True, slots=True)
-class Lying:
-    """A sample's members in memory, and the times that are wanted of it."""
+class MemorySample:
+    """The members of a sample in memory, and the times of the frames to decode."""
 
     mp4: bytes
     flac: bytes
@@ -153,12 +153,12 @@ def _report(work: Path, rendition: int, count: int, options: argparse.Namespace)
     settings = ReaderSettings(num_workers=0, batch_size=4, window_seconds=options.window)
     in_workers = settings.model_copy(update={"num_workers": 2, "start_workers": "fork"})
     tars = [str(path) for path in sorted(folder.rglob("*.tar"))]
-    lying = [_lying(sample, settings) for sample in _plain(tars)]
+    memory_samples = [_memory_sample(sample, settings) for sample in _plain(tars)]
     contenders: dict[str, Callable[[], Any]] = {
         "reader": lambda: _drained(folder, settings, passes),
         "reader, 2 workers": lambda: _drained(folder, in_workers, passes),
-        "bare: just those frames": lambda: _each(_bare, lying * passes, settings),
-        "bare: PyAV's seek for each": lambda: _each(_sought, lying * passes, settings),
+        "bare: just those frames": lambda: _each(_bare, memory_samples * passes, settings),
+        "bare: PyAV's seek for each": lambda: _each(_sought, memory_samples * passes, settings),
         "webdataset, whole clips": lambda: _each(_whole, _plain(tars * passes), settings),
     }
     costs: dict[str, list[Cost]] = {name: [] for name in contenders}
@@ -169,15 +169,15 @@ def _report(work: Path, rendition: int, count: int, options: argparse.Namespace)
                 costs[name].append(cost)
     samples = count * passes
     print(
-        f"\nfrom {rendition} px: {sum(len(one.mp4) for one in lying) / count / 1e6:.2f} MB a clip; {samples} samples a turn"
+        f"\nfrom {rendition} px: {sum(len(one.mp4) for one in memory_samples) / count / 1e6:.2f} MB a clip; {samples} samples a turn"
     )
     print(f"{'':<30}{'samples/s':>11}{'CPU ms a sample':>17}   CPU against the reader's, each turn")
     for name, spent in costs.items():
         rate = statistics.median(samples / cost.wall_seconds for cost in spent)
         cpu = statistics.median(cost.cpu_seconds for cost in spent) / samples
         ratios = [cost.cpu_seconds / mine.cpu_seconds for cost, mine in zip(spent, costs["reader"], strict=True)]
-        told = f"{statistics.median(ratios):.2f}   ({', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))})"
-        print(f"{name:<30}{rate:>11.1f}{cpu * 1000:>17.1f}   {told}")
+        text = f"{statistics.median(ratios):.2f}   ({', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))})"
+        print(f"{name:<30}{rate:>11.1f}{cpu * 1000:>17.1f}   {text}")
     within, whole = (
         statistics.median(b.cpu_seconds / a.cpu_seconds for a, b in zip(costs["reader"], costs[other], strict=True))
         for other in ("bare: just those frames", "webdataset, whole clips")
@@ -206,22 +206,22 @@ def _plain(tars: Sequence[str]) -> Iterator[dict[str, Any]]:
     yield from webdataset.WebDataset(list(tars), shardshuffle=False)
 
 
-def _lying(sample: dict[str, Any], settings: ReaderSettings) -> Lying:
+def _memory_sample(sample: dict[str, Any], settings: ReaderSettings) -> MemorySample:
     """The middle of the clip, and the middles of its equal segments."""
     facts = soundfile.info(io.BytesIO(sample["flac"]))
     seconds = min(settings.window_seconds, facts.duration)
     start = round((facts.duration - seconds) / 2 * facts.samplerate) / facts.samplerate
     wanted = tuple(start + (i + 0.5) * seconds / settings.num_frames for i in range(settings.num_frames))
-    return Lying(sample["mp4"], sample["flac"], start, seconds, wanted)
+    return MemorySample(sample["mp4"], sample["flac"], start, seconds, wanted)
 
 
-def _bare(one: Lying, settings: ReaderSettings) -> None:
+def _bare(one: MemorySample, settings: ReaderSettings) -> None:
     """The reader's own decode, without the reader."""
     as_pictures(decode_frames(one.mp4, one.wanted), settings.picture_px, 0.5, upscale=False)
     _mel(one, settings)
 
 
-def _sought(one: Lying, settings: ReaderSettings) -> None:
+def _sought(one: MemorySample, settings: ReaderSettings) -> None:
     """What one would write by hand with PyAV."""
     frames = []
     with av.open(io.BytesIO(one.mp4), mode="r") as container:
@@ -241,7 +241,7 @@ def _sought(one: Lying, settings: ReaderSettings) -> None:
     _mel(one, settings)
 
 
-def _mel(one: Lying, settings: ReaderSettings) -> torch.Tensor:
+def _mel(one: MemorySample, settings: ReaderSettings) -> torch.Tensor:
     with soundfile.SoundFile(io.BytesIO(one.flac)) as file:
         file.seek(round(one.start * file.samplerate))
         sound = file.read(round(one.seconds * file.samplerate), dtype="float32", always_2d=True)
@@ -257,7 +257,7 @@ def _mel_of(sound: npt.NDArray[np.float32], settings: ReaderSettings) -> torch.T
 
 def _whole(sample: dict[str, Any], settings: ReaderSettings) -> None:
     """Every frame is decoded; only the wanted ones are scaled."""
-    one = _lying(sample, settings)
+    one = _memory_sample(sample, settings)
     with av.open(io.BytesIO(one.mp4), mode="r") as container:
         container.streams.video[0].codec_context.thread_count = 1
         frames = list(container.decode(video=0))

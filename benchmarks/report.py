@@ -114,7 +114,7 @@ def batches(num_clips: int) -> Iterator[pa.Table]:
 
 
 def write_random_embeddings(path: Path, keys: list[str]) -> None:
-    """Narrow ones, in the make of the build's."""
+    """Writes narrow random embeddings in the format of a build."""
     vectors = pa.list_(pa.float16(), EMBEDDING_WIDTH)
     schema = pa.schema([("key", pa.string()), ("encoder_id", pa.string()), ("picture", vectors), ("sound", vectors)])
     rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""Whether memory, open files, processes and temporary files stay flat: ``python -m benchmarks.soak [--sources 500] [--epochs 3]``.
+"""Checks that memory, open files, processes and temporary files do not grow: ``python -m benchmarks.soak [--sources 500] [--epochs 3]``.
 
-Builds a dataset of so many sources, one after the other, and then reads it for so many epochs. Prints what the whole family of
-processes held during the first and the last hundred sources, and in each epoch. Linux only.
+Builds a dataset from the sources, one after another, and then reads it for the epochs. Prints the resources of all processes during the
+first and the last hundred sources, and in each epoch. Linux only.
 """
 
 from __future__ import annotations
@@ -102,15 +102,15 @@ def build_and_watch(folder: Path) -> list[ResourceUse]:
     samples: list[ResourceUse] = []
     temporary = [folder / "tmp", folder / "soak" / "state" / "tmp", folder / "soak" / "state" / "downloads" / "tmp"]
 
-    def heard(event: Event) -> None:
+    def measure(event: Event) -> None:
         if isinstance(event, SourceEvent):
             samples.append(resource_use(temporary))
 
     try:
         running.check()
         for batch in running.plan().batches:
-            running.run_batch(batch, heard)
-        running.finish(heard)
+            running.run_batch(batch, measure)
+        running.finish(measure)
     finally:
         running.close()
     return samples
