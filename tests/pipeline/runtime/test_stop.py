@@ -263,8 +263,8 @@ def test_a_gate_lets_go_of_those_who_wait() -> None:
 
 
 def test_the_child_processes_of_a_download_are_out_of_ctrl_c_s_reach() -> None:
-    from pipeline.fetch.download import _yt_dlp
+    from pipeline.fetch.web_session import yt_dlp_module
 
-    with _yt_dlp().utils.Popen(["sleep", "60"]) as process:
+    with yt_dlp_module().utils.Popen(["sleep", "60"]) as process:
         assert os.getpgid(process.pid) == process.pid
         process.kill()
