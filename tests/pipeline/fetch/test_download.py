@@ -103,7 +103,8 @@ def test_a_broken_body_is_tried_again(server: FaultyServer, get: Get, video: byt
     url = server.serve("/a.mp4", Answer(body=video), broken, Answer(body=video))
     settings = QUICK.model_copy(update={"socket_timeout_seconds": 3.0, "stall_seconds": 3.0})
     assert get(url, settings).num_bytes == len(video)
-    error = failure(get, server.serve("/b.mp4", broken), ONCE.model_copy(update=IMPATIENT))
+    once = ONCE.model_copy(update=IMPATIENT if fault is Fault.STALL else {})  # on a busy machine, a reset may come late
+    error = failure(get, server.serve("/b.mp4", broken), once)
     assert isinstance(error, TransientDownloadError)
     assert error.code == code
 
