@@ -14,7 +14,7 @@ from pipeline.runtime.remote import Retries
 from pipeline.settings import Settings
 from trainer.align.settings import AlignSettings
 from trainer.engine.run import FitDataset, RunSettings
-from trainer.invert.settings import InvertSettings, StudentSettings
+from trainer.invert.settings import InvertSettings
 from trainer.prior.settings import PriorSettings
 from trainer.streaming.reader import DatasetMix, ReaderSettings
 from trainer.video.settings import VideoSettings
@@ -39,8 +39,6 @@ class FitRecipe(Settings):
     """The prior stage: trains a generator of pictures."""
     align: AlignSettings = AlignSettings()
     """The align stage: trains the sound encoder."""
-    student: StudentSettings = StudentSettings()
-    """The student stage: trains a small network with gradients to imitate a picture encoder without."""
     invert: InvertSettings = InvertSettings()
     """The invert stage: trains the encoder from sounds to styles of the generator (W+)."""
     video: VideoSettings = VideoSettings()

@@ -11,12 +11,10 @@ from trainer.align.stage import check_align, fit_align
 from trainer.engine.loop import Ended
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
-from trainer.invert.checks import check_invert, check_student
+from trainer.invert.checks import check_invert
 from trainer.invert.shared import generator_px
 from trainer.invert.stage import NAME as INVERT
 from trainer.invert.stage import fit_invert
-from trainer.invert.student_stage import NAME as STUDENT
-from trainer.invert.student_stage import fit_student
 from trainer.prior.networks import check_prior, generator_config
 from trainer.prior.stage import NAME as PRIOR
 from trainer.prior.stage import fit_prior
@@ -46,7 +44,6 @@ STAGES = {
         lambda recipe: recipe.prior.pictures is None,
     ),
     ALIGN: StageEntry(check_align, fit_align, lambda recipe: recipe.reader.picture_px),
-    STUDENT: StageEntry(check_student, fit_student, generator_px),
     INVERT: StageEntry(check_invert, fit_invert, generator_px),
     VIDEO: StageEntry(check_video, fit_video, generator_px),
 }

@@ -43,7 +43,7 @@ RECIPES: dict[str, tuple[type[BaseModel], str]] = {
     ),
     "reference/fit-recipe.md": (
         FitRecipe,
-        "# Settings of a fit\n\nA recipe of a fit is a TOML file, too. The stages `prior`, `align`, `student`, `invert` and `video` each "
+        "# Settings of a fit\n\nA recipe of a fit is a TOML file, too. The stages `prior`, `align`, `invert` and `video` each "
         "have a table. A recipe names only the tables whose stages it runs.",
     ),
     "reference/evaluate-recipe.md": (

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 NUMBERS_VERSION = 2
 """Increased whenever the code gives other embeddings for the same weights, so that stored ones are not mixed. 2: one thread per clip."""
-SMALL_NUMBERS_VERSION = 1
-"""The same for the packaged pair; its features have their own version."""
+SMALL_NUMBERS_VERSION = 2
+"""The same for the packaged pair; its features have their own version. 2: one network in torch."""
 
 SMALL_MODEL = "hearscape-small"
 """The picture model of the packaged pair."""

@@ -9,15 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.trainer.guided import PACKAGED, SIDE_PX, fit, lines, words
 from tests.trainer.sounding import tone
 from trainer import generate
-from trainer.align.frozen_encoders import PartnerSettings, load_partner
 from trainer.engine.checkpoint import load_state
-from trainer.invert.student import Student, StudentConfig, save_student
 from trainer.model.sound_video_file import find_model, load_model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -164,15 +161,8 @@ leave()
 
 
 def test_two_ranks_hold_the_same_networks(guided: Path, tmp_path: Path) -> None:
-    """Also the student that goes on learning beside them, and the statistics that networks keep of what they saw."""
+    """Also the statistics that networks keep of what they saw."""
     out = tmp_path / "run"
-    partner = load_partner(
-        PartnerSettings(picture_model="hearscape-small"), torch.device("cpu"), "fp32", "align.partner"
-    )
-    torch.manual_seed(0)
-    made = StudentConfig(teacher_id=partner.encoder_id, width=partner.width, backbone="test_resnet", side_px=SIDE_PX)
-    (out / "student").mkdir(parents=True)
-    save_student(out / "student" / "last.safetensors", Student(made))
     script = tmp_path / "agree.py"
     script.write_text(AGREE)
     ran = subprocess.run(
@@ -193,14 +183,13 @@ def test_a_dry_run_tells_how_far_each_stage_is(
     from trainer.fit import main
 
     capsys.readouterr()
-    assert main([*words(guided, out, "align,student,invert,video", *SMALL), "--dry-run"]) == 0
+    assert main([*words(guided, out, "align,invert,video", *SMALL), "--dry-run"]) == 0
     told = capsys.readouterr().out
     settings = json.loads(told[: told.index("\ndataset ")])
     assert settings["invert"]["num_samples"] == 16
     stages = [line.split(",")[0] for line in told.splitlines() if line.startswith("stage")]
     assert stages == [
         "stage    align: 0 samples done",
-        "stage    student: 0 samples done",
         "stage    invert: 8 samples done",
         "stage    video: 0 samples done",
     ]

@@ -18,6 +18,8 @@ from torch.nn import functional
 from pipeline.encoders.device import ComputeOptions, unit_rows
 from pipeline.encoders.pair import SMALL_MODEL, EncoderPairSettings, Sha256, check_settings, load_pair
 from pipeline.encoders.picture import PictureEncoder, check_model, check_weights, find_weights
+from pipeline.encoders.small.towers import SmallPictureEncoder
+from pipeline.encoders.small.trunks import prepared_pictures
 from pipeline.encoders.weights import file_sha256, is_url
 from pipeline.settings import Settings
 
@@ -52,10 +54,16 @@ class PartnerSettings(Settings):
 
 
 class Partner(Protocol):
-    """Maps pictures and texts to unit vectors in one space, without gradient."""
+    """Maps pictures and texts to unit vectors in one space."""
 
     encoder_id: str
     width: int
+
+    def resized(self, pictures_NCHW: Tensor) -> Tensor:
+        """Square pictures at the size that the encoder sees, with gradients. Pictures of all sizes then go through it together."""
+
+    def look(self, pictures_NCHW: Tensor) -> Tensor:
+        """Square RGB pictures, about -1..1 -> (N, D), rows of length 1, with a gradient back to the pixels."""
 
     def embed_frames(self, frames_BTCHW: Tensor) -> Tensor:
         """RGB frames, uint8, square -> (B, D): the direction of the mean of a sample's frame embeddings."""
@@ -96,20 +104,19 @@ class OpenClipPartner:
         return functional.normalize(rows_BTD.mean(1), dim=1)
 
     def _prepared(self, frames_NCHW: Tensor) -> Tensor:
-        pictures = self._resized(frames_NCHW.float())
+        pictures = self.resized(frames_NCHW.float())
         if pictures.shape != frames_NCHW.shape:
             pictures = pictures.clamp(0, 255).round()
         return (pictures / 255 - self._mean_C11) / self._std_C11
 
-    def _resized(self, pictures_NCHW: Tensor) -> Tensor:
+    def resized(self, pictures_NCHW: Tensor) -> Tensor:
         if tuple(pictures_NCHW.shape[2:]) == self._size:
             return pictures_NCHW
         return functional.interpolate(pictures_NCHW, self._size, mode=self._mode, antialias=True)
 
     def look(self, pictures_NCHW: Tensor) -> Tensor:
-        """Square pictures, about -1..1 -> (N, D), rows of length 1, with a gradient back to the pixels."""
         running = self.encoder.running
-        resized = self._resized(pictures_NCHW.to(running.device).float())
+        resized = self.resized(pictures_NCHW.to(running.device).float())
         prepared = ((resized + 1) / 2 - self._mean_C11) / self._std_C11
         with running_autocast(running):
             rows_ND: Tensor = self.encoder.model.encode_image(prepared)
@@ -119,32 +126,37 @@ class OpenClipPartner:
         return self.encoder.embed_texts(texts)
 
 
-class ClipEncoder(Protocol):
-    """A picture encoder of the pipeline."""
+class SmallPartner:
+    """The packaged picture encoder, in float32: its network is small."""
 
-    encoder_id: str
-    width: int
-
-    def embed_groups(self, groups: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Every clip's RGB frames (T, H, W, 3) -> (T, D), rows of length 1."""
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(len(texts), D), rows of length 1."""
-
-
-class ClipwisePartner:
-    """Any picture encoder of the pipeline. It embeds the frames of a sample as one clip, on the CPU."""
-
-    def __init__(self, encoder: ClipEncoder, device: torch.device) -> None:
-        self.encoder, self._device = encoder, device
+    def __init__(self, encoder: SmallPictureEncoder, device: torch.device, batch_size: int) -> None:
+        self.encoder, self._batch_size = encoder, batch_size
+        self.network = encoder.network.to(device)
+        self._device = device
         self.encoder_id = encoder.encoder_id
         self.width = encoder.width
 
+    @torch.no_grad()
     def embed_frames(self, frames_BTCHW: Tensor) -> Tensor:
-        clips = [frames.permute(0, 2, 3, 1).contiguous().numpy() for frames in frames_BTCHW.cpu()]
-        rows = [torch.from_numpy(frames).float().mean(0) for frames in self.encoder.embed_groups(clips)]
-        mean_BD = torch.stack(rows) if rows else torch.zeros(0, self.width)
-        return functional.normalize(mean_BD, dim=1).to(self._device)
+        num_samples, num_frames = frames_BTCHW.shape[:2]
+        if not num_samples:
+            return torch.zeros(0, self.width, device=self._device)
+        rows = []
+        for some_NCHW in torch.split(frames_BTCHW.flatten(0, 1), self._batch_size):
+            prepared = prepared_pictures(some_NCHW.to(self._device).float()).round()
+            rows.append(self._rows(prepared))
+        return functional.normalize(torch.cat(rows).view(num_samples, num_frames, -1).mean(1), dim=1)
+
+    def resized(self, pictures_NCHW: Tensor) -> Tensor:
+        return prepared_pictures(pictures_NCHW)
+
+    def look(self, pictures_NCHW: Tensor) -> Tensor:
+        return self._rows((self.resized(pictures_NCHW.to(self._device).float()) + 1) * 127.5)
+
+    def _rows(self, prepared_NCHW: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, enabled=False):
+            rows_ND: Tensor = self.network(prepared_NCHW)
+        return rows_ND
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.encoder.embed_texts(texts)
@@ -169,7 +181,9 @@ def load_partner(
 ) -> Partner:
     """Loads the encoder; fetches its weights first if they are not on disk. Raises EncoderError when that fails."""
     if settings.is_packaged:
-        return ClipwisePartner(load_pair(EncoderPairSettings(), field=field).picture, device)
+        encoder = load_pair(EncoderPairSettings(), field=field).picture
+        assert isinstance(encoder, SmallPictureEncoder)
+        return SmallPartner(encoder, device, settings.batch_size)
     model, weights = settings.picture_model, settings.picture_weights or OPENAI
     path = find_weights(model, weights, settings.picture_sha256, field=f"{field}.picture_weights")
     running = ComputeOptions(device, settings.batch_size, precision)

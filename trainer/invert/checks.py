@@ -1,4 +1,4 @@
-"""Checks of a recipe before the stages student, invert and video begin."""
+"""Checks of a recipe before the stages invert and video begin."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from trainer.invert.settings import InvertRecipe
 
 
-def needs_student(recipe: InvertRecipe) -> bool:
-    """Whether the picture encoder has no gradients, so that a student network has to guide instead."""
-    return recipe.align.partner.is_packaged
-
-
 def check_guide(settings: GuideSettings, recipe: InvertRecipe, field: str) -> None:
     """Raises UserError for settings that can be refused before any weights are loaded."""
     check_partner(recipe.align.partner, "align.partner")
@@ -31,11 +26,6 @@ def check_guide(settings: GuideSettings, recipe: InvertRecipe, field: str) -> No
             f"{field}.sound_kind: small belongs to the packaged picture encoder, and align.partner is "
             f"{recipe.align.partner.picture_model}; take align, soundclip or wav2clip"
         )
-
-
-def check_student(recipe: InvertRecipe) -> None:
-    """Raises UserError for settings that can be refused before any work."""
-    check_invert(recipe)
 
 
 def check_invert(recipe: InvertRecipe) -> None:

@@ -5,13 +5,12 @@ Shape suffixes: B samples, N pictures, K cutouts of each, C = 3 colours, H W row
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pipeline.encoders.device import ComputeOptions
@@ -20,28 +19,16 @@ from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.encoders.sound import SoundEncoder, load_sound, read_align_config
 from pipeline.encoders.weights import file_sha256, resolve_weights
 from pipeline.errors import EncoderError
-from trainer.align.frozen_encoders import OpenClipPartner, Partner, load_partner
+from trainer.align.frozen_encoders import Partner, load_partner
 from trainer.align.prompts import TextEmbeddings, sample_text
-from trainer.engine.phases import Part, Phase, Terms
 from trainer.engine.run import Run
 from trainer.invert.settings import GuideSettings
-from trainer.invert.student import LearningStudent, load_student
 from trainer.streaming.batches import Batch
 
 if TYPE_CHECKING:
     from trainer.invert.settings import InvertRecipe
 
 ALIGN_CHECKPOINT = "align/best.safetensors"
-STUDENT_CHECKPOINT = "student/last.safetensors"
-
-
-class DifferentiableEncoder(Protocol):
-    """A picture encoder with gradients."""
-
-    width: int
-
-    def look(self, pictures_NCHW: Tensor) -> Tensor:
-        """Square pictures, about -1..1 -> (N, D), rows of length 1."""
 
 
 def cutouts(pictures_NCHW: Tensor, number: int, smallest: float) -> list[Tensor]:
@@ -84,30 +71,12 @@ class Guide:
             )
         self._texts = TextEmbeddings(self.partner, self.device)
         self._prompts, self._use_captions = recipe.align.prompts, recipe.align.use_captions
-        self._texts.classes(
-            run.classes, self._prompts
-        )  # an encoder that does not know a class is refused here, before any step
-        self.schooling: LearningStudent | None = None
-        """The student that replaces the picture encoder. None: the picture encoder has gradients."""
-        if isinstance(self.partner, OpenClipPartner):
-            self.looking: DifferentiableEncoder = self.partner
-        else:
-            student = load_student(run.folder / STUDENT_CHECKPOINT, self.partner.encoder_id)
-            rate = recipe.student.refresh_learning_rate
-            self.looking = self.schooling = LearningStudent(student, self.partner, rate, self.device)
+        self._texts.classes(run.classes, self._prompts)  # refuses a class that the encoder does not know
 
     @property
     def encoder_ids(self) -> tuple[str, str]:
         """``encoder_id`` of the picture encoder and of the sound encoder."""
         return self.partner.encoder_id, self.sound.encoder_id
-
-    def networks(self) -> dict[str, nn.Module]:
-        """The networks of the guide that learn: the student, if there is one."""
-        return {} if self.schooling is None else {"student": self.schooling.student}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers of ``networks``."""
-        return {} if self.schooling is None else {"optimizer_student": self.schooling.optimizer}
 
     def sounds(self, batch: Batch) -> Tensor:
         """(B, D): F_a of the batch's sounds, without the silence that fills their windows."""
@@ -126,37 +95,14 @@ class Guide:
         ]
         return self._texts.rows(texts)
 
-    def lesson_phase(self, pictures: Callable[[Part], Tensor], count: int) -> list[Phase[Part]]:
-        """The phase in which the student learns from ``count`` random pictures of a micro-batch, which ``pictures`` returns.
-
-        The list is empty without a student, and for ``count`` 0.
-        """
-        schooling = self.schooling
-        if schooling is None or not count:
-            return []
-
-        def lesson(part: Part) -> Terms:
-            pictures_NCHW = pictures(part)
-            return schooling.lesson(pictures_NCHW[torch.randperm(len(pictures_NCHW))[:count]])
-
-        return [
-            Phase(
-                "student",
-                schooling.optimizer,
-                1,
-                lesson,
-                ("student_cosine",),
-                max_gradient_norm=1.0,
-            )
-        ]
-
     def pictures(self, pictures_NCHW: Tensor) -> Tensor:
         """(K, N, D): F_v of random cutouts of pictures, rows of length 1, with gradient.
 
         Values are clamped to -1..1, as in a picture file: values outside have no gradient.
         """
-        cut = cutouts(pictures_NCHW.clamp(-1, 1), self.settings.num_cutouts, self.settings.smallest_cutout)
-        return torch.stack([self.looking.look(squares_NCHW) for squares_NCHW in cut])
+        squares = cutouts(pictures_NCHW.clamp(-1, 1), self.settings.num_cutouts, self.settings.smallest_cutout)
+        rows_PD = self.partner.look(torch.cat([self.partner.resized(squares_NCHW) for squares_NCHW in squares]))
+        return rows_PD.view(len(squares), len(pictures_NCHW), -1)
 
 
 def clip_loss(pictures_KND: Tensor, targets_ND: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings of the stages student and invert, and of the guide."""
+"""Settings of the stage invert, and of the guide."""
 
 from __future__ import annotations
 
@@ -37,34 +37,6 @@ class GuideSettings(Settings):
         if self.sound_weights is not None and is_url(self.sound_weights) and self.sound_sha256 is None:
             raise ValueError("sound_weights is a URL: give sound_sha256, so that changed weights are refused")
         return self
-
-
-class StudentSettings(Settings):
-    """How a small network learns the embeddings of a picture encoder without gradients. The stage is skipped if the encoder has them."""
-
-    backbone: str = "resnet10t"
-    """Name of the timm network."""
-    side_px: int = Field(64, ge=16, le=1024)
-    """Side of the network's input, in pixels."""
-    num_samples: int = Field(20_000, ge=1)
-    """Number of clips to learn from; a clip counts each time it is read."""
-    validate_every_samples: int = Field(2000, ge=1)
-    """Clips from one validation to the next."""
-    save_every_samples: int = Field(2000, ge=1)
-    """Clips from one checkpoint to the next."""
-    batch_size: int = Field(32, ge=1)
-    """Clips in one step, over all ranks; all their frames are used."""
-    generated_share: float = Field(0.5, ge=0, lt=1)
-    """Share of generated pictures in a step; the others are frames."""
-    style_spread: float = Field(0.5, ge=0)
-    """Noise on the styles of generated pictures, in standard deviations of the generator's styles: inverted sounds are outside W too."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Learning rate of AdamW after the warm-up; it falls along a cosine to 0."""
-    refresh_pictures: int = Field(16, ge=0)
-    """Generated and real pictures that the student learns from in each micro-batch of the stages invert and video. 0: it stops learning
-    after its own stage, and the generator may learn to deceive it."""
-    refresh_learning_rate: float = Field(3e-4, gt=0)
-    """Learning rate of AdamW in the stages invert and video."""
 
 
 class InvertSettings(Settings):
@@ -124,10 +96,7 @@ class WalkSettings(Protocol):
 
 
 class InvertRecipe(AlignRecipe, Protocol):
-    """The parts of a recipe that the stages student, invert and video use."""
-
-    @property
-    def student(self) -> StudentSettings: ...
+    """The parts of a recipe that the stages invert and video use."""
 
     @property
     def invert(self) -> InvertSettings: ...

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.encoders.weights import cached_path, is_url, resolve_weights
 from pipeline.errors import CheckpointError
@@ -95,8 +94,7 @@ class SoundVideoStage(Learner):
 
     def share_statistics(self) -> None:
         """Averages the running statistics of the trained networks over ranks. Every rank must call it."""
-        learned: Mapping[str, nn.Module] = {"inversion": self.model.inversion, **self.guide.networks()}
-        average_over_ranks([one for each in learned.values() for one in each.buffers() if one.is_floating_point()])
+        average_over_ranks([one for one in self.model.inversion.buffers() if one.is_floating_point()])
 
 
 def generator_file(recipe: InvertRecipe, folder: Path) -> GeneratorFile:

@@ -28,7 +28,7 @@ from trainer.engine.phases import Phase, Terms
 from trainer.engine.ranks import gather_items, gather_numbers, gather_rows
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
-from trainer.invert.guide import ALIGN_CHECKPOINT, Guide, clip_loss, cutouts
+from trainer.invert.guide import ALIGN_CHECKPOINT, Guide, clip_loss
 from trainer.invert.judge import judged_pictures, judged_sounds, load_judge
 from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
 from trainer.model.generator import GeneratorConfig
@@ -79,10 +79,7 @@ class Invert(SoundVideoStage):
         self.settings = settings = recipe.invert
         self.optimizer = adamw(list(model.inversion.parameters()), settings.learning_rate, 0.01)
         longest = settings.max_gradient_norm
-        self.phases = [
-            Phase(NAME, self.optimizer, 1, self._loss, MEASURES, max_gradient_norm=longest),
-            *self.guide.lesson_phase(self._lesson_pictures, recipe.student.refresh_pictures),
-        ]
+        self.phases = [Phase(NAME, self.optimizer, 1, self._loss, MEASURES, max_gradient_norm=longest)]
         self._segment: int | None = None
         """The segment of the windows that is the input of this step. None: the whole windows."""
         self._judge: EncoderPair | None = None
@@ -90,10 +87,10 @@ class Invert(SoundVideoStage):
         self._from_start: Mapping[str, object] = {}
 
     def networks(self) -> Mapping[str, nn.Module]:
-        return {"inversion": self.model.inversion, **self.guide.networks()}
+        return {"inversion": self.model.inversion}
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        return {"optimizer": self.optimizer, **self.guide.optimizers()}
+        return {"optimizer": self.optimizer}
 
     def close(self) -> None:
         if self._validation is not None:
@@ -119,7 +116,7 @@ class Invert(SoundVideoStage):
         chosen = (self.num_steps * 7919 + self.run.settings.seed) % (2 * self.model.config.num_frames)
         self._segment = chosen if chosen < self.model.config.num_frames else None
         parts = [(part, len(part.mels_BMT) / total) for part in self._guided(batch).split(settings.micro_batch_size)]
-        measures = self.learn(self.phases, parts, [self.model, *self.guide.networks().values()], batch)
+        measures = self.learn(self.phases, parts, [self.model], batch)
         self.share_statistics()
         self.num_steps += 1
         self.samples_seen += total
@@ -137,12 +134,6 @@ class Invert(SoundVideoStage):
         latents = torch.randn(len(mels), model.generator.z_dim).to(self.device)
         with self.run.fabric.autocast():
             return model.invert(mels, model.base_styles(latents)).float()
-
-    @torch.no_grad()
-    def _lesson_pictures(self, part: GuidedClips) -> Tensor:
-        """(N, 3, H, W) for the student: a generated picture and a real frame of each clip, cropped to one random square."""
-        pictures = torch.cat([self.model.draw(self._styles(part)).clamp(-1, 1), part.reals_BTCHW[:, 0]])
-        return cutouts(pictures, 1, self.settings.guide.smallest_cutout)[0]
 
     def _loss(self, part: GuidedClips) -> Terms:
         settings, model = self.settings, self.model
@@ -215,7 +206,7 @@ class Invert(SoundVideoStage):
         latents = torch.randn(1, self.model.generator.z_dim).to(self.device).expand(len(batch), -1)
         styles = self.model.invert(batch.mels_BMT.to(self.device), self.model.base_styles(latents))
         pictures = self.model.draw(styles)
-        return self.guide.looking.look(pictures.clamp(-1, 1)), pictures
+        return self.guide.partner.look(pictures.clamp(-1, 1)), pictures
 
 
 def start_hearing(model: SoundVideoModel, path: Path) -> None:

@@ -23,7 +23,6 @@ from trainer.engine.ranks import gather_numbers
 from trainer.engine.run import Run, changes
 from trainer.engine.stats import Display
 from trainer.invert.checks import check_invert
-from trainer.invert.guide import cutouts
 from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
 from trainer.invert.stage import NAME as INVERT
 from trainer.model.discriminator import Discriminator
@@ -70,12 +69,7 @@ class Video(SoundVideoStage):
             self._video_discriminator().to(self.device) if settings.video_weight else None,
             run.fabric.autocast,
         )
-        self.phases = [
-            *video_phases(self.contest),
-            *self.guide.lesson_phase(
-                self._lesson_pictures, recipe.student.refresh_pictures if settings.guide_weight else 0
-            ),
-        ]
+        self.phases = video_phases(self.contest)
         self.latest_measures: dict[str, float] = {}
         """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
         self.validation = VideoValidation(recipe, run, self.guide.encoder_ids)
@@ -90,13 +84,12 @@ class Video(SoundVideoStage):
         )
 
     def networks(self) -> Mapping[str, nn.Module]:
-        networks: dict[str, nn.Module] = {"model": self.model, "average": self.average, **self.guide.networks()}
+        networks: dict[str, nn.Module] = {"model": self.model, "average": self.average}
         judges = {"image_discriminator": self.contest.image, "video_discriminator": self.contest.video}
         return networks | {name: network for name, network in judges.items() if network is not None}
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        own = {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}
-        return {**own, **self.guide.optimizers()}
+        return {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}
 
     def numbers(self) -> dict[str, Any]:
         return {**super().numbers(), "told": dict(self.latest_measures)}
@@ -168,14 +161,6 @@ class Video(SoundVideoStage):
             other_BD=own_BD[order],
             differs_B=torch.tensor(differs, dtype=torch.bool, device=self.device),
         )
-
-    @torch.no_grad()
-    def _lesson_pictures(self, clips: Clips) -> Tensor:
-        """(N, 3, H, W) for the student: a generated and a real frame of each clip, cropped to one random square."""
-        drawn = self.contest.generated(clips).clamp(-1, 1)
-        chosen = int(torch.randint(drawn.shape[1], ()))
-        pictures = torch.cat([drawn[:, chosen], clips.reals_BTCHW[:, chosen]])
-        return cutouts(pictures, 1, self.recipe.invert.guide.smallest_cutout)[0]
 
     # validation
 

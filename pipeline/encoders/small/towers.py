@@ -11,14 +11,18 @@ Shape suffixes: N rows, F features, E networks, H hidden units, K classes, D wid
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.encoders.device import one_thread, side_by_side
 from pipeline.encoders.mel import check_sound, resampled
@@ -26,10 +30,12 @@ from pipeline.encoders.small.trunks import (
     RATE_HZ,
     SMALLEST_SHARE,
     TAGS_OF_CLASS,
+    band_means,
     magnitude_mel,
     num_features,
-    picture_features,
+    prepared_picture,
     sound_features,
+    trunk,
 )
 from pipeline.encoders.weights import read_state_dict, reason
 from pipeline.errors import EncoderError
@@ -48,6 +54,8 @@ CLIP_AT = 5.0
 """Standard deviations: a feature further out than this says no more than this."""
 WINDOW_SECONDS = 10.0
 """A longer sound is cut into equal parts of about this length, and their shares are averaged."""
+SMALLEST_UNKNOWN = 1e-12
+"""Square of what a tower that is sure leaves unknown: the square root has no gradient at 0."""
 _METADATA_KEY = "hearscape_small"
 
 WORDS: Mapping[str, str] = {
@@ -143,17 +151,18 @@ def _advice(path: Path) -> str:
     return "; write it again with python -m trainer.small_pair, or name another file"
 
 
-class Tower:
-    """(N, F) features and (N, K) scores -> (N, D) rows of length 1."""
+class Tower(nn.Module):
+    """(N, F) features and (N, K) scores -> (N, D) rows of length 1, with gradients. Holds no parameters, only buffers."""
 
     def __init__(self, path: Path, side: Literal["picture", "sound"], num_features: int) -> None:
         """Raises EncoderError when the file is damaged or of another shape."""
+        super().__init__()
         self.config = read_config(path, side)
         num_classes = len(self.config.classes)
         self.width = self.config.width
-        state = {name: tensor.float().numpy() for name, tensor in read_state_dict(path).items()}
-        num_networks = len(state["first.bias"]) if state.get("first.bias", np.zeros(())).ndim else 0
-        num_hidden = state["first.bias"].shape[-1] if num_networks else 0
+        state = {name: tensor.float() for name, tensor in read_state_dict(path).items()}
+        first_bias = state.get("first.bias", torch.zeros(()))
+        num_networks, num_hidden = (len(first_bias), first_bias.shape[-1]) if first_bias.ndim else (0, 0)
         wanted = {
             "mean": (num_features,),
             "scale": (num_features,),
@@ -164,55 +173,70 @@ class Tower:
             "directions": (num_classes, num_classes),
         }
         problems = [
-            f"{name} is {'missing' if name not in state else state[name].shape}, wanted {shape}"
+            f"{name} is {'missing' if name not in state else tuple(state[name].shape)}, wanted {shape}"
             for name, shape in wanted.items()
-            if name not in state or state[name].shape != shape
+            if name not in state or tuple(state[name].shape) != shape
         ]
         problems += [f"{name} is not part of a tower" for name in state if name not in wanted]
-        problems += [f"{name} holds NaN or infinity" for name, values in state.items() if not np.isfinite(values).all()]
-        if not problems and not state["directions"].any(axis=1).all():
+        problems += [f"{name} holds NaN or infinity" for name, values in state.items() if not values.isfinite().all()]
+        if not problems and not state["directions"].any(dim=1).all():
             problems.append("directions has a class without a direction")
         if problems or not num_networks:
             raise EncoderError(f"{path} is no {side} tower: {'; '.join(problems[:3])}{_advice(path)}")
-        self._state = state
-        self.directions_KD = self._unit_directions(state["directions"])
-        self._own_axis = num_classes + (0 if side == "picture" else 1)
+        for name, values in state.items():
+            if name != "directions":
+                self.register_buffer(name.replace(".", "_"), values)
+        unit_KK = functional.normalize(state["directions"].double(), dim=1)
+        self.register_buffer("_directions_KD", functional.pad(unit_KK, (0, 2)))
+        self.directions_KD: Floats = self.get_buffer("_directions_KD").numpy().astype(np.float32)
+        """Each class's direction, of length 1."""
+        own_axis = num_classes + (0 if side == "picture" else 1)
+        self.register_buffer("_own_axis_D", torch.eye(self.width, dtype=torch.float64)[own_axis])
 
-    def _unit_directions(self, directions_KK: Floats) -> Floats:
-        unit = directions_KK / np.linalg.norm(directions_KK, axis=1, keepdims=True)
-        return np.pad(unit, ((0, 0), (0, 2))).astype(np.float32)
-
-    def shares(self, features_NF: Floats, scores_NK: Floats | None = None) -> Floats:
-        """(N, K), each row's sum 1: how much of each class. Row by row, so that no row depends on the others.
+    def shares(self, features_NF: Tensor, scores_NK: Tensor | None = None) -> Tensor:
+        """(N, K), each row's sum 1: how much of each class.
 
         ``scores_NK``: what is known of the classes without having learned it here; None: nothing.
         """
-        if scores_NK is None:
-            scores_NK = np.zeros((len(features_NF), len(self.config.classes)), np.float32)
-        return np.stack([self._shares_of_one(*row) for row in zip(features_NF, scores_NK, strict=True)])
+        buffer = self.get_buffer
+        standard_NF = ((features_NF - buffer("mean")) * buffer("scale")).clamp(-CLIP_AT, CLIP_AT)
+        hidden_NEH = torch.einsum("nf,efh->neh", standard_NF, buffer("first_weight")) + buffer("first_bias")
+        hidden_NEH = functional.gelu(hidden_NEH, approximate="tanh")
+        logits_NEK = torch.einsum("neh,ehk->nek", hidden_NEH, buffer("second_weight")) + buffer("second_bias")
+        if scores_NK is not None:
+            logits_NEK = logits_NEK + scores_NK[:, None]
+        return logits_NEK.softmax(2).mean(1)
 
-    def _shares_of_one(self, features_F: Floats, scores_K: Floats) -> Floats:
-        state = self._state
-        standard_F = np.clip((features_F - state["mean"]) * state["scale"], -CLIP_AT, CLIP_AT)
-        hidden_EH = np.einsum("f,efh->eh", standard_F, state["first.weight"], optimize=False) + state["first.bias"]
-        hidden_EH = hidden_EH * 0.5 * (1 + np.tanh(0.7978845608 * (hidden_EH + 0.044715 * hidden_EH**3)))  # GELU
-        logits_EK = np.einsum("eh,ehk->ek", hidden_EH, state["second.weight"], optimize=False) + state["second.bias"]
-        logits_EK = logits_EK + scores_K
-        raised_EK = np.exp(logits_EK - logits_EK.max(1, keepdims=True))
-        return np.asarray((raised_EK / raised_EK.sum(1, keepdims=True)).mean(0), np.float32)
-
-    def rows(self, shares_NK: Floats) -> Floats:
+    def rows(self, shares_NK: Tensor) -> Tensor:
         """(N, D) of length 1: the classes' directions by their shares, and the axis of what is not known."""
-        directions_KD = self.directions_KD.astype(np.float64)
-        rows_ND = np.stack([share_K @ directions_KD for share_K in shares_NK.astype(np.float64)])
-        known_N = np.minimum((rows_ND**2).sum(1), 1.0)
-        rows_ND[:, self._own_axis] = np.sqrt(1.0 - known_N)
-        return np.asarray(rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True), np.float32)
+        rows_ND = shares_NK.double() @ self.get_buffer("_directions_KD")
+        unknown_N = (1.0 - rows_ND.square().sum(1)).clamp_min(SMALLEST_UNKNOWN).sqrt()
+        rows_ND = functional.normalize(rows_ND + unknown_N[:, None] * self.get_buffer("_own_axis_D"), dim=1)
+        return rows_ND.to(shares_NK.dtype)
+
+    def forward(self, features_NF: Tensor, scores_NK: Tensor | None = None) -> Tensor:
+        """Features of one trunk -> (N, D)."""
+        return self.rows(self.shares(features_NF, scores_NK))
 
 
 def small_id(side: str, sha256: str) -> str:
     """``encoder_id`` of a tower: its config lies in the same file as its weights."""
     return f"{MODEL_NAME}-{stable_hash('small', side, sha256, FEATURES_VERSION, length=12)}"
+
+
+class PictureNetwork(nn.Module):
+    """The packaged picture encoder as one network that gradients pass through: the trunk, its means over bands, and the tower."""
+
+    def __init__(self, path: Path) -> None:
+        """``path``: the tower's file. Raises EncoderError when it is damaged or of another shape."""
+        super().__init__()
+        self.trunk = copy.deepcopy(trunk("picture")[0])  # its own: it may be moved to a device
+        self.tower = Tower(path, "picture", num_features("picture"))
+
+    def forward(self, pictures_NCHW: Tensor) -> Tensor:
+        """(N, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX) RGB, 0..255 -> (N, D), rows of length 1."""
+        rows_ND: Tensor = self.tower(band_means(self.trunk, pictures_NCHW))
+        return rows_ND
 
 
 class SmallPictureEncoder:
@@ -223,18 +247,18 @@ class SmallPictureEncoder:
 
     def __init__(self, path: Path, sha256: str, num_threads: int | None = None) -> None:
         self.num_threads = num_threads
-        self.tower = Tower(path, "picture", num_features("picture"))
+        self.network = PictureNetwork(path).eval()
+        self.tower = self.network.tower
         self.encoder_id = small_id("picture", sha256)
         self.width = self.tower.width
         self.classes = self.tower.config.classes
 
     def embed_pictures(self, frames: NDArray[np.uint8]) -> Floats:
-        """RGB frames (N, H, W, 3) uint8 of any size -> (N, D) float32, rows of length 1."""
+        """RGB frames (N, H, W, 3) uint8 of any size -> (N, D) float32, rows of length 1, none depending on another."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise ValueError(f"frames must be uint8 (frames, height, width, 3), got {frames.dtype} {frames.shape}")
-        with one_thread():
-            features_NF = np.stack([picture_features(frame) for frame in frames])
-        return self.tower.rows(self.tower.shares(features_NF))
+        with one_thread(), torch.inference_mode():
+            return np.concatenate([self.network(prepared_picture(frame)).numpy() for frame in frames])
 
     def embed_groups(self, groups: Sequence[NDArray[np.uint8]]) -> list[Floats]:
         """``embed_pictures`` of every clip's frames."""
@@ -291,19 +315,19 @@ class SmallSoundEncoder:
             return np.zeros((0, self.width), np.float32)
         for index, sound in enumerate(sounds):
             check_sound(sound, index)
-        shares_NK = side_by_side(lambda sound: self._shares(sound, sample_rate_hz), sounds, self.num_threads)
-        return self.tower.rows(np.stack(shares_NK))
+        return np.stack(side_by_side(lambda sound: self._row(sound, sample_rate_hz), sounds, self.num_threads))
 
-    def _shares(self, sound: NDArray[np.float32], sample_rate_hz: int) -> Floats:
-        if not sound.any():
-            return np.zeros(len(self.tower.config.classes), np.float32)
-        own_rate = resampled(sound, sample_rate_hz, RATE_HZ)
-        parts = np.array_split(own_rate, max(1, round(len(own_rate) / (RATE_HZ * WINDOW_SECONDS))))
-        heard = [sound_features(magnitude_mel(part)) for part in parts]
-        features_NF, scores_NK = (np.stack(rows) for rows in zip(*heard, strict=True))
-        return np.asarray(
-            self.tower.shares(features_NF, known_scores(scores_NK, self.tower.config.classes)).mean(0), np.float32
-        )
+    @torch.inference_mode()
+    def _row(self, sound: NDArray[np.float32], sample_rate_hz: int) -> Floats:
+        """(D,): the row of a sound, from the mean of its parts' shares."""
+        shares_K = torch.zeros(len(self.tower.config.classes))
+        if sound.any():
+            own_rate = resampled(sound, sample_rate_hz, RATE_HZ)
+            parts = np.array_split(own_rate, max(1, round(len(own_rate) / (RATE_HZ * WINDOW_SECONDS))))
+            features, scores = zip(*(sound_features(magnitude_mel(part)) for part in parts), strict=True)
+            scores_NK = torch.from_numpy(known_scores(np.stack(scores), self.tower.config.classes))
+            shares_K = self.tower.shares(torch.from_numpy(np.stack(features)), scores_NK).mean(0)
+        return np.asarray(self.tower.rows(shares_K[None])[0].numpy())
 
 
 def known_scores(scores_NT: Floats, classes: Sequence[str]) -> Floats:

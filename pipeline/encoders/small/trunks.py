@@ -97,24 +97,26 @@ class Trunk(nn.Module):
         """``tensors``: NN.weight int8 (out, in, height, width), NN.factor (out,) and NN.bias (out,) of every layer. Raises KeyError."""
         super().__init__()
         self.layers = layers
-        self._weights = [
-            (tensors[f"{n:02}.weight"].float() * tensors[f"{n:02}.factor"].float()[:, None, None, None]).contiguous(
-                memory_format=torch.channels_last
-            )
-            for n in range(len(layers))
-        ]
-        self._biases = [tensors[f"{n:02}.bias"].float() for n in range(len(layers))]
+        for number in range(len(layers)):
+            name = f"{number:02}"
+            weight = tensors[f"{name}.weight"].float() * tensors[f"{name}.factor"].float()[:, None, None, None]
+            self.register_buffer(f"weight_{name}", weight.contiguous(memory_format=torch.channels_last))
+            self.register_buffer(f"bias_{name}", tensors[f"{name}.bias"].float())
+
+    def _convolution(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.get_buffer(f"weight_{number:02}"), self.get_buffer(f"bias_{number:02}")
 
     @property
     def num_channels(self) -> int:
         """Channels of all layers that are read, together."""
-        return sum(len(bias) for layer, bias in zip(self.layers, self._biases, strict=True) if layer.read)
+        return sum(len(self._convolution(number)[1]) for number, layer in enumerate(self.layers) if layer.read)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> (B, C, H, W) of every layer that is read; C, H and W are each layer's own."""
         x, kept = x.contiguous(memory_format=torch.channels_last), None
         seen = []
-        for layer, weight, bias in zip(self.layers, self._weights, self._biases, strict=True):
+        for number, layer in enumerate(self.layers):
+            weight, bias = self._convolution(number)
             kept = x if layer.starts else kept
             down, across = (_same(n, k, layer.stride) for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
             padding: tuple[int, int] | int = (down[0], across[0])
@@ -178,15 +180,34 @@ TAGS_OF_CLASS = {
 TAGS = tuple(tag for tags in TAGS_OF_CLASS.values() for tag in tags)
 
 
-def picture_features(frame_HW3: NDArray[np.uint8]) -> Floats:
-    """(F,) float32 of an RGB frame of any size: means of all channels that are read over each of three bands of the picture."""
+def prepared_picture(frame_HW3: NDArray[np.uint8]) -> Tensor:
+    """(1, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX), 0..255, of an RGB frame of any size."""
     size = (PICTURE_SIDE_PX, PICTURE_SIDE_PX)
     way = cv2.INTER_AREA if min(frame_HW3.shape[:2]) > PICTURE_SIDE_PX else cv2.INTER_LINEAR
     small = np.ascontiguousarray(cv2.resize(frame_HW3, size, interpolation=way))
-    with torch.inference_mode():
-        light = (torch.from_numpy(small).permute(2, 0, 1).unsqueeze(0).float() - 127) / 128
-        means = [functional.adaptive_avg_pool2d(seen, (NUM_ROWS, 1)).flatten() for seen in trunk("picture")[0](light)]
-        return np.asarray(torch.cat(means).numpy(), np.float32)
+    return torch.from_numpy(small).permute(2, 0, 1).unsqueeze(0).float()
+
+
+def prepared_pictures(pictures_NCHW: Tensor) -> Tensor:
+    """(N, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX) of square pictures: :func:`prepared_picture` with gradients and without rounding."""
+    size = (PICTURE_SIDE_PX, PICTURE_SIDE_PX)
+    if pictures_NCHW.shape[2:] == size:
+        return pictures_NCHW
+    way = "area" if min(pictures_NCHW.shape[2:]) > PICTURE_SIDE_PX else "bilinear"
+    return functional.interpolate(pictures_NCHW, size, mode=way)
+
+
+def band_means(network: Trunk, pictures_NCHW: Tensor) -> Tensor:
+    """(N, F): means of all channels that are read over each of three bands of prepared pictures, 0..255."""
+    layers = network((pictures_NCHW - 127) / 128)
+    means = [functional.adaptive_avg_pool2d(activations, (NUM_ROWS, 1)).flatten(1) for activations in layers]
+    return torch.cat(means, dim=1)
+
+
+@torch.inference_mode()
+def picture_features(frame_HW3: NDArray[np.uint8]) -> Floats:
+    """(F,) float32 of an RGB frame of any size: its :func:`band_means`."""
+    return np.asarray(band_means(trunk("picture")[0], prepared_picture(frame_HW3))[0].numpy())
 
 
 @functools.cache

@@ -242,11 +242,11 @@ def test_what_is_known_beforehand_counts_beside_what_was_learned(tmp_path):
     tower = Tower(tmp_path / "sound.safetensors", "sound", 2)
     scores = np.full((1, len(TAGS_OF_CLASS)), np.log(0.25), np.float32)
     scores[0, list(TAGS_OF_CLASS).index("rain")] = np.log(0.75)
-    known = known_scores(scores, config.classes)
-    assert np.allclose(np.exp(known), [[1e-4, 0.25, 0.75]])
-    nothing = np.zeros((1, 2), np.float32)
-    assert np.allclose(tower.shares(nothing, known), [[1e-4, 0.25, 0.75]], atol=1e-3)
-    assert np.allclose(tower.shares(nothing), 1 / 3)
+    known = torch.from_numpy(known_scores(scores, config.classes))
+    assert np.allclose(known.exp().numpy(), [[1e-4, 0.25, 0.75]])
+    nothing = torch.zeros(1, 2)
+    assert np.allclose(tower.shares(nothing, known).numpy(), [[1e-4, 0.25, 0.75]], atol=1e-3)
+    assert np.allclose(tower.shares(nothing).numpy(), 1 / 3)
 
 
 def test_the_mel_of_sounds_is_of_magnitudes_at_16_khz():

@@ -40,7 +40,7 @@ def told(folder: Path, stages: str, capsys: pytest.CaptureFixture[str], *more: s
     return code, err
 
 
-@pytest.mark.parametrize("stages", ["prior", "align", "student", "invert", "video"])
+@pytest.mark.parametrize("stages", ["prior", "align", "invert", "video"])
 def test_a_missing_shard_is_named_before_any_stage(copy: Path, stages: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = copy / "sets" / "paired"
     upscale = ("--set", "reader.upscale=true")  # the recipe's prior draws 256 pixels

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, EncoderError, RecipeError
+from pipeline.errors import EncoderError, RecipeError
 from tests import paired
 from tests.trainer.guided import PACKAGED, prepared, save_random_align
 from trainer.align.frozen_encoders import OpenClipPartner
 from trainer.invert.checks import check_guide
 from trainer.invert.guide import Guide, clip_loss, cutouts
 from trainer.invert.shared import clip_reader
-from trainer.invert.student import Student, StudentConfig, save_student
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -127,7 +126,6 @@ def test_sounds_and_texts_of_a_batch(guided: Path, tmp_path: Path) -> None:
     assert len(named) == 4
     assert np.allclose(texts[named].numpy(), captions, atol=1e-5)
     assert guide.encoder_ids == (guide.partner.encoder_id, guide.sound.encoder_id)
-    assert (guide.networks(), guide.optimizers(), guide.lesson_phase(lambda _: texts, 4)) == ({}, {}, [])
 
 
 def test_silence_after_a_sound_is_not_heard(guided: Path, tmp_path: Path) -> None:
@@ -192,37 +190,14 @@ def test_a_class_without_a_word_is_refused_before_any_step(guided: Path, tmp_pat
         guide_of(guided, tmp_path, PACKAGED[0], PACKAGED[1], "invert.guide={sound_kind = 'small'}")
 
 
-def test_the_packaged_encoder_guides_through_its_student(guided: Path, tmp_path: Path) -> None:
-    changes = (*PACKAGED, "invert.guide={sound_kind = 'small', num_cutouts = 2}")
-    with pytest.raises(
-        CheckpointError, match=r"student/last.safetensors is not there: .* run the stage student before"
-    ):
-        guide_of(guided, tmp_path, *changes)
-    open_clip = guide_of(guided, tmp_path)
-    recipe, _ = prepared(guided, tmp_path, *changes)
-    from trainer.align.frozen_encoders import load_partner
-
-    partner = load_partner(recipe.align.partner, torch.device("cpu"), "fp32", "align.partner")
-    torch.manual_seed(0)
-    (tmp_path / "student").mkdir()
-    student = Student(
-        StudentConfig(teacher_id=partner.encoder_id, width=partner.width, backbone="test_resnet", side_px=16)
-    )
-    save_student(tmp_path / "student" / "last.safetensors", student)
-    guide = guide_of(guided, tmp_path, *changes)
-    assert guide.schooling is not None and open_clip.schooling is None
-    assert list(guide.networks()) == ["student"] and list(guide.optimizers()) == ["optimizer_student"]
+def test_the_packaged_encoder_guides_with_gradients(guided: Path, tmp_path: Path) -> None:
+    guide = guide_of(guided, tmp_path, *PACKAGED, "invert.guide={sound_kind = 'small', num_cutouts = 2}")
     pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     rows = guide.pictures(pictures)
-    assert rows.shape == (2, 3, partner.width)
+    assert rows.shape == (2, 3, guide.partner.width)
     assert torch.allclose(rows.norm(dim=2), torch.ones(2, 3), atol=1e-5)
     rows[..., 0].sum().backward()  # type: ignore[no-untyped-call]
     assert pictures.grad is not None and bool(pictures.grad.flatten(1).any(1).all())
-    assert [one.grad for one in guide.schooling.student.parameters() if one.grad is not None] == []
-    (phase,) = guide.lesson_phase(lambda part: part, 2)
-    terms = phase.loss(torch.rand(5, 3, 16, 16) * 2 - 1)
-    assert float(terms.loss.detach()) == pytest.approx(1 - terms.measures["student_cosine"], abs=1e-5)
-    assert guide.lesson_phase(lambda part: part, 0) == []
 
 
 def test_clip_sees_what_people_see(guided: Path, tmp_path: Path) -> None:
@@ -231,7 +206,7 @@ def test_clip_sees_what_people_see(guided: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     pictures = (torch.randn(2, 3, 16, 16) * 2).requires_grad_()
     with torch.no_grad():
-        wanted = guide.looking.look(pictures.clamp(-1, 1))
+        wanted = guide.partner.look(pictures.clamp(-1, 1))
     rows = guide.pictures(pictures)[0]
     assert torch.allclose(rows, wanted, atol=1e-6)
     (gradient,) = torch.autograd.grad(rows[:, 0].sum(), pictures)

@@ -18,7 +18,7 @@ import trainer.invert.stage as stage_module
 from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.errors import CheckpointError, FitError
 from tests import paired
-from tests.trainer.guided import PACKAGED, SIDE_PX, copied, differing, fit, lines, prepared
+from tests.trainer.guided import SIDE_PX, copied, differing, fit, lines, prepared
 from tests.trainer.sounding import GENERATOR
 from trainer.align.frozen_encoders import OpenClipPartner
 from trainer.engine.checkpoint import load_state
@@ -34,8 +34,6 @@ from trainer.streaming.reader import Reader
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # webdataset leaves files open
-
-STUDENT = (*PACKAGED, "invert.guide={sound_kind = 'small', num_cutouts = 2}")
 
 
 def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Invert, Reader]:
@@ -167,34 +165,6 @@ def test_a_fit_in_two_runs_is_the_same_as_in_one(guided: Path, tmp_path: Path) -
     assert header.generator == GENERATOR
     assert differing(model.inversion.state_dict(), {k.removeprefix("inversion."): v for k, v in first.items()
                                                     if k.startswith("inversion.")}) == []  # fmt: skip
-
-
-def test_a_student_goes_on_learning_and_is_resumed_too(guided: Path, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert fit(guided, whole, "student", *STUDENT, "student.num_samples=8") == 0
-    shutil.copytree(whole, parts)
-    changes = (*STUDENT, "invert.num_samples=16", "student.refresh_pictures=4", "run.tick_seconds=0.0001")
-    assert fit(guided, whole, "invert", *changes) == 0
-    assert fit(guided, parts, "invert", *changes, "run.pause_after_samples=8") == 0
-    assert fit(guided, parts, "invert", *changes) == 0
-    (first, of_first), (second, of_second) = (
-        load_state(out / "invert" / "resume.safetensors", "invert") for out in (whole, parts)
-    )
-    assert of_first == of_second
-    assert differing(first, second) == []
-    assert first["optimizer_student.0.step"] == 2
-    began = load_file(whole / "student" / "last.safetensors")
-    learned = {name: one for name, one in began.items() if one.is_floating_point() and "running" not in name}
-    moved = [name for name, one in learned.items() if not torch.equal(one, first[f"student.{name}"])]
-    assert moved == list(learned)
-    assert -1 <= lines(whole, "tick")[-1]["student_cosine"] <= 1
-
-    unchanged = tmp_path / "unchanged"
-    shutil.copytree(whole / "student", unchanged / "student")
-    assert fit(guided, unchanged, "invert", *changes, "student.refresh_pictures=0", "invert.num_samples=8") == 0
-    kept, _ = load_state(unchanged / "invert" / "resume.safetensors", "invert")
-    assert [name for name, one in began.items() if not torch.equal(one, kept[f"student.{name}"])] == []
-    assert "student_cosine" not in lines(unchanged, "tick")[-1]
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(guided: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import soundfile
+import torch
 from safetensors.numpy import load_file
 
 from pipeline.agreement.calibration import read_calibration
@@ -214,10 +215,11 @@ def test_a_fitted_tower_tells_classes_apart(tmp_path):
     save_tower(path, fit_tower(table(), FAST), SmallConfig(side="picture", classes=CLASSES))
     tower = Tower(path, "picture", 8)
     fresh = table(60, seed=1)
-    shares = tower.shares(fresh.features_NF)
+    shares_NK = tower.shares(torch.from_numpy(fresh.features_NF))
+    shares = shares_NK.numpy()
     assert np.allclose(shares.sum(1), 1, atol=1e-5)
     assert (shares.argmax(1) == fresh.classes_N).mean() > 0.9
-    rows = tower.rows(shares)
+    rows = tower.rows(shares_NK).numpy()
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     rain = tower.directions_KD[CLASSES.index("rain")]
     expected = shares @ (tower.directions_KD @ rain)
@@ -237,7 +239,7 @@ def test_a_lower_temperature_makes_a_tower_surer(tmp_path):
     for temperature in (1.0, 0.5):
         path = tmp_path / f"{temperature}"
         save_tower(path, fit_tower(table(), FAST, 0, temperature), SmallConfig(side="picture", classes=CLASSES))
-        sure.append(Tower(path, "picture", 8).shares(table(60, seed=1).features_NF))
+        sure.append(Tower(path, "picture", 8).shares(torch.from_numpy(table(60, seed=1).features_NF)).numpy())
     assert np.array_equal(sure[0].argmax(1), sure[1].argmax(1))
     assert (sure[1].max(1) > sure[0].max(1)).all()
     odds = [np.log(shares[:, CLASSES.index("rain")] / shares[:, CLASSES.index("fire")]) for shares in sure]

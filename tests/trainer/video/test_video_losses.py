@@ -158,7 +158,7 @@ def test_the_guide_asks_every_frame_for_the_sound_it_has(guided: Path, tmp_path:
         found = float(contest._guided(styles, pictures, clips))
         sums = [0.0, 0.0]
         for step in range(2):
-            seen = stage.guide.looking.look(pictures[:, step].clamp(-1, 1))[None]
+            seen = stage.guide.partner.look(pictures[:, step].clamp(-1, 1))[None]
             sums[0] += float(clip_loss(seen, clips.sounds_BTD[:, step]).mean()) / 2
             sums[1] += float(clip_loss(seen, clips.texts_BTD[:, step]).mean()) / 2
         far = float((styles - stage.model.w_avg).square().mean())
