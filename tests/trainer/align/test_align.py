@@ -87,7 +87,9 @@ def test_the_packaged_encoder_is_a_partner_too() -> None:
     found = partner.embed_frames(torch.from_numpy(frames).permute(0, 1, 4, 2, 3)).numpy()
     for clip, row in zip(frames, found, strict=True):
         mean = encoder.embed_pictures(clip).mean(0)
-        assert float(row @ mean / np.linalg.norm(mean)) > 0.999  # frames of another size are rounded to 8 bits in another way
+        assert (
+            float(row @ mean / np.linalg.norm(mean)) > 0.999
+        )  # frames of another size are rounded to 8 bits in another way
     assert partner.embed_texts(["the sound of rain"]).shape == (1, encoder.width)
 
 
