@@ -68,8 +68,6 @@ def fitted(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDatas
             continue
         if stage == "align" and recipe.reader.last_batch == "keep":
             continue
-        if stage == "student" and not recipe.align.partner.is_packaged:
-            continue  # done at once
         settings = getattr(recipe, table)
         wanted: int = settings.batch_size
         if wanted <= clips:

@@ -168,9 +168,6 @@ def shrunk(recipe: FitRecipe, out: Path) -> FitRecipe:
             picture_model=MODEL, picture_weights=str(_random_partner(out)), batch_size=partner.batch_size
         )
     align = align.model_copy(update={**once, "backbone": BACKBONE, "partner": partner})
-    student = recipe.student.model_copy(
-        update={**once, "backbone": BACKBONE, "side_px": SIDE_PX, "refresh_pictures": 4}
-    )
     guide = invert.guide
     if guide.sound_kind != "small":
         guide = GuideSettings(num_cutouts=guide.num_cutouts, smallest_cutout=guide.smallest_cutout)
@@ -206,7 +203,6 @@ def shrunk(recipe: FitRecipe, out: Path) -> FitRecipe:
             "reader": reader,
             "prior": prior,
             "align": align,
-            "student": student,
             "invert": invert,
             "video": video,
         }
@@ -218,7 +214,6 @@ def two_steps(recipe: FitRecipe) -> FitRecipe:
     batches = {
         "prior": recipe.prior.batch_size * recipe.prior.frames_per_clip,
         "align": recipe.reader.batch_size,
-        "student": recipe.student.batch_size,
         "invert": recipe.invert.batch_size,
         "video": recipe.video.batch_size,
     }
@@ -293,8 +288,6 @@ def rehearse(
 
 def _is_done(recipe: FitRecipe, stage: str) -> bool:
     path = recipe.folder / stage / CHECKPOINT
-    if stage == "student" and not recipe.align.partner.is_packaged:
-        return True
     return path.is_file() and read_values(path, stage).get("samples_seen", 0) >= getattr(recipe, stage).num_samples
 
 

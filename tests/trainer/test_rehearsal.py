@@ -24,14 +24,14 @@ RECIPES = sorted((Path(__file__).parents[2] / "manifests" / "recipes").glob("fit
 MAY_SHRINK = {
     # widths, depths and kinds of networks
     "align.backbone", "align.partner.picture_model", "align.partner.picture_weights", "invert.backbone", "invert.generator",
-    "invert.guide.sound_weights", "prior.generator", "student.backbone", "video.discriminator_widths", "video.hidden_width",
+    "invert.guide.sound_weights", "prior.generator", "video.discriminator_widths", "video.hidden_width",
     "video.noise_width",
     # sides and seconds
-    "prior.blur_px", "reader.num_frames", "reader.picture_px", "reader.window_seconds", "student.side_px",
+    "prior.blur_px", "reader.num_frames", "reader.picture_px", "reader.window_seconds",
     # numbers of steps, of what is shown and of what is measured
     *(f"{stage}.{name}_samples" for stage in STAGES for name in ("num", "validate_every", "save_every", "validation")),
     "prior.ada_every", "prior.ada_fixed_p", "prior.fidelity.num_pictures", "prior.grid_seeds", "prior.path_every", "prior.r1_every",
-    "student.refresh_pictures", "video.num_shown", "video.r1_every",
+    "video.num_shown", "video.r1_every",
     # where it runs
     "reader.num_workers", "run.out", "run.pause_after_samples", "run.tick_seconds", "stages",
 }  # fmt: skip
@@ -75,7 +75,7 @@ def test_every_recipe_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "run"
     assert main(["--recipe", str(path), "--rehearse", "--out", str(out), "--set", "run.num_threads=1"]) == 0
     told = capsys.readouterr().out.splitlines()
-    stages = [name for name in chosen_stages(recipe.stages) if name != "student" or recipe.align.partner.is_packaged]
+    stages = chosen_stages(recipe.stages)
     for stage in stages:
         _, values = load_state(out / stage / "resume.safetensors", stage)
         assert values["num_steps"] == 2, stage
