@@ -29,7 +29,7 @@ RECIPE = Path("manifests/recipes/fit-tiny.toml")
 
 
 @dataclass(frozen=True, slots=True)
-class StageCost:
+class StageTiming:
     """Medians over the ticks of a stage, and what its command took in all, its start and validation included."""
 
     stage: str
@@ -67,7 +67,7 @@ def main() -> None:
                 )
 
 
-def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespace, out: Path) -> StageCost:
+def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespace, out: Path) -> StageTiming:
     per_step = samples_per_step(name, recipe)
     wanted = per_step * options.steps
     changes = [
@@ -84,7 +84,7 @@ def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespa
     whole = cost_of(lambda: _run([sys.executable, *words]))
     ticks = _ticks(out, name)
     rate = statistics.median(float(tick["samples_per_second"]) for tick in ticks)
-    return StageCost(
+    return StageTiming(
         stage=name,
         ranks=ranks,
         samples_per_second=rate,
