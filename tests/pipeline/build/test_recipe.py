@@ -61,7 +61,7 @@ def test_changes_are_toml_or_text(minimal: Path) -> None:
         ("cut.quality=60", "cut: quality = 60: x264 takes at most 51"),
         (
             "download.proxy=proxy.example",
-            r"download.proxy: 'proxy.example' is no URL of a proxy: write it like http://HOST",
+            r"download.proxy: 'proxy.example' is not the URL of a proxy: write it like http://HOST",
         ),
     ],
 )
