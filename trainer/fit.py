@@ -90,7 +90,7 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     from trainer.recipe import FitRecipe  # noqa: PLC0415
 
     paths = options.recipe
-    if paths is None and options.shards is not None:
+    if paths is None and options.shards is not None and not _is_of_others(options.stages):
         from trainer.choice import choose_recipe  # noqa: PLC0415
 
         choice = choose_recipe(options.shards, options.out)
@@ -106,6 +106,12 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     if options.out is not None:
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"out": options.out})})
     return recipe
+
+
+def _is_of_others(stages: str | None) -> bool:
+    """Whether only stages are named that the packaged recipes know nothing of."""
+    known = {"prior", "align", "invert", "video"}
+    return stages is not None and not known & {name.strip() for name in stages.split(",")}
 
 
 def _rehearse(recipe: FitRecipe) -> int:
