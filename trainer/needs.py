@@ -68,19 +68,10 @@ def fitted(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDatas
             continue
         if stage == "align" and recipe.reader.last_batch == "keep":
             continue
-<<<<<<< HEAD
-        settings = getattr(recipe, table)
-        wanted: int = settings.batch_size
-        if wanted <= clips:
-            continue
-=======
-        if stage == "student" and not recipe.align.partner.is_packaged:
-            continue  # done at once
         settings = getattr(recipe, table, None)
         wanted: int | None = getattr(settings, "batch_size", None)
         if settings is None or wanted is None or wanted <= clips:
             continue  # a stage of somebody else's has its own way to read
->>>>>>> c6e64c9 (fit: a stage that the packaged recipes do not know runs on the defaults, as before)
         fits: Callable[[int], bool] = lambda size: size % ranks == 0  # noqa: E731
         fewest = FEWEST_IN_ALIGN if stage == "align" else 1
         if stage == "prior":
