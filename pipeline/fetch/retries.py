@@ -1,12 +1,11 @@
-"""Retries of downloads: after which errors, after which pause, and what is reported to the host's gate."""
+"""Retries of downloads: after which errors, after which pause, and what is reported to the host's gate. Why not tenacity: see `retried`."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TypeVar
-
-from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from pipeline.errors import DownloadError, TransientDownloadError
 from pipeline.fetch.errors import retry_after_seconds
@@ -40,61 +39,34 @@ def with_retries(
 ) -> T:
     """The result of the attempt. Raises its last error after the retries, or StoppedError. ``deadline``: in :func:`awake_seconds`; no wait
     goes beyond it."""
-
-    def attempt_and_report() -> T:
+    for number in itertools.count():
         try:
             result = attempt()
+        except TransientDownloadError as error:
+            retry_after = retry_after_seconds(error)
+            is_paused = error.code in REFUSALS and visit.refused(
+                str(error), at_once=error.code == "bot_check", retry_after_seconds=retry_after
+            )
+            if is_paused or error.code not in RETRIED or number >= retries:
+                raise
+            if retry_after is not None and retry_after > retry_after_max_seconds:
+                raise
+            wait = (
+                retry_after if retry_after is not None else _backoff(name, number, backoff_seconds, backoff_max_seconds)
+            )
+            if deadline is not None and awake_seconds() + wait > deadline:
+                raise
+            LOG.info("%s: %s; trying again in %.1f s", name, error, wait)
+            with waiting():
+                stop.sleep(wait)
         except DownloadError as error:
-            if not isinstance(error, TransientDownloadError) and error.code.startswith("http_"):
+            if error.code.startswith("http_"):
                 visit.answered()
             raise
-        visit.answered()
-        return result
-
-    def is_worth_retrying(error: BaseException) -> bool:
-        """Reports refusals to the host's gate, which may pause the host."""
-        if not isinstance(error, TransientDownloadError):
-            return False
-        retry_after = retry_after_seconds(error)
-        is_paused = error.code in REFUSALS and visit.refused(
-            str(error), at_once=error.code == "bot_check", retry_after_seconds=retry_after
-        )
-        is_soon = retry_after is None or retry_after <= retry_after_max_seconds
-        return not is_paused and error.code in RETRIED and is_soon
-
-    def wait_seconds(state: RetryCallState) -> float:
-        retry_after = retry_after_seconds(_error(state))
-        if retry_after is not None:
-            return retry_after
-        return _backoff(name, state.attempt_number - 1, backoff_seconds, backoff_max_seconds)
-
-    def is_over(state: RetryCallState) -> bool:
-        is_beyond_deadline = deadline is not None and awake_seconds() + state.upcoming_sleep > deadline
-        return state.attempt_number > retries or is_beyond_deadline
-
-    def log(state: RetryCallState) -> None:
-        LOG.info("%s: %s; trying again in %.1f s", name, _error(state), state.upcoming_sleep)
-
-    def sleep(seconds: float) -> None:
-        with waiting():
-            stop.sleep(seconds)
-
-    return Retrying(
-        retry=retry_if_exception(is_worth_retrying),
-        stop=is_over,
-        wait=wait_seconds,
-        before_sleep=log,
-        sleep=sleep,
-        reraise=True,
-    )(attempt_and_report)
-
-
-def _error(state: RetryCallState) -> BaseException:
-    """The error of the last attempt."""
-    assert state.outcome is not None
-    error = state.outcome.exception()
-    assert error is not None
-    return error
+        else:
+            visit.answered()
+            return result
+    raise AssertionError("the loop has no end")
 
 
 def _backoff(name: str, number: int, first_seconds: float, max_seconds: float) -> float:

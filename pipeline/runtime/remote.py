@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import fsspec
 from pydantic import Field
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from pipeline.errors import ShardError
 from pipeline.runtime.bounded import BLOCK_BYTES, TooMuchError, check_declared_size, reading_failures
@@ -88,27 +88,22 @@ class Remote:
 
 
 def retried(call: Callable[[], T], where: str, retries: Retries) -> T:
-    """The result of the call. Raises its last error after the retries. ``where``: name of the file in the log."""
+    """The result of the call. Raises its last error after the retries. ``where``: name of the file in the log.
+
+    A loop of our own: tenacity keeps the error in a cycle of references, and with it the connection of an HTTP error open.
+    """
     failures = reading_failures()
-
-    def pause_seconds(state: RetryCallState) -> float:
-        """Doubles each time, and varies by the file, so that not all requests to a server are repeated at the same time."""
-        number = state.attempt_number - 1
-        return retries.pause_seconds * 2.0**number * (0.75 + unit_interval(where, number) / 2)
-
-    def log(state: RetryCallState) -> None:
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        assert error is not None
-        LOG.info("%s: %s; trying again in %.1f s", where, short_text_of(error), state.upcoming_sleep)
-
-    return Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, failures) and _may_pass(error)),
-        stop=stop_after_attempt(retries.num + 1),
-        wait=pause_seconds,
-        before_sleep=log,
-        reraise=True,
-    )(call)
+    for number in range(retries.num):
+        try:
+            return call()
+        except failures as error:
+            if not _may_pass(error):
+                raise
+            # doubles each time, and varies by the file: not all requests to a server are repeated at the same time
+            wait = retries.pause_seconds * 2.0**number * (0.75 + unit_interval(where, number) / 2)
+            LOG.info("%s: %s; trying again in %.1f s", where, short_text_of(error), wait)
+            time.sleep(wait)
+    return call()
 
 
 def with_true_cause(call: Callable[[], T]) -> T:
