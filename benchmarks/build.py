@@ -1,6 +1,6 @@
 """Cost of a build, compared with a lower limit: one bare ffmpeg for each source that writes the same clips.
 
-python -m benchmarks.build                          sample sources, rendered at 1080p
+python -m benchmarks.build                          synthetic sources, rendered at 1080p
 python -m benchmarks.build --folder FOLDER          real files
 python -m benchmarks.build --memory 20 200          peak memory for so many sources, each of other content
 

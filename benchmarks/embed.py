@@ -1,6 +1,6 @@
 """Cost of embedding for each encoder pair and way of running it, and its share of a build.
 
-python -m benchmarks.embed                          sample sources, rendered at 1080p
+python -m benchmarks.embed                          synthetic sources, rendered at 1080p
 python -m benchmarks.embed --folder FOLDER          real files
 
 ViT-B/32 with ResNet-18 has random weights, which cost what trained ones do. Every way of running is a process of its own; the ways

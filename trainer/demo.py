@@ -32,7 +32,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--sources",
         metavar="FOLDER",
         default="manifests/demo-sources",
-        help="the sample sources it was built from (%(default)s)",
+        help="the synthetic sources it was built from (%(default)s)",
     )
     parser.add_argument("--out", metavar="runs/NAME", default="runs/demo", help="the run's folder (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one setting of the recipe")

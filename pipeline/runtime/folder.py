@@ -70,9 +70,6 @@ class Folder:
     def read_bytes(self, name: str) -> bytes:
         return cast("bytes", self._fs.cat_file(self._at(name)))
 
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
-
     def names(self, below: str = "") -> list[str]:
         """Names of the files and folders directly in ``below``, sorted. A missing folder is empty."""
         with contextlib.suppress(FileNotFoundError):
