@@ -200,7 +200,12 @@ TABLES = [
     ("samples.parquet", changed(key=no_keys), "a clip has no key", (CALIBRATE, SHOW, WITHDRAW)),
     ("samples.parquet", changed(key=lists), "its column key holds list", (SHOW, WITHDRAW, CALIBRATE)),
     ("embeddings.parquet", changed(key=lists), "its column key holds list", (CALIBRATE, WITHDRAW)),
-    ("embeddings.parquet", changed(picture=vectors(3)), "3 of picture and 4 of sound", (CALIBRATE,)),
+    (
+        "embeddings.parquet",
+        changed(picture=vectors(3)),
+        "3 numbers for a picture and 4 numbers for a sound",
+        (CALIBRATE,),
+    ),
     ("embeddings.parquet", changed(picture=vectors(4, np.nan)), "is not finite", (CALIBRATE,)),
     ("embeddings.parquet", changed(sound=no_vectors), "no sound embedding", (CALIBRATE,)),
     ("embeddings.parquet", changed(sound=lists), "its column sound holds list", (CALIBRATE, WITHDRAW)),

@@ -20,7 +20,7 @@ CRAFTED = {
     "zeros.mp4": {"not_media"},
     "noise.mp4": {"not_media"},
     "only-ftyp.mp4": {"not_media"},
-    "twice.mp4": {"kept"},
+    "twice.mp4": {"joined"},
     "changes-size.ts": {"kept"},
     "gap-of-an-hour.mkv": {"no_clip_kept"},
     "gap-of-three-days.mkv": {"bad_times", "too_long"},

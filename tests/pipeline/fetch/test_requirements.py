@@ -246,7 +246,7 @@ def test_a_proxy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     for good in ("http://user:secret@host:3128", "socks5h://host:1", "HTTPS://host"):
         monkeypatch.setenv("SOME_PROXY", good)
         assert DownloadSettings(proxy="$SOME_PROXY").proxy_url() == good
-    with pytest.raises(ValueError, match=r"is no URL of a proxy"):
+    with pytest.raises(ValueError, match=r"is not the URL of a proxy"):
         DownloadSettings(proxy="host:3128")
 
 

@@ -170,7 +170,7 @@ def test_an_ffmpeg_that_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
     greedy = ffmpeg.input("testsrc2=s=2560x1440:d=60", f="lavfi").filter(
         "reverse"
     )  # holds all frames before it gives one
-    with pytest.raises(WorkerError, match=r"held \d+ MiB of memory, over the limit of 512 MiB") as caught:
+    with pytest.raises(WorkerError, match=r"used \d+ MiB of memory, over the limit of 512 MiB") as caught:
         media.run_ffmpeg(
             ffmpeg.output(greedy, str(tmp_path / "a.avi"), vcodec="mpeg4"), timeout_seconds=60, memory_bytes=512 << 20
         )
