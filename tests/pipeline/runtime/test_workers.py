@@ -231,7 +231,7 @@ def test_a_process_that_takes_too_much_memory_is_ended_at_once_and_its_work_is_n
 ) -> None:
     opened = Workers(1, memory_bytes=1 << 30)
     try:
-        with pytest.raises(WorkerError, match=r"held 1\d\d\d MiB of memory, over the limit of 1024 MiB") as caught:
+        with pytest.raises(WorkerError, match=r"used 1\d\d\d MiB of memory, over the limit of 1024 MiB") as caught:
             opened.run(hog, 7200.0, 1536, tmp_path / "note")
         assert caught.value.code == "out_of_memory"
         assert (tmp_path / "note").read_text() == "begun\n"
