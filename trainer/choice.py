@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
+from huggingface_hub.constants import ENDPOINT
 
 from pipeline.encoders.device import pick_device
 from pipeline.runtime.recipe_file import read_recipe
@@ -114,7 +115,7 @@ def can_be_had(model: str, tag: str) -> bool:
     repository, _, name = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rpartition("/")
     if not repository or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
-    server = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    server = os.environ.get("HF_ENDPOINT") or ENDPOINT
     address = f"{server}/{repository}/resolve/main/{name or 'open_clip_model.safetensors'}"
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=ASK_SECONDS) as answer:

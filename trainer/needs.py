@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,12 +72,10 @@ def fitted(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDatas
         wanted: int | None = getattr(settings, "batch_size", None)
         if settings is None or wanted is None or wanted <= clips:
             continue  # a stage of somebody else's has its own way to read
-        fits: Callable[[int], bool] = lambda size: size % ranks == 0  # noqa: E731
         fewest = FEWEST_IN_ALIGN if stage == "align" else 1
-        if stage == "prior":
-            frames = recipe.prior.frames_per_clip
-            fits = lambda size, frames=frames: _has_whole_groups(size, frames, ranks)  # type: ignore[misc]  # noqa: E731
-        size = next((size for size in range(clips, fewest - 1, -1) if fits(size)), None)
+        frames = recipe.prior.frames_per_clip if stage == "prior" else None
+        sizes = (size for size in range(clips, fewest - 1, -1) if _is_batch(size, ranks, frames))
+        size = next(sizes, None)
         if size is None:
             raise DataError(
                 f"{table}.batch_size {wanted:,}: the stage {stage} needs {max(fewest, ranks):,} clips for a batch of {ranks} "
@@ -88,9 +86,15 @@ def fitted(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDatas
     return FittedRecipe(recipe, (*notes, *_remarks(recipe, stages, datasets)))
 
 
-def _has_whole_groups(size: int, frames: int, ranks: int) -> bool:
-    of_rank = size * frames / ranks
-    return size % ranks == 0 and (of_rank <= GROUP_SIZE or of_rank % GROUP_SIZE == 0)
+def _is_batch(num_clips: int, ranks: int, frames_per_clip: int | None) -> bool:
+    """Whether so many clips can be shared out among ranks.
+
+    ``frames_per_clip``: of the prior, whose pictures form whole groups. None: of another stage.
+    """
+    if num_clips % ranks:
+        return False
+    num_pictures = num_clips * (frames_per_clip or 0) / ranks
+    return num_pictures <= GROUP_SIZE or num_pictures % GROUP_SIZE == 0
 
 
 def _remarks(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> list[str]:
