@@ -93,7 +93,7 @@ DEMO = Command(
     summary="build a small synthetic dataset, and fit a tiny model to it",
     add_options=_add_demo_options,
     run=_run_demo,
-    details="The fit takes fifteen to twenty minutes on two cores. The same command continues what was interrupted.",
+    details="The fit takes about twenty-five minutes on two cores. The same command continues what was interrupted.",
 )
 
 
