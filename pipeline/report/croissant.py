@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import FileRecord, Manifest, ShardRecord
 from pipeline.dataset.tables import SAMPLES_NAME
 
 if TYPE_CHECKING:
@@ -56,32 +56,28 @@ def _library() -> Any:
 
 
 def _files(croissants: Any, manifest: Manifest) -> list[mlcroissant.FileObject]:
-    return [
-        croissants.FileObject(
-            id=file.path,
-            name=file.path,
-            content_url=file.path,
-            content_size=f"{file.num_bytes} B",
-            encoding_formats=["application/x-parquet"],
-            sha256=file.sha256,
-        )
-        for file in manifest.files
-    ]
+    return [_file_object(croissants, file, "application/x-parquet") for file in manifest.files]
 
 
 def _shards(croissants: Any, manifest: Manifest) -> list[mlcroissant.FileObject]:
     return [
-        croissants.FileObject(
-            id=shard.path,
-            name=shard.path,
-            content_url=shard.path,
-            content_size=f"{shard.num_bytes} B",
-            encoding_formats=["application/x-tar"],
-            sha256=shard.sha256,
-            description=f"{shard.num_samples} samples of {shard.split}",
+        _file_object(
+            croissants, shard, "application/x-tar", description=f"{shard.num_samples} samples of {shard.split}"
         )
         for shard in manifest.shards
     ]
+
+
+def _file_object(croissants: Any, file: FileRecord | ShardRecord, kind: str, **more: str) -> mlcroissant.FileObject:
+    return croissants.FileObject(
+        id=file.path,
+        name=file.path,
+        content_url=file.path,
+        content_size=f"{file.num_bytes} B",
+        encoding_formats=[kind],
+        sha256=file.sha256,
+        **more,
+    )
 
 
 def _members(croissants: Any, manifest: Manifest) -> list[mlcroissant.FileSet]:
