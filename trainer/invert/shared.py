@@ -88,10 +88,6 @@ class SoundVideoStage(Learner):
         mel = self.model.config.mel
         return torch.zeros(0, mel.num_mels, mel.num_frames(batch.sounds_BN.shape[1]), device=self.device)
 
-    def reals(self, batch: Batch) -> Tensor:
-        """(B, T, 3, H, W): the batch's frames, -1..1."""
-        return batch.frames_BTCHW.to(self.device).float() / 127.5 - 1
-
     def share_statistics(self) -> None:
         """Averages the running statistics of the trained networks over ranks. Every rank must call it."""
         average_over_ranks([one for one in self.model.inversion.buffers() if one.is_floating_point()])
@@ -144,13 +140,14 @@ def clip_reader(
     batch_size: int,
     side_px: int,
     *,
-    sound: bool = True,
+    pictures: bool = True,
     mel: bool = False,
     whole: bool = False,
 ) -> Reader:
-    """This rank's reader of the clips of a split, with frames of ``side_px``. ``whole``: it reads all ranks' clips. Raises DataError.
+    """This rank's reader of the clips of a split, with frames of ``side_px`` (none without ``pictures``). Raises DataError.
 
+    ``whole``: it reads the clips of all ranks.
     In training ``mel`` is False: the mels of the augmented sounds are computed instead.
     """
-    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "sound": sound, "mel": mel}
+    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "pictures": pictures, "mel": mel}
     return rank_reader(run.mixes(split), recipe.reader.model_copy(update=wanted), run, split, whole=whole)

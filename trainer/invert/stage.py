@@ -50,8 +50,6 @@ NUM_SHOWN = 16
 class GuidedClips:
     """Some clips of a batch, on the device, as the losses take them."""
 
-    reals_BTCHW: Tensor
-    """Real frames, -1..1."""
     mels_BMT: Tensor
     seconds_B: Tensor
     """Length of the sound in each window, in seconds; silence follows it."""
@@ -124,7 +122,7 @@ class Invert(SoundVideoStage):
 
     def _guided(self, batch: Batch) -> GuidedClips:
         sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
-        return GuidedClips(self.reals(batch), self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD)
+        return GuidedClips(self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD)
 
     def _styles(self, part: GuidedClips) -> Tensor:
         model = self.model
@@ -161,7 +159,7 @@ class Invert(SoundVideoStage):
         if self._validation is None:
             size = self.settings.batch_size
             side = self.model.generator.resolution
-            self._validation = clip_reader(self.recipe, self.run, "validation", size, side, mel=True)
+            self._validation = clip_reader(self.recipe, self.run, "validation", size, side, pictures=False, mel=True)
             self._from_start = self._validation.state_dict()
         self._validation.load_state_dict(self._from_start)
         if self._judge is None:
@@ -248,5 +246,6 @@ def fit_invert(recipe: InvertRecipe, run: Run, display: Display) -> Ended:
     settings = recipe.invert
     if settings.start_from_align:
         start_hearing(model, run.folder / ALIGN_CHECKPOINT)
-    source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution)
+    side = model.generator.resolution
+    source = clip_reader(recipe, run, "train", settings.batch_size, side, pictures=False)
     return run_stage(lambda: Invert(recipe, run, model, prior_file.config), source, settings, run, display)

@@ -40,7 +40,7 @@ class Batch:
     labels: tuple[tuple[str, ...], ...]
     captions: tuple[str | None, ...]
     frames_BTCHW: Tensor
-    """RGB, uint8."""
+    """RGB, uint8. T is 0 where the settings ask for no pictures."""
     sounds_BN: Tensor
     """Mono, float32, at 44.1 kHz."""
     mels_BMT: Tensor | None
@@ -124,7 +124,7 @@ class Work(torch.utils.data.Dataset[ReadResult]):
     def _batched(self, samples: Sequence[tuple[str, Decoded]]) -> Batch:
         count, chosen, decoder = len(samples), self._settings, self._decoder
         side = chosen.picture_px
-        frames_BTCHW = torch.empty((count, chosen.num_frames, 3, side, side), dtype=torch.uint8)
+        frames_BTCHW = torch.empty((count, decoder.num_pictures, 3, side, side), dtype=torch.uint8)
         sounds_BN = torch.empty((count, decoder.num_sound_samples))
         mels_BMT = torch.empty((count, *decoder.mel_shape)) if chosen.mel else None
         for row, (_, sample) in enumerate(samples):

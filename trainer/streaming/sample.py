@@ -50,6 +50,8 @@ class SampleSettings(Settings):
     upscale: bool = False
     """Whether smaller pictures are scaled up. If not, a dataset without a large enough rendition is refused, and a sample that is
     smaller than its rendition counts as unreadable."""
+    pictures: bool = True
+    """Whether frames are decoded. If not, samples have 0 frames."""
     sound: bool = True
     """Whether the sound is decoded. If not, sounds have 0 samples; only the header is read, for the length."""
     mel: bool = True
@@ -105,6 +107,7 @@ class SampleDecoder:
         self._log_mel = LogMel(self._config) if settings.mel else None
         num_samples = round(settings.window_seconds * self._config.sample_rate_hz)
         self.num_sound_samples = num_samples if settings.sound else 0
+        self.num_pictures = settings.num_frames if settings.pictures else 0
         self.mel_shape = (self._config.num_mels, self._config.num_frames(num_samples))
 
     def decode(self, place: Place, tar: bytes, draw: RandomChoices) -> Decoded:
@@ -115,7 +118,7 @@ class SampleDecoder:
             sound_N, start, seconds = self._sound(members["flac"], draw)
         mel_MT = self._log_mel(torch.from_numpy(sound_N)[None])[0] if self._log_mel else None
         num_frames = self._settings.num_frames
-        wanted = [start + (i + draw.number("frame", i)) * seconds / num_frames for i in range(num_frames)]
+        wanted = [start + (i + draw.number("frame", i)) * seconds / num_frames for i in range(self.num_pictures)]
         with _blaming("mp4"):
             frames_TCHW = self._frames(members["mp4"], wanted, draw)
         return Decoded(place.key, *facts, frames_TCHW, sound_N, mel_MT, seconds)
@@ -151,6 +154,8 @@ class SampleDecoder:
 
     def _frames(self, mp4: bytes, seconds: Sequence[float], draw: RandomChoices) -> npt.NDArray[np.uint8]:
         chosen = self._settings
+        if not chosen.pictures:
+            return np.zeros((0, 3, chosen.picture_px, chosen.picture_px), np.uint8)
         place = draw.number("crop") if chosen.crop == "random" else 0.5
         if chosen.decoder == "torchcodec":
             from trainer.streaming.torchcodec_frames import decode_pictures  # noqa: PLC0415 (may not be installed)

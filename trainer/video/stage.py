@@ -153,7 +153,7 @@ class Video(SoundVideoStage):
             return torch.where(changed_BT[:, :, None], repeated[order], repeated)
 
         return Clips(
-            reals_BTCHW=self.reals(batch),
+            reals_BTCHW=batch.frames_BTCHW.to(self.device).float() / 127.5 - 1,
             segments_BTMS=torch.where(changed_BT[:, :, None, None], segments[order], segments),
             sounds_BTD=spliced(own_BD),
             texts_BTD=spliced(texts_BD),

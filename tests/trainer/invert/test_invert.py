@@ -41,7 +41,7 @@ def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Invert, Reader]:
     held = generator_file(recipe, run.folder)
     torch.manual_seed(run.settings.seed)
     model = SoundVideoModel(model_config(recipe), held.generator())
-    reader = clip_reader(recipe, run, "train", recipe.invert.batch_size, SIDE_PX)
+    reader = clip_reader(recipe, run, "train", recipe.invert.batch_size, SIDE_PX, pictures=False)
     return Invert(recipe, run, model, held.config), reader
 
 

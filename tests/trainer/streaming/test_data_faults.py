@@ -98,6 +98,16 @@ def test_damaged_members_cost_their_samples_and_are_named(dataset: Path, num_wor
     assert str(one.bad[3][0]).startswith(f"{where}: {key_of(4)}.tar: the shard is damaged where it lies: without mp4")
 
 
+def test_pictures_that_are_not_asked_for_are_not_decoded(dataset: Path):
+    """A sample whose film is damaged is read where only its sound is wanted."""
+    where, lying = shard(dataset, 0), spans(dataset, 0)
+    overwrite(where, lying[1]["mp4"][0], bytes(lying[1]["mp4"][1]))
+    settings = SETTINGS.model_copy(update={"pictures": False})
+    assert {batch.frames_BTCHW.shape[1:] for batch in reader(dataset, settings)} == {(0, 3, 48, 48)}
+    assert read(reader(dataset, settings)) == without()
+    assert read(reader(dataset)) == without(1)
+
+
 def test_bytes_damaged_in_the_middle_cost_only_the_samples_hit(dataset: Path):
     where, lying = shard(dataset, 2), spans(dataset, 2)
     begin = lying[13]["flac"][0] + 100_000
