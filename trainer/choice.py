@@ -84,19 +84,19 @@ def circumstances(datasets: Sequence[FitDataset]) -> Circumstances:
     return Circumstances(device, device_memory_bytes("auto"), num_clips(datasets), min(sizes, default=None))
 
 
-def objections(candidate: Candidate, recipe: FitRecipe, found: Circumstances, needed_bytes: float) -> list[str]:
+def objections(candidate: Candidate, recipe: FitRecipe, given: Circumstances, needed_bytes: float) -> list[str]:
     """What speaks against a recipe; none: it can be taken. Servers are asked for an encoder where nothing else does."""
     against = []
-    if candidate.needs_gpu and found.device != "cuda":
+    if candidate.needs_gpu and given.device != "cuda":
         against.append("there is no GPU")
-    elif needed_bytes > found.memory_bytes:
+    elif needed_bytes > given.memory_bytes:
         against.append(
-            f"it takes about {needed_bytes / 1e9:.0f} GB of memory, and the {found.device} has {found.memory_bytes / 1e9:.0f}"
+            f"it takes about {needed_bytes / 1e9:.0f} GB of memory, and the {given.device} has {given.memory_bytes / 1e9:.0f}"
         )
-    if found.clips < candidate.fewest_clips:
-        against.append(f"it wants {candidate.fewest_clips:,} clips, and there are {found.clips:,}")
-    if found.largest_px is not None and found.largest_px < candidate.side_px:
-        against.append(f"it wants a rendition of {candidate.side_px} pixels, and the largest has {found.largest_px}")
+    if given.clips < candidate.fewest_clips:
+        against.append(f"it wants {candidate.fewest_clips:,} clips, and there are {given.clips:,}")
+    if given.largest_px is not None and given.largest_px < candidate.side_px:
+        against.append(f"it wants a rendition of {candidate.side_px} pixels, and the largest has {given.largest_px}")
     partner = recipe.align.partner
     if not against and not partner.is_packaged:
         tag = partner.picture_weights or OPENAI
@@ -129,7 +129,7 @@ def choose_recipe(shards: str, out: str | None = None) -> Choice:
 
     Raises ManifestError where there is no dataset.
     """
-    found = circumstances(find_datasets(shards, {}))
+    given = circumstances(find_datasets(shards, {}))
     begun = _begun(out)
     chosen: Candidate | None = None
     others: list[str] = []
@@ -141,23 +141,25 @@ def choose_recipe(shards: str, out: str | None = None) -> Choice:
         costs = [one for name in ("prior", "align", "invert", "video") if (one := estimate.of(name)) is not None]
         memory = max(one.memory_bytes for one in costs)
         hours = sum(one.hours(speed[recipe.run.precision]) for one in costs)
-        told = f"about {time_text(hours)} and {memory / 1e9:.1f} GB of memory (an estimate from counted operations)"
+        cost_text = (
+            f"about {time_text(hours)} and {memory / 1e9:.1f} GB of memory (an estimate from counted operations)"
+        )
         is_begun = begun is not None and candidate.name == f"fit-{begun}"
-        against = [] if is_begun else objections(candidate, recipe, found, memory)
+        against = [] if is_begun else objections(candidate, recipe, given, memory)
         if is_begun or (chosen is None and begun is None and not against):
-            chosen, cost = candidate, told
+            chosen, cost = candidate, cost_text
         else:
             why = "; ".join(against) or "smaller pictures than can be had"
-            others.append(f"         not {candidate.name}, videos of {candidate.side_px} pixels, {told}: {why}")
+            others.append(f"         not {candidate.name}, videos of {candidate.side_px} pixels, {cost_text}: {why}")
     last = chosen or CANDIDATES[-1]
-    because = f"{out} was begun with it" if begun is not None and chosen else _because(found)
+    because = f"{out} was begun with it" if begun is not None and chosen else _because(given)
     head = f"recipe   {last.name}, videos of {last.side_px} pixels, {cost or 'not counted'}: {because}"
     return Choice(last.path, (head, *others, f"         to take another: --recipe {last.path.parent}/NAME.toml"))
 
 
-def _because(found: Circumstances) -> str:
-    largest = "the sources' own sizes" if found.largest_px is None else f"pictures of {found.largest_px} pixels"
-    return f"{found.clips:,} clips to train on, {largest}, a {found.device} with {found.memory_bytes / 1e9:.0f} GB"
+def _because(given: Circumstances) -> str:
+    largest = "the sources' own sizes" if given.largest_px is None else f"pictures of {given.largest_px} pixels"
+    return f"{given.clips:,} clips to train on, {largest}, a {given.device} with {given.memory_bytes / 1e9:.0f} GB"
 
 
 def _begun(out: str | None) -> str | None:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.encoders.mel import MelConfig
+from pipeline.encoders.small.towers import PACKAGED, PictureNetwork
+from pipeline.encoders.small.trunks import PICTURE_SIDE_PX
 from pipeline.encoders.sound import SoundNetwork
 from trainer.model.discriminator import Discriminator
 from trainer.model.generator import Generator, GeneratorConfig, build_discriminator, build_generator
@@ -68,7 +70,7 @@ class ForwardPass:
 
 
 def _counted(network: nn.Module, run: Callable[[], Tensor], items: int) -> ForwardPass:
-    weights = {one.untyped_storage()._cdata for one in network.parameters()}
+    weights = {one.untyped_storage()._cdata for one in (*network.parameters(), *network.buffers())}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ class Estimate:
             files=small + large,
         )
 
-    def _hearing(self, backbone: str, seconds: float) -> tuple[nn.Module, ForwardPass]:
+    def _sound_network(self, backbone: str, seconds: float) -> tuple[nn.Module, ForwardPass]:
         mel = MelConfig()
         with torch.device("meta"):
             network = SoundNetwork(SPACE_WIDTH, backbone)
@@ -172,11 +174,15 @@ class Estimate:
         return network, _counted(network, lambda: network(mels), 2)
 
     @cached_property
-    def _looking(self) -> tuple[int, ForwardPass]:
-        """Weights of the picture encoder, and what one picture costs; the packaged one is small beside everything else."""
+    def _picture_encoder(self) -> tuple[int, ForwardPass]:
+        """Weights of the picture encoder, and what one picture costs."""
         partner = self.recipe.align.partner
         if partner.is_packaged:
-            return 0, ForwardPass(0.0, 0.0)
+            network = PictureNetwork(PACKAGED["picture"]).to("meta")
+            side = PICTURE_SIDE_PX
+            pictures = torch.zeros(2, 3, side, side, device="meta", requires_grad=True)
+            num_weights = sum(one.numel() for one in network.buffers())
+            return num_weights, _counted(network, lambda: network(pictures), 2)
         with torch.device("meta"), _without_warnings():  # that it has no weights is meant
             model = open_clip.create_model(partner.picture_model, device="meta")
         size = model.visual.image_size
@@ -186,18 +192,18 @@ class Estimate:
 
     def _align(self) -> StageCost:
         settings, reader = self.recipe.align, self.recipe.reader
-        network, heard = self._hearing(settings.backbone, reader.window_seconds)
-        others, seen = self._looking
+        network, of_sound = self._sound_network(settings.backbone, reader.window_seconds)
+        others, of_picture = self._picture_encoder
         views = 2 * (2 + BACKWARD)  # of the sound and its augmented view; once more forward for the gradient cache
         size = _size(network)
         at_once = 2 * min(settings.micro_batch_size or 1 << 30, reader.batch_size)
         return self._cost(
             "align",
-            heard.operations * views + seen.operations * reader.num_frames,
+            of_sound.operations * views + of_picture.operations * reader.num_frames,
             weights=size,
             learned=size,
             others=others,
-            saved_bytes=at_once * heard.saved_bytes,
+            saved_bytes=at_once * of_sound.saved_bytes,
             files=size,
         )
 
@@ -209,33 +215,33 @@ class Estimate:
 
     def _guided(self, pictures: int) -> tuple[float, float, int]:
         """Operations and saved bytes of so many guided pictures, and the weights of the encoder that looks at them."""
-        others, seen = self._looking
+        others, of_picture = self._picture_encoder
         cutouts = self.recipe.invert.guide.num_cutouts
-        operations = 2 * self.drawn.operations + 2 * cutouts * seen.operations
-        return pictures * operations, pictures * (self.drawn.saved_bytes + cutouts * seen.saved_bytes), others
+        operations = 2 * self.drawn.operations + 2 * cutouts * of_picture.operations
+        return pictures * operations, pictures * (self.drawn.saved_bytes + cutouts * of_picture.saved_bytes), others
 
     def _invert(self) -> StageCost:
         settings, model = self.recipe.invert, self._model()
-        _, heard = self._hearing(settings.backbone, self.recipe.reader.window_seconds)
+        _, of_sound = self._sound_network(settings.backbone, self.recipe.reader.window_seconds)
         operations, saved, others = self._guided(1)
         learned = _size(model.inversion)
         at_once = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
         return self._cost(
             "invert",
-            operations + heard.operations * (1 + BACKWARD),
+            operations + of_sound.operations * (1 + BACKWARD),
             weights=learned,
             learned=learned,
             others=others + _size(self.generator),
-            saved_bytes=at_once * (saved + heard.saved_bytes),
+            saved_bytes=at_once * (saved + of_sound.saved_bytes),
             files=_size(model),
         )
 
     def _video(self) -> StageCost:
         settings, frames, model = self.recipe.video, self.recipe.reader.num_frames, self._model()
-        _, heard = self._hearing(self.recipe.invert.backbone, self.recipe.reader.window_seconds)
+        _, of_sound = self._sound_network(self.recipe.invert.backbone, self.recipe.reader.window_seconds)
         operations, saved, others = self._guided(frames) if settings.guide_weight else (0.0, 0.0, 0)
         operations += (
-            heard.operations * (1 + BACKWARD) + frames * self.drawn.operations
+            of_sound.operations * (1 + BACKWARD) + frames * self.drawn.operations
         )  # drawn anew for the discriminators
         judges = 0
         if settings.image_weight:
@@ -261,7 +267,7 @@ class Estimate:
             weights=2 * whole + judges,
             learned=learned,
             others=others,
-            saved_bytes=at_once * (saved + heard.saved_bytes),
+            saved_bytes=at_once * (saved + of_sound.saved_bytes),
             files=whole,
         )
 

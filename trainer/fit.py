@@ -90,7 +90,7 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     from trainer.recipe import FitRecipe  # noqa: PLC0415
 
     paths = options.recipe
-    if paths is None and options.shards is not None and not _is_of_others(options.stages):
+    if paths is None and options.shards is not None and not _are_foreign(options.stages):
         from trainer.choice import choose_recipe  # noqa: PLC0415
 
         choice = choose_recipe(options.shards, options.out)
@@ -108,10 +108,11 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     return recipe
 
 
-def _is_of_others(stages: str | None) -> bool:
-    """Whether only stages are named that the packaged recipes know nothing of."""
-    known = {"prior", "align", "invert", "video"}
-    return stages is not None and not known & {name.strip() for name in stages.split(",")}
+def _are_foreign(stages: str | None) -> bool:
+    """Whether only stages are named that have no settings in a recipe: stages of other packages."""
+    from trainer.recipe import FitRecipe  # noqa: PLC0415 (after --help)
+
+    return stages is not None and not FitRecipe.model_fields.keys() & {name.strip() for name in stages.split(",")}
 
 
 def _rehearse(recipe: FitRecipe) -> int:

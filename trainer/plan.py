@@ -115,8 +115,8 @@ def fit_plan_text(recipe: FitRecipe) -> str:
         lines.append(f"dataset  {dataset.mix.location}: {splits}; {len(dataset.manifest.clips.classes)} classes")
     for name in plan.stages:
         path = recipe.folder / name / "resume.safetensors"
-        seen = read_values(path, name).get("samples_seen", 0) if path.exists() else 0
-        lines.append(f"stage    {name}: {seen:,} samples done, in {recipe.folder / name}")
+        num_done = read_values(path, name).get("samples_seen", 0) if path.exists() else 0
+        lines.append(f"stage    {name}: {num_done:,} samples done, in {recipe.folder / name}")
     lines += [f"note     {note}" for note in (*plan.notes, *weights_to_fetch(recipe, plan.stages))]
     lines += cost_lines(plan)
     return "\n".join(lines)
@@ -135,8 +135,10 @@ def cost_lines(plan: FitPlan) -> list[str]:
     total = sum(cost.hours(speed) for cost in plan.costs.values())
     most = max(cost.memory_bytes for cost in plan.costs.values())
     disk = sum(cost.checkpoint_bytes for cost in plan.costs.values())
-    told = f"an estimate, from counted operations and {speed / 1e9:,.1f} GFLOP/s that this {device.type} may reach now"
-    lines.append(f"{_cost_line('in all', total, most, disk)}: {told}")
+    source = (
+        f"an estimate, from counted operations and {speed / 1e9:,.1f} GFLOP/s that this {device.type} may reach now"
+    )
+    lines.append(f"{_cost_line('in all', total, most, disk)}: {source}")
     return lines
 
 
