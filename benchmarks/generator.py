@@ -211,7 +211,7 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
             )
 
 
-def table_row(case: Case, found: dict[str, float] | None, problem: str = "") -> str:
+def table_row(case: Case, figures: dict[str, float] | None, problem: str = "") -> str:
     """One row of the table."""
     form = [
         case.form,
@@ -221,7 +221,7 @@ def table_row(case: Case, found: dict[str, float] | None, problem: str = "") -> 
         "compiled" if case.compiled else "eager",
     ]
     words = ", ".join(word for word in form if word)
-    numbers = "".join(f"{value:12.2f}" for value in found.values()) if found else problem
+    numbers = "".join(f"{value:12.2f}" for value in figures.values()) if figures else problem
     kind = "forward+backward" if case.backward else "forward"
     return f"{case.network:12} {kind:17} {'mixed' if case.mixed else 'fp32':6} {words:58} {numbers}"
 
@@ -255,12 +255,12 @@ def main() -> int:
     print(" " * 98 + "".join(f"{head:>12}" for head in ("images/s", "/CPU second", "peak MB", "first s")))
     failed = 0
     for case in cases_of(options):
-        found, problem = in_own_process(case, options.repeats, options.case_seconds)
-        failed += found is None
-        print(table_row(case, found, problem), flush=True)
+        figures, problem = in_own_process(case, options.repeats, options.case_seconds)
+        failed += figures is None
+        print(table_row(case, figures, problem), flush=True)
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**asdict(case), **(found or {"problem": problem})}) + "\n")
+                file.write(json.dumps({**asdict(case), **(figures or {"problem": problem})}) + "\n")
     return 1 if failed else 0
 
 

@@ -165,12 +165,12 @@ def weights_to_fetch(recipe: FitRecipe, stages: Sequence[str]) -> list[str]:
 
 def tag_is_here(model: str, tag: str) -> bool:
     """Whether open_clip's cache holds the weights of a tag. Asks nobody."""
-    found: dict[str, str] = open_clip.get_pretrained_cfg(model, tag)
-    repository, _, name = found.get("hf_hub", "").rpartition("/")
+    tag_config: dict[str, str] = open_clip.get_pretrained_cfg(model, tag)
+    repository, _, name = tag_config.get("hf_hub", "").rpartition("/")
     names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     if repository and any(isinstance(try_to_load_from_cache(repository, one), str) for one in names):
         return True
-    return "url" in found and (Path("~/.cache/clip").expanduser() / Path(found["url"]).name).is_file()
+    return "url" in tag_config and (Path("~/.cache/clip").expanduser() / Path(tag_config["url"]).name).is_file()
 
 
 def check_classes(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> None:

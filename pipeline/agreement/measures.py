@@ -116,17 +116,20 @@ def class_measures(
     """
     rows_CD = unit_vectors(prompts.rows)
     picture_cosines_C, sound_cosines_C = _products(rows_CD, picture_D), _products(rows_CD, sound_D)
-    shown = int(picture_cosines_C.argmax()) if picture_D.any() else None
-    heard = int(sound_cosines_C.argmax()) if sound_D.any() else None
+    nearest_to_picture = int(picture_cosines_C.argmax()) if picture_D.any() else None
+    nearest_to_sound = int(sound_cosines_C.argmax()) if sound_D.any() else None
     normalised_labels = {normalised_name(label) for label in labels}
     is_own_C = np.asarray([normalised_name(name) in normalised_labels for name in prompts.names])
-    if not is_own_C.any() and shown is not None:
-        is_own_C[shown] = True
+    if not is_own_C.any() and nearest_to_picture is not None:
+        is_own_C[nearest_to_picture] = True
     margin = None
-    if heard is not None and is_own_C.any() and not is_own_C.all():
+    if nearest_to_sound is not None and is_own_C.any() and not is_own_C.all():
         margin = float(sound_cosines_C[is_own_C].max() - sound_cosines_C[~is_own_C].max())
     names = prompts.names
-    return margin, None if shown is None else names[shown], None if heard is None else names[heard]
+    picture_class, sound_class = (
+        None if index is None else names[index] for index in (nearest_to_picture, nearest_to_sound)
+    )
+    return margin, picture_class, sound_class
 
 
 def _products(rows: NDArray[np.floating], vector_D: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -164,15 +164,15 @@ def out_of_memory(stage: str, settings: object, error: BaseException) -> str:
     """What to say of a device that is full: the setting to change, its value and the one to try."""
     batch: int | None = getattr(settings, "batch_size", None)
     now: int | None = getattr(settings, "micro_batch_size", None) or batch
-    told = str(error).strip().partition("\n")[0]
-    said = f"{stage}: the device has too little memory ({told})"
+    first_line = str(error).strip().partition("\n")[0]
+    problem = f"{stage}: the device has too little memory ({first_line})"
     if not hasattr(settings, "micro_batch_size"):
-        return f"{said}: set {stage}.batch_size to {max(1, (batch or 2) // 2)}, it is {batch}"
+        return f"{problem}: set {stage}.batch_size to {max(1, (batch or 2) // 2)}, it is {batch}"
     if now is None:
-        return f"{said}: set {stage}.micro_batch_size, which is none, to a part of reader.batch_size; the losses see the whole batch"
+        return f"{problem}: set {stage}.micro_batch_size, which is none, to a part of reader.batch_size; the losses see the whole batch"
     if now == 1:
-        return f"{said}: {stage}.micro_batch_size is 1 already; lower reader.num_frames, invert.guide.num_cutouts or the pictures' side"
-    return f"{said}: set {stage}.micro_batch_size to {now // 2}, it is {now}; a step learns from the same batch, in smaller parts"
+        return f"{problem}: {stage}.micro_batch_size is 1 already; lower reader.num_frames, invert.guide.num_cutouts or the pictures' side"
+    return f"{problem}: set {stage}.micro_batch_size to {now // 2}, it is {now}; a step learns from the same batch, in smaller parts"
 
 
 def damaged(path: Path, why: object) -> CheckpointError:

@@ -146,16 +146,16 @@ class _Card:
             self._rates(calibration, both, wrong)
         return calibration
 
-    def _pairs(self, name: str, heard: EmbeddedClips) -> Calibration | None:
-        found = report.calibrated(heard, self.encoder_id)
-        if found is None:
+    def _pairs(self, name: str, clips: EmbeddedClips) -> Calibration | None:
+        calibration = report.calibrated(clips, self.encoder_id)
+        if calibration is None:
             self.lines.append(f"- {name}: too few sources")
             return None
         self.lines.append(
-            f"- {name}: {found.auc:.3f} ({found.auc_low:.3f} to {found.auc_high:.3f}); {found.num_clips} clips of "
-            f"{found.num_sources} sources"
+            f"- {name}: {calibration.auc:.3f} ({calibration.auc_low:.3f} to {calibration.auc_high:.3f}); {calibration.num_clips} clips of "
+            f"{calibration.num_sources} sources"
         )
-        return found
+        return calibration
 
     def _rates(self, calibration: Calibration, true: EmbeddedClips, wrong: EmbeddedClips) -> None:
         self.lines += ["", "At thresholds for a wanted share of false accepts:", ""]
@@ -217,18 +217,18 @@ class _Card:
         ]
 
 
-def _one_of_each(heard: EmbeddedClips) -> EmbeddedClips:
+def _one_of_each(clips: EmbeddedClips) -> EmbeddedClips:
     """The middle clip of each source."""
     places = [
-        (own := [i for i, name in enumerate(heard.sources) if name == source])[len(own) // 2]
-        for source in dict.fromkeys(heard.sources)
+        (own := [i for i, name in enumerate(clips.sources) if name == source])[len(own) // 2]
+        for source in dict.fromkeys(clips.sources)
     ]
     return replace(
-        heard,
-        picture_ND=heard.picture_ND[places],
-        sound_ND=heard.sound_ND[places],
-        sources=tuple(heard.sources[i] for i in places),
-        labels=tuple(heard.labels[i] for i in places),
+        clips,
+        picture_ND=clips.picture_ND[places],
+        sound_ND=clips.sound_ND[places],
+        sources=tuple(clips.sources[i] for i in places),
+        labels=tuple(clips.labels[i] for i in places),
     )
 
 
