@@ -1,10 +1,8 @@
-"""What a fit will cost, counted and not measured: operations of each stage, memory of its device, bytes of its checkpoints.
+"""Estimates what a fit will cost: the operations, device memory and checkpoint bytes of each stage. Nothing is measured.
 
-The networks are built without weights (torch's device ``meta``) and run once; their convolutions and products are counted.
-What a phase runs how often is written down below. Everything that is no convolution and no product is left out of the operations: the
-estimate is of an order, not of minutes.
-
-Shape suffixes: N pictures, C H W of pictures, L layers that take a style each, D numbers of a style, B sounds, M mel bands, T mel frames.
+The networks are built without weights (torch's device ``meta``) and run once. Their convolutions and matrix products are counted; all
+other operations are left out. How often a step runs each network is written here, and must follow the stages. The result is an order of
+magnitude.
 """
 
 from __future__ import annotations
@@ -32,29 +30,29 @@ from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.recipe import FitRecipe
 
 BYTES = 4
-"""Of a number of fp32, which weights and optimizers are kept in."""
+"""Bytes of an fp32 number; weights and optimizer states are fp32."""
 SPACE_WIDTH = 512
-"""Numbers of the shared space of a model of the size of ViT-B/32."""
+"""Width of the embedding space that is assumed: that of ViT-B/32."""
 UTILISATION = 0.5
-"""Share of the speed of one large convolution that a whole step reaches."""
+"""Speed of a whole step, as a share of the speed of one large convolution."""
 BACKWARD = 2
-"""Operations of a backward pass to weights and inputs, in forward passes; to inputs alone it is one."""
+"""Cost of a backward pass to weights and inputs, in forward passes. To the inputs alone it is one forward pass."""
 SECOND_BACKWARD = 6
-"""Of a penalty on a gradient: forward, gradient, and backward through both."""
+"""Cost of a penalty on a gradient, in forward passes: forward, gradient, and backward through both."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Estimates of one stage on one rank."""
+    """The estimated cost of a stage on one rank."""
 
     stage: str
     num_samples: int
     operations_per_sample: float
-    """Floating-point operations, an addition and a multiplication counted as two."""
+    """Floating-point operations; an addition and a multiplication count as two."""
     memory_bytes: float
-    """Weights, averages, optimizers, the copy of them that a step keeps, and the activations of a micro-batch."""
+    """Weights, their averages (EMA), optimizer states, the copy of these that a step keeps, and the activations of a micro-batch."""
     checkpoint_bytes: float
-    """Everything that the stage leaves, while one checkpoint is written over another."""
+    """Disk space of the stage's files at their largest: while a checkpoint replaces the one before it, both are there."""
 
     def hours(self, operations_per_second: float) -> float:
         return self.num_samples * self.operations_per_sample / operations_per_second / 3600
@@ -62,26 +60,28 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class ForwardPass:
-    """A forward pass of one item."""
+    """The cost of a network's forward pass for one item: one picture, sound or clip."""
 
     operations: float
     saved_bytes: float
-    """What is kept for the backward pass."""
+    """Size of the tensors that are kept for the backward pass, in fp32."""
 
 
-def _counted(network: nn.Module, run: Callable[[], Tensor], items: int) -> ForwardPass:
-    weights = {one.untyped_storage()._cdata for one in (*network.parameters(), *network.buffers())}
-    saved: dict[int, int] = {}
+def _count(network: nn.Module, run: Callable[[], Tensor], num_items: int) -> ForwardPass:
+    """Runs ``network`` once for ``num_items``, and counts. A storage that several saved tensors share counts once, weights do not."""
+    weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    saved_bytes: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = storage.nbytes()
+            saved_bytes[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
         run()
-    return ForwardPass(counter.get_total_flops() / items, sum(saved.values()) / items)
+    return ForwardPass(counter.get_total_flops() / num_items, sum(saved_bytes.values()) / num_items)
 
 
 @contextmanager
@@ -93,17 +93,17 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _size(*networks: nn.Module | None) -> int:
-    return sum(one.numel() for network in networks if network is not None for one in network.parameters())
+def _num_parameters(*networks: nn.Module) -> int:
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
 class Estimate:
-    """Counts the networks of a recipe once, and tells the cost of its stages."""
+    """The costs of a recipe's stages. Each network is counted once, when it is first needed."""
 
     def __init__(self, recipe: FitRecipe, generator: GeneratorConfig) -> None:
-        """``generator``: that which the stages invert and video stand on, or the prior trains."""
+        """``generator``: the one that the prior stage trains, or that invert and video use."""
         self.recipe, self._config = recipe, generator
-        self.half = 0.5 if recipe.run.precision == "bf16" else 1.0
+        self.activation_scale = 0.5 if recipe.run.precision == "bf16" else 1.0
 
     @cached_property
     def generator(self) -> Generator:
@@ -116,95 +116,111 @@ class Estimate:
             return build_discriminator(self._config)
 
     @cached_property
-    def drawn(self) -> ForwardPass:
-        """Of one picture."""
+    def synthesis_pass(self) -> ForwardPass:
+        """Of the generator, for one picture."""
         styles = torch.zeros(1, self.generator.num_ws, self._config.w_dim, device="meta", requires_grad=True)
-        return _counted(self.generator, lambda: self.generator.synthesis(styles), 1)
+        return _count(self.generator, lambda: self.generator.synthesis(styles), 1)
 
     @cached_property
-    def judged(self) -> ForwardPass:
-        """Of one picture."""
-        side, count = self._config.resolution, 4
-        pictures = torch.zeros(count, 3, side, side, device="meta", requires_grad=True)
-        return _counted(self.discriminator, lambda: self.discriminator(pictures), count)
+    def discriminator_pass(self) -> ForwardPass:
+        """For one picture."""
+        side_px, num_pictures = self._config.resolution, 4
+        pictures = torch.zeros(num_pictures, 3, side_px, side_px, device="meta", requires_grad=True)
+        return _count(self.discriminator, lambda: self.discriminator(pictures), num_pictures)
 
     def of(self, stage: str) -> StageCost | None:
-        """None: the stage has nothing to do, or is too small to count."""
+        """The cost of a stage. None: the stage is not one of this package's four."""
         return {"prior": self._prior, "align": self._align, "invert": self._invert, "video": self._video}.get(
             stage, lambda: None
         )()
 
     def _cost(
-        self, stage: str, operations: float, *, weights: int, learned: int, others: int, saved_bytes: float, files: int
+        self,
+        stage: str,
+        operations: float,
+        *,
+        num_saved: int,
+        num_trained: int,
+        num_frozen: int,
+        num_exported: int,
+        activation_bytes: float,
     ) -> StageCost:
-        """Numbers of weights: ``weights`` in a checkpoint, ``learned`` by Adam, ``others`` frozen, ``files`` in what others may use."""
+        """From numbers of weights: in a checkpoint (EMA included), trained by Adam, frozen and not saved, exported to a model file."""
         settings = getattr(self.recipe, stage)
-        kept = weights + 2 * learned
-        memory = BYTES * (2 * kept + learned + others) + saved_bytes * self.half
-        return StageCost(
-            stage, settings.num_samples, operations, memory, BYTES * (2 * kept + 2 * files)
-        )  # one checkpoint beside the one before it; best and last
+        num_in_checkpoint = num_saved + 2 * num_trained  # Adam keeps two numbers for each weight
+        num_in_memory = 2 * num_in_checkpoint + num_trained + num_frozen
+        memory_bytes = BYTES * num_in_memory + activation_bytes * self.activation_scale
+        num_on_disk = (
+            2 * num_in_checkpoint + 2 * num_exported
+        )  # two checkpoints during a replacement; best and last model
+        return StageCost(stage, settings.num_samples, operations, memory_bytes, BYTES * num_on_disk)
 
     def _prior(self) -> StageCost:
-        settings, drawn, judged = self.recipe.prior, self.drawn.operations, self.judged.operations
-        of_generator = drawn * (1 + BACKWARD) + judged * BACKWARD
-        of_discriminator = drawn + 2 * judged * (1 + BACKWARD)
+        settings = self.recipe.prior
+        synthesis_operations, discriminator_operations = (
+            self.synthesis_pass.operations,
+            self.discriminator_pass.operations,
+        )
+        generator_step = synthesis_operations * (1 + BACKWARD) + discriminator_operations * BACKWARD
+        discriminator_step = synthesis_operations + 2 * discriminator_operations * (1 + BACKWARD)
         if settings.path_weight:
-            of_generator += SECOND_BACKWARD * drawn * settings.path_batch_share / settings.path_every
+            generator_step += SECOND_BACKWARD * synthesis_operations * settings.path_batch_share / settings.path_every
         if settings.r1_gamma:
-            of_discriminator += SECOND_BACKWARD * judged / settings.r1_every
-        small, large = _size(self.generator), _size(self.discriminator)
-        at_once = min(settings.micro_batch_size or 1 << 30, settings.batch_size * settings.frames_per_clip)
+            discriminator_step += SECOND_BACKWARD * discriminator_operations / settings.r1_every
+        num_generator, num_discriminator = _num_parameters(self.generator), _num_parameters(self.discriminator)
+        micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size * settings.frames_per_clip)
         return self._cost(
             "prior",
-            of_generator + of_discriminator,
-            weights=2 * small + large,
-            learned=small + large,
-            others=0,
-            saved_bytes=at_once * (self.drawn.saved_bytes + self.judged.saved_bytes),
-            files=small + large,
+            generator_step + discriminator_step,
+            num_saved=2 * num_generator + num_discriminator,
+            num_trained=num_generator + num_discriminator,
+            num_frozen=0,
+            num_exported=num_generator + num_discriminator,
+            activation_bytes=micro_batch * (self.synthesis_pass.saved_bytes + self.discriminator_pass.saved_bytes),
         )
 
     def _sound_network(self, backbone: str, seconds: float) -> tuple[nn.Module, ForwardPass]:
+        """A sound encoder, and the cost of a sound of ``seconds``."""
         mel = MelConfig()
         with torch.device("meta"):
             network = SoundNetwork(SPACE_WIDTH, backbone)
-        frames = mel.num_frames(round(seconds * mel.sample_rate_hz))
-        mels = torch.zeros(2, 1, mel.num_mels, frames, device="meta")
-        return network, _counted(network, lambda: network(mels), 2)
+        num_frames = mel.num_frames(round(seconds * mel.sample_rate_hz))
+        mels = torch.zeros(2, 1, mel.num_mels, num_frames, device="meta")
+        return network, _count(network, lambda: network(mels), 2)
 
     @cached_property
     def _picture_encoder(self) -> tuple[int, ForwardPass]:
-        """Weights of the picture encoder, and what one picture costs."""
+        """The number of weights of the picture encoder, and the cost of one picture."""
         partner = self.recipe.align.partner
         if partner.is_packaged:
             network = PictureNetwork(PACKAGED["picture"]).to("meta")
-            side = PICTURE_SIDE_PX
-            pictures = torch.zeros(2, 3, side, side, device="meta", requires_grad=True)
-            num_weights = sum(one.numel() for one in network.buffers())
-            return num_weights, _counted(network, lambda: network(pictures), 2)
-        with torch.device("meta"), _without_warnings():  # that it has no weights is meant
+            side_px = PICTURE_SIDE_PX
+            pictures = torch.zeros(2, 3, side_px, side_px, device="meta", requires_grad=True)
+            num_weights = sum(buffer.numel() for buffer in network.buffers())
+            return num_weights, _count(network, lambda: network(pictures), 2)
+        with torch.device("meta"), _without_warnings():  # open_clip warns that the model has random weights
             model = open_clip.create_model(partner.picture_model, device="meta")
-        size = model.visual.image_size
-        high, wide = (size, size) if isinstance(size, int) else size
-        pictures = torch.zeros(2, 3, high, wide, device="meta", requires_grad=True)
-        return _size(model), _counted(model, lambda: model.encode_image(pictures), 2)
+        size_px = model.visual.image_size
+        height_px, width_px = (size_px, size_px) if isinstance(size_px, int) else size_px
+        pictures = torch.zeros(2, 3, height_px, width_px, device="meta", requires_grad=True)
+        return _num_parameters(model), _count(model, lambda: model.encode_image(pictures), 2)
 
     def _align(self) -> StageCost:
         settings, reader = self.recipe.align, self.recipe.reader
-        network, of_sound = self._sound_network(settings.backbone, reader.window_seconds)
-        others, of_picture = self._picture_encoder
-        views = 2 * (2 + BACKWARD)  # of the sound and its augmented view; once more forward for the gradient cache
-        size = _size(network)
-        at_once = 2 * min(settings.micro_batch_size or 1 << 30, reader.batch_size)
+        network, sound_pass = self._sound_network(settings.backbone, reader.window_seconds)
+        num_partner, picture_pass = self._picture_encoder
+        num_views = 2  # the sound and its augmented view
+        passes = num_views * (2 + BACKWARD)  # the gradient cache runs the forward pass twice
+        num_weights = _num_parameters(network)
+        num_sounds = num_views * min(settings.micro_batch_size or 1 << 30, reader.batch_size)
         return self._cost(
             "align",
-            of_sound.operations * views + of_picture.operations * reader.num_frames,
-            weights=size,
-            learned=size,
-            others=others,
-            saved_bytes=at_once * of_sound.saved_bytes,
-            files=size,
+            sound_pass.operations * passes + picture_pass.operations * reader.num_frames,
+            num_saved=num_weights,
+            num_trained=num_weights,
+            num_frozen=num_partner,
+            num_exported=num_weights,
+            activation_bytes=num_sounds * sound_pass.saved_bytes,
         )
 
     def _model(self) -> SoundVideoModel:
@@ -213,67 +229,68 @@ class Estimate:
         with torch.device("meta"):
             return SoundVideoModel(model_config(self.recipe), self.generator)
 
-    def _guided(self, pictures: int) -> tuple[float, float, int]:
-        """Operations and saved bytes of so many guided pictures, and the weights of the encoder that looks at them."""
-        others, of_picture = self._picture_encoder
-        cutouts = self.recipe.invert.guide.num_cutouts
-        operations = 2 * self.drawn.operations + 2 * cutouts * of_picture.operations
-        return pictures * operations, pictures * (self.drawn.saved_bytes + cutouts * of_picture.saved_bytes), others
+    def _guided(self, num_pictures: int) -> tuple[float, float, int]:
+        """Operations and saved bytes of ``num_pictures`` with the guide's loss, and the number of weights of its picture encoder."""
+        num_encoder, picture_pass = self._picture_encoder
+        num_cutouts = self.recipe.invert.guide.num_cutouts
+        operations = 2 * self.synthesis_pass.operations + 2 * num_cutouts * picture_pass.operations
+        saved_bytes = self.synthesis_pass.saved_bytes + num_cutouts * picture_pass.saved_bytes
+        return num_pictures * operations, num_pictures * saved_bytes, num_encoder
 
     def _invert(self) -> StageCost:
         settings, model = self.recipe.invert, self._model()
-        _, of_sound = self._sound_network(settings.backbone, self.recipe.reader.window_seconds)
-        operations, saved, others = self._guided(1)
-        learned = _size(model.inversion)
-        at_once = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
+        _, sound_pass = self._sound_network(settings.backbone, self.recipe.reader.window_seconds)
+        operations, saved_bytes, num_encoder = self._guided(1)
+        num_trained = _num_parameters(model.inversion)
+        micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
         return self._cost(
             "invert",
-            operations + of_sound.operations * (1 + BACKWARD),
-            weights=learned,
-            learned=learned,
-            others=others + _size(self.generator),
-            saved_bytes=at_once * (saved + of_sound.saved_bytes),
-            files=_size(model),
+            operations + sound_pass.operations * (1 + BACKWARD),
+            num_saved=num_trained,
+            num_trained=num_trained,
+            num_frozen=num_encoder + _num_parameters(self.generator),
+            num_exported=_num_parameters(model),
+            activation_bytes=micro_batch * (saved_bytes + sound_pass.saved_bytes),
         )
 
     def _video(self) -> StageCost:
-        settings, frames, model = self.recipe.video, self.recipe.reader.num_frames, self._model()
-        _, of_sound = self._sound_network(self.recipe.invert.backbone, self.recipe.reader.window_seconds)
-        operations, saved, others = self._guided(frames) if settings.guide_weight else (0.0, 0.0, 0)
+        settings, num_frames, model = self.recipe.video, self.recipe.reader.num_frames, self._model()
+        _, sound_pass = self._sound_network(self.recipe.invert.backbone, self.recipe.reader.window_seconds)
+        operations, saved_bytes, num_encoder = self._guided(num_frames) if settings.guide_weight else (0.0, 0.0, 0)
+        operations += sound_pass.operations * (1 + BACKWARD)
         operations += (
-            of_sound.operations * (1 + BACKWARD) + frames * self.drawn.operations
-        )  # drawn anew for the discriminators
-        judges = 0
+            num_frames * self.synthesis_pass.operations
+        )  # the discriminators' phases generate their own frames
+        num_discriminators = 0
         if settings.image_weight:
-            judges += _size(self.discriminator)
-            each = (2 + 2 * (1 + BACKWARD)) * self.judged.operations
-            operations += min(settings.judged_frames, frames) * each
-            saved += min(settings.judged_frames, frames) * self.judged.saved_bytes
+            num_judged = min(settings.judged_frames, num_frames)
+            num_discriminators += _num_parameters(self.discriminator)
+            operations += num_judged * (2 + 2 * (1 + BACKWARD)) * self.discriminator_pass.operations
+            saved_bytes += num_judged * self.discriminator_pass.saved_bytes
         if settings.video_weight:
+            side_px = settings.discriminator_px
             with torch.device("meta"):
-                judge = VideoDiscriminator(frames, settings.discriminator_px, settings.discriminator_widths)
-            side = settings.discriminator_px
-            clips = torch.zeros(2, frames, 3, side, side, device="meta", requires_grad=True)
-            of_clip = _counted(judge, lambda: judge(clips), 2)
-            judges += _size(judge)
-            operations += (2 + 3 * (1 + BACKWARD)) * of_clip.operations
-            saved += 3 * of_clip.saved_bytes
-        whole = _size(model)
-        at_once = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
-        learned = whole - _size(self.generator) + judges
+                discriminator = VideoDiscriminator(num_frames, side_px, settings.discriminator_widths)
+            clips = torch.zeros(2, num_frames, 3, side_px, side_px, device="meta", requires_grad=True)
+            clip_pass = _count(discriminator, lambda: discriminator(clips), 2)
+            num_discriminators += _num_parameters(discriminator)
+            operations += (2 + 3 * (1 + BACKWARD)) * clip_pass.operations
+            saved_bytes += 3 * clip_pass.saved_bytes
+        num_model = _num_parameters(model)
+        micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
         return self._cost(
             "video",
             operations,
-            weights=2 * whole + judges,
-            learned=learned,
-            others=others,
-            saved_bytes=at_once * (saved + of_sound.saved_bytes),
-            files=whole,
+            num_saved=2 * num_model + num_discriminators,
+            num_trained=num_model - _num_parameters(self.generator) + num_discriminators,
+            num_frozen=num_encoder,
+            num_exported=num_model,
+            activation_bytes=micro_batch * (saved_bytes + sound_pass.saved_bytes),
         )
 
 
 def operations_per_second(device: torch.device, precision: str) -> float:
-    """What this device reaches in training: a share of a convolution that is timed for half a second."""
+    """Estimated operations a second of a training step on this device: ``UTILISATION`` of a convolution that is timed for half a second."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     channels, side, batch = (256, 64, 16) if device.type == "cuda" else (64, 32, 8)
     maps = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
@@ -286,11 +303,11 @@ def operations_per_second(device: torch.device, precision: str) -> float:
     with torch.no_grad():
         torch.nn.functional.conv2d(maps, weight, padding=1)
         wait()
-        began, runs = time.perf_counter(), 0
-        while time.perf_counter() - began < 0.5:
+        started, num_runs = time.perf_counter(), 0
+        while time.perf_counter() - started < 0.5:
             torch.nn.functional.conv2d(maps, weight, padding=1)
             wait()
-            runs += 1
-        elapsed = time.perf_counter() - began
-    operations = 2 * runs * maps.numel() * channels * 9
-    return UTILISATION * operations / elapsed
+            num_runs += 1
+        elapsed_seconds = time.perf_counter() - started
+    operations = 2 * num_runs * maps.numel() * channels * 9
+    return UTILISATION * operations / elapsed_seconds

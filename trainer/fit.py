@@ -1,6 +1,6 @@
 """Fit a model to built datasets: ``python -m trainer.fit --shards manifests/ [--recipe R.toml] [--stages align] [--dry-run]``.
 
-Run again, it goes on where it was. ``torchrun --nproc_per_node N -m trainer.fit ...`` is the same on N processes.
+The same command continues an interrupted run. ``torchrun --nproc_per_node N -m trainer.fit ...`` fits on N processes.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="R.toml",
         help="path of a recipe for a fit; may be repeated, a later one changes settings of those before it "
-        "(one is chosen by device, memory, clips, renditions and encoders)",
+        "(default: chosen by device, memory, clips, renditions and encoders)",
     )
-    parser.add_argument("--stages", metavar="A,B", help="the stages to run, with commas between (all there are)")
-    parser.add_argument("--out", metavar="runs/NAME", help="the run's folder; a run that is there already is continued")
+    parser.add_argument("--stages", metavar="A,B", help="the stages to run, separated by commas (default: all)")
+    parser.add_argument("--out", metavar="runs/NAME", help="the run's folder; an existing run is continued")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="change one setting; may be repeated"
     )
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="carry the recipe, made small, through all its stages in minutes: on --shards, or on clips that are painted for it",
+        help="run all stages with small networks, in minutes: on --shards, or on clips that are painted for this",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and end")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be done, and end")
 
 
 def _run(options: argparse.Namespace, command_line: str) -> int:
     rank = int(os.environ.get("RANK", "0"))
-    speaker = f"rank {rank}: " if rank else ""
+    prefix = f"rank {rank}: " if rank else ""
     try:
         system_folder()
         recipe = _recipe(options)
@@ -59,16 +59,16 @@ def _run(options: argparse.Namespace, command_line: str) -> int:
 
             print(fit_plan_text(recipe))  # noqa: T201
             return 0
-        number = _rehearse(recipe) if options.rehearse else run_stages(recipe)
+        signal_number = _rehearse(recipe) if options.rehearse else run_stages(recipe)
     except UserError as error:
-        print(f"{speaker}error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"{prefix}error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except HearscapeError as error:
-        print(f"{speaker}failed: {error}", file=sys.stderr)  # noqa: T201
+        print(f"{prefix}failed: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    if number and not rank:
+    if signal_number and not rank:
         print(f"Interrupted. To continue, run it again: {command_line}", file=sys.stderr)  # noqa: T201
-    return 128 + number if number else 0
+    return 128 + signal_number if signal_number else 0
 
 
 FIT = Command(
@@ -81,7 +81,7 @@ FIT = Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
+    """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to correct), 130 or 143 interrupted."""
     return run_command(FIT, "python -m trainer.fit", arguments)
 
 
@@ -90,7 +90,7 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     from trainer.recipe import FitRecipe  # noqa: PLC0415
 
     paths = options.recipe
-    if paths is None and options.shards is not None and not _are_foreign(options.stages):
+    if paths is None and options.shards is not None and _has_settings(options.stages):
         from trainer.choice import choose_recipe  # noqa: PLC0415
 
         choice = choose_recipe(options.shards, options.out)
@@ -108,16 +108,16 @@ def _recipe(options: argparse.Namespace) -> FitRecipe:
     return recipe
 
 
-def _are_foreign(stages: str | None) -> bool:
-    """Whether only stages are named that have no settings in a recipe: stages of other packages."""
+def _has_settings(stages: str | None) -> bool:
+    """Whether a recipe has settings for any of the stages. None: all stages. Stages of other packages may have none."""
     from trainer.recipe import FitRecipe  # noqa: PLC0415 (after --help)
 
-    return stages is not None and not FitRecipe.model_fields.keys() & {name.strip() for name in stages.split(",")}
+    return stages is None or bool(FitRecipe.model_fields.keys() & {name.strip() for name in stages.split(",")})
 
 
 def _rehearse(recipe: FitRecipe) -> int:
-    """As ``run_stages``, with everything small; in the run's folder, or one that is removed again."""
-    from trainer.needs import fitted  # noqa: PLC0415
+    """Like ``run_stages`` with everything small. Writes to the run's folder, or to a temporary one if the recipe names none."""
+    from trainer.needs import limit_batches  # noqa: PLC0415
     from trainer.recipe import find_datasets  # noqa: PLC0415
     from trainer.rehearsal import rehearse  # noqa: PLC0415
     from trainer.stages import chosen_stages  # noqa: PLC0415
@@ -125,10 +125,10 @@ def _rehearse(recipe: FitRecipe) -> int:
     def with_batches(small: FitRecipe) -> FitRecipe:
         assert small.shards is not None
         datasets = find_datasets(small.shards, small.weights, small.reader.retries)
-        ready = fitted(small, chosen_stages(small.stages), datasets)
-        for note in ready.notes:
+        limited = limit_batches(small, chosen_stages(small.stages), datasets)
+        for note in limited.notes:
             say(note)
-        return ready.recipe
+        return limited.recipe
 
     def say(text: str) -> None:
         print(text, flush=True)  # noqa: T201
@@ -139,7 +139,7 @@ def _rehearse(recipe: FitRecipe) -> int:
 
 
 def run_stages(recipe: FitRecipe) -> int:
-    """Runs the stages of a recipe. 0: done or paused; else the number of the signal that stopped it.
+    """Runs the stages of a recipe. Returns 0 if they are done or paused, else the number of the signal that stopped them.
 
     Raises UserError before any work, FitError when a stage cannot go on.
     """
@@ -184,7 +184,7 @@ def run_stages(recipe: FitRecipe) -> int:
 
 @contextmanager
 def _signals_noted(run: Run) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the step in hand end, and a checkpoint be written; the second ends the process at once."""
+    """On the first Ctrl-C or SIGTERM the current step ends and a checkpoint is written. The second ends the process at once."""
 
     def note(number: int, _frame: object) -> None:
         if run.signalled:

@@ -1,6 +1,6 @@
-"""What a recipe needs of the datasets, of other people's weights and of this machine, for all its stages, before the first one begins.
+"""Checks what the stages of a recipe need: clips in the datasets, published weights, room on disk.
 
-A stage may begin days after the command: what it lacks is said at once, and by ``--dry-run``.
+A stage may begin days after the command, so that all stages are checked before the first one begins, and by ``--dry-run``.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from trainer.streaming.order import Order
 from trainer.streaming.shards import chosen_rendition
 
 TRAIN, VALIDATION = "train", "validation"
-FEWEST_IN_ALIGN = 2
-"""A contrast needs another clip."""
+MIN_ALIGN_CLIPS = 2
+"""Smallest batch of the align stage: the contrastive loss compares a clip with the others of its batch."""
 
 
 @dataclass(frozen=True, slots=True)
-class FittedRecipe:
-    """A recipe whose batches the datasets can fill, and what is to be said of it."""
+class LimitedRecipe:
+    """A recipe whose batches the datasets can fill."""
 
     recipe: FitRecipe
     notes: tuple[str, ...]
-    """Lines for people: each batch that is smaller than the recipe has it, and what the datasets do not give."""
+    """Lines for people: each batch size that was lowered, and what the datasets lack."""
 
 
 def num_clips(datasets: Sequence[FitDataset], split: str = TRAIN) -> int:
-    """Clips that an epoch reads of a split, weights counted."""
-    parts = [
+    """Clips of a split that an epoch reads. A dataset of weight 2 counts twice."""
+    counts_and_weights = [
         (dataset.manifest.clips.splits[split], dataset.mix.weight)
         for dataset in datasets
         if dataset.manifest.clips.splits.get(split)
     ]
-    if not parts:
+    if not counts_and_weights:
         return 0
-    order = Order([[count] for count, _ in parts], [weight for _, weight in parts], seed=0, shuffle=False, window=1)
-    return order.num_samples
+    counts, weights = [[count] for count, _ in counts_and_weights], [weight for _, weight in counts_and_weights]
+    return Order(counts, weights, seed=0, shuffle=False, window=1).num_samples
 
 
-def fitted(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> FittedRecipe:
-    """The recipe with batches that the datasets can fill. Raises DataError where none can be filled.
+def limit_batches(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> LimitedRecipe:
+    """Lowers batch sizes that the datasets cannot fill. Raises DataError where not even the smallest batch can be filled.
 
-    A batch is never larger than an epoch of the split train. It is a multiple of the number of ranks, and for the prior of whole groups of
-    pictures. The same datasets and ranks give the same batches, so that a fit goes on with those it was begun with.
+    A batch is never larger than an epoch of the split train. Its size is a multiple of the number of ranks, and in the prior stage the
+    pictures of a rank form whole groups. The same datasets and ranks give the same sizes, so that a fit continues with the same batches.
     """
-    ranks, clips = int(os.environ.get("WORLD_SIZE", "1")), num_clips(datasets)
+    num_ranks, clips = int(os.environ.get("WORLD_SIZE", "1")), num_clips(datasets)
     notes: list[str] = []
     for stage in stages:
         table = "reader" if stage == "align" else stage
@@ -71,46 +71,46 @@ def fitted(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDatas
         settings = getattr(recipe, table, None)
         wanted: int | None = getattr(settings, "batch_size", None)
         if settings is None or wanted is None or wanted <= clips:
-            continue  # a stage of somebody else's has its own way to read
-        fewest = FEWEST_IN_ALIGN if stage == "align" else 1
+            continue  # the batch can be filled, or the stage is another package's and reads in its own way
+        min_clips = MIN_ALIGN_CLIPS if stage == "align" else 1
         frames = recipe.prior.frames_per_clip if stage == "prior" else None
-        sizes = (size for size in range(clips, fewest - 1, -1) if _is_batch(size, ranks, frames))
+        sizes = (size for size in range(clips, min_clips - 1, -1) if _is_batch(size, num_ranks, frames))
         size = next(sizes, None)
         if size is None:
             raise DataError(
-                f"{table}.batch_size {wanted:,}: the stage {stage} needs {max(fewest, ranks):,} clips for a batch of {ranks} "
-                f"rank{'s' if ranks > 1 else ''}, and the split {TRAIN} has {clips:,}; build a larger dataset, or choose other --stages"
+                f"{table}.batch_size {wanted:,}: the stage {stage} needs {max(min_clips, num_ranks):,} clips for a batch of {num_ranks} "
+                f"rank{'s' if num_ranks > 1 else ''}, and the split {TRAIN} has {clips:,}; build a larger dataset, or choose other --stages"
             )
         notes.append(f"{stage}: {table}.batch_size is {size:,}, not {wanted:,}: the split {TRAIN} has {clips:,} clips")
         recipe = recipe.model_copy(update={table: settings.model_copy(update={"batch_size": size})})
-    return FittedRecipe(recipe, (*notes, *_remarks(recipe, stages, datasets)))
+    return LimitedRecipe(recipe, (*notes, *_remarks(recipe, stages, datasets)))
 
 
-def _is_batch(num_clips: int, ranks: int, frames_per_clip: int | None) -> bool:
-    """Whether so many clips can be shared out among ranks.
+def _is_batch(num_clips: int, num_ranks: int, frames_per_clip: int | None) -> bool:
+    """Whether a batch of ``num_clips`` can be divided equally among the ranks.
 
-    ``frames_per_clip``: of the prior, whose pictures form whole groups. None: of another stage.
+    ``frames_per_clip`` is set for the prior stage, where a rank's pictures also have to form whole groups; None: another stage.
     """
-    if num_clips % ranks:
+    if num_clips % num_ranks:
         return False
-    num_pictures = num_clips * (frames_per_clip or 0) / ranks
+    num_pictures = num_clips * (frames_per_clip or 0) / num_ranks
     return num_pictures <= GROUP_SIZE or num_pictures % GROUP_SIZE == 0
 
 
 def _remarks(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> list[str]:
-    """What the datasets do not give, and the fit goes on without."""
+    """Notes about what the datasets lack and the fit can do without: validation clips, long enough clips."""
     if not datasets:
         return []
     remarks = []
     measured = [stage for stage in stages if stage in ("align", "invert", "video")]
     if measured and not num_clips(datasets, VALIDATION):
         remarks.append(
-            f"{', '.join(measured)}: the datasets have no split {VALIDATION}: nothing is measured, and the last model stands for the best"
+            f"{', '.join(measured)}: the datasets have no split {VALIDATION}: nothing is measured, and the last model is used as the best"
         )
     window = recipe.reader.window_seconds
     for dataset in datasets:
-        cut = dataset.manifest.recipe.get("clips")
-        longest = cut.get("length_seconds") if isinstance(cut, dict) else None
+        clip_settings = dataset.manifest.recipe.get("clips")
+        longest = clip_settings.get("length_seconds") if isinstance(clip_settings, dict) else None
         if measured and isinstance(longest, (int, float)) and longest < window:
             remarks.append(
                 f"reader.window_seconds {window:g}: the clips of {dataset.manifest.name} have at most {longest:g} s; silence follows them"
@@ -119,7 +119,7 @@ def _remarks(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDat
 
 
 def check_renditions(sides_px: dict[str, int | None], datasets: Sequence[FitDataset], *, upscale: bool) -> None:
-    """Raises DataError, naming the setting of every stage, where no rendition is large enough for its pictures."""
+    """Raises DataError if a stage's pictures are larger than every rendition; names the setting of each such stage."""
     problems = []
     for stage, side_px in sides_px.items():
         for dataset in datasets if side_px is not None else ():
@@ -133,12 +133,12 @@ def check_renditions(sides_px: dict[str, int | None], datasets: Sequence[FitData
 
 
 def obtain(recipe: FitRecipe, stages: Sequence[str]) -> None:
-    """Fetches weights of encoders, judges and a generator that are not here yet. Raises EncoderError for what cannot be had."""
+    """Fetches the weights of encoders, judges and generator that are not on this machine. Raises EncoderError if that fails."""
     guided = [stage for stage in stages if stage in ("invert", "video")]
     partner = recipe.align.partner
     if (guided or "align" in stages) and not partner.is_packaged:
-        named = partner.picture_weights or OPENAI
-        find_weights(partner.picture_model, named, partner.picture_sha256, field="align.partner.picture_weights")
+        weights = partner.picture_weights or OPENAI
+        find_weights(partner.picture_model, weights, partner.picture_sha256, field="align.partner.picture_weights")
     if guided:
         guide = recipe.invert.guide
         if guide.sound_weights is not None:
@@ -154,27 +154,27 @@ def weights_to_fetch(recipe: FitRecipe, stages: Sequence[str]) -> list[str]:
     """A line for each file of weights that is not on this machine yet, and has to be fetched before the first stage."""
     partner, missing = recipe.align.partner, []
     if {"align", "invert", "video"} & set(stages) and not partner.is_packaged:
-        named = partner.picture_weights or OPENAI
-        if is_tag(partner.picture_model, named) and not tag_is_here(partner.picture_model, named):
+        weights = partner.picture_weights or OPENAI
+        if is_tag(partner.picture_model, weights) and not is_tag_cached(partner.picture_model, weights):
             missing.append(
-                f"align.partner.picture_weights: {named} of {partner.picture_model} is not in open_clip's cache: "
+                f"align.partner.picture_weights: {weights} of {partner.picture_model} is not in open_clip's cache: "
                 "it is fetched before the first stage, or the fit is refused"
             )
     return missing
 
 
-def tag_is_here(model: str, tag: str) -> bool:
-    """Whether open_clip's cache holds the weights of a tag. Asks nobody."""
+def is_tag_cached(model: str, tag: str) -> bool:
+    """Whether open_clip's cache holds the weights of a tag. Sends no request."""
     tag_config: dict[str, str] = open_clip.get_pretrained_cfg(model, tag)
     repository, _, name = tag_config.get("hf_hub", "").rpartition("/")
     names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    if repository and any(isinstance(try_to_load_from_cache(repository, one), str) for one in names):
+    if repository and any(isinstance(try_to_load_from_cache(repository, file_name), str) for file_name in names):
         return True
     return "url" in tag_config and (Path("~/.cache/clip").expanduser() / Path(tag_config["url"]).name).is_file()
 
 
 def check_classes(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[FitDataset]) -> None:
-    """Raises EncoderError for a class of the datasets that the packaged encoder, which knows few, has no word for."""
+    """Raises EncoderError for a class of the datasets that the packaged encoder does not know; it knows only few classes."""
     import torch  # noqa: PLC0415 (nothing else here computes)
 
     if recipe.align.partner.is_packaged and {"align", "invert", "video"} & set(stages):
@@ -185,11 +185,11 @@ def check_classes(recipe: FitRecipe, stages: Sequence[str], datasets: Sequence[F
 
 
 def check_disk(folder: Path, num_bytes: int) -> None:
-    """Raises OutputError where the disk of a run's folder has less room than its checkpoints take."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < num_bytes:
+    """Raises OutputError where the disk of a run's folder has fewer free bytes than ``num_bytes``, the size of its checkpoints."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < num_bytes:
         raise OutputError(
-            f"run.out {folder}: its checkpoints take {math.ceil(num_bytes / 1e6):,} MB, and the disk has {free // 10**6:,} MB free; "
+            f"run.out {folder}: its checkpoints take {math.ceil(num_bytes / 1e6):,} MB, and the disk has {free_bytes // 10**6:,} MB free; "
             "make room, or name a folder on another disk with --out"
         )

@@ -26,15 +26,15 @@ class FitRecipe(Settings):
     """How to fit a model."""
 
     shards: str | None = None
-    """Folder or URL. Every dataset below it is read. None: --shards of the command names it."""
+    """Folder or URL. Every dataset below it is read. None: the command's --shards names it."""
     stages: tuple[str, ...] | None = Field(None, min_length=1)
     """The stages to run. None: all."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Name of a dataset -> how often an epoch reads its samples. 0: the dataset is left out. A dataset that is not named has 1."""
+    """Name of a dataset -> how often an epoch reads its samples. 0: the dataset is left out. Datasets not named here have weight 1."""
     run: RunSettings = RunSettings()
     """Where and how the fit runs."""
     reader: ReaderSettings = ReaderSettings()
-    """How samples are read, and what is read of each."""
+    """How samples are read, and which parts of each."""
     prior: PriorSettings = PriorSettings()
     """The prior stage: trains a generator of pictures."""
     align: AlignSettings = AlignSettings()
@@ -65,10 +65,11 @@ def find_datasets(shards: str, weights: Mapping[str, float], retries: Retries | 
     if unknown := sorted(set(weights) - names):
         raise RecipeError(f"weights: no dataset is named {', '.join(unknown)}; there are: {', '.join(sorted(names))}")
     for name in weights:
-        if len(same := [location for location, manifest in manifests if manifest.name == name]) > 1:
+        ambiguous = [location for location, manifest in manifests if manifest.name == name]
+        if len(ambiguous) > 1:
             raise RecipeError(
-                f"weights: {len(same)} datasets are named {name}, so that the weight is ambiguous: {', '.join(same)}; build one "
-                "under another name, or fit on other folders"
+                f"weights: {len(ambiguous)} datasets are named {name}, so that the weight is ambiguous: {', '.join(ambiguous)}; "
+                "build one under another name, or fit on other folders"
             )
     if negative := sorted(name for name, weight in weights.items() if not 0 <= weight < float("inf")):
         raise RecipeError(f"weights: {', '.join(negative)}: a weight is 0 or more")

@@ -1,4 +1,4 @@
-"""The stages there are. A new one is its own files, a field in ``FitRecipe`` for its settings, and a line here."""
+"""The stages of a fit. A new stage is its own files, a field in ``FitRecipe`` for its settings, and an entry in ``STAGES``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from trainer.video.stage import check_video, fit_video
 
 @dataclass(frozen=True, slots=True)
 class StageEntry:
-    """How a stage is checked before any work, and how it is run."""
+    """How a stage is checked before any work, and how it runs."""
 
     check: Callable[[FitRecipe], None]
     """Raises UserError."""
     fit: Callable[[FitRecipe, Run, Display], Ended]
     picture_px: Callable[[FitRecipe], int | None]
-    """Side of the frames that it reads; None: not known yet. Raises UserError."""
+    """Side of the frames that it reads; None: the generator is a URL that is not fetched yet. Raises UserError."""
     reads_shards: Callable[[FitRecipe], bool] = lambda _: True
-    """Whether it needs datasets, as this recipe has it."""
+    """Whether it reads datasets with this recipe."""
 
 
 STAGES = {
@@ -51,7 +51,7 @@ STAGES = {
 
 
 def chosen_stages(names: Sequence[str] | None) -> list[str]:
-    """The named stages in the order in which they run; all there are for None. Raises RecipeError for one that there is not."""
+    """The named stages in the order in which they run. None: all stages. Raises RecipeError for an unknown name or an empty list."""
     if names is None:
         return list(STAGES)
     if unknown := [name for name in names if name not in STAGES]:

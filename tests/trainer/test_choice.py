@@ -1,4 +1,4 @@
-"""Which recipe is taken where none is named, and what is said of it."""
+"""Which recipe is chosen where none is named, and what the command prints about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runtime.recipe_file import read_recipe
-from trainer.choice import CANDIDATES, Circumstances, can_be_had, objections
+from trainer.choice import CANDIDATES, Circumstances, is_available, objections
 from trainer.fit import main
 from trainer.recipe import FitRecipe
 from trainer.rehearsal import paint_dataset
@@ -42,10 +42,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> str:
     return address
 
 
-def taken(found: Circumstances, needed_bytes: float = 24e9) -> str:
-    """The first that nothing speaks against."""
+def chosen(circumstances: Circumstances, needed_bytes: float = 24e9) -> str:
+    """The name of the first candidate without objections."""
     for candidate in CANDIDATES:
-        if not objections(candidate, read_recipe(FitRecipe, candidate.path), found, needed_bytes):
+        if not objections(candidate, read_recipe(FitRecipe, candidate.path), circumstances, needed_bytes):
             return candidate.name
     return "none"
 
@@ -59,49 +59,49 @@ def test_every_candidate_is_a_recipe_of_its_size() -> None:
 
 @pytest.mark.usefixtures("hub")
 def test_device_clips_renditions_and_memory_decide() -> None:
-    assert taken(BIG) == "fit-1024"
-    assert taken(Circumstances("cuda", 80 * 10**9, 50_000, 360)) == "fit-256"
-    assert taken(Circumstances("cuda", 80 * 10**9, 3000, 1080)) == "fit-256"
-    assert taken(Circumstances("cuda", 80 * 10**9, 50_000, None)) == "fit-1024"
-    assert taken(Circumstances("cuda", 80 * 10**9, 25, 1080)) == "fit-tiny"
-    assert taken(Circumstances("cpu", 80 * 10**9, 50_000, 1080)) == "fit-tiny"
-    against = objections(CANDIDATES[1], read_recipe(FitRecipe, CANDIDATES[1].path), BIG, 90e9)
-    assert against == ["it takes about 90 GB of memory, and the cuda has 80"]
+    assert chosen(BIG) == "fit-1024"
+    assert chosen(Circumstances("cuda", 80 * 10**9, 50_000, 360)) == "fit-256"
+    assert chosen(Circumstances("cuda", 80 * 10**9, 3000, 1080)) == "fit-256"
+    assert chosen(Circumstances("cuda", 80 * 10**9, 50_000, None)) == "fit-1024"
+    assert chosen(Circumstances("cuda", 80 * 10**9, 25, 1080)) == "fit-tiny"
+    assert chosen(Circumstances("cpu", 80 * 10**9, 50_000, 1080)) == "fit-tiny"
+    reasons = objections(CANDIDATES[1], read_recipe(FitRecipe, CANDIDATES[1].path), BIG, 90e9)
+    assert reasons == ["it needs about 90 GB of memory, and the device (cuda) has 80"]
 
 
-def test_an_encoder_that_cannot_be_had_speaks_against_a_recipe(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert can_be_had(MODEL, TAG)
+def test_an_encoder_without_weights_is_an_objection_to_a_recipe(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_available(MODEL, TAG)
     monkeypatch.setattr(Answers, "status", 404)
-    assert not can_be_had(MODEL, TAG)
-    assert taken(BIG) == "fit-tiny"
-    (against,) = objections(CANDIDATES[0], read_recipe(FitRecipe, CANDIDATES[0].path), BIG, 1e9)
-    assert against.startswith(f"the weights {TAG} of {MODEL} are not here, and no server gives them")
+    assert not is_available(MODEL, TAG)
+    assert chosen(BIG) == "fit-tiny"
+    (reason,) = objections(CANDIDATES[0], read_recipe(FitRecipe, CANDIDATES[0].path), BIG, 1e9)
+    assert reason.startswith(f"the weights {TAG} of {MODEL} are not on this machine, and no server offers them")
     monkeypatch.setattr(Answers, "status", 200)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not can_be_had(MODEL, TAG)
+    assert not is_available(MODEL, TAG)
     assert hub
 
 
-def test_the_command_says_what_it_takes_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_its_choice_and_the_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paint_dataset(tmp_path / "sets" / "painted")
     words = ["--shards", str(tmp_path / "sets"), "--set", "reader.upscale=true", "--dry-run"]
     assert main(words) == 0
-    told = capsys.readouterr().out
-    first, larger, large = told.splitlines()[:3]
+    output = capsys.readouterr().out
+    first, larger, large = output.splitlines()[:3]
     assert first.startswith("recipe   fit-tiny, videos of 32 pixels, about ")
-    assert "20 clips to train on, pictures of 32 pixels, a cpu with" in first
+    assert "20 clips to train on, pictures of 32 pixels, a cpu device with" in first
     assert larger.startswith("         not fit-1024, videos of 1024 pixels, about ")
     assert large.startswith("         not fit-256, videos of 256 pixels, about ")
     for line in (larger, large):
-        assert "there is no GPU; it wants " in line and "clips, and there are 20; it wants a rendition of " in line
-    assert '"name": "tiny"' in told
-    assert "cost     in all: " in told and "an estimate, from counted operations and" in told
+        assert "there is no GPU; it needs " in line and "clips, and there are 20; it needs a rendition of " in line
+    assert '"name": "tiny"' in output
+    assert "cost     total: " in output and "an estimate, from counted operations and" in output
 
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.json").write_text(json.dumps({"run": {"name": "256"}}))
     assert main([*words, "--out", str(run)]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("recipe   fit-256, videos of 256 pixels")
-    assert f": {run} was begun with it" in told.splitlines()[0]
-    assert '"name": "256"' in told
+    output = capsys.readouterr().out
+    assert output.startswith("recipe   fit-256, videos of 256 pixels")
+    assert f": {run} was started with it" in output.splitlines()[0]
+    assert '"name": "256"' in output
