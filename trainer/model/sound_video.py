@@ -1,11 +1,10 @@
 """From sound to styles: the inversion encoder, the recurrent blocks, and the whole model with its generator.
 
 After "Sound-Guided Semantic Video Generation" (ECCV 2022), section 3: a sound is inverted into W+, and recurrent blocks for coarse,
-middle and fine layers compute the styles of each segment of the sound from those of the segment before. Not in the paper: a block also
-pulls the styles towards the inversion of the current segment, so that the sound reaches every frame.
+middle and fine layers compute the styles of each segment of the sound from those of the segment before.
 
 Shape suffixes: B samples, S segments, M mel bands, T mel frames of a segment, F features, L layers that take a style each,
-G layers of one group, D numbers of a style, Z of a latent, N noise numbers, K samples of sound, C H W of pictures.
+D numbers of a style, Z of a latent, N noise numbers, K samples of sound, C H W of pictures.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.errors import EncoderError
 from pipeline.settings import Settings
 from trainer.model.generator import Generator
-
-START_PULL = 0.7
-"""Initial value of ``pull``: the share of the way from the styles before to the inversion of the current segment."""
+from trainer.model.recurrent_block import RecurrentBlock
 
 
 class SoundVideoConfig(Settings):
@@ -103,33 +100,6 @@ class SoundInversion(nn.Module):
     def forward(self, mels_BMT: Tensor) -> Tensor:
         """(B, M, T) mels of any length -> (B, L, D), what is added to the styles of a latent."""
         return self.offsets(self.features(mels_BMT))
-
-
-class RecurrentBlock(nn.Module):
-    """One step of the styles of a group of layers: w^t = w^{t-1} + pull (ŵ_t - w^{t-1}) + residual.
-
-    ``ŵ_t`` is the inversion of the current segment. ``pull``, 0..1, is learned, one number for each layer. The residual comes from a GRU
-    (Cho et al., arXiv:1406.1078) whose input is the styles before, ``ŵ_t``, the sound's features and noise.
-    """
-
-    def __init__(self, num_layers: int, w_dim: int, num_features: int, hidden_width: int, noise_width: int) -> None:
-        super().__init__()
-        self.num_layers, self.w_dim = num_layers, w_dim
-        self.cell = nn.GRUCell(num_features + 2 * w_dim + noise_width, hidden_width)
-        self.residual = nn.Linear(hidden_width, num_layers * w_dim)
-        nn.init.zeros_(self.residual.bias)
-        with torch.no_grad():
-            self.residual.weight.mul_(0.01)  # at first the styles nearly equal the inversions
-        self.pull = nn.Parameter(torch.full((num_layers, 1), math.log(START_PULL / (1 - START_PULL))))
-
-    def forward(
-        self, before_BGD: Tensor, inverted_BGD: Tensor, features_BF: Tensor, noise_BN: Tensor, hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The styles (B, G, D) after the step, and the block's hidden state."""
-        inputs = torch.cat([features_BF, before_BGD.mean(1), inverted_BGD.mean(1), noise_BN], 1)
-        hidden = self.cell(inputs, hidden)
-        residual_BGD = self.residual(hidden).view_as(before_BGD)
-        return before_BGD + torch.sigmoid(self.pull) * (inverted_BGD - before_BGD) + residual_BGD, hidden
 
 
 class SoundVideoModel(nn.Module):

@@ -16,7 +16,8 @@ from pipeline.errors import CheckpointError, EncoderError, GeneratorError
 from tests.trainer.guided import differing
 from tests.trainer.sounding import CONFIG, GENERATOR, random_model, saved_run, tone
 from trainer.model.generator import GeneratorConfig, build_generator
-from trainer.model.sound_video import START_PULL, SoundVideoModel
+from trainer.model.recurrent_block import START_PULL
+from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import (
     METADATA_KEY,
     SoundVideoHeader,
