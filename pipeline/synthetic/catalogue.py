@@ -1,4 +1,4 @@
-"""The synthetic sources: their scenes, sounds and faults, and what a build is expected to make of each."""
+"""The synthetic sources: their scenes, sounds and faults, and the expected outcome of each in a build."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pipeline.synthetic.sounds import NATURE_KINDS
 from pipeline.synthetic.textures import generator
 
 Fault = Literal["truncated", "text", "empty", "html"]
-"""How the file is damaged: it is truncated, or a file of this kind is written in its place."""
+"""How the file is damaged: ``truncated``, or replaced by a text file, an empty file or an HTML page."""
 
 KEPT = "kept"
 LICENCE = "CC0-1.0"
-_LENGTH = 10.5
-"""Seconds of most sources that are not kept: long enough for one clip of 10 s."""
+_REJECTED_SECONDS = 10.5
+"""Length of most sources that are not kept: enough for one clip of 10 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneSpec:
-    """A scene of the picture. ``kind`` is a class or ``black``; the seed decides its look and its events."""
+    """A scene of the picture. ``kind`` is a class or ``black``; the seed determines its look and the times of its events."""
 
     kind: str
     seconds: float
@@ -39,13 +39,13 @@ class SceneSpec:
 
 @dataclass(frozen=True, slots=True)
 class SoundSpec:
-    """A stretch of sound: a class, ``speech``, ``music`` or ``silence``."""
+    """A section of the sound track. ``kind`` is a class, ``speech``, ``music`` or ``silence``."""
 
     kind: str
     seconds: float
     seed: int
     gain: float = 1.0
-    """Factor on the audio samples, which are limited to full scale: above about 10 the sound is clipped."""
+    """Factor on the audio samples, which are then limited to full scale. Above about 10 the sound is clipped."""
 
     def __post_init__(self) -> None:
         if self.kind not in (*NATURE_KINDS, "speech", "music", "silence"):
@@ -54,7 +54,7 @@ class SoundSpec:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How the tracks are stored; the meanings are those of :func:`pipeline.synthetic.video.write_video`."""
+    """How the tracks are encoded; see :func:`pipeline.synthetic.video.write_video`."""
 
     video_codec: str = "libx264"
     audio_codec: str = "aac"
@@ -86,11 +86,11 @@ class SyntheticSpec:
     bars: Bars = field(default_factory=Bars)
     fault: Fault | None = None
     expected: str = KEPT
-    """``kept`` (at least one clip of it), a value of :class:`pipeline.schema.Reason`, or ``failed:WORD``."""
+    """``kept`` (at least one of its clips is), a value of :class:`pipeline.schema.Reason`, or ``failed:CODE``."""
     duplicate_of: str | None = None
     """Name of the source with the same picture and sound."""
     split: Literal["", "train", "validation", "test"] = ""
-    """The split of its clips, chosen so that every class is in both. Empty: the recipe decides."""
+    """The split of its clips. Empty: the recipe decides."""
 
     @property
     def picture_seconds(self) -> float:
@@ -102,14 +102,14 @@ class SyntheticSpec:
 
     @property
     def all_sounds(self) -> tuple[SoundSpec, ...]:
-        """The stretches of the sound track, one after the other; empty: no audio track."""
+        """The sections of the sound track, in order; empty: no audio track."""
         if self.sounds is not None:
             return self.sounds
         return tuple(SoundSpec(scene.kind, scene.seconds, scene.seed) for scene in self.scenes)
 
     @property
     def cuts_seconds(self) -> tuple[float, ...]:
-        """Where a scene ends and the next begins."""
+        """The times at which a scene ends and the next begins."""
         return tuple(accumulate(scene.seconds for scene in self.scenes[:-1]))
 
     def frame_times(self) -> list[list[float]]:
@@ -123,7 +123,7 @@ class SyntheticSpec:
         ]
 
     def scaled(self, scale: float) -> SyntheticSpec:
-        """The same source at another picture size (even numbers of pixels)."""
+        """The same source with its picture and bars scaled to even numbers of pixels."""
 
         def even(pixels: int) -> int:
             return max(2, 2 * round(pixels * scale / 2))
@@ -153,22 +153,24 @@ def truth(spec: SyntheticSpec) -> dict[str, Any]:
     }
 
 
-_LEARNED_FROM = {
+_TRAIN_NAMES = {
     "ocean_evening", "ocean_letterboxed", "rain_valley", "fire_camp", "thunder_ridge", "wind_field", "river_stones",
     "waterfall_moss", "underwater_reef",
 }  # fmt: skip
 """The kept sources of the training split; every class is also in the validation split."""
 
 
-def _nature(name: str, caption: str, scenes: tuple[tuple[float, int], ...], **more: Any) -> SyntheticSpec:
-    """A source that is kept; its name begins with its class, ``scenes`` are (seconds, seed)."""
+def _nature(name: str, caption: str, scenes: tuple[tuple[float, int], ...], **changes: Any) -> SyntheticSpec:
+    """A source that is kept. Its name begins with its class; ``scenes``: (seconds, seed) of each."""
     label = name.split("_", 1)[0]
-    split = "train" if name in _LEARNED_FROM else "validation"
-    shown = tuple(SceneSpec(label, seconds, seed) for seconds, seed in scenes)
-    return SyntheticSpec(
-        name,
-        **{"file_name": f"{name}.mp4", "label": label, "caption": caption, "scenes": shown, "split": split, **more},
-    )
+    fields = {
+        "file_name": f"{name}.mp4",
+        "label": label,
+        "caption": caption,
+        "scenes": tuple(SceneSpec(label, seconds, seed) for seconds, seed in scenes),
+        "split": "train" if name in _TRAIN_NAMES else "validation",
+    }
+    return SyntheticSpec(name, **{**fields, **changes})
 
 
 def _kept() -> tuple[SyntheticSpec, ...]:
@@ -206,50 +208,52 @@ def _kept() -> tuple[SyntheticSpec, ...]:
     )
 
 
-def _wrong(name: str, scene: SceneSpec, expected: str, caption: str, **more: Any) -> SyntheticSpec:
-    """A source that is not kept; its class is its scene's."""
-    given = {"file_name": f"{name}.mp4", "label": scene.kind, "scenes": (scene,), "fps": 15.0, **more}
-    return SyntheticSpec(name, caption=caption, expected=expected, **given)
+def _wrong(name: str, scene: SceneSpec, expected: str, caption: str, **changes: Any) -> SyntheticSpec:
+    """A source that is not kept, with one scene; its label is the kind of that scene."""
+    fields = {"file_name": f"{name}.mp4", "label": scene.kind, "scenes": (scene,), "fps": 15.0}
+    return SyntheticSpec(name, caption=caption, expected=expected, **{**fields, **changes})
 
 
 def _wrong_sound() -> tuple[SyntheticSpec, ...]:
-    def only(kind: str, seconds: float, seed: int, gain: float = 1.0) -> dict[str, Any]:
-        return {"sounds": (SoundSpec(kind, seconds, seed, gain),)}
+    def only(kind: str, seed: int, seconds: float = _REJECTED_SECONDS, gain: float = 1.0) -> tuple[SoundSpec, ...]:
+        return (SoundSpec(kind, seconds, seed, gain),)
 
-    river, sea, field = (SceneSpec(kind, _LENGTH, seed) for kind, seed in (("river", 80), ("ocean", 82), ("wind", 84)))
+    river, sea, wheat = (
+        SceneSpec(kind, _REJECTED_SECONDS, seed) for kind, seed in (("river", 80), ("ocean", 82), ("wind", 84))
+    )
     pcm = Encoding(audio_codec="pcm_s16le")
     return (
-        _wrong("speech", river, Reason.SPEECH, "somebody talks beside a river", **only("speech", _LENGTH, 1)),
-        _wrong("music", sea, Reason.MUSIC, "music over a sea", **only("music", _LENGTH, 2)),
-        _wrong("silence", field, Reason.SILENT, "a field without a sound", **only("silence", _LENGTH, 3)),
+        _wrong("speech", river, Reason.SPEECH, "somebody talks beside a river", sounds=only("speech", 1)),
+        _wrong("music", sea, Reason.MUSIC, "music over a sea", sounds=only("music", 2)),
+        _wrong("silence", wheat, Reason.SILENT, "a field without a sound", sounds=only("silence", 3)),
         _wrong(
-            "wrong_sound", SceneSpec("ocean", _LENGTH, 85), Reason.DISAGREES, "a sea that crackles",
-            **only("fire", _LENGTH, 85),
+            "wrong_sound", SceneSpec("ocean", _REJECTED_SECONDS, 85), Reason.DISAGREES, "a sea that crackles",
+            sounds=only("fire", 85),
         ),
         _wrong(
-            "clipped", SceneSpec("river", _LENGTH, 86), Reason.CLIPPED_SOUND, "a river, recorded too loud",
-            file_name="clipped.mov", encoding=pcm, **only("river", _LENGTH, 86, gain=25.0),
+            "clipped", SceneSpec("river", _REJECTED_SECONDS, 86), Reason.CLIPPED_SOUND, "a river, recorded too loud",
+            file_name="clipped.mov", encoding=pcm, sounds=only("river", 86, gain=25.0),
         ),
         _wrong(
-            "short_sound", SceneSpec("wind", _LENGTH, 87), Reason.SOUND_MISSING, "the sound ends early",
-            **only("wind", 1.5, 87),
+            "short_sound", SceneSpec("wind", _REJECTED_SECONDS, 87), Reason.SOUND_MISSING, "the sound ends early",
+            sounds=only("wind", 87, seconds=1.5),
         ),
-        _wrong("no_audio", SceneSpec("waterfall", _LENGTH, 92), Reason.NO_AUDIO, "a waterfall, not heard", sounds=()),
+        _wrong("no_audio", SceneSpec("waterfall", _REJECTED_SECONDS, 92), Reason.NO_AUDIO, "a waterfall, not heard", sounds=()),
     )  # fmt: skip
 
 
 def _wrong_picture() -> tuple[SyntheticSpec, ...]:
-    still = SceneSpec("waterfall", _LENGTH, 83, still=True)
-    rain, thunder = (SoundSpec(kind, _LENGTH, seed) for kind, seed in (("rain", 88), ("thunder", 93)))
+    still = SceneSpec("waterfall", _REJECTED_SECONDS, 83, still=True)
+    rain, thunder = (SoundSpec(kind, _REJECTED_SECONDS, seed) for kind, seed in (("rain", 88), ("thunder", 93)))
     return (
         _wrong(
             "near_duplicate", SceneSpec("rain", 12, 10), Reason.DUPLICATE, "rain falls on a lake, a smaller copy",
             fps=20.0, encoding=Encoding(crf=30), duplicate_of="rain_lake",
         ),
         _wrong("still", still, Reason.STILL, "a photograph with sound"),
-        _wrong("black", SceneSpec("black", _LENGTH, 1), Reason.BLACK, "rain in the dark", label="rain", sounds=(rain,)),
-        _wrong("portrait", SceneSpec("fire", _LENGTH, 89), Reason.PORTRAIT, "a fire, upright", width=360, height=640),
-        _wrong("tiny", SceneSpec("river", _LENGTH, 90), Reason.TOO_SMALL, "a very small river", width=64, height=64),
+        _wrong("black", SceneSpec("black", _REJECTED_SECONDS, 1), Reason.BLACK, "rain in the dark", label="rain", sounds=(rain,)),
+        _wrong("portrait", SceneSpec("fire", _REJECTED_SECONDS, 89), Reason.PORTRAIT, "a fire, upright", width=360, height=640),
+        _wrong("tiny", SceneSpec("river", _REJECTED_SECONDS, 90), Reason.TOO_SMALL, "a very small river", width=64, height=64),
         _wrong("short", SceneSpec("rain", 1.0, 91), Reason.TOO_SHORT, "one second of rain"),
         SyntheticSpec(
             "audio_only", "audio_only.m4a", "thunder", "thunder without a picture", scenes=(), sounds=(thunder,),
@@ -259,7 +263,7 @@ def _wrong_picture() -> tuple[SyntheticSpec, ...]:
 
 
 def _broken() -> tuple[SyntheticSpec, ...]:
-    def instead(name: Fault, caption: str, code: str = "not_media") -> SyntheticSpec:
+    def replaced(name: Fault, caption: str, code: str = "not_media") -> SyntheticSpec:
         return SyntheticSpec(
             name, f"{name}.mp4", "wind", caption, scenes=(), sounds=(), fault=name, expected=f"failed:{code}"
         )
@@ -269,9 +273,9 @@ def _broken() -> tuple[SyntheticSpec, ...]:
             "truncated", SceneSpec("river", 12, 94), "failed:truncated", "a download that broke off", fault="truncated",
             encoding=Encoding(faststart=True),
         ),
-        instead("text", "a text file"),
-        instead("html", "a page that says not found"),
-        instead("empty", "no bytes at all", "empty"),
+        replaced("text", "a text file"),
+        replaced("html", "a page that says not found"),
+        replaced("empty", "no bytes at all", "empty"),
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from pipeline.synthetic.textures import (
 
 
 class Fire:
-    """A wood fire at night: flames, glowing logs, and sparks that rise."""
+    """A wood fire at night: flames, glowing logs, and rising sparks."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "fire")
@@ -53,13 +53,14 @@ class Fire:
         y, x = np.mgrid[:rows, :columns].astype(np.float32) * 1.5
         self._up = ((self._base - y) / (0.78 * height)).astype(np.float32)
         self._aside = ((x - self._centre) / (height * rng.uniform(0.3, 0.42))).astype(np.float32)
-        self._tongues = Warp(fractal(rng, 256, 256, slope=1.35, stretch=(1.5, 1.0)), x * 0.55, y * 0.5)
-        self._licks = Warp(fractal(rng, 256, 256, slope=1.1, stretch=(1.8, 1.0)), x * 0.9, y * 0.8)
+        self._large_flames = Warp(fractal(rng, 256, 256, slope=1.35, stretch=(1.5, 1.0)), x * 0.55, y * 0.5)
+        self._small_flames = Warp(fractal(rng, 256, 256, slope=1.1, stretch=(1.8, 1.0)), x * 0.9, y * 0.8)
         self._logs, self._log_alpha = self._paint_logs(rng)
         y, x = np.mgrid[:height, :width].astype(np.float32)
-        middle = np.hypot((x - self._centre) / 1.7, y - self._base + 0.02 * height) / height
-        self._log_heat = self._log_alpha * np.exp(-((middle / 0.09) ** 2))
+        distance = np.hypot((x - self._centre) / 1.7, y - self._base + 0.02 * height) / height
+        self._log_heat = self._log_alpha * np.exp(-((distance / 0.09) ** 2))
         self._embers = Tile(fractal(rng, 256, 512, slope=1.0), height, width)
+        # height at the start and speed, as shares of the way up; drift in picture heights, phase
         self._sparks = [
             (rng.uniform(0, 1), rng.uniform(0.25, 0.6), rng.normal(0, 0.12), rng.uniform(0, 7)) for _ in range(60)
         ]
@@ -70,71 +71,73 @@ class Fire:
             height, width, [(0, (6, 8, 18)), (0.7, (14, 12, 18)), (0.72, (26, 18, 14)), (1, (34, 24, 16))]
         )
         y, x = np.mgrid[:height, :width].astype(np.float32)
-        away = np.hypot((x - self._centre) / 1.6, (y - self._base) * 1.3) / height
-        lit = (
-            np.exp(-away / 0.22)
+        distance = np.hypot((x - self._centre) / 1.6, (y - self._base) * 1.3) / height
+        firelight = (
+            np.exp(-distance / 0.22)
             * (0.5 + fractal(rng, height, width, slope=0.9))
             * smoothstep(y, 0.7 * height, 0.74 * height)
         )
         self._glow = np.exp(-np.hypot(x - self._centre, y - 0.6 * height) / (0.3 * height)).astype(np.float32)
-        return add_light(picture, np.clip(lit, 0, 1), (190, 96, 40))
+        return add_light(picture, np.clip(firelight, 0, 1), (190, 96, 40))
 
     def _paint_logs(self, rng: np.random.Generator) -> tuple[Image, Floats]:
+        """The logs, and their alpha."""
         height, width = self._height, self._width
         logs, alpha = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
-        for lean in (-0.42, 0.38, -0.16, 0.22, 0.03):
-            half = height * rng.uniform(0.24, 0.33)
+        for angle in (-0.42, 0.38, -0.16, 0.22, 0.03):
+            half_length = height * rng.uniform(0.24, 0.33)
             middle = np.array(
                 [self._centre + rng.uniform(-0.1, 0.1) * height, self._base + rng.uniform(0.0, 0.05) * height]
             )
-            along = half * np.array([math.cos(lean), math.sin(lean)])
-            for part, colour in enumerate(((22, 14, 10), (44, 28, 18), (62, 40, 26))):
-                ends = eighths(middle - along - (0, 2 * part)), eighths(middle + along - (0, 2 * part))
-                thick = round(height * (0.065 - 0.02 * part))
-                cv2.line(logs, *ends, colour, thick, cv2.LINE_AA, 3)
-                cv2.line(alpha, *ends, 255, thick, cv2.LINE_AA, 3)
+            half_log = half_length * np.array([math.cos(angle), math.sin(angle)])
+            for layer, colour in enumerate(((22, 14, 10), (44, 28, 18), (62, 40, 26))):
+                ends = eighths(middle - half_log - (0, 2 * layer)), eighths(middle + half_log - (0, 2 * layer))
+                thickness_px = round(height * (0.065 - 0.02 * layer))
+                cv2.line(logs, *ends, colour, thickness_px, cv2.LINE_AA, 3)
+                cv2.line(alpha, *ends, 255, thickness_px, cv2.LINE_AA, 3)
         rough = 0.6 + 0.8 * fractal(rng, height, width, slope=0.9, stretch=(1, 3))[..., None]
         return shaded(logs * rough), alpha.astype(np.float32) / 255
 
     def _heat(self, t: float) -> Floats:
-        tongues, licks = self._tongues.at(0, 150 * t), self._licks.at(11 * t, 260 * t)
-        lean = self._aside + (tongues - 0.5) * 1.5 * np.maximum(self._up, 0)
+        """Heat of the flames, 0..1: a cone that noise bends and roughens."""
+        large_flames, small_flames = self._large_flames.at(0, 150 * t), self._small_flames.at(11 * t, 260 * t)
+        lean = self._aside + (large_flames - 0.5) * 1.5 * np.maximum(self._up, 0)
         body = (
             1.12 - np.maximum(self._up, -0.4 * self._up) * 1.15 - np.abs(lean) * (0.75 + 0.9 * np.maximum(self._up, 0))
         )
-        heat = body + (licks - 0.5) * 1.1 * (0.35 + np.maximum(self._up, 0)) + (tongues - 0.5) * 0.5
+        heat = body + (small_flames - 0.5) * 1.1 * (0.35 + np.maximum(self._up, 0)) + (large_flames - 0.5) * 0.5
         return np.asarray(np.clip(heat * 1.15, 0, 1) * smoothstep(self._up, -0.13, 0.03))
 
     def __call__(self, t: float) -> Image:
         flicker = 0.34 + 0.05 * math.sin(11 * t) + 0.04 * math.sin(17.3 * t + 1) + 0.03 * math.sin(29 * t)
         picture = add_light(self._ground, self._glow * flicker, (255, 120, 40))
         flames = cv2.resize(coloured(self._heat(t), self._flames), (self._width, self._height))
-        ember = smoothstep(self._embers.at(3 * t, 0), 0.46, 0.85) * self._log_heat * (0.6 + flicker)
+        embers = smoothstep(self._embers.at(3 * t, 0), 0.46, 0.85) * self._log_heat * (0.6 + flicker)
         picture = over(np.asarray(cv2.add(picture, flames), dtype=np.uint8), self._logs, 0.86 * self._log_alpha)
-        picture = add_light(picture, np.clip(ember, 0, 1), (255, 96, 20))
+        picture = add_light(picture, np.clip(embers, 0, 1), (255, 96, 20))
         self._draw_sparks(picture, t)
         return picture
 
     def _draw_sparks(self, picture: Image, t: float) -> None:
-        for start, speed, aside, phase in self._sparks:
+        for start, speed, drift, phase in self._sparks:
             up = (start + speed * t) % 1.0
-            x = self._centre + self._height * (aside * (0.5 + up) + 0.05 * up * math.sin(5 * t + phase))
+            x = self._centre + self._height * (drift * (0.5 + up) + 0.05 * up * math.sin(5 * t + phase))
             y = self._base * (1 - up)
             if up > 0.2 and 1 <= x < self._width - 1 and picture[int(y), int(x), 0] < 120:
-                bright = 1 - 0.8 * up
-                colour = (255 * bright, 150 * bright, 50 * bright)
+                brightness = 1 - 0.8 * up
+                colour = (255 * brightness, 150 * brightness, 50 * brightness)
                 cv2.circle(picture, eighths(np.array([x, y])), 7, colour, -1, cv2.LINE_AA, 3)
 
 
 class Wind:
-    """A field of wheat that bends in gusts which run across it, under fast clouds."""
+    """A wheat field under fast clouds; gusts run across it and bend the wheat."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "wind")
         self._seed, self._height, self._width = seed, height, width
         self._horizon = horizon = round(height * rng.uniform(0.26, 0.58))
-        ripe = rng.uniform(0, 1)
-        self._straw: Colour = (round(150 + 66 * ripe), round(160 + 14 * ripe), round(76 + 10 * ripe))
+        ripeness = rng.uniform(0, 1)
+        self._straw: Colour = (round(150 + 66 * ripeness), round(160 + 14 * ripeness), round(76 + 10 * ripeness))
         self._sky = column_gradient(horizon, width, [(0, (64, 116, 180)), (1, (188, 212, 226))])
         self._clouds = Tile(fractal(rng, 256, 1024, slope=1.6, stretch=(1.8, 1.0)), horizon, width)
         self._cloud_layer = uniform_image(horizon, width, (246, 246, 244))
@@ -150,6 +153,7 @@ class Wind:
         )
         self._x, self._y = x, y
         self._bend = (height * (0.012 + 0.06 * y / rows)).astype(np.float32)
+        # x and height in pixels, phase
         self._blades = [
             (rng.uniform(-0.05, 1.05) * width, rng.uniform(0.16, 0.36) * height, rng.uniform(0, 7)) for _ in range(80)
         ]
@@ -160,15 +164,19 @@ class Wind:
         field = np.zeros((rows, width, 3), np.uint8)
         field[:] = straw * 0.8
         for step in range(26):
-            near = (step / 25) ** 1.6
-            base, tall = near * rows * 1.1, rows * (0.025 + 0.2 * near)
-            count = round(width * (1.0 - 0.72 * near))
+            nearness = (step / 25) ** 1.6
+            base, height_px = nearness * rows * 1.1, rows * (0.025 + 0.2 * nearness)
+            num_blades = round(width * (1.0 - 0.72 * nearness))
             for x, length, tone in zip(
-                rng.uniform(0, width, count), rng.uniform(0.7, 1.2, count), rng.uniform(0.55, 1.15, count), strict=True
+                rng.uniform(0, width, num_blades),
+                rng.uniform(0.7, 1.2, num_blades),
+                rng.uniform(0.55, 1.15, num_blades),
+                strict=True,
             ):
-                colour = tuple(float(c) for c in straw * (tone * (0.98 - 0.25 * near)))
-                foot, tip = np.array([x, base + tall]), np.array([x + 0.1 * tall, base + tall * (1 - length)])
-                cv2.line(field, eighths(foot), eighths(tip), colour, 1 + round(1.2 * near), cv2.LINE_AA, 3)
+                colour = tuple(float(c) for c in straw * (tone * (0.98 - 0.25 * nearness)))
+                foot = np.array([x, base + height_px])
+                tip = np.array([x + 0.1 * height_px, base + height_px * (1 - length)])
+                cv2.line(field, eighths(foot), eighths(tip), colour, 1 + round(1.2 * nearness), cv2.LINE_AA, 3)
         return field
 
     def __call__(self, t: float) -> Image:
@@ -189,22 +197,21 @@ class Wind:
 
     def _draw_blades(self, picture: Image, t: float, strength: float) -> None:
         up = np.linspace(0, 1, 7)
-        lines, ears = [], []
-        for x, tall, phase in self._blades:
+        stems, ears = [], []
+        for x, height_px, phase in self._blades:
             bend = 0.16 + 0.5 * strength + 0.1 * math.sin(5.2 * t + phase) + 0.07 * math.sin(2.1 * t - x * 0.02)
-            stem = np.stack(
-                [x + tall * bend * up**2, self._height + 3 - tall * up * (1 - 0.25 * bend * bend * up)], axis=-1
-            )
-            lines.append((stem * 8).round().astype(np.int32))
+            stem_y = self._height + 3 - height_px * up * (1 - 0.25 * bend * bend * up)
+            stem = np.stack([x + height_px * bend * up**2, stem_y], axis=-1)
+            stems.append((stem * 8).round().astype(np.int32))
             ears.append((stem[-1] + (stem[-1] - stem[-2]) * np.linspace(-0.2, 0.45, 4)[:, None]) * 8)
-        dark, light = (tuple(c * part for c in self._straw) for part in (0.45, 0.9))
-        cv2.polylines(picture, lines, False, dark, max(1, self._height // 180), cv2.LINE_AA, 3)
+        dark, light = (tuple(c * factor for c in self._straw) for factor in (0.45, 0.9))
+        cv2.polylines(picture, stems, False, dark, max(1, self._height // 180), cv2.LINE_AA, 3)
         cv2.polylines(
             picture, [ear.astype(np.int32) for ear in ears], False, light, max(2, self._height // 90), cv2.LINE_AA, 3
         )
 
 
-# clouds from dark to light: at night, at sunset, before hail
+# palettes of the clouds, from dark to light: at night, at sunset, before hail
 _STORMS: tuple[tuple[tuple[float, Colour], ...], ...] = (
     ((0, (16, 18, 30)), (0.45, (50, 54, 76)), (0.75, (92, 96, 120)), (1, (150, 152, 172))),
     ((0, (34, 22, 24)), (0.45, (104, 70, 70)), (0.75, (164, 116, 112)), (1, (216, 170, 164))),
@@ -213,7 +220,7 @@ _STORMS: tuple[tuple[tuple[float, Colour], ...], ...] = (
 
 
 class Thunder:
-    """A thunderstorm over hills at dusk: bolts and flashes at the times of :func:`rhythm.strikes`, and rain."""
+    """A thunderstorm over hills at dusk: rain, and bolts at the times of :func:`rhythm.strikes`."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "thunder")
@@ -226,61 +233,64 @@ class Thunder:
         self._horizon = height * rng.uniform(0.78, 0.84)
         base = self._horizon - height * 0.08 * ridge_line(rng, width, 1.2)
         self._land = uniform_image(height, width, (8, 11, 13))
-        land = uniform_image(height, width, (0, 0, 0))
-        conifers(rng, land, base, height * 0.1, (255, 255, 255))
-        self._land_alpha = np.maximum(below(base, height, 2), land[..., 0] / np.float32(255)).astype(np.float32)
+        trees = uniform_image(height, width, (0, 0, 0))
+        conifers(rng, trees, base, height * 0.1, (255, 255, 255))
+        self._land_alpha = np.maximum(below(base, height, 2), trees[..., 0] / np.float32(255)).astype(np.float32)
         self._streaks = Streaks(rng, height, width, slant=0.22, light=0.55)
         self._bolts = [self._bolt(rng, strike) for strike in self._strikes]
 
     def _bolt(self, rng: np.random.Generator, strike: rhythm.Strike) -> tuple[Floats, Floats]:
-        """Light of the channel itself, and of the clouds around it."""
+        """The light of the bolt, and that of the clouds around it, each (height, width), 0..1."""
         height, width = self._height, self._width
-        light = np.zeros((height, width), np.float32)
+        bolt = np.zeros((height, width), np.float32)
         start = np.array([strike.across * width, -4.0])
         end = np.array([strike.across * width + rng.normal(0, 0.12) * width, self._horizon])
-        paths = [(_forked(rng, start, end, 0.22), 2, 1.0)]
+        stem = _jagged_line(rng, start, end, 0.22)
+        lines = [(stem, 2, 1.0)]
         for _ in range(5):
-            stem = paths[0][0]
-            at = stem[rng.integers(len(stem) // 6, len(stem) * 3 // 4)]
-            tip = at + np.array([rng.normal(0, 0.16) * width, rng.uniform(0.1, 0.3) * height])
-            paths.append((_forked(rng, at, tip, 0.25), 1, 0.7))
-        for path, thick, bright in paths:
-            cv2.polylines(light, [(path * 8).round().astype(np.int32)], False, bright, thick, cv2.LINE_AA, 3)
-        halo = cv2.GaussianBlur(light, (0, 0), height / 90) * 1.6 + cv2.GaussianBlur(light, (0, 0), height / 22) * 1.4
+            fork = stem[rng.integers(len(stem) // 6, len(stem) * 3 // 4)]
+            tip = fork + np.array([rng.normal(0, 0.16) * width, rng.uniform(0.1, 0.3) * height])
+            lines.append((_jagged_line(rng, fork, tip, 0.25), 1, 0.7))
+        for line, thickness_px, brightness in lines:
+            cv2.polylines(bolt, [(line * 8).round().astype(np.int32)], False, brightness, thickness_px, cv2.LINE_AA, 3)
+        halo = cv2.GaussianBlur(bolt, (0, 0), height / 90) * 1.6 + cv2.GaussianBlur(bolt, (0, 0), height / 22) * 1.4
         y, x = np.mgrid[:height, :width].astype(np.float32)
-        sheet = np.exp(-np.hypot((x - start[0]) / 1.5, (y - 0.12 * height)) / (0.42 * height))
-        return np.clip(light + halo, 0, 1), sheet.astype(np.float32)
+        cloud_light = np.exp(-np.hypot((x - start[0]) / 1.5, (y - 0.12 * height)) / (0.42 * height))
+        return np.clip(bolt + halo, 0, 1), cloud_light.astype(np.float32)
 
     def __call__(self, t: float) -> Image:
         clouds = 0.5 * (self._clouds.at(14 * t, 3 * t) + self._clouds.at(-9 * t + 200, 90 - 5 * t)) + self._lift
         field = np.clip(0.4 + 2.0 * (clouds - 0.5), 0, 1)
-        bolts = [
-            (strike, bolt, _flash(t - strike.flash_seconds))
-            for strike, bolt in zip(self._strikes, self._bolts, strict=True)
+        brightnesses = [strike.strength * _flash(t - strike.flash_seconds) for strike in self._strikes]
+        flashes = [
+            (*light, brightness) for light, brightness in zip(self._bolts, brightnesses, strict=True) if brightness > 0
         ]
-        lit = [(bolt, light * strike.strength) for strike, bolt, light in bolts if light > 0]
-        for (_, sheet), light in lit:
-            field = field + sheet * light * 0.5 * (0.35 + clouds)
+        for _, cloud_light, brightness in flashes:
+            field = field + cloud_light * brightness * 0.5 * (0.35 + clouds)
         picture = coloured(np.clip(field, 0, 1), self._colours)
-        for (channel, _), light in lit:
-            picture = add_light(picture, channel * light, (222, 226, 255))
+        for bolt_light, _, brightness in flashes:
+            picture = add_light(picture, bolt_light * brightness, (222, 226, 255))
         return self._streaks.on(over(picture, self._land, self._land_alpha), t)
 
 
-def _flash(age: float) -> float:
-    """Brightness of a bolt, 0..1, by its age: two strokes, then it dies away."""
-    if not 0 <= age < rhythm.FLASH_SECONDS:
+def _flash(age_seconds: float) -> float:
+    """Brightness of a bolt, 0..1: two strokes, 0.2 s apart, that fade exponentially."""
+    if not 0 <= age_seconds < rhythm.FLASH_SECONDS:
         return 0.0
-    second = math.exp(-(age - 0.2) / 0.14) if age >= 0.2 else 0.0
-    return max(math.exp(-age / 0.09), 0.85 * second)
+    second_stroke = math.exp(-(age_seconds - 0.2) / 0.14) if age_seconds >= 0.2 else 0.0
+    return max(math.exp(-age_seconds / 0.09), 0.85 * second_stroke)
 
 
-def _forked(rng: np.random.Generator, start: Floats, end: Floats, wild: float) -> Floats:
-    """A jagged way from ``start`` to ``end``, points (n, 2): midpoints displaced again and again."""
+def _jagged_line(rng: np.random.Generator, start: Floats, end: Floats, roughness: float) -> Floats:
+    """Points (65, 2) from ``start`` to ``end``, by six rounds of midpoint displacement.
+
+    ``roughness``: the largest displacement of a midpoint, as a share of its segment's length.
+    """
     points = np.stack([start, end])
     for _ in range(6):
-        step = np.diff(points, axis=0)
-        aside = np.stack([-step[:, 1], step[:, 0]], axis=-1) * rng.uniform(-wild, wild, (len(step), 1))
-        middle = points[:-1] + step / 2 + aside
-        points = np.concatenate([np.stack([points[:-1], middle], axis=1).reshape(-1, 2), points[-1:]])
+        segments = np.diff(points, axis=0)
+        normals = np.stack([-segments[:, 1], segments[:, 0]], axis=-1)
+        offsets = normals * rng.uniform(-roughness, roughness, (len(segments), 1))
+        midpoints = points[:-1] + segments / 2 + offsets
+        points = np.concatenate([np.stack([points[:-1], midpoints], axis=1).reshape(-1, 2), points[-1:]])
     return points

@@ -1,4 +1,4 @@
-"""The painters by name, and the frames of a scene."""
+"""The painter of each kind of scene, and the frames of a scene."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ PAINTERS: dict[str, Callable[[int, int, int, float], Painter]] = {
     "underwater": Underwater,
     "black": lambda seed, height, width, seconds: lambda t: uniform_image(height, width, (0, 0, 0)),
 }
-"""Kind of scene -> (seed, height, width, seconds) -> its painter."""
+"""For each kind of scene, a function that takes (seed, height, width, seconds) and returns the painter of that scene."""
 
-_LINES = 270
-"""Scenes are painted this high and then brought to size: detail costs time, and the grain sharpens."""
-_GRAIN = 2.6
+_PAINTED_HEIGHT_PX = 270
+"""Every scene is painted at this height and then resized: larger is slower, and the grain adds the fine detail."""
+_GRAIN_LEVELS = 2.6
+"""Standard deviation of the camera grain, in levels of 0..255."""
 
 
 def scene_frames(
@@ -35,16 +36,14 @@ def scene_frames(
 ) -> Iterator[Image]:
     """The frames of a scene at ``times`` (seconds from its start), (height, width, 3) uint8 RGB.
 
-    A ``still`` scene is one frame, again and again. A black one has no grain.
+    A ``still`` scene repeats its first frame. A black scene has no grain.
     """
-    painter = PAINTERS[kind](seed, _LINES, round(_LINES * width / height), seconds)
-    grain = Grain(generator(seed, "grain"), height, width, 0.0 if kind == "black" else _GRAIN)
-    smaller = height < _LINES
-    shown: Image | None = None
+    painter = PAINTERS[kind](seed, _PAINTED_HEIGHT_PX, round(_PAINTED_HEIGHT_PX * width / height), seconds)
+    grain = Grain(generator(seed, "grain"), height, width, 0.0 if kind == "black" else _GRAIN_LEVELS)
+    interpolation = cv2.INTER_AREA if height < _PAINTED_HEIGHT_PX else cv2.INTER_CUBIC
+    frame: Image | None = None
     for number, t in enumerate(times):
-        if shown is None or not still:
-            picture = cv2.resize(
-                painter(t), (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-            )
-            shown = grain.on(np.asarray(picture, dtype=np.uint8), number)
-        yield shown
+        if frame is None or not still:
+            resized = cv2.resize(painter(t), (width, height), interpolation=interpolation)
+            frame = grain.on(np.asarray(resized, dtype=np.uint8), number)
+        yield frame

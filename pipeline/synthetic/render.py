@@ -1,4 +1,4 @@
-"""Write the files of synthetic sources, with their source list and what a build is expected to make of them."""
+"""Writes the files of synthetic sources, their source list, and their expected outcomes in a build."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ from pipeline.synthetic.voices import music_sound, speech_sound
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8765/"
 _MARKER = ".rendered.json"
+"""The file that lists the fingerprints of the rendered sources."""
 _TRUNCATED_SHARE = 0.55
-"""What is left of a truncated file."""
-_STAND_INS = {
+"""The share of a truncated file's bytes that is kept."""
+_REPLACEMENTS = {
     "text": "This is a text file. It was named like a video.\n" * 40,
     "empty": "",
     "html": "<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head>\n<body><h1>Not Found</h1>"
     "<p>The video that you asked for is not on this server.</p></body></html>\n",
 }
+"""For each fault that replaces the video, the text of the file."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def spec_sound(spec: SyntheticSpec) -> Sound | None:
     """The sound of a synthetic source, (audio samples, channels) float32; None when it has no audio track."""
     if not spec.all_sounds:
         return None
-    stereo = np.concatenate([_stretch(sound, spec.sample_rate) for sound in spec.all_sounds])
+    stereo = np.concatenate([_section(sound, spec.sample_rate) for sound in spec.all_sounds])
     if spec.channels == 1:
         return np.asarray(stereo.mean(axis=1, keepdims=True) * np.float32(1.4))
     if spec.channels == 6:
@@ -82,7 +84,8 @@ def spec_sound(spec: SyntheticSpec) -> Sound | None:
     return stereo
 
 
-def _stretch(sound: SoundSpec, rate: int) -> Sound:
+def _section(sound: SoundSpec, rate: int) -> Sound:
+    """A section of the sound track, (samples, 2)."""
     if sound.kind == "silence":
         return np.zeros((round(sound.seconds * rate), 2), np.float32)
     if sound.kind in NATURE_KINDS:
@@ -97,8 +100,8 @@ def render(spec: SyntheticSpec, path: Path, *, scale: float = 1.0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        if spec.fault in _STAND_INS:
-            partial.write_text(_STAND_INS[spec.fault])
+        if spec.fault in _REPLACEMENTS:
+            partial.write_text(_REPLACEMENTS[spec.fault])
         else:
             _encode(spec if scale == 1.0 else spec.scaled(scale), partial)
         if spec.fault == "truncated":
@@ -130,32 +133,33 @@ def _versions() -> str:
 
 
 def _fingerprint(spec: SyntheticSpec, scale: float) -> str:
+    """A hash of everything that the file of a source depends on."""
     return stable_hash(_versions(), scale, repr(spec))
 
 
 def _render_alone(spec: SyntheticSpec, path: Path, scale: float) -> None:
-    """What a worker process runs; it uses one thread, as there is a process for each core."""
+    """Renders a source in a worker process, on one thread: there is a process for each core."""
     cv2.setNumThreads(1)
-    cv2.ipp.setUseIPP(False)  # Intel's library picks its arithmetic by processor
+    cv2.ipp.setUseIPP(False)  # results of Intel's library depend on the processor
     render(spec, path, scale=scale)
 
 
 @contextlib.contextmanager
 def numpy_of_all_processors() -> Iterator[None]:
-    """Restricts NumPy, in processes that are started inside the block, to its baseline instructions, which every x86-64 processor has.
+    """Processes that are started inside the block use only NumPy's baseline instructions, which every x86-64 processor has.
 
-    NumPy chooses its sine and exponential by the processor, and the last digits of their results differ.
+    Otherwise NumPy selects its sine and exponential by the processor, and the last digits of their results differ.
     """
     name = "NPY_DISABLE_CPU_FEATURES"
-    before = os.environ.get(name)
+    previous = os.environ.get(name)
     os.environ[name] = " ".join(feature for feature in __cpu_dispatch__ if __cpu_features__.get(feature))
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             del os.environ[name]
         else:
-            os.environ[name] = before
+            os.environ[name] = previous
 
 
 @contextlib.contextmanager
@@ -183,8 +187,9 @@ def sources_locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _processes(number: int) -> Iterator[pebble.ProcessPool]:
-    """A pool of processes; those still at work are ended at once when an error or Ctrl-C ends the block."""
-    pool = pebble.ProcessPool(max_workers=number, context=multiprocessing.get_context("spawn"), initializer=_begin)
+    """A pool of processes; when an error or Ctrl-C ends the block, the processes are ended at once."""
+    context = multiprocessing.get_context("spawn")
+    pool = pebble.ProcessPool(max_workers=number, context=context, initializer=_initialise_process)
     try:
         yield pool
     finally:
@@ -192,8 +197,8 @@ def _processes(number: int) -> Iterator[pebble.ProcessPool]:
         pool.join()
 
 
-def _begin() -> None:
-    """Set-up of each process: it ignores Ctrl-C, which its parent handles, and ends when its parent ends."""
+def _initialise_process() -> None:
+    """The process ignores Ctrl-C, which its parent handles, and ends when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, name="end-with-parent", daemon=True).start()
 
@@ -208,16 +213,22 @@ def render_catalogue(
 ) -> list[Path]:
     """Writes synthetic sources, ``sources.csv`` and ``truth.json`` to ``folder``, and returns the paths of the sources.
 
-    ``specs``: None for the whole catalogue. ``workers``: number of processes, None for one a core. Files that the same
-    version of the generator has written before are kept. The bytes are the same on every x86-64 processor with FMA;
-    without it, the C library's functions may differ in the last digit.
+    ``specs``: None for the whole catalogue. ``workers``: number of processes, None for one per core. ``scale``
+    multiplies the size of the pictures. Files that the same version of the generator has written before are kept. The
+    bytes are the same on every x86-64 processor with FMA; without it, the C library's functions may differ in the last
+    digit.
     """
     chosen = catalogue() if specs is None else tuple(specs)
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / _MARKER
-    done: dict[str, str] = json.loads(marker.read_text()) if marker.exists() else {}
-    wanted = {spec.file_name: _fingerprint(spec, scale) for spec in chosen}
-    missing = [s for s in chosen if done.get(s.file_name) != wanted[s.file_name] or not (folder / s.file_name).exists()]
+    rendered: dict[str, str] = json.loads(marker.read_text()) if marker.exists() else {}
+    fingerprints = {spec.file_name: _fingerprint(spec, scale) for spec in chosen}
+    missing = [
+        spec
+        for spec in chosen
+        if rendered.get(spec.file_name) != fingerprints[spec.file_name] or not (folder / spec.file_name).exists()
+    ]
+    # the slowest first, so that no process works alone at the end
     missing.sort(key=lambda spec: -spec.picture_seconds * spec.fps * (spec.width * spec.height + 400_000))
     if missing:
         logger.info("rendering %d of %d synthetic sources to %s", len(missing), len(chosen), folder)
@@ -228,15 +239,15 @@ def render_catalogue(
             for future in as_completed(running):
                 future.result()
                 spec = running[future]
-                done[spec.file_name] = wanted[spec.file_name]
-                _write(marker, json.dumps(done, indent=1, sort_keys=True))
+                rendered[spec.file_name] = fingerprints[spec.file_name]
+                _write(marker, json.dumps(rendered, indent=1, sort_keys=True))
                 logger.info("rendered %s", spec.file_name)
     write_lists(folder, chosen, base_url=base_url)
     return [folder / spec.file_name for spec in chosen]
 
 
 def write_lists(folder: Path, specs: Sequence[SyntheticSpec], *, base_url: str = DEFAULT_BASE_URL) -> None:
-    """Write ``sources.csv`` (a source list whose links begin with ``base_url``) and ``truth.json``."""
+    """Writes ``sources.csv`` (a source list whose links begin with ``base_url``) and ``truth.json`` (expected outcomes)."""
     rows: list[Mapping[str, Any]] = [
         {
             "id": spec.name,

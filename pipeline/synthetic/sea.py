@@ -29,7 +29,7 @@ from pipeline.synthetic.textures import (
     uniform_image,
 )
 
-# sky from top to horizon, clouds, sun, sea from far to near
+# each: the sky's colours from top to horizon, the clouds' and the sun's colour, the sea's colours from far to near
 _LIGHTS: tuple[tuple[tuple[Colour, ...], Colour, Colour, tuple[Colour, ...]], ...] = (
     (
         ((38, 56, 108), (150, 110, 140), (250, 176, 104)),
@@ -53,7 +53,7 @@ _LIGHTS: tuple[tuple[tuple[Colour, ...], Colour, Colour, tuple[Colour, ...]], ..
 
 
 class Ocean:
-    """Waves that run up a beach: the foam comes in with :func:`rhythm.swell`, under drifting clouds and a low sun."""
+    """Waves run up a beach under drifting clouds and a low sun; the edge of the water follows :func:`rhythm.swell`."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "ocean")
@@ -69,9 +69,9 @@ class Ocean:
         self._sky = column_gradient(horizon, width, [(0, sky[0]), (0.55, sky[1]), (1, sky[2])])
         self._sun_x = width * rng.uniform(0.15, 0.85)
         y, x = np.mgrid[:horizon, :width].astype(np.float32)
-        away = np.hypot(x - self._sun_x, y - horizon * 0.66) / height
-        halo = np.clip(1.1 * np.exp(-((away / 0.035) ** 4)) + 0.45 * np.exp(-away / 0.13), 0, 1)
-        self._sky = add_light(self._sky, halo, self._sun_colour)
+        sun_distance = np.hypot(x - self._sun_x, y - horizon * 0.66) / height
+        sun = np.clip(1.1 * np.exp(-((sun_distance / 0.035) ** 4)) + 0.45 * np.exp(-sun_distance / 0.13), 0, 1)
+        self._sky = add_light(self._sky, sun, self._sun_colour)
         self._clouds = Tile(fractal(rng, 256, 1024, slope=1.7, stretch=(2.6, 1.0)), horizon, width)
         self._cloud_rows = np.linspace(1.0, 0.25, horizon, dtype=np.float32)[:, None]
         self._cloud_layer = uniform_image(horizon, width, self._cloud_colour)
@@ -85,15 +85,15 @@ class Ocean:
         slope = np.diff(height_field, axis=0, append=height_field[:1])
         slope = 0.5 + slope / slope.std() / 8
         self._waves = Warp(slope, ground_x, ground_z), Warp(slope, ground_x * 1.9, ground_z * 1.9)
-        self._near = 0.25 + 0.75 * np.sqrt(y / rows)
-        self._deepening = (0.12 + 0.62 * (y / rows) ** 0.7).astype(np.float32)
+        self._wave_contrast = 0.25 + 0.75 * np.sqrt(y / rows)
+        self._darkness = (0.12 + 0.62 * (y / rows) ** 0.7).astype(np.float32)
         foam: Colour = (236, 240, 240)
         middle = tuple((2 * a + 3 * b) // 5 for a, b in zip(sea[0], sea[1], strict=True))
         shadow = tuple(b * 2 // 3 for b in sea[1])
         stops = [(0, foam), (0.1, sea[0]), (0.45, middle), (0.8, sea[1]), (1, shadow)]
-        self._sea_colours = ramp([(at, (c[0], c[1], c[2])) for at, c in stops])
-        path = (x - self._sun_x) / (self._width * (0.035 + 0.16 * y / rows))
-        self._path = np.exp(-(path**2)) * (1.0 - 0.55 * y / rows)
+        self._sea_colours = ramp([(position, (c[0], c[1], c[2])) for position, c in stops])
+        across = (x - self._sun_x) / (self._width * (0.035 + 0.16 * y / rows))
+        self._sun_reflection = np.exp(-(across**2)) * (1.0 - 0.55 * y / rows)
 
     def _make_beach(self, rng: np.random.Generator) -> None:
         height, width = self._height, self._width
@@ -104,28 +104,28 @@ class Ocean:
         self._lace = Tile(np.abs(fractal(rng, 512, 1024, slope=1.25, stretch=(1.6, 1)) - 0.5) * 5.0, rows, width)
         self._edge = Tile(ridge_line(rng, 4 * width, 1.3)[None, :], 1, width)
         self._rows = np.arange(rows, dtype=np.float32)[:, None]
-        self._white, self._face = uniform_image(rows, width, (240, 243, 244)), uniform_image(rows, width, (24, 60, 66))
+        self._foam_layer = uniform_image(rows, width, (240, 243, 244))
+        self._wave_front_layer = uniform_image(rows, width, (24, 60, 66))
 
     def _water(self, t: float) -> Image:
         slopes = self._waves[0].at(6 * t, 22 * t) + self._waves[1].at(-9 * t, 31 * t) - 1.0
-        water = coloured(np.clip(self._deepening - 0.68 * slopes * self._near, 0.06, 1), self._sea_colours)
-        return add_light(water, smoothstep(slopes, 0.09, 0.3) * self._path, self._sun_colour)
+        water = coloured(np.clip(self._darkness - 0.68 * slopes * self._wave_contrast, 0.06, 1), self._sea_colours)
+        return add_light(water, smoothstep(slopes, 0.09, 0.3) * self._sun_reflection, self._sun_colour)
 
     def _surf(self, water: Image, t: float) -> Image:
         rows = len(self._rows)
         swell = float(rhythm.swell(self._seed, t))
-        edge = self._edge.at(18 * t, 0)
-        reach = rows * (0.74 + 0.15 * swell) + rows * 0.035 * edge
-        inside = reach - self._rows
+        edge_row = rows * (0.74 + 0.15 * swell) + rows * 0.035 * self._edge.at(18 * t, 0)
+        px_inside = edge_row - self._rows
         lace = self._lace.at(5 * t, rows * 0.15 * (1 - swell))
-        foam = np.exp(-np.maximum(inside, 0) / (rows * (0.03 + 0.07 * swell))) * (1.25 - lace)
-        crest = rows * (0.36 + 0.2 * swell) - rows * 0.05 * self._edge.at(9 * t + self._width, 0)
-        crest_away = (self._rows - crest) / (rows * 0.05)
-        breaking = np.exp(-np.abs(crest_away) * np.where(crest_away < 0, 3.0, 1.0)) * (1.15 - 0.9 * lace) * swell**1.5
-        face = np.exp(-((crest_away - 1.2) ** 2)) * 0.35 * (0.3 + 0.7 * swell)
-        water = over(water, self._face, face)
-        water = over(water, self._white, np.clip(1.1 * breaking + foam, 0, 0.95))
-        return over(self._sand, water, np.clip(inside / 2 + 0.5, 0, 1))
+        foam = np.exp(-np.maximum(px_inside, 0) / (rows * (0.03 + 0.07 * swell))) * (1.25 - lace)
+        crest_row = rows * (0.36 + 0.2 * swell) - rows * 0.05 * self._edge.at(9 * t + self._width, 0)
+        from_crest = (self._rows - crest_row) / (rows * 0.05)
+        breaking = np.exp(-np.abs(from_crest) * np.where(from_crest < 0, 3.0, 1.0)) * (1.15 - 0.9 * lace) * swell**1.5
+        wave_front = np.exp(-((from_crest - 1.2) ** 2)) * 0.35 * (0.3 + 0.7 * swell)
+        water = over(water, self._wave_front_layer, wave_front)
+        water = over(water, self._foam_layer, np.clip(1.1 * breaking + foam, 0, 0.95))
+        return over(self._sand, water, np.clip(px_inside / 2 + 0.5, 0, 1))
 
     def __call__(self, t: float) -> Image:
         cover = smoothstep(self._clouds.at(7 * t, 0), 0.48, 0.78) * self._cloud_rows
@@ -134,18 +134,19 @@ class Ocean:
 
 
 class Underwater:
-    """Under water: shafts of light from above, kelp that sways, caustics on the sand, bubbles that rise."""
+    """An underwater scene: shafts of light, swaying kelp, caustics on the sand, and rising bubbles."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "underwater")
         self._height, self._width = height, width
         hue = rng.uniform(0.0, 1.0)
-        near: Colour = (round(70 + 40 * hue), 196, round(196 + 20 * (1 - hue)))
+        surface: Colour = (round(70 + 40 * hue), 196, round(196 + 20 * (1 - hue)))
         self._water = column_gradient(
-            height, width, [(0, near), (0.35, (24, 128, 160)), (0.8, (8, 62, 100)), (1, (6, 44, 76))]
+            height, width, [(0, surface), (0.35, (24, 128, 160)), (0.8, (8, 62, 100)), (1, (6, 44, 76))]
         )
         self._make_shafts(rng)
         self._make_floor(rng)
+        # x in pixels, height at the start and speed in picture heights, radius in pixels, phase
         self._bubbles = [
             (
                 rng.uniform(0, width),
@@ -156,6 +157,7 @@ class Underwater:
             )
             for _ in range(46)
         ]
+        # x in pixels, length in picture heights, phase
         self._kelp = [
             (width * x, rng.uniform(0.3, 0.62), rng.uniform(0, 6)) for x in (0.05, 0.1, 0.16, 0.84, 0.93, 0.97)
         ]
@@ -165,9 +167,9 @@ class Underwater:
         y, x = np.mgrid[:height, :width].astype(np.float32)
         source_x, source_y = width * rng.uniform(0.35, 0.65), -0.45 * height
         angle = np.arctan2(x - source_x, y - source_y)
-        self._angle = ((angle + math.pi) * 170 * 8).astype(np.int32)
+        self._shaft_index = ((angle + math.pi) * 170 * 8).astype(np.int32)
         self._shafts = Tile(np.tile(fractal(rng, 64, 512, slope=1.1), (1, 3)), 1, 1072)
-        self._fade = (np.exp(-1.7 * y / height) * np.exp(-((angle / 0.75) ** 2))).astype(np.float32)
+        self._shaft_strength = (np.exp(-1.7 * y / height) * np.exp(-((angle / 0.75) ** 2))).astype(np.float32)
 
     def _make_floor(self, rng: np.random.Generator) -> None:
         height, width = self._height, self._width
@@ -176,24 +178,26 @@ class Underwater:
         rough = fractal(rng, height, width, slope=1.2)
         floor = column_gradient(height, width, [(0, (20, 80, 104)), (0.78, (28, 92, 108)), (1, (92, 140, 128))])
         self._floor = shaded(floor * (0.7 + 0.6 * rough[..., None]))
-        self._top = round(height * 0.72)
-        rows = np.arange(self._top, height, dtype=np.float32)[:, None] / height
+        self._floor_top = round(height * 0.72)
+        rows = np.arange(self._floor_top, height, dtype=np.float32)[:, None] / height
         depth = 1.0 / (rows - 0.62)
         x = (np.arange(width, dtype=np.float32)[None, :] - width / 2) * depth * 0.3
         z = np.repeat(depth * 40, width, axis=1)
-        self._nets = [Warp(fractal(rng, 256, 256, slope=1.5), x, z) for _ in range(2)]
-        self._lit = self._floor_alpha[self._top :] * smoothstep(rows, 0.74, 1.0)
+        self._caustic_fields = [Warp(fractal(rng, 256, 256, slope=1.5), x, z) for _ in range(2)]
+        self._caustic_strength = self._floor_alpha[self._floor_top :] * smoothstep(rows, 0.74, 1.0)
 
     def _caustics(self, t: float) -> Floats:
-        a, b = self._nets[0].at(9 * t, 11 * t), self._nets[1].at(-9 * t, 11 * t)
-        return np.asarray(np.clip(1.0 - 9.0 * np.abs(a - b), 0, 1) * self._lit)
+        """Brightness of the sea floor, 0..1: bright lines where two moving noise fields are equal."""
+        a, b = self._caustic_fields[0].at(9 * t, 11 * t), self._caustic_fields[1].at(-9 * t, 11 * t)
+        return np.asarray(np.clip(1.0 - 9.0 * np.abs(a - b), 0, 1) * self._caustic_strength)
 
     def __call__(self, t: float) -> Image:
         profile = np.repeat(smoothstep(self._shafts.at(5 * t, 5 * t)[0], 0.42, 0.85), 8)
-        smooth = np.convolve(profile, np.full(9, 1 / 9, np.float32), mode="same")
-        picture = add_light(self._water, np.take(smooth, self._angle) * self._fade, (120, 180, 156))
+        smooth_profile = np.convolve(profile, np.full(9, 1 / 9, np.float32), mode="same")
+        shafts = np.take(smooth_profile, self._shaft_index) * self._shaft_strength
+        picture = add_light(self._water, shafts, (120, 180, 156))
         picture = over(picture, self._floor, self._floor_alpha)
-        floor = picture[self._top :]
+        floor = picture[self._floor_top :]
         floor[:] = add_light(floor, self._caustics(t), (94, 140, 121))
         self._draw_kelp(picture, t)
         self._draw_bubbles(picture, t)
@@ -213,9 +217,9 @@ class Underwater:
             cv2.polylines(picture, list((lines * 8).round().astype(np.int32)), False, (12, 58, 56), 2, cv2.LINE_AA, 3)
 
     def _draw_bubbles(self, picture: Image, t: float) -> None:
-        for x, start, speed, radius, phase in self._bubbles:
+        for x, start, speed, radius_px, phase in self._bubbles:
             up = (start + speed * t) % 1.15
             centre = np.array([x + 5 * math.sin(3 * t + phase), self._height * (1.05 - up)])
-            size = round(8 * radius * (0.7 + 0.5 * up) * self._height / 270)
-            cv2.circle(picture, eighths(centre), size, (150, 222, 226), 1, cv2.LINE_AA, 3)
-            cv2.circle(picture, eighths(centre - size / 24), max(size // 4, 2), (226, 250, 250), -1, cv2.LINE_AA, 3)
+            radius = round(8 * radius_px * (0.7 + 0.5 * up) * self._height / 270)  # in eighths of a pixel
+            cv2.circle(picture, eighths(centre), radius, (150, 222, 226), 1, cv2.LINE_AA, 3)
+            cv2.circle(picture, eighths(centre - radius / 24), max(radius // 4, 2), (226, 250, 250), -1, cv2.LINE_AA, 3)

@@ -32,7 +32,7 @@ class _FileHandler(SimpleHTTPRequestHandler):
         logger.debug("%s %s", self.client_address[0], format % args)
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
-        """Answers a range with 206, one outside of the file with 416, any other request as the base class does."""
+        """Answers a range request with 206, or with 416 if it lies outside the file; others as the base class does."""
         path = Path(self.translate_path(self.path))
         if "Range" not in self.headers or not path.is_file():
             return super().send_head()
@@ -87,7 +87,7 @@ def base_url(server: ThreadingHTTPServer) -> str:
 
 @contextmanager
 def serve_folder(folder: Path, port: int = 0) -> Iterator[str]:
-    """Serve a folder on loopback while the block runs; yields the base URL."""
+    """Serves a folder on loopback while the block runs; yields the base URL. Port 0: any free port."""
     server = make_server(folder, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="sources", daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
-"""Nature sounds, made of shaped noise, drops, crackles and bubbles.
+"""Nature sounds, synthesised from shaped noise, impulses, short tones and bubbles.
 
-Each maker returns float32 (samples, 2) for a scene's seed; what swells, gusts or strikes does so with the picture
-(:mod:`pipeline.synthetic.rhythm`). The two channels have noise of their own.
+Swells, gusts and strikes come at the same times as in the picture (:mod:`pipeline.synthetic.rhythm`). The two channels
+share these times and differ in their noise. ``rate`` is in samples per second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CHANNELS = 2
 
 
 def shaped_noise(rng: np.random.Generator, count: int, rate: int, gain: Callable[[Floats], Floats]) -> Floats:
-    """Noise (count,) of RMS 1 whose spectrum follows ``gain`` (amplitude over Hz)."""
+    """White noise (count,) filtered by ``gain``, which maps frequencies in Hz to amplitude factors; its RMS is 1."""
     size = next_fast_len(count, real=True)
     spectrum = np.fft.rfft(rng.standard_normal(size, dtype=np.float32))
     noise = np.fft.irfft(spectrum * gain(np.fft.rfftfreq(size, 1 / rate)), size)[:count]
@@ -29,7 +29,7 @@ def shaped_noise(rng: np.random.Generator, count: int, rate: int, gain: Callable
 
 
 def _band(low_hz: float, high_hz: float, tilt: float = 0.0) -> Callable[[Floats], Floats]:
-    """A band with soft edges; ``tilt`` is the power of 1/f within it."""
+    """The gain of a band-pass filter: it falls as f^-tilt inside the band, and with the fourth power of f outside."""
 
     def gain(hz: Floats) -> Floats:
         f = np.maximum(hz, 1.0)
@@ -39,22 +39,21 @@ def _band(low_hz: float, high_hz: float, tilt: float = 0.0) -> Callable[[Floats]
 
 
 def _peak(hz: float, width: float) -> Callable[[Floats], Floats]:
-    """A narrow band around ``hz``, ``width`` a share of it."""
+    """The gain of a Gaussian peak at ``hz``; ``width`` is a share of that frequency."""
     return lambda f: np.exp(-(((f / hz - 1) / width) ** 2))
 
 
-def _impulses(rng: np.random.Generator, count: int, rate: int, per_second: float, heavy: float) -> Floats:
-    """Sparse spikes of either sign, log-normal in height."""
+def _impulses(rng: np.random.Generator, count: int, rate: int, per_second: float, spread: float) -> Floats:
+    """Impulses (count,) at random times, of either sign; ``spread`` is the standard deviation of the log of their heights."""
     train = np.zeros(count)
-    number = rng.poisson(per_second * count / rate)
-    np.add.at(
-        train, rng.integers(0, count, number), rng.choice((-1.0, 1.0), number) * np.exp(rng.normal(0, heavy, number))
-    )
+    num_impulses = rng.poisson(per_second * count / rate)
+    positions, signs = rng.integers(0, count, num_impulses), rng.choice((-1.0, 1.0), num_impulses)
+    np.add.at(train, positions, signs * np.exp(rng.normal(0, spread, num_impulses)))
     return train
 
 
 def _ringing(rng: np.random.Generator, rate: int, hz: float, decay_seconds: float) -> Floats:
-    """A short noisy tone that dies away: a drop, a snap."""
+    """A tone with noise that decays exponentially, such as the sound of one drop or one snap of a fire."""
     t = np.arange(round(decay_seconds * 6 * rate)) / rate
     return np.asarray((np.sin(2 * np.pi * hz * t) + 0.5 * rng.standard_normal(len(t))) * np.exp(-t / decay_seconds))
 
@@ -62,36 +61,39 @@ def _ringing(rng: np.random.Generator, rate: int, hz: float, decay_seconds: floa
 def _bubbles(
     rng: np.random.Generator, count: int, rate: int, per_second: float, band_hz: tuple[float, float]
 ) -> Floats:
-    """Blips that rise in pitch as they die away, as bubbles do that come up."""
-    out = np.zeros(count)
+    """Short tones (count,) at random times that rise in pitch while they decay, as rising bubbles do."""
+    sound = np.zeros(count)
     for _ in range(rng.poisson(per_second * count / rate)):
         hz = band_hz[0] * (band_hz[1] / band_hz[0]) ** rng.uniform()
         decay = rng.uniform(6, 14) / hz
         t = np.arange(round(5 * decay * rate)) / rate
         start = int(rng.integers(0, count))
-        blip = np.sin(2 * np.pi * hz * t * (1 + rng.uniform(0.5, 2.5) * t / (5 * decay))) * np.exp(-t / decay)
-        blip *= np.minimum(t * hz, 1) * rng.lognormal(0, 0.6)
-        end = min(start + len(blip), count)
-        out[start:end] += blip[: end - start]
-    return out
+        tone = np.sin(2 * np.pi * hz * t * (1 + rng.uniform(0.5, 2.5) * t / (5 * decay))) * np.exp(-t / decay)
+        tone *= np.minimum(t * hz, 1) * rng.lognormal(0, 0.6)
+        end = min(start + len(tone), count)
+        sound[start:end] += tone[: end - start]
+    return sound
 
 
-def _over(times: Floats, values: Callable[[Floats], Floats]) -> Floats:
-    """A slow curve of time at every sample."""
-    coarse = np.linspace(0, times[-1], max(2, round(times[-1] * 100)))
-    return np.interp(times, coarse, values(coarse))
+def _interpolated(times: Floats, curve: Callable[[Floats], Floats]) -> Floats:
+    """``curve`` at ``times``, in seconds: computed 100 times a second and interpolated, since it varies slowly."""
+    coarse_times = np.linspace(0, times[-1], max(2, round(times[-1] * 100)))
+    return np.interp(times, coarse_times, curve(coarse_times))
+
+
+# Each function below returns one channel (samples,); ``t`` are the times of the samples in seconds.
 
 
 def _rain(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
     sound = 0.5 * shaped_noise(rng, len(t), rate, _band(700, 9000, 0.35))
-    for hz, decay, per_second, loud in ((4200, 0.0012, 500, 1.1), (2400, 0.002, 260, 1.2), (1100, 0.004, 40, 1.6)):
+    for hz, decay, per_second, gain in ((4200, 0.0012, 500, 1.1), (2400, 0.002, 260, 1.2), (1100, 0.004, 40, 1.6)):
         drops = _impulses(rng, len(t), rate, per_second, 0.7)
-        sound += loud * signal.fftconvolve(drops, _ringing(rng, rate, hz, decay))[: len(t)]
+        sound += gain * signal.fftconvolve(drops, _ringing(rng, rate, hz, decay))[: len(t)]
     return sound
 
 
 def _ocean(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
-    swell = _over(t, lambda times: rhythm.swell(seed, times))
+    swell = _interpolated(t, lambda times: rhythm.swell(seed, times))
     rumble = shaped_noise(rng, len(t), rate, _band(50, 420, 0.5))
     hiss = shaped_noise(rng, len(t), rate, _band(500, 7000, 0.5))
     return np.asarray(rumble * (0.4 + 0.6 * swell) + hiss * (0.16 + 1.1 * swell**2))
@@ -101,9 +103,9 @@ def _fire(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
     sound = 0.45 * shaped_noise(rng, len(t), rate, _band(40, 260, 0.5)) + 0.1 * shaped_noise(
         rng, len(t), rate, _band(900, 6000)
     )
-    for hz, decay, per_second, loud in ((3600, 0.0012, 22, 1.4), (1900, 0.003, 9, 1.8), (750, 0.008, 1.6, 2.4)):
+    for hz, decay, per_second, gain in ((3600, 0.0012, 22, 1.4), (1900, 0.003, 9, 1.8), (750, 0.008, 1.6, 2.4)):
         snaps = _impulses(rng, len(t), rate, per_second, 0.9)
-        sound += loud * signal.fftconvolve(snaps, _ringing(rng, rate, hz, decay))[: len(t)]
+        sound += gain * signal.fftconvolve(snaps, _ringing(rng, rate, hz, decay))[: len(t)]
     return np.asarray(np.tanh(sound / 4) * 4)
 
 
@@ -111,20 +113,21 @@ def _thunder(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Float
     sound = 0.1 * shaped_noise(rng, len(t), rate, _band(600, 8000, 0.3))
     boom = shaped_noise(rng, len(t), rate, _band(22, 130, 0.6))
     crack = shaped_noise(rng, len(t), rate, _band(120, 2200, 0.7))
-    roll = np.interp(t, np.arange(0, t[-1] + 0.2, 0.12), rng.uniform(0.35, 1.3, len(np.arange(0, t[-1] + 0.2, 0.12))))
+    roll_times = np.arange(0, t[-1] + 0.2, 0.12)
+    roll = np.interp(t, roll_times, rng.uniform(0.35, 1.3, len(roll_times)))
     for strike in rhythm.strikes(seed, float(t[-1])):
         age = np.maximum(t - strike.thunder_seconds, 0.0)
-        begun = np.minimum(age / 0.02, 1.0)
-        sound += strike.strength * begun * (1.7 * boom * np.exp(-age / 1.3) * roll + 0.9 * crack * np.exp(-age / 0.28))
+        attack = np.minimum(age / 0.02, 1.0)
+        sound += strike.strength * attack * (1.7 * boom * np.exp(-age / 1.3) * roll + 0.9 * crack * np.exp(-age / 0.28))
     return np.asarray(sound)
 
 
 def _wind(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
-    gust = _over(t, lambda times: rhythm.gust(seed, times))
+    gust = _interpolated(t, lambda times: rhythm.gust(seed, times))
     sound = 0.5 * shaped_noise(rng, len(t), rate, _band(60, 500, 0.8)) * (0.35 + 0.9 * gust)
-    for hz, width, at in ((380, 0.22, 0.3), (560, 0.18, 0.55), (820, 0.16, 0.85)):
+    for hz, width, loudest_at in ((380, 0.22, 0.3), (560, 0.18, 0.55), (820, 0.16, 0.85)):
         howl = shaped_noise(rng, len(t), rate, _peak(hz, width))
-        sound = sound + 0.5 * howl * np.exp(-(((gust - at) / 0.3) ** 2)) * (0.3 + gust)
+        sound = sound + 0.5 * howl * np.exp(-(((gust - loudest_at) / 0.3) ** 2)) * (0.3 + gust)
     return np.asarray(sound + 0.12 * gust * shaped_noise(rng, len(t), rate, _band(1500, 7000)))
 
 
@@ -141,13 +144,13 @@ def _waterfall(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Flo
 
 
 def _underwater(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
-    slow = 1 + 0.35 * _over(t, lambda times: np.sin(2 * np.pi * 0.21 * times + seed))
-    rumble = shaped_noise(rng, len(t), rate, _band(35, 240, 0.7)) * slow
+    envelope = 1 + 0.35 * _interpolated(t, lambda times: np.sin(2 * np.pi * 0.21 * times + seed))
+    rumble = shaped_noise(rng, len(t), rate, _band(35, 240, 0.7)) * envelope
     return np.asarray(0.8 * rumble + 0.4 * _bubbles(rng, len(t), rate, 45, (450, 1800)))
 
 
 _NATURE: dict[str, tuple[Callable[[int, np.random.Generator, Floats, int], Floats], float]] = {
-    # the maker, and its level in dB full scale RMS
+    # the function, and the RMS level of its sound in dB relative to full scale
     "rain": (_rain, -24.0),
     "ocean": (_ocean, -23.0),
     "fire": (_fire, -25.0),
@@ -161,15 +164,15 @@ NATURE_KINDS = tuple(_NATURE)
 
 
 def levelled(sound: Floats, rms_dbfs: float) -> Sound:
-    """Bring a sound to a level, peaks rounded off below full scale."""
-    loud = sound * (10 ** (rms_dbfs / 20) / max(float(np.sqrt(np.mean(sound**2))), 1e-9))
-    return np.asarray(np.tanh(loud / 0.9) * 0.9, dtype=np.float32)
+    """The sound scaled to an RMS level in dB relative to full scale; tanh then limits its peaks to -0.9..0.9."""
+    scaled = sound * (10 ** (rms_dbfs / 20) / max(float(np.sqrt(np.mean(sound**2))), 1e-9))
+    return np.asarray(np.tanh(scaled / 0.9) * 0.9, dtype=np.float32)
 
 
 def nature_sound(kind: str, seed: int, seconds: float, rate: int = 48000) -> Sound:
-    """The sound of a scene, (samples, 2), -1..1; ``kind`` is one of ``NATURE_KINDS``."""
-    maker, rms_dbfs = _NATURE[kind]
+    """The sound of a scene, (samples, 2) float32, -1..1; ``kind`` is one of ``NATURE_KINDS``."""
+    make_channel, rms_dbfs = _NATURE[kind]
     t = np.arange(round(seconds * rate)) / rate
-    channels = [maker(seed, generator(seed, kind, "sound", channel), t, rate) for channel in range(_CHANNELS)]
+    channels = [make_channel(seed, generator(seed, kind, "sound", channel), t, rate) for channel in range(_CHANNELS)]
     fade = np.minimum(1.0, np.minimum(t + 1 / rate, seconds - t) / 0.015)
     return levelled(np.stack(channels, axis=-1) * fade[:, None], rms_dbfs)

@@ -1,6 +1,6 @@
-"""Write a video from frames and sound that are in memory, the same bytes every time.
+"""Encodes frames and sound that are in memory to a video file; equal input gives equal bytes.
 
-The picture goes to ffmpeg through a pipe in IVF, the simplest container that gives every frame a time of its own.
+The frames go to ffmpeg through a pipe as IVF, a simple container that stores a time with each frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.errors import MediaError
 from pipeline.media import ffmpeg as media
 
 _TICKS = 90000
-"""Ticks in a second of the frame times."""
+"""Ticks per second of the frame times."""
 
 
 def write_video(
@@ -43,13 +43,17 @@ def write_video(
     faststart: bool = False,
     extra: Sequence[str] = (),
 ) -> None:
-    """Encode frames (height, width, 3) uint8 RGB and sound (samples,) or (samples, channels), -1..1, to ``path``.
+    """Encodes frames (height, width, 3) uint8 RGB and sound (samples,) or (samples, channels), -1..1, to ``path``.
 
-    The suffix of ``path`` chooses the container. ``frames`` or ``sound`` may be None: no such track.
-    ``frame_times_seconds`` (rising, one per frame) makes the frame rate variable and replaces ``fps``.
-    ``gop`` is the most frames from key frame to key frame; None leaves it to the encoder. ``rotation`` (0, 90, 180,
-    270 degrees) stores the picture turned and tags it, so that players show the frames as they were given.
-    ``preset=None`` gives the encoder none. ``extra`` goes to ffmpeg before the output's name.
+    Args:
+        path: The file; its suffix chooses the container.
+        frames: None: no picture track.
+        sound: None: no sound track.
+        frame_times_seconds: One per frame, rising. The frame rate is then variable, and ``fps`` is not used.
+        gop: The largest distance between key frames, in frames. None: the encoder decides.
+        rotation: 0, 90, 180 or 270 degrees: the frames are stored turned, with a tag by which players show them upright.
+        preset: None: the encoder's own default.
+        extra: More options for ffmpeg, which stand before the output's name.
 
     Raises ValueError for arguments that do not fit together, MediaError when ffmpeg fails; ``path`` stays as it was.
     """
@@ -59,10 +63,10 @@ def write_video(
     if picture is not None:
         colours = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_trc", "smpte170m"]
         output += ["-c:v", video_codec, "-crf", str(crf), "-threads:v", "1", "-flags:v", "+bitexact", *colours]
-        convert = "" if picture.planar else "scale=out_color_matrix=smpte170m:out_range=tv:flags=bilinear+bitexact,"
+        convert = "" if picture.is_planar else "scale=out_color_matrix=smpte170m:out_range=tv:flags=bilinear+bitexact,"
         output += ["-vf", f"{convert}format={pix_fmt}", "-color_range", "tv"]
         output += ["-fps_mode", "passthrough" if frame_times_seconds is not None else "cfr"]
-        # frames out of order would make the container's own length shorter than the last frame's time
+        # -bf 0: with B-frames, the container's duration would end before the time of the last frame
         output += ["-enc_time_base", f"1:{_TICKS}", "-bf", "0"] if frame_times_seconds is not None else []
         output += ["-preset", preset] if preset else []
         output += ["-g", str(gop)] if gop else []
@@ -74,25 +78,14 @@ def write_video(
         inputs = [] if picture is None else picture.arguments()
         if sound is not None:
             samples = sound.reshape(len(sound), -1)
-            raw = Path(folder) / "sound.f32"
-            raw.write_bytes(np.ascontiguousarray(samples, dtype="<f4").tobytes())
-            inputs += ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(samples.shape[1]), "-i", str(raw)]
-        written = Path(folder) / f"written{path.suffix}"
-        # plain C for what ffmpeg computes itself, whatever the processor has; x264 gives the same bytes with any instructions
-        program = [
-            media.ffmpeg_path(),
-            "-cpuflags",
-            "0",
-            "-v",
-            "error",
-            "-nostdin",
-            "-y",
-            "-filter_threads",
-            "1",
-            *inputs,
-        ]
-        _run([*program, *output, *extra, str(written)], picture)
-        written.replace(path)
+            sound_path = Path(folder) / "sound.f32"
+            sound_path.write_bytes(np.ascontiguousarray(samples, dtype="<f4").tobytes())
+            inputs += ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(samples.shape[1]), "-i", str(sound_path)]
+        partial = Path(folder) / f"written{path.suffix}"
+        # -cpuflags 0: ffmpeg's own code uses no processor-specific instructions; x264 gives the same bytes with any
+        general = ["-cpuflags", "0", "-v", "error", "-nostdin", "-y", "-filter_threads", "1"]
+        _run([media.ffmpeg_path(), *general, *inputs, *output, *extra, str(partial)], picture)
+        partial.replace(path)
 
 
 def _check(
@@ -109,7 +102,7 @@ def _check(
 
 
 class _Picture:
-    """The frames as an IVF stream, in the 4:2:0 planes that most encoders want where the size and format allow it."""
+    """The frames as an IVF stream: as 4:2:0 planes where size and pixel format allow it, else as packed BGR."""
 
     def __init__(
         self,
@@ -120,25 +113,25 @@ class _Picture:
         pix_fmt: str,
     ) -> None:
         self._fps, self._times, self._rotation = fps, times, rotation
-        waiting = iter(frames)
-        first = next(waiting, None)
+        iterator = iter(frames)
+        first = next(iterator, None)
         if first is None:
             raise ValueError("there are no frames")
-        self._frames = chain([first], waiting)
+        self._frames = chain([first], iterator)
         self._shape = first.shape
-        self.planar = pix_fmt.startswith("yuv420p") and first.shape[0] % 2 == 0 and first.shape[1] % 2 == 0
+        self.is_planar = pix_fmt.startswith("yuv420p") and first.shape[0] % 2 == 0 and first.shape[1] % 2 == 0
 
     def arguments(self) -> list[str]:
-        """What ffmpeg is told about its input."""
+        """ffmpeg's options for this input, which it reads from its standard input."""
         rate = [] if self._times is not None else ["-r", str(Fraction(self._fps or 0).limit_denominator(1001))]
-        turned = ["-noautorotate", "-display_rotation", str(-self._rotation)] if self._rotation else []
-        return [*rate, *turned, "-f", "ivf", "-i", "pipe:0"]
+        rotation = ["-noautorotate", "-display_rotation", str(-self._rotation)] if self._rotation else []
+        return [*rate, *rotation, "-f", "ivf", "-i", "pipe:0"]
 
     def write(self, stream: IO[bytes]) -> None:
-        """Send every frame."""
+        """Writes the header and every frame. Raises ValueError for a frame of another shape, or too many or few of them."""
         turns = self._rotation // 90
         height, width = self._shape[:2] if turns % 2 == 0 else self._shape[1::-1]
-        code = b"I420" if self.planar else b"RV24"
+        code = b"I420" if self.is_planar else b"RV24"
         stream.write(b"DKIF" + struct.pack("<HH4sHHIIII", 0, 32, code, width, height, _TICKS, 1, 0, 0))
         number = -1
         for number, frame in enumerate(self._frames):
@@ -146,10 +139,10 @@ class _Picture:
                 raise ValueError(f"frame {number} is {frame.shape} {frame.dtype}, not {self._shape} uint8 as frame 0")
             if self._times is not None and number >= len(self._times):
                 raise ValueError(f"more frames than the {len(self._times)} frame_times_seconds")
-            at = number if self._times is None else round(self._times[number] * _TICKS)
+            ticks = number if self._times is None else round(self._times[number] * _TICKS)
             turned = np.ascontiguousarray(np.rot90(frame, turns))
-            pixels = cv2.cvtColor(turned, cv2.COLOR_RGB2YUV_I420 if self.planar else cv2.COLOR_RGB2BGR)
-            stream.write(struct.pack("<IQ", pixels.size, at))
+            pixels = cv2.cvtColor(turned, cv2.COLOR_RGB2YUV_I420 if self.is_planar else cv2.COLOR_RGB2BGR)
+            stream.write(struct.pack("<IQ", pixels.size, ticks))
             stream.write(np.ascontiguousarray(pixels).data)
         if self._times is not None and number + 1 != len(self._times):
             raise ValueError(f"{number + 1} frames for {len(self._times)} frame_times_seconds")
@@ -166,7 +159,7 @@ def _run(command: list[str], picture: _Picture | None) -> None:
                 with process.stdin as stream:
                     picture.write(stream)
         except BrokenPipeError:
-            pass  # ffmpeg has ended early: its exit status and last lines say why
+            pass  # ffmpeg ended early: the error below carries its exit status and last lines
         except BaseException:
             process.kill()
             raise
