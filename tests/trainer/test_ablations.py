@@ -6,15 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.runtime.recipe_file import read_recipe
 from trainer.fit import main
+from trainer.invert.shared import model_config
+from trainer.model.generator import build_generator
+from trainer.model.sound_video import SoundVideoModel
+from trainer.prior.networks import generator_config
 from trainer.recipe import FitRecipe
 
 RECIPES = Path(__file__).parents[2] / "manifests" / "recipes"
 ABLATIONS = sorted((RECIPES / "ablations").glob("*.toml"))
 CHANGED = {
-    "one-block": {"video.blocks": "one"},
+    "one-block": {"video.blocks": "one_equal"},
     "without-clip": {"invert.sound_weight": 0.0, "invert.text_weight": 0.0, "video.guide_weight": 0.0},
     "without-image-discriminator": {"video.image_weight": 0.0},
     "without-video-discriminator": {"video.video_weight": 0.0},
@@ -41,6 +46,21 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(below: str, path: Pat
     assert {name: after[name] for name in after if after[name] != before[name]} == CHANGED[path.stem]
 
 
+@pytest.mark.parametrize("below", ["fit-paper", "fit-tiny"])
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_an_ablation_has_as_many_parameters_as_the_whole_model(below: str, path: Path) -> None:
+    base = RECIPES / f"{below}.toml"
+    whole, changed = (read_recipe(FitRecipe, some) for some in ([base], [base, path]))
+    generator = generator_config(whole.prior)  # without a prior in the recipe: StyleGAN2 of 256 pixels
+    with torch.device("meta"):
+        models = [SoundVideoModel(model_config(recipe), build_generator(generator)) for recipe in (whole, changed)]
+    blocks, others = ([sum(one.numel() for one in network.parameters()) for network in networks]
+                      for networks in ([model.blocks for model in models], [model.inversion for model in models]))  # fmt: skip
+    assert others[1] == others[0]
+    assert blocks[1] == pytest.approx(blocks[0], rel=0.01)
+    assert len(models[1].blocks) == (1 if path.stem == "one-block" else 3)
+
+
 def test_the_command_takes_several_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests import paired
 
@@ -55,7 +75,7 @@ def test_the_command_takes_several_recipes(tmp_path: Path, capsys: pytest.Captur
     assert settings["prior"]["num_samples"] == 7
     assert settings["prior"]["batch_size"] == 4
     assert settings["prior"]["generator"]["resolution"] == 32
-    assert settings["video"]["blocks"] == "one"
+    assert settings["video"]["blocks"] == "one_equal"
     assert settings["run"]["out"] == str(tmp_path / "run")
 
 
@@ -74,4 +94,4 @@ def test_the_command_names_the_recipe_at_fault(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "bad.toml").write_text("[video]\nblocks = 'two'\n")
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert str(tmp_path / "bad.toml") in said and "video.blocks: Input should be 'three' or 'one'" in said
+    assert str(tmp_path / "bad.toml") in said and "video.blocks: Input should be 'three', 'one' or 'one_equal'" in said

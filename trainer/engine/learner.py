@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.encoders.weights import load_into
@@ -143,7 +144,9 @@ class Learner:
         reader_state: dict[str, Any] | None = None
         if path.exists():
             tensors, values = load_state(path, self.name)
-            differing = changes(values.get("config") or {}, self.config().model_dump(mode="json"))
+            differing = changes(
+                _completed(values.get("config") or {}, self.config()), self.config().model_dump(mode="json")
+            )
             if differing:
                 raise CheckpointError(
                     f"{path} is of another network ({'; '.join(differing)}): "
@@ -158,6 +161,14 @@ class Learner:
                 f"{path}: the ranks see different checkpoints; put the run's folder on a disk that all share"
             )
         return reader_state
+
+
+def _completed(stored: dict[str, Any], config: Settings) -> dict[str, Any]:
+    """``stored`` with the defaults of the settings that did not exist yet when it was written."""
+    try:
+        return type(config).model_validate(stored).model_dump(mode="json") if stored else stored
+    except ValidationError:
+        return stored
 
 
 def out_of_memory(stage: str, settings: object, error: BaseException) -> str:

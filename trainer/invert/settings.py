@@ -12,6 +12,7 @@ from pipeline.encoders.weights import is_url
 from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
 from trainer.align.settings import AlignRecipe
+from trainer.model.recurrent_block import Blocks
 from trainer.prior.settings import PriorSettings
 
 
@@ -92,7 +93,10 @@ class WalkSettings(Protocol):
     def noise_width(self) -> int: ...
 
     @property
-    def blocks(self) -> Literal["three", "one"]: ...
+    def blocks(self) -> Blocks: ...
+
+    @property
+    def pull(self) -> bool: ...
 
 
 class InvertRecipe(AlignRecipe, Protocol):

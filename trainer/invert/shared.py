@@ -129,6 +129,7 @@ def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
         hidden_width=recipe.video.hidden_width,
         noise_width=recipe.video.noise_width,
         blocks=recipe.video.blocks,
+        pull=recipe.video.pull,
         truncation=recipe.invert.truncation,
     )
 

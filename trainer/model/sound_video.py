@@ -23,7 +23,7 @@ from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.errors import EncoderError
 from pipeline.settings import Settings
 from trainer.model.generator import Generator
-from trainer.model.recurrent_block import RecurrentBlock
+from trainer.model.recurrent_block import Blocks, RecurrentBlock, width_of_one_block
 
 
 class SoundVideoConfig(Settings):
@@ -41,8 +41,11 @@ class SoundVideoConfig(Settings):
     """Width of a recurrent block's hidden state."""
     noise_width: int = Field(default=32, ge=1, le=65536)
     """Width of the noise that a block gets in each step."""
-    blocks: Literal["three", "one"] = "three"
-    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all layers (the paper's ablation)."""
+    blocks: Blocks = "three"
+    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all layers. one_equal: a single block, so
+    wide that it has the parameters of three of ``hidden_width`` (the paper's ablation)."""
+    pull: bool = True
+    """Whether a block also moves the styles towards the inversion of the current segment. Not in the paper."""
     truncation: float = Field(default=0.7, gt=0, le=1)
     """psi of the style that a sound's inversion is added to."""
     mel: MelConfig = MelConfig()
@@ -117,8 +120,11 @@ class SoundVideoModel(nn.Module):
         groups = [len(group) for group in generator.layer_groups]
         self.inversion = SoundInversion(config.backbone, groups, generator.w_dim)
         self._sizes = groups if config.blocks == "three" else [sum(groups)]
+        w_dim, num_features, width = generator.w_dim, self.inversion.num_features, config.hidden_width
+        if config.blocks == "one_equal":
+            width = width_of_one_block(groups, w_dim, num_features, width, config.noise_width)
         self.blocks = nn.ModuleList(
-            RecurrentBlock(size, generator.w_dim, self.inversion.num_features, config.hidden_width, config.noise_width)
+            RecurrentBlock(size, w_dim, num_features, width, config.noise_width, has_pull=config.pull)
             for size in self._sizes
         )
         self.front_end = LogMel(config.mel)

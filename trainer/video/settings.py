@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -10,15 +10,20 @@ from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.settings import Settings
 from trainer.adversarial.ada import AdaSettings
 from trainer.invert.settings import InvertRecipe
+from trainer.model.recurrent_block import Blocks
 
 
 class VideoSettings(Settings):
     """How the recurrent blocks are trained, against a discriminator of frames and one of clips."""
 
-    blocks: Literal["three", "one"] = "three"
-    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all (one of the paper's ablations)."""
+    blocks: Blocks = "three"
+    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all, with fewer parameters. one_equal: a
+    single block, so wide that it has the parameters of three (one of the paper's ablations)."""
+    pull: bool = True
+    """Whether a recurrent block also moves the styles towards the inversion of the segment that is heard. Not in the paper; without it,
+    sound reaches later frames through the memory of the block alone."""
     hidden_width: int = Field(256, ge=1)
-    """Width of a recurrent block's hidden state."""
+    """Width of a recurrent block's hidden state; for one_equal, of each of the three blocks that it is compared with."""
     noise_width: int = Field(32, ge=1)
     """Width of the noise that a block gets in each step."""
     guide_weight: float = Field(1.0, ge=0)

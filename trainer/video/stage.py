@@ -188,7 +188,7 @@ def start_model(recipe: VideoRecipe, run: Run) -> tuple[SoundVideoModel, Generat
         raise CheckpointError(f"{run.folder / INVERT / BEST} is not there: run the stage invert before this one")
     inverted, header = load_model(path)
     wanted = model_config(recipe)
-    blocks = {"blocks", "hidden_width", "noise_width"}
+    blocks = {"blocks", "pull", "hidden_width", "noise_width"}
     if differing := changes(header.model.model_dump(exclude=blocks), wanted.model_dump(exclude=blocks)):
         raise CheckpointError(
             f"{path} is of another model ({'; '.join(differing)}): set back what was changed, or run the stage invert anew "

@@ -21,7 +21,7 @@ from tests import paired
 from tests.trainer.guided import SIDE_PX, copied, differing, fit, lines, prepared
 from tests.trainer.sounding import GENERATOR
 from trainer.align.frozen_encoders import OpenClipPartner
-from trainer.engine.checkpoint import load_state
+from trainer.engine.checkpoint import load_state, save_state
 from trainer.invert.guide import ALIGN_CHECKPOINT
 from trainer.invert.shared import clip_reader, generator_file, model_config
 from trainer.invert.stage import Invert, start_hearing
@@ -287,6 +287,17 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "is of another network (backbone was test_resnet, is test_convnext)" in capsys.readouterr().err
     assert (out / "invert" / "resume.safetensors").read_bytes() == before
     assert json.loads((out / "recipe.json").read_text())["invert"]["num_samples"] in (16, 32)
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(guided: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert fit(guided, out, "invert", "run.pause_after_samples=8", "invert.num_samples=16") == 0
+    path = out / "invert" / "resume.safetensors"
+    tensors, values = load_state(path, "invert")
+    assert values["config"].pop("pull") is True
+    save_state(path, "invert", tensors, values)
+    assert fit(guided, out, "invert", "invert.num_samples=16") == 0
+    assert load_state(path, "invert")[1]["num_steps"] == 2
 
 
 def test_half_precision_learns_and_keeps_its_weights_whole(guided: Path, tmp_path: Path) -> None:
