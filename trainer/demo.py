@@ -19,11 +19,12 @@ from pipeline.runtime.commands import Command, run_command
 
 RECIPE = "fit-tiny"
 HELD_OUT = "validation"
-SHOWN_PX = 256
+VIDEO_PX = 256
+"""Side of the generated videos."""
 SEEDS = 4
-"""Latents for each clip when it is measured."""
-SECONDS = 8
-"""Largest length of a video, in seconds."""
+"""Latents for each clip in the measurement."""
+MAX_SECONDS = 8
+"""Largest length of a generated video."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def held_out_files(folder: Path) -> list[Path]:
-    """The source files of the split ``validation`` in the folder's source list. Raises SourceListError."""
+    """The source files of the split ``validation`` in the folder's ``sources.csv``. Raises SourceListError if it lists none."""
     table = folder / "sources.csv"
     try:
         with table.open(encoding="utf-8", newline="") as file:
@@ -61,15 +62,15 @@ def _run(options: argparse.Namespace, _: str) -> int:
     out = Path(options.out)
     sounds = held_out_files(Path(options.sources))
     changes = [word for change in options.set for word in ("--set", change)]
-    began = time.monotonic()
+    started = time.monotonic()
     code = fit.main(["--shards", options.shards, "--recipe", recipe_path(RECIPE), "--out", str(out), *changes])
     if code:
         return code
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - started) / 60
     print(f"model     {out} (fitted in {minutes:.1f} min)", flush=True)  # noqa: T201
-    form = ["--seconds", str(SECONDS), "--resolution", str(SHOWN_PX), "--overwrite"]
+    size = ["--seconds", str(MAX_SECONDS), "--resolution", str(VIDEO_PX)]
     paths = ["--sound", *map(str, sounds), "--out", str(out / "videos"), "--sheet", str(out / "sheet.png")]
-    code = generate.main(["--checkpoint", str(out), *paths, *form])
+    code = generate.main(["--checkpoint", str(out), *paths, *size, "--overwrite"])
     if code:
         return code
     report = ["--json", str(out / "sound-matters.json"), "--overwrite"]
@@ -78,7 +79,7 @@ def _run(options: argparse.Namespace, _: str) -> int:
     )
 
 
-DEMO = Command(summary="fit a tiny model to the demo's dataset, and hear it work", add_options=_add_options, run=_run)
+DEMO = Command(summary="fit a tiny model to the demo's dataset, and test it", add_options=_add_options, run=_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""Does the sound matter? ``python -m trainer.evaluate --checkpoint runs/NAME --shards manifests/`` answers in numbers and in words.
+"""Measure whether a model's videos follow the sound: ``python -m trainer.evaluate --checkpoint runs/NAME --shards manifests/``.
 
-Videos of clips that were not in training are generated from their own sound, a sound of another class, silence, and a sound that changes
-class half-way.
+For clips that were not in training, videos are generated from their own sound, a sound of another class, silence, and a sound that changes
+class half-way. The agreement of these videos with the sounds is printed as a table with a verdict.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--shards", metavar="FOLDER", required=True, help="folder or URL: every dataset below it is used"
     )
     parser.add_argument("--split", help="validation (the default), test, or another that the datasets have")
-    parser.add_argument("--clips", type=int, metavar="N", help="most clips to take (200)")
+    parser.add_argument("--clips", type=int, metavar="N", help="largest number of clips (200)")
     parser.add_argument("--seeds", type=int, metavar="K", help="latents for each clip (1)")
     parser.add_argument("--recipe", metavar="R.toml", help="settings, with a table [encoders] as in a build recipe")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c",
         help="change one setting, such as encoders.picture_model; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all results to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json if it is there")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 and so on")
 

@@ -43,12 +43,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sheet", metavar="SHEET.png", type=Path, help="also write a contact sheet of all videos")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
-    parser.add_argument("--seconds", type=float, help="cut longer sounds; after shorter ones the last picture stays")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="length of the videos: longer sounds are cut, shorter ones end with a still picture",
+    )
     parser.add_argument("--fps", type=float, help="frames for each second (25)")
-    parser.add_argument("--seed", type=int, help="another seed is another video of the same sound (0)")
-    parser.add_argument("--truncation", type=float, help="less is nearer to the average picture (the model's own)")
-    parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (as the generator draws them)")
-    parser.add_argument("--batch-size", type=int, help="pictures that are drawn at once (8)")
+    parser.add_argument("--seed", type=int, help="another seed gives another video of the same sound (0)")
+    parser.add_argument(
+        "--truncation", type=float, help="0 to 2; lower is nearer to the average picture (default: the model's own)"
+    )
+    parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (default: the generator's)")
+    parser.add_argument("--batch-size", type=int, help="pictures that are generated at once (8)")
     parser.add_argument("--crf", type=int, help="H.264 quality, 0 (lossless) to 51 (18)")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 and so on")
 
@@ -106,7 +112,7 @@ class VideoJob:
 
 
 def _jobs(sounds: Sequence[Path], out: Path) -> list[VideoJob]:
-    """The path of every sound's video. Raises OutputError if ``out`` does not fit the sounds."""
+    """A job for every sound. ``out`` is a file for one sound, or a folder. Raises OutputError if two sounds share a path."""
     if out.suffix.lower() in OTHER_VIDEOS:
         raise OutputError(f"--out {out}: videos are written as mp4; name it {out.with_suffix(SUFFIX)}")
     if out.suffix.lower() == SUFFIX and not out.is_dir():
@@ -130,8 +136,8 @@ def _check_outputs(jobs: Sequence[VideoJob], sheet: Path | None, *, overwrite: b
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise OutputError(f"--sheet {sheet}: contact sheets are written as PNG; name it {sheet.with_suffix('.png')}")
     sounds = {job.sound.resolve() for job in jobs}
-    if own := [path for path in outputs if path.resolve() in sounds]:
-        raise OutputError(f"{own[0]} is one of the sounds; choose another --out")
+    if inputs := [path for path in outputs if path.resolve() in sounds]:
+        raise OutputError(f"{inputs[0]} is one of the sounds; choose another --out")
     if folders := [path for path in outputs if path.is_dir()]:
         raise OutputError(f"{folders[0]} is a folder; choose another name")
     existing = [str(path) for path in outputs if path.exists()]
@@ -148,7 +154,7 @@ def _check_outputs(jobs: Sequence[VideoJob], sheet: Path | None, *, overwrite: b
 
 
 def _settings(options: Mapping[str, Any]) -> GenerateSettings:
-    """The settings of the command line. Raises RecipeError with all problems, each with the name of its option."""
+    """The settings of the command line's options. Raises RecipeError with all problems, each with the name of its option."""
     from pydantic import ValidationError  # noqa: PLC0415 (after --help)
 
     from pipeline.runtime.recipe_file import problems_of  # noqa: PLC0415
@@ -162,7 +168,7 @@ def _settings(options: Mapping[str, Any]) -> GenerateSettings:
 
 
 def _model(options: argparse.Namespace, settings: GenerateSettings) -> tuple[SoundVideoModel, GenerateSettings]:
-    """The model on its device, and the settings; without the recurrent blocks for a model of the invert stage."""
+    """The model on its device, and the settings, which switch the recurrent blocks off for a model of the invert stage."""
     from pipeline.encoders.device import pick_device  # noqa: PLC0415
     from trainer.model.sound_video_file import find_model, load_model  # noqa: PLC0415
 
@@ -176,7 +182,7 @@ def _model(options: argparse.Namespace, settings: GenerateSettings) -> tuple[Sou
 
 
 def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> SheetRow:
-    """Writes a video, and returns its row of the contact sheet. Raises MediaError for a sound that cannot be used."""
+    """Generates and writes a video. Returns its row of the contact sheet. Raises MediaError for a sound that cannot be used."""
     from trainer.rendering.contact_sheet import SheetRow, shown_frames, tile  # noqa: PLC0415
     from trainer.rendering.sound_file import open_sound  # noqa: PLC0415
     from trainer.rendering.sound_to_video import encode_sound, frames_of, num_frames_of, styles_of  # noqa: PLC0415
@@ -189,7 +195,7 @@ def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> 
     )
     num_frames = num_frames_of(encoded.seconds, settings)
     seconds = num_frames / settings.fps
-    drawn = frames_of(model, styles_SLD, num_frames, settings)
+    generated_frames = frames_of(model, styles_SLD, num_frames, settings)
     sheet_frames = set(shown_frames(num_frames))
     tiles: list[NDArray[np.uint8]] = []
 
@@ -199,7 +205,7 @@ def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> 
                 tiles.append(tile(frame))
             yield frame
 
-    with _counted(keep_tiles(drawn), num_frames, job.video.name) as frames:
+    with _with_progress(keep_tiles(generated_frames), num_frames, job.video.name) as frames:
         write_mp4(job.video, frames, settings.fps, sound, crf=settings.crf)
     side = settings.resolution or model.generator.resolution
     print(  # noqa: T201
@@ -214,8 +220,10 @@ def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> 
 
 
 @contextmanager
-def _counted(frames: Iterator[NDArray[np.uint8]], num_frames: int, name: str) -> Iterator[Iterator[NDArray[np.uint8]]]:
-    """The same frames; on a terminal a progress bar shows how many are done and the remaining time."""
+def _with_progress(
+    frames: Iterator[NDArray[np.uint8]], num_frames: int, name: str
+) -> Iterator[Iterator[NDArray[np.uint8]]]:
+    """Yields the same frames. On a terminal a progress bar shows how many are done and the remaining time."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 

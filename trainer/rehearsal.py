@@ -1,10 +1,10 @@
-"""A recipe rehearsed: the whole of it in minutes, with its precision, batches and stages, and nothing large.
+"""Rehearses a recipe: runs all its stages in minutes, with small networks.
 
-    what stays       stages, precision, batch and micro-batch sizes, losses and their weights, R1, augmentation, kinds of networks
-    what is shrunk   widths and depths, sides and seconds, numbers of steps, processes that read
+    kept       stages, precision, batch and micro-batch sizes, losses and their weights, R1, augmentation, kinds of networks
+    shrunk     widths and depths of networks, picture sides, seconds of sound, numbers of steps, reader processes
 
-Each stage makes two steps in two runs: the first one ends with a checkpoint, the second goes on from it. In the end a video is made of a
-sound. It says that a recipe runs, nothing of how well it learns, and nothing of the memory that it takes at its true size.
+Each stage makes two steps in two runs: the first run ends with a checkpoint, the second resumes from it. At the end a video is generated
+from a sound. A rehearsal shows that a recipe runs. It does not show how well the recipe learns, or how much memory it takes at full size.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ from trainer.stages import chosen_stages
 SIDE_PX, SECONDS, FPS, SOUND_HZ = 16, 1.0, 8.0, 44_100
 WINDOW_SECONDS = 0.5
 CLASSES = ("ocean", "fire", "rain", "wind")
-"""Words that the packaged encoder knows."""
+"""Classes that the packaged encoder knows."""
 NUM_TRAINED, NUM_VALIDATED = 20, 4
-"""Clips of the painted dataset: enough for every batch but those of hundreds, which become smaller."""
+"""Clips of the painted dataset. Batches of more than 20 clips become smaller."""
 STEPS = 2
+"""Steps of each stage."""
 MODEL = "hearscape-rehearsal"
-"""open_clip model with random weights, in place of a large one."""
+"""Name of the small open_clip model with random weights that replaces a large one."""
 MODEL_CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8},
@@ -59,25 +60,25 @@ BACKBONE = "test_resnet"
 
 
 def paint_dataset(folder: Path) -> None:
-    """A dataset of clips that last a second: each class has a colour and a tone."""
+    """Writes a dataset of clips that last one second: each class has a colour and a tone."""
     target = Folder(str(folder))
-    drawn = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     contents: dict[str, SampleContent] = {}
     plans = []
-    for split, number in (("train", NUM_TRAINED), ("validation", NUM_VALIDATED)):
+    for split, num_clips in (("train", NUM_TRAINED), ("validation", NUM_VALIDATED)):
         keys = []
-        for index in range(number):
-            kind = index % len(CLASSES)
+        for index in range(num_clips):
+            class_index = index % len(CLASSES)
             key = f"{split}-{index:03d}_00000000_00001000"
-            colour = np.array([[220, 70, 20], [20, 60, 200], [120, 120, 120], [30, 160, 40]])[kind]
-            blocks = np.clip(colour * drawn.uniform(0.6, 1.2, (4, 4, 1)), 0, 255).astype(np.uint8)
+            colour = np.array([[220, 70, 20], [20, 60, 200], [120, 120, 120], [30, 160, 40]])[class_index]
+            blocks = np.clip(colour * rng.uniform(0.6, 1.2, (4, 4, 1)), 0, 255).astype(np.uint8)
             path = folder / "clip.mp4"
             folder.mkdir(parents=True, exist_ok=True)
             write_video(
                 path, [np.kron(blocks, np.ones((8, 8, 1), np.uint8))] * round(SECONDS * FPS), None, fps=FPS, gop=4
             )
-            record = {"source_id": f"{split}-{index:03d}", "labels": [CLASSES[kind]], "caption": None}
-            contents[key] = SampleContent(mp4=path.read_bytes(), flac=_flac(_tone(kind, drawn)), record=record)
+            record = {"source_id": f"{split}-{index:03d}", "labels": [CLASSES[class_index]], "caption": None}
+            contents[key] = SampleContent(mp4=path.read_bytes(), flac=_flac(_tone(class_index, rng)), record=record)
             path.unlink()
             keys.append(key)
         plans.append(ShardPlan(split, 0, tuple(Sample(key, split, 1, "x") for key in keys)))
@@ -99,10 +100,11 @@ def paint_dataset(folder: Path) -> None:
     )
 
 
-def _tone(kind: int, drawn: np.random.Generator) -> NDArray[np.float32]:
+def _tone(class_index: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A second of a sine at about 300 Hz times 3 to the power of ``class_index``, with a little noise."""
     times = np.arange(round(SECONDS * SOUND_HZ)) / SOUND_HZ
-    tone = 0.3 * np.sin(2 * np.pi * 300 * 3.0**kind * drawn.uniform(0.97, 1.03) * times)
-    sound: NDArray[np.float32] = (tone + drawn.normal(0, 0.02, len(times))).astype(np.float32)
+    tone = 0.3 * np.sin(2 * np.pi * 300 * 3.0**class_index * rng.uniform(0.97, 1.03) * times)
+    sound: NDArray[np.float32] = (tone + rng.normal(0, 0.02, len(times))).astype(np.float32)
     return sound
 
 
@@ -117,7 +119,7 @@ def _flac(sound: NDArray[np.float32]) -> bytes:
 
 
 def small_generator(config: GeneratorConfig) -> GeneratorConfig:
-    """The same kind of network, narrow, shallow and of 16 pixels."""
+    """The same kind of network for pictures of 16 pixels, narrow and shallow."""
     narrow = (
         {"widths": (8, 8, 8)} if config.kind == "stylegan2" else {"channel_base": 64, "channel_max": 8, "num_layers": 6}
     )
@@ -125,13 +127,17 @@ def small_generator(config: GeneratorConfig) -> GeneratorConfig:
     return GeneratorConfig.model_validate({**config.model_dump(), **shared, **narrow})
 
 
-def shrunk(recipe: FitRecipe, out: Path) -> FitRecipe:
-    """The recipe as the module's docstring has it, with its run's folder at ``out``."""
+def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
+    """The recipe with everything shrunk that the module's docstring lists, and with ``out`` as its run's folder.
+
+    Each stage has one sample; ``with_two_steps`` sets the numbers of samples when the batch sizes are known. Writes small random weights
+    to ``out`` in place of large published ones.
+    """
     stages = chosen_stages(recipe.stages)
-    guided = bool({"invert", "video"} & set(stages))
-    if guided and "align" not in stages and recipe.invert.guide.sound_kind != "small":
-        stages = ["align", *stages]  # whose sound encoder stands for the one that is named
-    once = {"num_samples": 1, "validate_every_samples": 1, "save_every_samples": 1}  # until its batches are known
+    is_guided = bool({"invert", "video"} & set(stages))
+    if is_guided and "align" not in stages and recipe.invert.guide.sound_kind != "small":
+        stages = ["align", *stages]  # its sound encoder replaces the one that the recipe names
+    one_sample = {"num_samples": 1, "validate_every_samples": 1, "save_every_samples": 1}
     reader = recipe.reader.model_copy(
         update={
             "picture_px": SIDE_PX,
@@ -141,25 +147,24 @@ def shrunk(recipe: FitRecipe, out: Path) -> FitRecipe:
         }
     )
     prior, invert, video, align = recipe.prior, recipe.invert, recipe.video, recipe.align
-    of_prior = generator_config(prior)
-    measured = min(prior.fidelity.num_pictures, 8)
+    full_config = generator_config(prior)
+    num_measured = min(prior.fidelity.num_pictures, 8)
     prior = prior.model_copy(
         update={
-            **once,
+            **one_sample,
             "init": None,
             "init_sha256": None,
             "frozen_blocks": 0,
             "pictures": None,
-            "generator": small_generator(of_prior),
-            "blur_px": prior.blur_px * SIDE_PX / of_prior.resolution,
+            "generator": small_generator(full_config),
+            "blur_px": prior.blur_px * SIDE_PX / full_config.resolution,
             "grid_seeds": 4,
             "path_every": min(prior.path_every, STEPS),
             "r1_every": min(prior.r1_every, STEPS),
             "ada_every": 1,
-            "ada_fixed_p": 0.5
-            if prior.ada_fixed_p is None
-            else prior.ada_fixed_p,  # it begins at 0, and would not be seen
-            "fidelity": prior.fidelity.model_copy(update={"num_pictures": measured, "inception_weights": None}),
+            # an adaptive p starts at 0, so that two steps would not augment anything
+            "ada_fixed_p": 0.5 if prior.ada_fixed_p is None else prior.ada_fixed_p,
+            "fidelity": prior.fidelity.model_copy(update={"num_pictures": num_measured, "inception_weights": None}),
         }
     )
     partner = align.partner
@@ -167,16 +172,16 @@ def shrunk(recipe: FitRecipe, out: Path) -> FitRecipe:
         partner = PartnerSettings(
             picture_model=MODEL, picture_weights=str(_random_partner(out)), batch_size=partner.batch_size
         )
-    align = align.model_copy(update={**once, "backbone": BACKBONE, "partner": partner})
+    align = align.model_copy(update={**one_sample, "backbone": BACKBONE, "partner": partner})
     guide = invert.guide
     if guide.sound_kind != "small":
         guide = GuideSettings(num_cutouts=guide.num_cutouts, smallest_cutout=guide.smallest_cutout)
     generator = None
-    if guided and "prior" not in stages:
+    if is_guided and "prior" not in stages:
         generator = str(_random_generator(recipe, out))
     invert = invert.model_copy(
         update={
-            **once,
+            **one_sample,
             "backbone": BACKBONE,
             "generator": generator,
             "generator_sha256": None,
@@ -186,7 +191,7 @@ def shrunk(recipe: FitRecipe, out: Path) -> FitRecipe:
     )
     video = video.model_copy(
         update={
-            **once,
+            **one_sample,
             "hidden_width": 16,
             "noise_width": 4,
             "discriminator_widths": (8, 8, 8),
@@ -209,47 +214,47 @@ def shrunk(recipe: FitRecipe, out: Path) -> FitRecipe:
     )
 
 
-def two_steps(recipe: FitRecipe) -> FitRecipe:
-    """``recipe``, whose batches are those that the datasets can fill, with stages of two steps."""
-    batches = {
+def with_two_steps(recipe: FitRecipe) -> FitRecipe:
+    """The recipe with two steps in each stage. Its batch sizes must be final: the numbers of samples follow from them."""
+    samples_per_step = {
         "prior": recipe.prior.batch_size * recipe.prior.frames_per_clip,
         "align": recipe.reader.batch_size,
         "invert": recipe.invert.batch_size,
         "video": recipe.video.batch_size,
     }
-    steps = {
+    stages = {
         name: getattr(recipe, name).model_copy(
             update={"num_samples": STEPS * size, "validate_every_samples": STEPS * size, "save_every_samples": size}
         )
-        for name, size in batches.items()
+        for name, size in samples_per_step.items()
     }
-    return recipe.model_copy(update=steps)
+    return recipe.model_copy(update=stages)
 
 
 def _random_partner(out: Path) -> Path:
-    """Weights of the small open_clip model, which open_clip is told of."""
+    """Registers the small model with open_clip, and writes random weights for it. Returns their path."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{MODEL}.json").write_text(json.dumps(MODEL_CONFIG), encoding="utf-8")
     open_clip.add_model_config(out / f"{MODEL}.json")
     torch.manual_seed(0)
-    logging.disable(logging.WARNING)  # that it has no weights is meant
+    logging.disable(logging.WARNING)  # open_clip warns that the weights are random
     try:
         model = open_clip.create_model(MODEL)
     finally:
         logging.disable(logging.NOTSET)
     path = out / f"{MODEL}.safetensors"
     if not path.exists():
-        save_file({name: one.contiguous() for name, one in model.state_dict().items()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path
 
 
 def _random_generator(recipe: FitRecipe, out: Path) -> Path:
-    """A small generator in place of the one that the recipe names, or that its user is to name."""
-    named = recipe.invert.generator
-    kind = GeneratorConfig(kind="stylegan2", resolution=SIDE_PX, num_half=4, conv_clamp=256.0)
-    if named is not None and Path(named).expanduser().is_file():
-        kind = read_generator_file(Path(named).expanduser()).config
-    config = small_generator(kind)
+    """Writes a small random generator: of the kind that the recipe's file has, StyleGAN2 where there is no file. Returns its path."""
+    location = recipe.invert.generator
+    full_config = GeneratorConfig(kind="stylegan2", resolution=SIDE_PX, num_half=4, conv_clamp=256.0)
+    if location is not None and Path(location).expanduser().is_file():
+        full_config = read_generator_file(Path(location).expanduser()).config
+    config = small_generator(full_config)
     path = out / "generator.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -261,28 +266,28 @@ def _random_generator(recipe: FitRecipe, out: Path) -> Path:
 def rehearse(
     recipe: FitRecipe,
     out: Path,
-    fitted: Callable[[FitRecipe], FitRecipe],
+    limit_batches: Callable[[FitRecipe], FitRecipe],
     fit: Callable[[FitRecipe], int],
     say: Callable[[str], None],
 ) -> int:
-    """Carries a recipe through all its stages; 0, or the number of the signal that stopped it.
+    """Runs all stages of a recipe with everything small. Returns 0, or the number of the signal that stopped it.
 
-    ``fitted`` gives a recipe its batches, ``fit`` runs it. Raises UserError or FitError where the recipe does not run.
+    ``limit_batches`` lowers batch sizes that the datasets cannot fill, ``fit`` runs a recipe until it ends or pauses. Without datasets
+    in the recipe, clips are painted. Raises UserError or FitError where the recipe does not run.
     """
     if recipe.shards is None:
         paint_dataset(out / "dataset")
         recipe = recipe.model_copy(update={"shards": str(out / "dataset")})
-    small = shrunk(recipe, out)
-    small = two_steps(fitted(small))
+    small = with_two_steps(limit_batches(shrink(recipe, out)))
     stages = chosen_stages(small.stages)
-    say(f"rehearsing {', '.join(stages)} in {recipe.run.precision}, {STEPS} steps each, a checkpoint after every one")
-    for _ in range(len(stages) + 1):
-        if number := fit(small):
-            return number
+    say(f"rehearsing {', '.join(stages)} in {recipe.run.precision}, {STEPS} steps each, a checkpoint after every step")
+    for _ in range(len(stages) + 1):  # a run makes the second step of a stage and the first of the next, then pauses
+        if signal_number := fit(small):
+            return signal_number
     unfinished = [name for name in stages if not _is_done(small, name)]
     if unfinished:
         raise FitError(f"the rehearsal did not end: {', '.join(unfinished)} did not make {STEPS} steps")
-    say(f"rehearsed: {_shown(small, out, stages)}")
+    say(f"rehearsed: {_make_output(small, out, stages)}")
     return 0
 
 
@@ -291,8 +296,8 @@ def _is_done(recipe: FitRecipe, stage: str) -> bool:
     return path.is_file() and read_values(path, stage).get("samples_seen", 0) >= getattr(recipe, stage).num_samples
 
 
-def _shown(recipe: FitRecipe, out: Path, stages: Sequence[str]) -> str:
-    """What comes out of the last stage, made and written."""
+def _make_output(recipe: FitRecipe, out: Path, stages: Sequence[str]) -> str:
+    """Writes a video or a grid of pictures with the last stage's model, and returns a line that names it."""
     if {"invert", "video"} & set(stages):
         model, _ = load_model(find_model(str(out)))
         sound = _tone(1, np.random.default_rng(1))

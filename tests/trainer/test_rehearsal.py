@@ -13,7 +13,7 @@ from pipeline.runtime.recipe_file import read_recipe
 from trainer.engine.checkpoint import load_state
 from trainer.fit import main
 from trainer.recipe import FitRecipe
-from trainer.rehearsal import NUM_TRAINED, shrunk
+from trainer.rehearsal import NUM_TRAINED, shrink
 from trainer.stages import STAGES, chosen_stages
 
 pytestmark = pytest.mark.filterwarnings(
@@ -48,7 +48,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_rehearsal_changes_sizes_and_nothing_else(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(FitRecipe, path)
-    before, after = (flat(some.model_dump(mode="json")) for some in (recipe, shrunk(recipe, tmp_path)))
+    before, after = (flat(some.model_dump(mode="json")) for some in (recipe, shrink(recipe, tmp_path)))
     assert before.keys() == after.keys()
     assert {name for name in after if after[name] != before[name]} - MAY_SHRINK == set()
     assert (after["stages"] or list(STAGES)) == list(chosen_stages(recipe.stages))
@@ -74,20 +74,20 @@ def test_every_recipe_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFix
     recipe = read_recipe(FitRecipe, path)
     out = tmp_path / "run"
     assert main(["--recipe", str(path), "--rehearse", "--out", str(out), "--set", "run.num_threads=1"]) == 0
-    told = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     stages = chosen_stages(recipe.stages)
     for stage in stages:
         _, values = load_state(out / stage / "resume.safetensors", stage)
         assert values["num_steps"] == 2, stage
     if "align" in stages and recipe.reader.batch_size > NUM_TRAINED:
         note = f"align: reader.batch_size is {NUM_TRAINED}, not {recipe.reader.batch_size:,}: the split train has {NUM_TRAINED} clips"
-        assert note in told
-    assert f"in {recipe.run.precision}, 2 steps each" in "\n".join(told)
+        assert note in lines
+    assert f"in {recipe.run.precision}, 2 steps each" in "\n".join(lines)
     if "video" in stages:
         with av.open(out / "rehearsal.mp4") as container:
             assert len(list(container.decode(video=0))) == 8
         with av.open(out / "rehearsal.mp4") as container:
             assert container.streams.audio
     else:
-        assert "there is no stage that makes videos" in told[-1]
+        assert "there is no stage that makes videos" in lines[-1]
     shutil.rmtree(out)
