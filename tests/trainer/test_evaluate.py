@@ -109,7 +109,7 @@ def test_the_table_shows_chance_and_real_frames_beside_the_value() -> None:
     )  # fmt: skip
     result = {"measures": measures, "measured_by": "x", "measured_by_loss_encoder": False, "ignores_the_sound": False}
     text = result_text({**result, "verdict": "So it is."})
-    assert "class seen is class heard            0.750   +0.500 to +0.875       0.250         0.900" in text
+    assert "class of video is that of sound      0.750   +0.500 to +0.875       0.250         0.900" in text
     assert "the picture does not follow measurably" in text
     assert text.endswith("So it is.")
     assert "agreement, silence" not in text

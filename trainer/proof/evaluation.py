@@ -1,6 +1,6 @@
-"""Does the sound matter? Says so in numbers and in words.
+"""Evaluates a model: reads it and the held-out clips, measures whether its videos follow the sound, and reports a table and a verdict.
 
-Clips that training never saw are generated from their own sound, another class's, silence, and one that changes class half-way.
+For held-out clips, videos are generated from their own sound, another class's, silence, and a sound that changes class half-way.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SMALLEST_PX = 16
 
 
 class EvaluateRecipe(Settings):
-    """What is measured, on which clips, by which encoders."""
+    """Which clips are measured, how, and by which encoders."""
 
     split: str = "validation"
     """Split of the datasets whose clips are used. The model must not have learned from it."""
     num_clips: int = Field(default=200, ge=2)
-    """Largest number of clips: equally many of each dataset, the first in its order, which is shuffled when it is built."""
+    """Largest number of clips: equally many of each dataset, the first in the order of its shards, which a build shuffles."""
     num_seeds: int = Field(default=1, ge=1, le=1000)
     """Latents for each clip."""
     seed: int = Field(default=0, ge=0)
@@ -44,12 +44,12 @@ class EvaluateRecipe(Settings):
     batch_size: int = Field(default=16, ge=1)
     """Pictures that are generated at once."""
     encoders: EncoderPairSettings = EncoderPairSettings()
-    """The encoders that measure agreement, with the fields of a build recipe; by default the packaged pair. They should not be part of the
-    training's loss."""
+    """The encoders that measure agreement, with the fields of a build recipe; by default the packaged pair. They should not have been
+    part of the loss in training."""
     device: str = "auto"
     """Where the model runs: auto (a GPU if there is one), cpu, cuda, or cuda:1 and so on."""
     retries: Retries = Retries()
-    """How often, and after what waits, a request to a server is repeated."""
+    """How often a request to a server is repeated, and how long to wait before."""
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     json_path: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Measures a checkpoint on the datasets below ``shards``. Returns the result as plain values, and writes it to ``json_path``.
+    """Measures a checkpoint on the datasets below ``shards``. Returns the result as JSON values, and writes it to ``json_path``.
 
     Raises UserError for a checkpoint, dataset or output that cannot be used.
     """
@@ -99,13 +99,13 @@ def locations_with(shards: str, split: str, retries: Retries | None = None) -> l
         raise ManifestError(
             f"{shards}: there is no dataset below it; build one with 'python -m flows.build_dataset RECIPE', or name another folder"
         )
-    chosen = [location for location, manifest in manifests if manifest.clips.splits.get(split)]
-    if not chosen:
+    with_split = [location for location, manifest in manifests if manifest.clips.splits.get(split)]
+    if not with_split:
         splits = "; ".join(f"{manifest.name}: {', '.join(manifest.splits) or 'none'}" for _, manifest in manifests)
         raise ManifestError(
             f"--split {split}: no dataset below {shards} has samples of it; the splits there are: {splits}"
         )
-    return chosen
+    return with_split
 
 
 def read_clips(
@@ -151,7 +151,7 @@ def _result(
     recipe: EvaluateRecipe,
     measures: Mapping[str, float],
 ) -> dict[str, Any]:
-    judges = {judge.encoder_id, judge.picture.encoder_id, judge.sound.encoder_id}
+    judge_ids = {judge.encoder_id, judge.picture.encoder_id, judge.sound.encoder_id}
     return {
         "checkpoint": str(path),
         "stage": header.stage,
@@ -160,7 +160,7 @@ def _result(
         "settings": recipe.model_dump(mode="json"),
         "measured_by": judge.encoder_id,
         "loss_encoder_ids": list(header.encoder_ids),
-        "measured_by_loss_encoder": bool(judges & set(header.encoder_ids)),
+        "measured_by_loss_encoder": bool(judge_ids & set(header.encoder_ids)),
         "ignores_the_sound": ignores_the_sound(measures),
         "verdict": verdict(measures),
         "measures": dict(measures),
@@ -173,19 +173,19 @@ def ignores_the_sound(measures: Mapping[str, float]) -> bool:
 
 
 def verdict(measures: Mapping[str, float]) -> str:
-    """One or two sentences: whether the right sound agrees better, by how much, and with which interval."""
-    lead, low, high = (measures[f"right_minus_wrong{end}"] for end in ("", "_low", "_high"))
-    among = f"{measures['num_clips']:.0f} clips of {measures['num_sources']:.0f} sources"
-    facts = f"{lead:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {among})"
+    """One to three sentences: whether the right sound agrees better, by how much, and with which interval."""
+    difference, low, high = (measures[f"right_minus_wrong{end}"] for end in ("", "_low", "_high"))
+    count = f"{measures['num_clips']:.0f} clips of {measures['num_sources']:.0f} sources"
+    figures = f"{difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {count})"
     if high < 0:
-        text = f"The model ignores the sound: videos agree less with their own sound than those of another class's sound do, by {facts}."
+        text = f"The model ignores the sound: videos agree less with their own sound than those of another class's sound do, by {figures}."
     elif low <= 0:
-        text = f"The model ignores the sound: with the right sound videos do not agree with it more than with another class's, {facts}."
+        text = f"The model ignores the sound: with the right sound videos do not agree with it more than with another class's, {figures}."
     else:
-        text = f"The sound matters: videos of the right sound agree with it more than those of another class's sound, by {facts}."
-    real = measures.get("real_right_minus_wrong", 0.0)
-    if low > 0 and real > 0:
-        text += f" Real frames lead by {real:+.3f}."
+        text = f"The sound matters: videos of the right sound agree with it more than those of another class's sound, by {figures}."
+    real_difference = measures.get("real_right_minus_wrong", 0.0)
+    if low > 0 and real_difference > 0:
+        text += f" Real frames lead by {real_difference:+.3f}."
     if measures["num_sources"] < FEW_SOURCES:
         text += f" With fewer than {FEW_SOURCES} sources the interval is rough."
     return text
@@ -200,16 +200,16 @@ ROWS = (
     ("sound found from video, first", "retrieval_at_1", "retrieval_chance"),
     ("sound found from video, first 5", "retrieval_at_5", "retrieval_at_5_chance"),
     ("nearest sound of its class", "retrieval_class", "retrieval_class_chance"),
-    ("class seen is class heard", "class_accuracy", "class_chance"),
-    ("change half-way, followed by", "change_in_time", None),
+    ("class of video is that of sound", "class_accuracy", "class_chance"),
+    ("video follows change half-way", "change_in_time", None),
     ("halves apart, changed sound", "half_distance_changed", None),
     ("halves apart, same sound", "half_distance_unchanged", None),
 )
-"""Title, measure, and the measure of its chance, for each row of the table."""
+"""Rows of the table: title, measure, and the measure that is the score of guessing (None: no such measure)."""
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """The table and the verdict."""
+    """The table of measures, and the verdict."""
     measures: Mapping[str, float] = result["measures"]
     lines = [f"{'':<34}{'value':>8}   {'95 % interval':<20}{'chance':>8}{'real frames':>14}"]
     for title, name, chance in ROWS:
@@ -222,7 +222,7 @@ def result_text(result: Mapping[str, Any]) -> str:
     lines.append(f"measured by {result['measured_by']}")
     if result["measured_by_loss_encoder"]:
         lines.append(
-            "This encoder was part of the loss, so that its measures flatter. Another one (--set encoders...) is a better judge."
+            "This encoder was part of the loss, so its measures are too high. Another encoder (--set encoders...) is a better judge."
         )
     if "change_in_time_low" in measures and not result["ignores_the_sound"]:
         follows = measures["change_in_time_low"] > 0

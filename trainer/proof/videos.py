@@ -1,4 +1,4 @@
-"""The videos of the proof: one frame for each segment of a sound; and sounds that change half-way.
+"""Generates the videos of the proof, one frame for each segment of a sound, and makes sounds that change half-way.
 
 Shape suffixes: B sounds, S segments, M mel bands, T mel frames, L layers that take a style each, D numbers of a style, N noise
 numbers, K samples of sound.
@@ -22,9 +22,9 @@ Samples = NDArray[np.float32]
 
 
 def spliced(first_K: Samples, second_K: Samples) -> Samples:
-    """The first half of one sound and the second half of another, at the same RMS level; as long as the shorter sound.
+    """(K,): the first half of one sound and the second half of another, as long as the shorter sound. Both halves have the same RMS level.
 
-    Without the same level the louder half would set the maximum that the mel is relative to, and the quieter half would nearly vanish.
+    With different levels, the louder half would set the maximum that the mel is relative to, and the quieter half would nearly vanish.
     """
     length = min(len(first_K), len(second_K))
     halves = [first_K[: length // 2], second_K[length // 2 : length]]
@@ -44,18 +44,21 @@ def draw_videos(
     batch_size: int = 16,
     use_blocks: bool = True,
 ) -> list[Frames]:
-    """For each sound (mono, at the model's rate) a video (S, H, W, 3), uint8 RGB: one frame for each segment, with its seed's latent and
-    noise."""
+    """A video (S, H, W, 3) for each sound, uint8 RGB, with one frame for each segment.
+
+    ``sounds``: mono, at the model's sample rate. ``seeds``: of the latent and the noise of each video. ``truncation``: psi; None: the
+    model's own. ``batch_size``: pictures that are generated at once. ``use_blocks``: False without the recurrent blocks.
+    """
     device = model.w_avg.device
     segments = [model.segments_of_sound(torch.from_numpy(sound).to(device)) for sound in sounds]
     by_length: dict[int, list[int]] = defaultdict(list)
-    for index, one in enumerate(segments):
-        by_length[len(one)].append(index)
+    for index, segments_SMT in enumerate(segments):
+        by_length[len(segments_SMT)].append(index)
     videos: dict[int, Frames] = {}
     for length, indices in by_length.items():
-        step = max(1, batch_size // length)
-        for start in range(0, len(indices), step):
-            batch = indices[start : start + step]
+        videos_at_once = max(1, batch_size // length)
+        for start in range(0, len(indices), videos_at_once):
+            batch = indices[start : start + videos_at_once]
             base_BLD = model.base_styles(
                 latents([seeds[i] for i in batch], model.generator.z_dim).to(device), truncation
             )
@@ -66,11 +69,11 @@ def draw_videos(
             else:
                 styles_BSLD = torch.stack(
                     [
-                        model.invert(one, base_LD.expand(length, -1, -1))
-                        for one, base_LD in zip(segments_BSMT, base_BLD, strict=True)
+                        model.invert(segments_SMT, base_LD.expand(length, -1, -1))
+                        for segments_SMT, base_LD in zip(segments_BSMT, base_BLD, strict=True)
                     ]
                 )
-            drawn = [draw_pictures(model, part) for part in torch.split(styles_BSLD.flatten(0, 1), batch_size)]
-            frames = np.concatenate(drawn).reshape(len(batch), length, *drawn[0].shape[1:])
+            parts = [draw_pictures(model, styles) for styles in torch.split(styles_BSLD.flatten(0, 1), batch_size)]
+            frames = np.concatenate(parts).reshape(len(batch), length, *parts[0].shape[1:])
             videos |= dict(zip(batch, frames, strict=True))
     return [videos[index] for index in range(len(sounds))]
