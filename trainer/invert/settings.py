@@ -61,8 +61,16 @@ class InvertSettings(Settings):
     """Weight of L_CLIP(a↔v), between the generated picture and its sound. 0: left out (one of the paper's ablations)."""
     text_weight: float = Field(1.0, ge=0)
     """Weight of L_CLIP(a↔t), between the generated picture and caption or class."""
+    text_against: Literal["picture", "sound"] = "picture"
+    """What L_CLIP(a↔t) compares the text with. picture: F_v of the picture that the sound generates. sound: F_a of the sound, as the
+    formula can be read, too; F_a is frozen, so that this term is a constant, from which nothing is learned."""
     style_weight: float = Field(0.1, ge=0)
     """λ_b: weight of the mean square of ŵ_a - w̄, which keeps styles near those that the generator was trained on."""
+    style_mean: Literal["generator", "encoder"] = "generator"
+    """What w̄ is. generator: the generator's average style. encoder: w̄_a, the mean of the encoder's own codes, as in the paper. It is a
+    running mean over clips, one for each layer, that begins at the generator's average and is moved after each step, also in ``video``."""
+    style_mean_half_life: float = Field(2000.0, gt=0)
+    """Half-life of that running mean, in clips."""
     num_samples: int = Field(200_000, ge=1)
     """Number of clips to learn from; a clip counts each time it is read."""
     validate_every_samples: int = Field(10_000, ge=1)

@@ -16,6 +16,7 @@ from trainer.engine.learner import BEST, LAST, Learner, rank_reader
 from trainer.engine.ranks import average_over_ranks
 from trainer.engine.run import Run
 from trainer.invert.guide import Guide
+from trainer.invert.inversion_loss import CodeMean
 from trainer.model.generator import GeneratorConfig
 from trainer.model.generator_file import GeneratorFile
 from trainer.model.load import read_generator_file
@@ -44,6 +45,7 @@ class SoundVideoStage(Learner):
         if run.settings.precision == "bf16":
             model.generator.use_half(torch.bfloat16)
         self.guide = Guide(recipe.invert.guide, recipe, run, "invert.guide")
+        self.code_mean = CodeMean(self.model, recipe.invert.style_mean_half_life)
 
     def config(self) -> Settings:
         return self.model.config
@@ -131,6 +133,7 @@ def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
         blocks=recipe.video.blocks,
         pull=recipe.video.pull,
         truncation=recipe.invert.truncation,
+        style_mean=recipe.invert.style_mean,
     )
 
 

@@ -1,6 +1,6 @@
 """The invert stage: the sound inversion encoder E_a learns to map sounds to styles in W+ whose pictures fit the sounds.
 
-ŵ_a = E_a(x_a) + w, and L_enc = L_CLIP(a↔v) + L_CLIP(a↔t) + λ_b |ŵ_a - w̄|² ("Sound-Guided Semantic Video Generation", section 3.1).
+ŵ_a = E_a(x_a) + w, and L_enc is the loss ("Sound-Guided Semantic Video Generation", section 3.1).
 In one half of the steps the encoder gets whole windows, in the other half single segments, which drive the recurrent blocks of the
 video stage.
 
@@ -28,7 +28,8 @@ from trainer.engine.phases import Phase, Terms
 from trainer.engine.ranks import gather_items, gather_numbers, gather_rows
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
-from trainer.invert.guide import ALIGN_CHECKPOINT, Guide, clip_loss
+from trainer.invert.guide import ALIGN_CHECKPOINT, Guide
+from trainer.invert.inversion_loss import inversion_terms
 from trainer.invert.judge import judged_pictures, judged_sounds, load_judge
 from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
 from trainer.model.generator import GeneratorConfig
@@ -38,7 +39,7 @@ from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
-    from trainer.invert.settings import InvertRecipe
+    from trainer.invert.settings import InvertRecipe, InvertSettings
 
 NAME = "invert"
 MEASURES = ("sound_loss", "text_loss", "style_loss", "loss")
@@ -110,11 +111,13 @@ class Invert(SoundVideoStage):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.inversion.train()
+        self.code_mean.begin()
         # the same choice on every rank, so that all inputs of a step have one length
         chosen = (self.num_steps * 7919 + self.run.settings.seed) % (2 * self.model.config.num_frames)
         self._segment = chosen if chosen < self.model.config.num_frames else None
         parts = [(part, len(part.mels_BMT) / total) for part in self._guided(batch).split(settings.micro_batch_size)]
         measures = self.learn(self.phases, parts, [self.model], batch)
+        self.code_mean.move(total)
         self.share_statistics()
         self.num_steps += 1
         self.samples_seen += total
@@ -134,16 +137,10 @@ class Invert(SoundVideoStage):
             return model.invert(mels, model.base_styles(latents)).float()
 
     def _loss(self, part: GuidedClips) -> Terms:
-        settings, model = self.settings, self.model
         styles_BLD = self._styles(part)
-        parts = guided_losses(model, self.guide, styles_BLD, part.sounds_BD, part.texts_BD)
-        loss = (
-            settings.sound_weight * parts["sound_loss"]
-            + settings.text_weight * parts["text_loss"]
-            + settings.style_weight * parts["style_loss"]
-        )
-        parts["loss"] = loss
-        return Terms(loss, {name: float(value.detach()) for name, value in parts.items()})
+        self.code_mean.add(styles_BLD)
+        terms = guided_losses(self.settings, self.model, self.guide, styles_BLD, part.sounds_BD, part.texts_BD)
+        return Terms(terms["loss"], {name: float(value.detach()) for name, value in terms.items()})
 
     # validation
 
@@ -219,15 +216,16 @@ def start_hearing(model: SoundVideoModel, path: Path) -> None:
 
 
 def guided_losses(
-    model: SoundVideoModel, guide: Guide, styles_NLD: Tensor, sounds_ND: Tensor, texts_ND: Tensor
+    settings: InvertSettings,
+    model: SoundVideoModel,
+    guide: Guide,
+    styles_NLD: Tensor,
+    sounds_ND: Tensor,
+    texts_ND: Tensor,
 ) -> dict[str, Tensor]:
-    """The three terms of L_enc, unweighted, each the mean over the pictures of ``styles_NLD``."""
+    """The terms of L_enc for the pictures of ``styles_NLD``, and their weighted sum ``loss``."""
     pictures_KND = guide.pictures(model.draw(styles_NLD))
-    return {
-        "sound_loss": clip_loss(pictures_KND, sounds_ND).mean(),
-        "text_loss": clip_loss(pictures_KND, texts_ND).mean(),
-        "style_loss": (styles_NLD - model.w_avg).square().mean(),
-    }
+    return inversion_terms(settings, pictures_KND, sounds_ND, texts_ND, styles_NLD - model.style_mean)
 
 
 def _own_and_wrong(pictures_ND: Tensor, sounds_ND: Tensor, labels: list[tuple[str, ...]]) -> tuple[float, float | None]:

@@ -48,6 +48,9 @@ class SoundVideoConfig(Settings):
     """Whether a block also moves the styles towards the inversion of the current segment. Not in the paper."""
     truncation: float = Field(default=0.7, gt=0, le=1)
     """psi of the style that a sound's inversion is added to."""
+    style_mean: Literal["generator", "encoder"] = "generator"
+    """The style that training keeps inversions near. generator: its average style. encoder: the mean of the inversions, which is kept
+    with the encoder's weights."""
     mel: MelConfig = MelConfig()
     """The mel front end."""
 
@@ -71,8 +74,14 @@ class SoundVideoConfig(Settings):
 class SoundInversion(nn.Module):
     """E_a: mels to offsets in W+. A timm network, and a head for the coarse, the middle and the fine layers (section 3.1)."""
 
-    def __init__(self, backbone: str, groups: Sequence[int], w_dim: int) -> None:
-        """``groups``: the number of layers of each group. Raises EncoderError for a network that timm does not know."""
+    mean_code: Tensor | None
+    """(L, D): w̄_a, the running mean of the codes ŵ_a, which is moved in training. None: it is not computed."""
+
+    def __init__(self, backbone: str, groups: Sequence[int], w_dim: int, start_mean_D: Tensor | None = None) -> None:
+        """``groups``: the number of layers of each group. ``start_mean_D``: where the mean of the codes begins in every layer.
+
+        Raises EncoderError for a network that timm does not know.
+        """
         super().__init__()
         if not timm.is_model(backbone):
             raise EncoderError(f"timm has no network named {backbone!r}; the paper's is 'resnet18'")
@@ -89,6 +98,8 @@ class SoundInversion(nn.Module):
             )
             for layers in groups
         )
+        mean_LD = None if start_mean_D is None else start_mean_D.expand(sum(groups), w_dim).clone()
+        self.register_buffer("mean_code", mean_LD)
 
     def features(self, mels_BMT: Tensor) -> Tensor:
         """(B, F)."""
@@ -118,7 +129,8 @@ class SoundVideoModel(nn.Module):
         self.generator = generator
         generator.freeze_input()
         groups = [len(group) for group in generator.layer_groups]
-        self.inversion = SoundInversion(config.backbone, groups, generator.w_dim)
+        start_mean = generator.w_avg if config.style_mean == "encoder" else None
+        self.inversion = SoundInversion(config.backbone, groups, generator.w_dim, start_mean)
         self._sizes = groups if config.blocks == "three" else [sum(groups)]
         w_dim, num_features, width = generator.w_dim, self.inversion.num_features, config.hidden_width
         if config.blocks == "one_equal":
@@ -131,8 +143,14 @@ class SoundVideoModel(nn.Module):
 
     @property
     def w_avg(self) -> Tensor:
-        """(D,): w̄, the generator's average style."""
+        """(D,): the generator's average style."""
         return self.generator.w_avg
+
+    @property
+    def style_mean(self) -> Tensor:
+        """(D,) or (L, D): w̄, the style that training keeps inversions near."""
+        mean_code = self.inversion.mean_code
+        return self.w_avg if mean_code is None else mean_code
 
     def base_styles(self, z_BZ: Tensor, truncation: float | None = None) -> Tensor:
         """(B, L, D): w, the truncated styles of latents, without gradient. ``truncation`` None: psi of the config."""

@@ -22,7 +22,8 @@ from torch.nn import functional
 from trainer.adversarial.ada import augment
 from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, r1_penalty
 from trainer.engine.phases import Phase, Terms
-from trainer.invert.guide import Guide, clip_loss
+from trainer.invert.guide import Guide
+from trainer.invert.inversion_loss import CodeMean, inversion_terms
 from trainer.invert.settings import InvertSettings
 from trainer.model.discriminator import Discriminator
 from trainer.model.sound_video import SoundVideoModel
@@ -68,6 +69,8 @@ class Contest:
     model: SoundVideoModel
     guide: Guide | None
     """None: the CLIP losses are left out."""
+    code_mean: CodeMean
+    """Takes the encoder's codes, for w̄_a."""
     image: Discriminator | None
     """The discriminator of frames, D_I. None: it is left out."""
     video: VideoDiscriminator | None
@@ -124,6 +127,7 @@ class Contest:
         settings = self.settings
         self.fakes = None
         styles_BTLD = self.walked(clips)
+        self.code_mean.add(styles_BTLD[:, 0])  # the first styles of a walk are an inversion, and nothing else
         pictures = self.drawn(styles_BTLD)
         zero = pictures.new_zeros(())
         image = generator_loss(self.judge_image(self.judged(self.shown(pictures)))) if self.image is not None else zero
@@ -138,13 +142,11 @@ class Contest:
 
     def _guided(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> Tensor:
         assert self.guide is not None
-        invert = self.invert
         pictures_KND = self.guide.pictures(pictures_BTCHW.flatten(0, 1))
-        return (
-            invert.sound_weight * clip_loss(pictures_KND, clips.sounds_BTD.flatten(0, 1)).mean()
-            + invert.text_weight * clip_loss(pictures_KND, clips.texts_BTD.flatten(0, 1)).mean()
-            + invert.style_weight * (styles_BTLD - self.model.w_avg).square().mean()
-        )
+        sounds_ND, texts_ND = clips.sounds_BTD.flatten(0, 1), clips.texts_BTD.flatten(0, 1)
+        return inversion_terms(self.invert, pictures_KND, sounds_ND, texts_ND, styles_BTLD - self.model.style_mean)[
+            "loss"
+        ]
 
     @torch.no_grad()
     def generated(self, clips: Clips) -> Tensor:

@@ -60,8 +60,8 @@ class VideoSettings(Settings):
     """Transforms of the discriminators' input; all frames of a clip are changed in the same way. None: no augmentation."""
     augment_p: float = Field(0.3, ge=0, le=1)
     """p: the probability of a transform whose own number is 1."""
-    ema_half_life: float = Field(2000.0, gt=0)
-    """Half-life of the averaged model, in clips. The averaged model is the one that generates."""
+    ema_half_life: float = Field(2000.0, ge=0)
+    """Half-life of the averaged model, in clips. The averaged model is the one that generates. 0: no average, the latest weights."""
     ema_ramp_up: float | None = Field(0.1, gt=0)
     """Limit of the half-life, as a share of the clips seen. None: no limit."""
     num_samples: int = Field(300_000, ge=1)

@@ -65,6 +65,7 @@ class Video(SoundVideoStage):
             recipe.invert,
             self.model,
             self.guide if settings.guide_weight else None,
+            self.code_mean,
             make_image_discriminator(settings, prior_file).to(self.device) if settings.image_weight else None,
             self._video_discriminator().to(self.device) if settings.video_weight else None,
             run.fabric.autocast,
@@ -122,6 +123,7 @@ class Video(SoundVideoStage):
             (part, len(part.reals_BTCHW) / total) for part in self._clips(batch).split(self.settings.micro_batch_size)
         ]
         self.model.inversion.train()
+        self.code_mean.begin()
         networks = [network for name, network in self.networks().items() if name != "average"]
         try:
             self.latest_measures |= self.learn(self.phases, parts, networks, batch)
@@ -129,6 +131,7 @@ class Video(SoundVideoStage):
             self.contest.fakes = None
             self.model.inversion.eval()
         settings = self.settings
+        self.code_mean.move(total)
         self.share_statistics()
         weight = average_weight(total, settings.ema_half_life, self.samples_seen, settings.ema_ramp_up)
         move_average(self.average, self.model, weight)

@@ -19,36 +19,21 @@ from pipeline.encoders.pair import EncoderPairSettings, load_pair
 from pipeline.errors import CheckpointError, FitError
 from tests import paired
 from tests.trainer.guided import SIDE_PX, copied, differing, fit, lines, prepared
+from tests.trainer.invert.stages import stage_of
 from tests.trainer.sounding import GENERATOR
+from tests.trainer.video.stages import first_batch
 from trainer.align.frozen_encoders import OpenClipPartner
 from trainer.engine.checkpoint import load_state, save_state
 from trainer.invert.guide import ALIGN_CHECKPOINT
 from trainer.invert.shared import clip_reader, generator_file, model_config
-from trainer.invert.stage import Invert, start_hearing
+from trainer.invert.stage import start_hearing
 from trainer.model.pictures import to_uint8
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import load_model
-from trainer.streaming.batches import Batch
-from trainer.streaming.reader import Reader
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # webdataset leaves files open
-
-
-def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Invert, Reader]:
-    recipe, run = prepared(folder, out, *changes)
-    held = generator_file(recipe, run.folder)
-    torch.manual_seed(run.settings.seed)
-    model = SoundVideoModel(model_config(recipe), held.generator())
-    reader = clip_reader(recipe, run, "train", recipe.invert.batch_size, SIDE_PX, pictures=False)
-    return Invert(recipe, run, model, held.config), reader
-
-
-def first_batch(reader: Reader) -> Batch:
-    batch = next(iter(reader))
-    reader.close()
-    return batch
 
 
 def test_the_inversion_learns_and_nothing_else_moves(guided: Path, tmp_path: Path) -> None:
