@@ -25,6 +25,12 @@ from pipeline.settings import Settings
 from trainer.model.generator import Generator
 from trainer.model.recurrent_block import Blocks, RecurrentBlock, width_of_one_block
 
+MIN_MEL_FRAMES = 35
+"""The shortest input of the inversion encoder, about 0.4 s. A ResNet halves it five times; from 35 frames on no map inside is one wide.
+
+oneDNN 3.11 (in torch 2.11 and 2.12) reads memory that nobody wrote when it computes the weights' gradient of a bf16 convolution with
+stride 2 over maps one wide, with its instruction set avx512_core (Intel processors with AVX-512 and without bf16): the gradient is NaN."""
+
 
 class SoundVideoConfig(Settings):
     """The settings that define a model; stored in its file."""
@@ -102,7 +108,8 @@ class SoundInversion(nn.Module):
         self.register_buffer("mean_code", mean_LD)
 
     def features(self, mels_BMT: Tensor) -> Tensor:
-        """(B, F)."""
+        """(B, F). Mels with fewer than ``MIN_MEL_FRAMES`` frames are filled up with silence (0)."""
+        mels_BMT = functional.pad(mels_BMT, (0, max(0, MIN_MEL_FRAMES - mels_BMT.shape[2])))
         rows: Tensor = self.norm(self.body(self.conv(mels_BMT.unsqueeze(1))))
         return rows
 

@@ -1,4 +1,4 @@
-"""What :mod:`pipeline.runtime.processor` keeps clear of. Without its limit the convolutions fail on processors with AMX, and only there."""
+"""Bugs of oneDNN that the project avoids: one by the limit of :mod:`pipeline.runtime.processor`, one by the length of mels."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 import pipeline.runtime.processor  # noqa: F401
+from trainer.model.sound_video import SoundInversion
 
 POISONED_BYTES = 1 << 20
 
@@ -42,3 +43,30 @@ def test_what_computes_limits_the_instruction_set_first(module: str) -> None:
     code = f"import {module}, os; print(os.environ['ONEDNN_MAX_CPU_ISA'])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["AVX512_CORE_AMX"]
+
+
+def test_a_half_precision_map_two_wide_gives_its_weights_a_gradient() -> None:
+    """(2, 64, 2, 2) to (2, 64, 1, 1), stride 2. With maps one wide the gradient is NaN on processors with AVX-512 and without bf16."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 64, 2, 2, generator=generator)
+    weight = torch.randn(64, 64, 3, 3, generator=generator) / 24
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = weight.bfloat16().to(dtype).requires_grad_()
+        maps_of_dtype = maps.bfloat16().to(dtype)
+        poison = [torch.full((1 << power,), torch.nan) for power in range(4, 21) for _ in range(2)]
+        del poison
+        functional.conv2d(maps_of_dtype, leaf, None, 2, 1).float().sum().backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad.float())
+    assert (gradients[1] - gradients[0]).abs().max() < 0.05  # as above
+
+
+def test_from_the_shortest_input_on_no_map_is_one_wide() -> None:
+    encoder = SoundInversion("resnet18", [4, 4], 16).eval()
+    widths: list[int] = []
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, inputs, output: widths.extend([inputs[0].shape[3], output.shape[3]]))
+    encoder(torch.rand(1, 128, 1))
+    assert min(widths) == 2
