@@ -80,7 +80,7 @@ class GeneratorConfig(Settings):
     output_scale: float = 0.25
     """stylegan3: factor on the picture."""
     magnitude_beta: float = Field(default=0.999, ge=0, lt=1)
-    """stylegan3: weight of the old magnitude in each update."""
+    """stylegan3: weight of the old magnitude in each update, unless the stage ``prior`` sets it by a half-life."""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratorConfig:
@@ -161,6 +161,12 @@ class Generator(nn.Module):
         """
         if isinstance(self.synthesis, StyleGan3Synthesis):
             self.synthesis.input.frozen_w_D = (self.w_avg if w_D is None else w_D).detach().clone()
+
+    def use_magnitude_beta(self, beta: float) -> None:
+        """StyleGAN3: sets the weight of the old magnitude in each update, 0..1. For StyleGAN2 it does nothing."""
+        if isinstance(self.synthesis, StyleGan3Synthesis):
+            for name in self.synthesis.layer_names:
+                getattr(self.synthesis, name).magnitude_beta = beta
 
     def use_half(self, dtype: torch.dtype | None) -> None:
         """Sets the number type of the ``num_half`` highest resolutions. None: float32."""

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from pipeline.encoders.weights import resolve_weights
 from trainer.adversarial.ada import augment
 from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, path_lengths, r1_penalty
+from trainer.engine.ema import average_weight
 from trainer.engine.phases import Phase, Terms
+from trainer.engine.ranks import num_ranks
 from trainer.model.discriminator import Discriminator
 from trainer.model.filters import blur
 from trainer.model.generator import Generator, build_generator, widths_of
@@ -51,6 +53,9 @@ class Adversaries:
     def generate(self, count: int, *, update_emas: bool = False) -> tuple[Tensor, Tensor]:
         """``count`` pictures (N, 3, H, W) of random latents and random noise, and their styles (N, L, D)."""
         generator, device = self.generator, self.path_mean.device
+        half_life = self.settings.magnitude_half_life
+        if update_emas and half_life is not None:  # all ranks generate as many, and average their magnitudes
+            generator.use_magnitude_beta(average_weight(count * num_ranks(), half_life, 0, None))
         z_NZ = torch.randn(count, generator.z_dim).to(device)
         ws_NLD = generator.mapping(z_NZ, update_emas=update_emas)
         if self.settings.style_mixing:

@@ -78,6 +78,9 @@ class PriorSettings(Settings):
     """Half-life of the averaged generator, in real pictures."""
     ema_ramp_up: float | None = Field(0.05, gt=0)
     """Limit of the half-life, as a share of the pictures seen. None: no limit."""
+    magnitude_half_life: float | None = Field(None, gt=0)
+    """Half-life of StyleGAN3's running magnitudes, in generated pictures; StyleGAN3 uses 20 000. None: ``generator.magnitude_beta`` in each
+    update, so that the half-life is proportional to the micro-batch."""
     ada: AdaSettings | None = AdaSettings()
     """The transforms of augmentation. None: no augmentation."""
     ada_target: float = Field(0.6, gt=-1, lt=1)
