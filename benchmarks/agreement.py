@@ -2,15 +2,15 @@
 
 python -m benchmarks.agreement FOLDER [--rate 0.1] [--calibration DATASET_OR_JSON] [--recipe RECIPE] [--only FILE]
 
-``FOLDER/index.csv`` has the columns path, kind, class and audio_kind; of kind landscape with audio_kind natural are clips with their own
-sound. ``FOLDER/pairs.csv`` (video, sound, class, sound_class, match) puts recordings under silent videos: 1 fits, 0 does not. The samples
-are rendered. Everything goes the way of a build: one decode, previews, clips, the rules that come before agreement.
+``FOLDER/index.csv`` has the columns path, kind, class and audio_kind. Rows of kind landscape and audio_kind natural are clips with their
+own sound. ``FOLDER/pairs.csv`` (video, sound, class, sound_class, match) adds recordings to silent videos; match is 1 if they fit, else 0.
+The project's own samples are rendered. All files are processed as in a build: one decode, previews, clips, the rules before agreement.
 
-The packaged calibration was made of such clips itself; the last two lines therefore give each place (clips of one class and repo in
-``index.csv``) the threshold that all the others make.
+The packaged calibration was made from such clips. Therefore the last two lines judge each place (clips of one class and repo in
+``index.csv``) by a threshold that is calibrated on the other places.
 
-Without ``--recipe`` the packaged pair is used, without ``--calibration`` the one that comes with it. ``--only`` names a file with the
-paths that may be used, a line each: those that the encoders were not trained on.
+Without ``--recipe`` the packaged pair is used, without ``--calibration`` the pair's own calibration. ``--only`` names a file with the
+paths that may be used, one a line: those that the encoders were not trained on.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ WITH = " with "
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFile:
-    """A file, with the embeddings (N, D) of its clips that pass the rules before agreement. Files of one ``place`` show one place."""
+    """A file, with the embeddings (N, D) of its clips that pass the rules before agreement."""
 
     name: str
     label: str
     place: str
+    """The same for all files that show one place."""
     pictures: Rows
     sounds: Rows
 
@@ -64,14 +65,15 @@ class EmbeddedFile:
 
     @property
     def agreements(self) -> Rows:
-        found: Rows = np.sum(self.pictures * self.sounds, axis=1, dtype=np.float32)
-        return found
+        """(N,): the cosine of each clip's picture and sound."""
+        cosines_N: Rows = np.sum(self.pictures * self.sounds, axis=1, dtype=np.float32)
+        return cosines_N
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rate", type=float, default=0.1, help="false accepts that are wanted, 0..1 (%(default)s)")
+    parser.add_argument("--rate", type=float, default=0.1, help="accepted share of wrong pairs, 0..1 (%(default)s)")
     parser.add_argument("--calibration", help="a calibration's JSON, or a dataset with one")
     parser.add_argument("--recipe", help="a recipe that names the encoders")
     parser.add_argument("--only", type=Path, help="a file with the paths that may be used")
@@ -91,33 +93,33 @@ def main() -> int:
         return 2
     print(f"encoders {pair.encoder_id}")
     print(
-        f"false accepts wanted {100 * options.rate:g} %: agreement {point.threshold:.4f} or more, by {calibration.num_clips} clips of "
+        f"false accepts {100 * options.rate:g} %: agreement {point.threshold:.4f} or more, from {calibration.num_clips} clips of "
         f"{calibration.num_sources} sources (AUC {calibration.auc:.3f}, {calibration.auc_low:.3f} to {calibration.auc_high:.3f})"
     )
-    true = _promise(point.true_accept_rate, point.true_accept_low, point.true_accept_high)
-    wrong = _promise(options.rate, point.false_accept_low, point.false_accept_high)
+    true_rate = _rate_text(point.true_accept_rate, point.true_accept_low, point.true_accept_high)
+    false_rate = _rate_text(options.rate, point.false_accept_low, point.false_accept_high)
     print(f"{'':<40}{'files':>6}{'pairs':>8}{'kept':>8}{'rejected':>10}{'share kept':>12}   promised")
-    for title, found, promised in _rows(groups):
-        kept = [scores >= point.threshold for scores in found]
-        _print_row(title, kept, true if promised else wrong)
+    for title, scores_of_files, are_true in _rows(groups):
+        kept = [scores >= point.threshold for scores in scores_of_files]
+        _print_row(title, kept, true_rate if are_true else false_rate)
     try:
         own, swapped = _unseen_places([*groups["natural"], *groups["1"]], pair.encoder_id, options.rate)
-        _print_row("natural, match: threshold of others", own, true)
-        _print_row("the same, swapped across classes", swapped, wrong)
+        _print_row("natural, match: threshold of others", own, true_rate)
+        _print_row("the same, swapped across classes", swapped, false_rate)
     except UserError as error:
-        print(f"no threshold without one of the places: {error}")
-    _print_each(groups, point.threshold)
+        print(f"the other places give no threshold: {error}")
+    _print_errors(groups, point.threshold)
     return 0
 
 
-def _print_row(title: str, kept: Sequence[NDArray[np.bool_]], promised: str) -> None:
-    """``kept``: of each file, whether each of its pairs is."""
-    every = np.concatenate([np.zeros(0, np.bool_), *kept])
-    share = f"{100 * every.mean():.1f} %" if len(every) else "-"
-    print(f"{title:<40}{len(kept):>6}{len(every):>8}{every.sum():>8}{(~every).sum():>10}{share:>12}   {promised}")
+def _print_row(title: str, kept_by_file: Sequence[NDArray[np.bool_]], promised: str) -> None:
+    """``kept_by_file``: for each file, whether each of its pairs is kept."""
+    kept = np.concatenate([np.zeros(0, np.bool_), *kept_by_file])
+    share = f"{100 * kept.mean():.1f} %" if len(kept) else "-"
+    print(f"{title:<40}{len(kept_by_file):>6}{len(kept):>8}{kept.sum():>8}{(~kept).sum():>10}{share:>12}   {promised}")
 
 
-def _promise(share: float, low: float, high: float) -> str:
+def _rate_text(share: float, low: float, high: float) -> str:
     return f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
@@ -125,21 +127,23 @@ def _calibration(location: str | None, encoder_id: str, groups: dict[str, list[E
     if location is None and packaged_calibration() is not None:
         location = str(packaged_calibration())
     if location is not None:
-        found = read_calibration(location)
-        if found.encoder_id == encoder_id:
-            return found
-        print(f"{location} is of other encoders: {found.encoder_id}")
-    print("no calibration of these encoders: the natural clips and the samples are calibrated on, which flatters them")
-    return _calibrated([*groups["natural"], *groups["kept"]], encoder_id)
+        calibration = read_calibration(location)
+        if calibration.encoder_id == encoder_id:
+            return calibration
+        print(f"{location} is of other encoders: {calibration.encoder_id}")
+    print(
+        "no calibration of these encoders: the natural clips and the samples are used to calibrate, so their rates are too good"
+    )
+    return _calibrate([*groups["natural"], *groups["kept"]], encoder_id)
 
 
-def _calibrated(files: Sequence[EmbeddedFile], encoder_id: str) -> Calibration:
-    owners = [file for file in files for _ in file.pictures]
+def _calibrate(files: Sequence[EmbeddedFile], encoder_id: str) -> Calibration:
+    file_of_clip = [file for file in files for _ in file.pictures]
     return calibrate(
         np.concatenate([file.pictures for file in files]),
         np.concatenate([file.sounds for file in files]),
-        [file.place for file in owners],
-        [file.classes for file in owners],
+        [file.place for file in file_of_clip],
+        [file.classes for file in file_of_clip],
         encoder_id,
     )
 
@@ -147,13 +151,13 @@ def _calibrated(files: Sequence[EmbeddedFile], encoder_id: str) -> Calibration:
 def _unseen_places(
     files: Sequence[EmbeddedFile], encoder_id: str, rate: float
 ) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
-    """Of each file, whether its clips pass with their own sounds, and with those of other classes, at the threshold of other places."""
-    limits = {
-        place: _calibrated([file for file in files if file.place != place], encoder_id).point(rate).threshold
+    """For each file, whether its clips pass with their own sounds, and with sounds of other classes, at the threshold of other places."""
+    thresholds = {
+        place: _calibrate([file for file in files if file.place != place], encoder_id).point(rate).threshold
         for place in {file.place for file in files}
     }
-    own = [file.agreements >= limits[file.place] for file in files]
-    swapped = [scores >= limits[file.place] for file, scores in zip(files, _swapped(files), strict=True)]
+    own = [file.agreements >= thresholds[file.place] for file in files]
+    swapped = [scores >= thresholds[file.place] for file, scores in zip(files, _swapped(files), strict=True)]
     return own, swapped
 
 
@@ -163,34 +167,35 @@ def _groups(folder: Path, only: set[str] | None, pair: EncoderPair, work: Path) 
 
     groups: dict[str, list[EmbeddedFile]] = {"natural": [], "1": [], "0": [], "kept": [], "wrong_sound": []}
     with (folder / "index.csv").open(newline="") as file:
-        listed = list(csv.DictReader(file))
-    places = {row["path"]: f"{row.get('repo') or row['path']} {row['class']}" for row in listed}
-    for row in listed:
+        index = list(csv.DictReader(file))
+    places = {row["path"]: f"{row.get('repo') or row['path']} {row['class']}" for row in index}
+    for row in index:
         if (row["kind"], row["audio_kind"]) == ("landscape", "natural") and usable(row["path"]):
-            groups["natural"] += _embedded_files(folder / row["path"], row["class"], places[row["path"]], pair, work)
+            groups["natural"] += _embed_file(folder / row["path"], row["class"], places[row["path"]], pair, work)
     with (folder / "pairs.csv").open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
             if usable(row["video"], row["sound"]):
-                joined = _joined(folder / row["video"], folder / row["sound"], work / f"pair{number:02d}.mkv")
+                joined = _join(folder / row["video"], folder / row["sound"], work / f"pair{number:02d}.mkv")
                 label = f"{row['class']}{WITH}{row['sound_class']}"
-                groups[row["match"]] += _embedded_files(joined, label, places[row["video"]], pair, work)
+                groups[row["match"]] += _embed_file(joined, label, places[row["video"]], pair, work)
     for spec in catalogue():
         group = "kept" if spec.expected == "kept" else spec.name
         if group in groups:
             path = work / spec.file_name
             render(spec, path)
-            groups[group] += _embedded_files(path, spec.label, spec.name, pair, work)
+            groups[group] += _embed_file(path, spec.label, spec.name, pair, work)
     return groups
 
 
-def _joined(video: Path, sound: Path, out: Path) -> Path:
-    """The video's picture with the sound, as long as the shorter of both."""
+def _join(video: Path, sound: Path, out: Path) -> Path:
+    """Writes the video's picture with the sound, as long as the shorter of both, to ``out``."""
     inputs = ["-i", str(video), "-i", str(sound), "-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy", "-c:a", "flac"]
     subprocess.run([ffmpeg_path(), "-v", "error", "-nostdin", "-y", *inputs, "-shortest", str(out)], check=True)
     return out
 
 
-def _embedded_files(path: Path, label: str, place: str, pair: EncoderPair, work: Path) -> Iterator[EmbeddedFile]:
+def _embed_file(path: Path, label: str, place: str, pair: EncoderPair, work: Path) -> Iterator[EmbeddedFile]:
+    """Yields the file with its embeddings; nothing, after a line that says why, if it cannot be read or all its clips are rejected."""
     frames_path, sound_path = work / "frames.npz", work / "sound.flac"
     try:
         facts = probe(path)
@@ -204,22 +209,21 @@ def _embedded_files(path: Path, label: str, place: str, pair: EncoderPair, work:
         return
     size = (facts.video.width, facts.video.height)
     verdicts = [judge_clip(clip.picture, clip.sound, None, size, JudgeSettings()) for clip in video.clips]
-    refused = sorted({str(verdict.reason) for verdict in verdicts if not verdict.kept})
-    if refused:
-        print(
-            f"left out: {path.name}: {sum(not v.kept for v in verdicts)} of {len(verdicts)} clips ({', '.join(refused)})"
-        )
+    reasons = sorted({str(verdict.reason) for verdict in verdicts if not verdict.kept})
+    if reasons:
+        num_rejected = sum(not verdict.kept for verdict in verdicts)
+        print(f"left out: {path.name}: {num_rejected} of {len(verdicts)} clips ({', '.join(reasons)})")
     clips = [clip for clip, verdict in zip(video.clips, verdicts, strict=True) if verdict.kept]
     if not clips:
         return
     spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in clips]
     with frames_path.open("rb") as frames, sound_path.open("rb") as sound:
-        found = pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
-    yield EmbeddedFile(path.name, label, place, found.picture, found.sound)
+        embedded = pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
+    yield EmbeddedFile(path.name, label, place, embedded.picture, embedded.sound)
 
 
 def _rows(groups: dict[str, list[EmbeddedFile]]) -> Iterator[tuple[str, list[Rows], bool]]:
-    """Title, scores by file, and whether the pairs are true ones."""
+    """Title, scores by file, and whether picture and sound of the pairs belong together."""
     yield "natural clips, their own sound", [file.agreements for file in groups["natural"]], True
     yield "natural clips, swapped across classes", _swapped(groups["natural"]), False
     yield "pairs.csv, match", [file.agreements for file in groups["1"]], True
@@ -230,27 +234,27 @@ def _rows(groups: dict[str, list[EmbeddedFile]]) -> Iterator[tuple[str, list[Row
 
 
 def _swapped(files: Sequence[EmbeddedFile]) -> list[Rows]:
-    """Scores of each file's pictures with the sounds of the files of other classes."""
+    """For each file, the scores of its pictures with sounds of other classes."""
     if not files:
         return []
-    owners = [number for number, file in enumerate(files) for _ in file.pictures]
-    drawn = draw_scores(
+    file_of_clip = [number for number, file in enumerate(files) for _ in file.pictures]
+    scores = draw_scores(
         np.concatenate([file.pictures for file in files]),
         np.concatenate([file.sounds for file in files]),
-        [files[owner].place for owner in owners],
-        [files[owner].classes for owner in owners],
+        [files[number].place for number in file_of_clip],
+        [files[number].classes for number in file_of_clip],
     ).scores
-    of_picture = np.asarray(owners)[drawn.pictures]
-    return [drawn.mismatched[of_picture == number].astype(np.float32) for number in range(len(files))]
+    file_of_score = np.asarray(file_of_clip)[scores.pictures]
+    return [scores.mismatched[file_of_score == number].astype(np.float32) for number in range(len(files))]
 
 
-def _print_each(groups: dict[str, list[EmbeddedFile]], threshold: float) -> None:
-    """Every clip that ended on the wrong side."""
-    for title, fits in (("natural", True), ("1", True), ("kept", True), ("0", False), ("wrong_sound", False)):
+def _print_errors(groups: dict[str, list[EmbeddedFile]], threshold: float) -> None:
+    """Prints every clip whose verdict is wrong."""
+    for title, is_match in (("natural", True), ("1", True), ("kept", True), ("0", False), ("wrong_sound", False)):
         for file in groups[title]:
             for agreement in file.agreements:
-                if (agreement >= threshold) != fits:
-                    print(f"{'rejected' if fits else 'kept':<9}{agreement:>8.4f}  {file.name} ({file.label})")
+                if (agreement >= threshold) != is_match:
+                    print(f"{'rejected' if is_match else 'kept':<9}{agreement:>8.4f}  {file.name} ({file.label})")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Cost of a build, compared with a lower limit: one bare ffmpeg for each source that writes the same clips.
+"""Measures the cost of a build, compared with a lower limit: one bare ffmpeg for each source that writes the same clips.
 
 python -m benchmarks.build                          synthetic sources, rendered at 1080p
 python -m benchmarks.build --folder FOLDER          real files
-python -m benchmarks.build --memory 20 200          peak memory for so many sources, each of other content
+python -m benchmarks.build --memory 20 200          peak memory with 20 and with 200 sources of different content
 
-A file that one side does not survive is named and left out. CPU seconds count every process. Download and embedding are listed apart:
-the build itself has local sources and no encoders.
+A file that one side cannot process is named and left out. CPU seconds count every process. Download and embedding are listed
+separately: the build has local sources and no encoders.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="hearscape-bench-") as name:
         work = Path(name)
-        files = _files(options.folder) if options.folder else _rendered(work / "rendered")
+        files = media_files(options.folder) if options.folder else render_samples(work / "rendered")
         if options.memory:
             for count in options.memory:
                 _report_memory(count, files, work, options)
@@ -74,17 +74,18 @@ def main() -> None:
         _report_cost(files, work, options)
 
 
-def _files(folder: Path) -> list[Path]:
+def media_files(folder: Path) -> list[Path]:
+    """The media files in a folder, sorted by name."""
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
-def _rendered(folder: Path) -> list[Path]:
+def render_samples(folder: Path) -> list[Path]:
+    """Renders six of the project's synthetic sources at 1080p."""
     from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415
     from pipeline.synthetic.render import render  # noqa: PLC0415
 
-    chosen = [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:6]
     paths = []
-    for spec in chosen:
+    for spec in [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:6]:
         path = folder / f"{spec.name}.mp4"
         folder.mkdir(exist_ok=True)
         render(spec, path, scale=3.0)
@@ -92,13 +93,14 @@ def _rendered(folder: Path) -> list[Path]:
     return paths
 
 
-def _recipe(files: Sequence[Path], output: Path, options: argparse.Namespace) -> BuildRecipe:
+def recipe_for(files: Sequence[Path], output: Path, options: argparse.Namespace) -> BuildRecipe:
+    """The recipe of the options with these files as its sources. Writes their list beside ``output``."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    listed = output.parent / f"{output.name}.jsonl"
-    listed.write_text(
+    source_list = output.parent / f"{output.name}.jsonl"
+    source_list.write_text(
         "".join(json.dumps({"id": f"s{i:05d}", "path": str(file.absolute())}) + "\n" for i, file in enumerate(files))
     )
-    return load_recipe(options.recipe, [f'sources=["{listed}"]', f'output="{output}"', *options.set])
+    return load_recipe(options.recipe, [f'sources=["{source_list}"]', f'output="{output}"', *options.set])
 
 
 def _build(recipe: BuildRecipe) -> None:
@@ -107,23 +109,23 @@ def _build(recipe: BuildRecipe) -> None:
         build.check()
         for batch in build.plan().batches:
             build.run_batch(batch, ignore)
-        finishing = time.process_time()
+        started = time.process_time()
         build.finish(ignore)
-        print(json.dumps({"finish_cpu_seconds": time.process_time() - finishing}))
+        print(json.dumps({"finish_cpu_seconds": time.process_time() - started}))
     finally:
         build.close()
 
 
-def _build_apart(recipe: BuildRecipe, work: Path) -> subprocess.Popen[bytes]:
-    """Starts the build in a process of its own, so that the benchmark itself is not counted."""
+def _start_build(recipe: BuildRecipe, work: Path) -> subprocess.Popen[bytes]:
+    """Starts the build in a separate process, so that the benchmark itself is not counted."""
     path = work / "child.toml"
     path.write_text(_as_toml(recipe))
     return subprocess.Popen([sys.executable, "-m", "benchmarks.build", "--child", str(path)], stdout=subprocess.PIPE)
 
 
-def _whole(recipe: BuildRecipe, work: Path, finishes: list[Cost]) -> None:
-    """Runs a whole build, and adds the cost of its end (dedup, split, shards, tables) to ``finishes``."""
-    process = _build_apart(recipe, work)
+def _run_build(recipe: BuildRecipe, work: Path, finishes: list[Cost]) -> None:
+    """Runs a whole build, and appends the cost of its last part (dedup, split, shards, tables) to ``finishes``."""
+    process = _start_build(recipe, work)
     output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"the build ended with {process.returncode}")
@@ -131,17 +133,12 @@ def _whole(recipe: BuildRecipe, work: Path, finishes: list[Cost]) -> None:
 
 
 def _as_toml(recipe: BuildRecipe) -> str:
-    lines: list[tuple[str, Any]] = []
-    tables: list[tuple[str, Any]] = []
-    for name, value in json.loads(recipe.model_dump_json(exclude_none=True)).items():
-        (tables if isinstance(value, dict) else lines).append((name, value))
-    text = [f"{name} = {json.dumps(value)}" for name, value in lines]
-    for name, table in tables:
-        text += [f"{name} = {_inline(table)}"]
-    return "\n".join(text) + "\n"
+    values = json.loads(recipe.model_dump_json(exclude_none=True))
+    return "".join(f"{name} = {_inline(value)}\n" for name, value in values.items())
 
 
 def _inline(value: Any) -> str:
+    """A JSON value as a TOML value on one line."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{name} = {_inline(inner)}" for name, inner in value.items()) + " }"
     if isinstance(value, list):
@@ -151,44 +148,45 @@ def _inline(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredFile:
-    """A source whose clips are known."""
+    """A source file with its measured clips."""
 
     path: Path
     facts: MediaFacts
     video: MeasuredVideo
     kept: tuple[int, ...]
+    """Indices of the clips that the rules keep."""
 
 
 def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:
-    recipe = _recipe(files, work / "unused", options)
-    files = _comparable(files, recipe, work)
+    recipe = recipe_for(files, work / "unused", options)
+    files = comparable_files(files, recipe, work)
     stages: dict[str, list[Cost]] = {}
-    totals, limits, walls = [], [], []
+    totals, limits, busy_cores = [], [], []
     seconds = 0.0
     for repeat in range(options.repeats):
         sources: list[MeasuredFile] = []
-        stages.setdefault("measure", []).append(cost_of(lambda: sources.extend(_measured(files, recipe, work))))  # noqa: B023
-        stages.setdefault("cut", []).append(cost_of(lambda: _cut(sources, recipe, work)))  # noqa: B023
+        stages.setdefault("measure", []).append(cost_of(lambda: sources.extend(measure_files(files, recipe, work))))  # noqa: B023
+        stages.setdefault("cut", []).append(cost_of(lambda: cut_clips(sources, recipe, work)))  # noqa: B023
         limits.append(cost_of(lambda: _limit(sources, recipe, work)))  # noqa: B023
         output = work / f"built-{repeat}"
         finishes = stages.setdefault("finish", [])
-        whole = cost_of(lambda: _whole(_recipe(files, output, options), work, finishes))  # noqa: B023
-        totals.append(whole)
-        walls.append(whole.cpu_seconds / whole.wall_seconds)
+        total = cost_of(lambda: _run_build(recipe_for(files, output, options), work, finishes))  # noqa: B023
+        totals.append(total)
+        busy_cores.append(total.cpu_seconds / total.wall_seconds)
         seconds = sum(source.video.decoded_seconds for source in sources)
-        kept = sum(len(source.kept) for source in sources)
+        num_kept = sum(len(source.kept) for source in sources)
         shutil.rmtree(output, ignore_errors=True)
     sizes = sorted(
         {f"{s.video.facts.video.width}x{s.video.facts.video.height}" for s in sources if s.video.facts.video}
     )
     print(
-        f"{len(files)} files, {len(sources)} measured, {seconds:.1f} source seconds ({', '.join(sizes)}), {kept} clips kept"
+        f"{len(files)} files, {len(sources)} measured, {seconds:.1f} source seconds ({', '.join(sizes)}), {num_kept} clips kept"
     )
     print(
         f"renditions {', '.join(r.name for r in recipe.cut.renditions)}, {recipe.cut.codec} {recipe.cut.preset} {recipe.cut.quality}"
     )
-    print(f"{'':<34}{'CPU s':>9}{'CPU s per source s':>21}{'source s per CPU s':>20}{'to the limit':>14}")
-    limit = statistics.median(cost.cpu_seconds for cost in limits)
+    print(f"{'':<34}{'CPU s':>9}{'CPU s per source s':>21}{'source s per CPU s':>20}{'of the limit':>14}")
+    limit_cpu_seconds = statistics.median(cost.cpu_seconds for cost in limits)
     rows = [
         ("limit: bare ffmpeg", limits),
         *((f"stage {name}", costs) for name, costs in stages.items()),
@@ -196,34 +194,33 @@ def _report_cost(files: Sequence[Path], work: Path, options: argparse.Namespace)
     ]
     for name, costs in rows:
         cpu = statistics.median(cost.cpu_seconds for cost in costs)
-        print(f"{name:<34}{cpu:>9.2f}{cpu / seconds:>21.3f}{seconds / cpu:>20.1f}{cpu / limit:>14.2f}")
-    ratios = sorted(whole.cpu_seconds / bare.cpu_seconds for whole, bare in zip(totals, limits, strict=True))
+        print(f"{name:<34}{cpu:>9.2f}{cpu / seconds:>21.3f}{seconds / cpu:>20.1f}{cpu / limit_cpu_seconds:>14.2f}")
+    ratios = sorted(total.cpu_seconds / limit.cpu_seconds for total, limit in zip(totals, limits, strict=True))
     print(
-        f"whole build to the limit, each repeat: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median {statistics.median(ratios):.2f}"
+        f"whole build / limit, each repeat: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median {statistics.median(ratios):.2f}"
     )
-    _report_apart(files, sources, seconds, work, options)
-    print(f"cores busy in the whole build: {statistics.median(walls):.2f} of {len(os.sched_getaffinity(0))}")
+    _report_separately(files, sources, seconds, work, options)
+    print(f"cores busy in the whole build: {statistics.median(busy_cores):.2f} of {len(os.sched_getaffinity(0))}")
 
 
-def _report_apart(
+def _report_separately(
     files: Sequence[Path], sources: Sequence[MeasuredFile], seconds: float, work: Path, options: argparse.Namespace
 ) -> None:
-    """Download and embedding, which are no part of the comparison."""
+    """Prints the costs of download and embedding, which are not part of the comparison."""
     store, hosts = DownloadStore(work / "store"), DownloadSettings().host_gate()
     with serve_folder(files[0].parent) as url:
         links = [Source(f"s{number}", url + quote(file.name)) for number, file in enumerate(files)]
-        fetched = cost_of(lambda: [fetch(link, store, DownloadSettings(), hosts) for link in links])
+        download = cost_of(lambda: [fetch(link, store, DownloadSettings(), hosts) for link in links])
     store.close()
-    print(f"{'apart: download, with its server':<34}{fetched.cpu_seconds:>9.2f}{fetched.cpu_seconds / seconds:>21.3f}")
+    print(f"{'download, with its server':<34}{download.cpu_seconds:>9.2f}{download.cpu_seconds / seconds:>21.3f}")
     if options.embed == "none":
         return
     pair = _random_pair(options.embed, work)
-    few = [source for source in sources if source.video.clips][:4]
-    embedded = cost_of(lambda: _embed(few, pair, work))
-    of_seconds = sum(source.video.decoded_seconds for source in few)
-    per_second = embedded.cpu_seconds / of_seconds
-    row = f"{'apart: embedding, ' + options.embed:<34}{per_second * seconds:>9.2f}{per_second:>21.3f}"
-    print(f"{row}   (random weights, from {len(few)} files)")
+    embedded = [source for source in sources if source.video.clips][:4]
+    embedding = cost_of(lambda: _embed(embedded, pair, work))
+    per_second = embedding.cpu_seconds / sum(source.video.decoded_seconds for source in embedded)
+    row = f"{'embedding, ' + options.embed:<34}{per_second * seconds:>9.2f}{per_second:>21.3f}"
+    print(f"{row}   (random weights, from {len(embedded)} files)")
 
 
 def _random_pair(model: str, work: Path) -> EncoderPair:
@@ -247,21 +244,21 @@ def _random_pair(model: str, work: Path) -> EncoderPair:
 def _embed(sources: Sequence[MeasuredFile], pair: EncoderPair, work: Path) -> None:
     for source in sources:
         spans = [(clip.span.start_seconds, clip.span.end_seconds) for clip in source.video.clips]
-        previews = work / f"{source.path.name}.npz", work / f"{source.path.name}.flac"
-        with previews[0].open("rb") as frames, previews[1].open("rb") as sound:
+        frames_path, sound_path = work / f"{source.path.name}.npz", work / f"{source.path.name}.flac"
+        with frames_path.open("rb") as frames, sound_path.open("rb") as sound:
             pair.embed_clips(read_frames(frames, spans, 8), read_sounds(sound, spans), SAMPLE_RATE_HZ)
 
 
-def _comparable(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Path]:
-    """The files that both sides survive, after everything was done once, uncounted. Says which are left out, and why.
+def comparable_files(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Path]:
+    """The files that can be compared. Runs both sides once without counting, and prints each file that one side cannot process.
 
-    What a build rejects or fails costs it time as well, and stays. Raises SystemExit where nothing can be compared.
+    Files that a build rejects, or fails on, stay: they cost it time as well. Raises SystemExit where nothing can be compared.
     """
     left_out: dict[Path, str] = {}
-    sources = _measured(files, recipe, work)
+    sources = measure_files(files, recipe, work)
     for source in sources:
         try:
-            _cut([source], recipe, work)
+            cut_clips([source], recipe, work)
             _limit([source], recipe, work)
         except ClipError as error:
             left_out[source.path] = f"a clip cannot be cut: {error.code}: {error}"
@@ -275,12 +272,12 @@ def _comparable(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[
 
 
 def _last_line(text: str | None) -> str:
-    return ((text or "").strip().splitlines() or ["it says nothing"])[-1]
+    return ((text or "").strip().splitlines() or ["no message"])[-1]
 
 
-def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[MeasuredFile]:
-    """The sources that a build would measure to their end."""
-    found = []
+def measure_files(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[MeasuredFile]:
+    """Measures the files. Leaves out those that a build would reject or fail on before it has measured them completely."""
+    measured = []
     for path in files:
         try:
             facts = probe(path)
@@ -291,14 +288,16 @@ def _measured(files: Sequence[Path], recipe: BuildRecipe, work: Path) -> list[Me
                 frames_out=work / f"{path.name}.npz", sound_out=work / f"{path.name}.flac",
             )  # fmt: skip
         except ClipError:
-            continue  # the build has a word for it, and goes on
+            continue  # a build records the failure, and goes on
         size = (facts.video.width, facts.video.height) if facts.video else (0, 0)
         verdicts = [judge_clip(clip.picture, clip.sound, None, size, recipe.judge) for clip in video.clips]
-        found.append(MeasuredFile(path, facts, video, tuple(i for i, verdict in enumerate(verdicts) if verdict.kept)))
-    return found
+        measured.append(
+            MeasuredFile(path, facts, video, tuple(i for i, verdict in enumerate(verdicts) if verdict.kept))
+        )
+    return measured
 
 
-def _cut(sources: Sequence[MeasuredFile], recipe: BuildRecipe, work: Path) -> None:
+def cut_clips(sources: Sequence[MeasuredFile], recipe: BuildRecipe, work: Path) -> None:
     folder = work / "cut"
     folder.mkdir(exist_ok=True)
     for source in sources:
@@ -309,7 +308,7 @@ def _cut(sources: Sequence[MeasuredFile], recipe: BuildRecipe, work: Path) -> No
 
 
 def _limit(sources: Sequence[MeasuredFile], recipe: BuildRecipe, work: Path) -> None:
-    """One ffmpeg per source: one decode, the kept clips as outputs, the same sizes and encoder settings."""
+    """Runs one ffmpeg for each source: one decode, the kept clips as outputs, with a build's sizes and encoder settings."""
     folder = work / "limit"
     folder.mkdir(exist_ok=True)
     cut = recipe.cut
@@ -340,11 +339,11 @@ def _limit(sources: Sequence[MeasuredFile], recipe: BuildRecipe, work: Path) -> 
                 command += ["-c:a", "aac", "-b:a", str(cut.aac_bits_per_second), "-ar", str(cut.sample_rate_hz)]
                 command += [str(folder / f"{index}-{rendition.name}.mp4")]
             begin, end, seconds = clip.span.start_seconds, clip.span.end_seconds, clip.span.duration_seconds
-            # filled up where the sound ends before the picture, and in even blocks (FLAC takes none of under 16), as a build does
-            even = (
+            # as in a build: silence where the sound ends before the picture, and blocks of one size (FLAC's minimum is 16 samples)
+            sound_filter = (
                 f"atrim=start={begin}:end={end},asetpts=PTS-STARTPTS,apad=whole_dur={seconds},asetnsamples=n=4096:p=0"
             )
-            command += ["-map", sound_track, "-af", even, "-c:a", "flac", "-ar", str(cut.sample_rate_hz)]
+            command += ["-map", sound_track, "-af", sound_filter, "-c:a", "flac", "-ar", str(cut.sample_rate_hz)]
             command += [str(folder / f"{index}.flac")]
         if not source.kept:
             command += ["-map", picture_track, "-f", "null", "-"]
@@ -357,15 +356,15 @@ def _report_memory(count: int, files: Sequence[Path], work: Path, options: argpa
     copies = []
     for number in range(count):
         copy = folder / f"{number:05d}{files[number % len(files)].suffix}"
-        # an empty MP4 box at the end changes the content, not the video
+        # an MP4 box at the end changes the file's bytes, but not the video
         copy.write_bytes(
             files[number % len(files)].read_bytes() + (12).to_bytes(4, "big") + b"free" + number.to_bytes(4, "big")
         )
         copies.append(copy)
-    peak = Peak(_build_apart(_recipe(copies, work / f"memory-{count}", options), work))
+    peak = Peak(_start_build(recipe_for(copies, work / f"memory-{count}", options), work))
     peak.watch()
     print(
-        f"{count:>6} sources: peak of all processes together {peak.together_mb:.0f} MB, of the largest one {peak.largest_mb:.0f} MB"
+        f"{count:>6} sources: peak of all processes together {peak.together_mb:.0f} MB, of the largest process {peak.largest_mb:.0f} MB"
     )
     shutil.rmtree(folder)
     shutil.rmtree(work / f"memory-{count}", ignore_errors=True)

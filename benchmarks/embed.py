@@ -1,11 +1,11 @@
-"""Cost of embedding for each encoder pair and way of running it, and its share of a build.
+"""Measures the cost of embedding for each encoder pair and way of running it, and its share of a build.
 
 python -m benchmarks.embed                          synthetic sources, rendered at 1080p
 python -m benchmarks.embed --folder FOLDER          real files
 
-ViT-B/32 with ResNet-18 has random weights, which cost what trained ones do. Every way of running is a process of its own; the ways
-take turns, and the medians and ratios are of one run. Reading the small frames and the sound is part of it, loading the weights is not.
-Where there is a GPU, it embeds batches of clips, as a build lets it; the other ways are the CPU's.
+ViT-B/32 with ResNet-18 has random weights, which cost as much as trained ones. Every way of running uses processes of its own. The ways
+take turns, so that the ratios compare costs of the same repeat. Reading the preview frames and the sound is counted, loading the weights
+is not. A GPU, if there is one, embeds batches of clips, as in a build; all other ways run on the CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.build import RECIPE, MeasuredFile, _cut, _files, _measured, _recipe, _rendered
+from benchmarks.build import RECIPE, MeasuredFile, cut_clips, measure_files, media_files, recipe_for, render_samples
 from benchmarks.processes import Cost, cost_of
 from pipeline.encoders.pair import EncoderPair, EncoderPairSettings, load_pair
 from pipeline.measure.previews import read_frames, read_sounds
@@ -43,7 +43,7 @@ class Way:
     num_processes: int = 1
     num_threads: int = 2
     plain: bool = False
-    """Whether the layers stay as PyTorch has them, as they must where gradients pass through them."""
+    """Whether the layers stay as PyTorch builds them, without the optimizations for inference."""
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clips", type=int, default=12, help="clips that each way embeds")
-    parser.add_argument("--files", type=int, default=6, help="files at the most")
+    parser.add_argument("--clips", type=int, default=12, help="number of clips that each way embeds")
+    parser.add_argument("--files", type=int, default=6, help="largest number of files")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -61,7 +61,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="hearscape-bench-") as name:
         work = Path(name)
-        files = _files(options.folder) if options.folder else _rendered(work / "rendered")
+        files = media_files(options.folder) if options.folder else render_samples(work / "rendered")
         _report(files[: options.files], work, options)
 
 
@@ -78,7 +78,7 @@ def _ways(work: Path) -> list[Way]:
         *on_gpu,
         Way(f"{PACKAGED}, 2 threads", {}),
         Way(f"{PACKAGED}, 2 processes of 1", {}, 2, 1),
-        Way(f"{VIT}, as PyTorch has it", vit, plain=True),
+        Way(f"{VIT}, not optimized", vit, plain=True),
         Way(f"{VIT}, fp32", vit),
         Way(f"{VIT}, fp32, 2 processes of 1", vit, 2, 1),
         Way(f"{VIT}, bf16", {**vit, "precision": "bf16"}),
@@ -106,7 +106,7 @@ def _random_weights(work: Path) -> dict[str, Any]:
 
 
 def _report(files: Sequence[Path], work: Path, options: argparse.Namespace) -> None:
-    recipe = _recipe(files, work / "unused", options)
+    recipe = recipe_for(files, work / "unused", options)
     sources: list[MeasuredFile] = []
     stages: dict[str, list[Cost]] = {"bare decode": [], "measure": [], "cut": []}
     ways = _ways(work)
@@ -114,12 +114,13 @@ def _report(files: Sequence[Path], work: Path, options: argparse.Namespace) -> N
     jobs: list[dict[str, Any]] = []
     for _ in range(options.repeats):
         sources.clear()
-        stages["measure"].append(cost_of(lambda: sources.extend(_measured(files, recipe, work))))
+        stages["measure"].append(cost_of(lambda: sources.extend(measure_files(files, recipe, work))))
         stages["bare decode"].append(cost_of(lambda: _decode(sources)))
-        stages["cut"].append(cost_of(lambda: _cut(sources, recipe, work)))
+        stages["cut"].append(cost_of(lambda: cut_clips(sources, recipe, work)))
         jobs = _jobs(sources, work, options.clips)
         for way in ways:
-            embedded[way.name].append(cost := _cost(way, jobs, work))
+            cost = _cost(way, jobs, work)
+            embedded[way.name].append(cost)
             print(f"{way.name}: {cost.cpu_seconds:.2f} CPU s, {cost.wall_seconds:.2f} s", file=sys.stderr, flush=True)
     seconds = sum(source.video.decoded_seconds for source in sources)
     print(
@@ -136,29 +137,29 @@ def _report(files: Sequence[Path], work: Path, options: argparse.Namespace) -> N
         speed = statistics.median(len(jobs) / cost.wall_seconds for cost in costs)
         cpu = statistics.median(cost.cpu_seconds for cost in costs) / len(jobs)
         shares = [
-            own / (own + measure + cut)
-            for own, measure, cut in zip(per_second[name], per_second["measure"], per_second["cut"], strict=True)
+            embed / (embed + measure + cut)
+            for embed, measure, cut in zip(per_second[name], per_second["measure"], per_second["cut"], strict=True)
         ]
         print(
             f"{name:<46}{speed:>9.2f}{cpu:>16.3f}{statistics.median(per_second[name]):>20.4f}{statistics.median(shares):>20.1%}"
         )
     for name in (way.name for way in ways if way.name.startswith(PACKAGED)):
-        ratios = [own / decode for own, decode in zip(per_second[name], per_second["bare decode"], strict=True)]
-        each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        ratios = [embed / decode for embed, decode in zip(per_second[name], per_second["bare decode"], strict=True)]
+        ratio_texts = ", ".join(f"{ratio:.3f}" for ratio in ratios)
         print(
-            f"{name} to the bare decode, each repeat: {each}; median {statistics.median(ratios):.3f} (to stay below 0.333)"
+            f"{name} / bare decode, each repeat: {ratio_texts}; median {statistics.median(ratios):.3f} (limit: below 0.333)"
         )
 
 
 def _decode(sources: Sequence[MeasuredFile]) -> None:
-    """Every picture and all sound, as the build decodes them, and nothing done with them."""
+    """Decodes every picture and all sound as a build does, and does nothing with them."""
     for source in sources:
         for _ in Decoding(source.path, sample_rate_hz=SAMPLE_RATE_HZ):
             pass
 
 
 def _jobs(sources: Sequence[MeasuredFile], work: Path, num_clips: int) -> list[dict[str, Any]]:
-    """Clips of all sources in turn."""
+    """The first ``num_clips`` clips: the first clip of every source, then the second of every source, and so on."""
     jobs = [
         (index, {
             "frames": str(work / f"{source.path.name}.npz"),
@@ -168,7 +169,7 @@ def _jobs(sources: Sequence[MeasuredFile], work: Path, num_clips: int) -> list[d
         for source in sources
         for index, clip in enumerate(source.video.clips)
     ]  # fmt: skip
-    return [job for _, job in sorted(jobs, key=lambda job: job[0])][:num_clips]
+    return [job for _, job in sorted(jobs, key=lambda indexed: indexed[0])][:num_clips]
 
 
 def _seconds(jobs: Sequence[dict[str, Any]]) -> float:
@@ -176,18 +177,18 @@ def _seconds(jobs: Sequence[dict[str, Any]]) -> float:
 
 
 def _cost(way: Way, jobs: Sequence[dict[str, Any]], work: Path) -> Cost:
-    """All processes load first, then start together."""
+    """The cost of embedding all jobs. All processes load first, then start together."""
     children = []
     for number in range(way.num_processes):
         path = work / f"job-{number}.json"
-        own = jobs[number :: way.num_processes]
+        share = jobs[number :: way.num_processes]
         path.write_text(
-            json.dumps({"pair": {**way.pair, "num_threads": way.num_threads}, "plain": way.plain, "jobs": own})
+            json.dumps({"pair": {**way.pair, "num_threads": way.num_threads}, "plain": way.plain, "jobs": share})
         )
         command = [sys.executable, "-m", "benchmarks.embed", "--child", str(path)]
-        waiting = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in the build
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in a build
         children.append(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=waiting)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         )
     for child in children:
         assert child.stdout is not None
@@ -205,7 +206,7 @@ def _cost(way: Way, jobs: Sequence[dict[str, Any]], work: Path) -> Cost:
 
 
 def _embed(job: dict[str, Any]) -> None:
-    """A process of its own: loads, embeds one clip, says that it is ready, waits, embeds all."""
+    """The work of a child process: loads, embeds one clip, prints ``ready``, waits for a line, embeds all, and prints the cost."""
     settings = EncoderPairSettings.model_validate(job["pair"])
     pair = load_pair(settings)
     if job["plain"]:

@@ -1,10 +1,10 @@
-"""Cost of a step of each stage of a fit: time, waiting for data and memory, with one rank and with several.
+"""Measures the cost of a step of each stage of a fit: time, waiting for data and memory, with one rank and with several.
 
 python -m benchmarks.fit --shards manifests/demo                        the tiny recipe, 1 and 2 ranks
 python -m benchmarks.fit --shards manifests/ --recipe R.toml --ranks 1  any recipe
 
-Each stage runs for a few seconds' worth of samples, in a new folder, its validation at its end alone. The first tick of a stage,
-in which processes start and memory is first touched, is left out. CPU seconds are those of all ranks and readers together.
+Each stage makes ``--steps`` steps in a new folder, and validates only at the end. The first tick of a stage, in which processes start
+and memory is first used, is left out. CPU seconds are those of all ranks and readers together.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RECIPE = Path("manifests/recipes/fit-tiny.toml")
 
 @dataclass(frozen=True, slots=True)
 class StageTiming:
-    """Medians over the ticks of a stage, and what its command took in all, its start and validation included."""
+    """The cost of a stage: medians over its ticks, and the cost of the whole command."""
 
     stage: str
     ranks: int
@@ -38,7 +38,9 @@ class StageTiming:
     step_ms: float
     data_wait_share: float
     memory_bytes: float
+    """Largest value of the ticks, of rank 0."""
     whole: Cost
+    """Start and validation included."""
 
 
 def main() -> None:
@@ -69,13 +71,13 @@ def main() -> None:
 
 def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespace, out: Path) -> StageTiming:
     per_step = samples_per_step(name, recipe)
-    wanted = per_step * options.steps
+    num_samples = per_step * options.steps
     changes = [
         *options.set,
         "run.tick_seconds=1.0",
-        f"{name}.num_samples={wanted}",
-        f"{name}.validate_every_samples={wanted}",
-        f"{name}.save_every_samples={wanted}",
+        f"{name}.num_samples={num_samples}",
+        f"{name}.validate_every_samples={num_samples}",
+        f"{name}.save_every_samples={num_samples}",
     ]
     words = ["-m", "trainer.fit", "--shards", options.shards, "--recipe", str(options.recipe), "--stages", name]
     words += ["--out", str(out), *(word for change in changes for word in ("--set", change))]
@@ -83,12 +85,12 @@ def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespa
         words = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", *words]
     whole = cost_of(lambda: _run([sys.executable, *words]))
     ticks = _ticks(out, name)
-    rate = statistics.median(float(tick["samples_per_second"]) for tick in ticks)
+    samples_per_second = statistics.median(float(tick["samples_per_second"]) for tick in ticks)
     return StageTiming(
         stage=name,
         ranks=ranks,
-        samples_per_second=rate,
-        step_ms=1000 * per_step / rate,
+        samples_per_second=samples_per_second,
+        step_ms=1000 * per_step / samples_per_second,
         data_wait_share=statistics.median(float(tick["data_wait_share"]) for tick in ticks),
         memory_bytes=max(float(tick["memory_bytes"]) for tick in ticks),
         whole=whole,
@@ -96,7 +98,7 @@ def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespa
 
 
 def samples_per_step(name: str, recipe: FitRecipe) -> int:
-    """What a stage counts in a step of all ranks: pictures in the prior stage, clips in the others."""
+    """Samples of one step of all ranks: pictures in the prior stage, clips in the others."""
     if name == "prior":
         return recipe.prior.batch_size * (1 if recipe.prior.pictures else recipe.prior.frames_per_clip)
     if name == "align":
@@ -107,12 +109,13 @@ def samples_per_step(name: str, recipe: FitRecipe) -> int:
 
 def _run(command: Sequence[str]) -> None:
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **threads})
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **threads})
+    if result.returncode:
+        sys.exit(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr[-3000:]}")
 
 
 def _ticks(out: Path, stage: str) -> list[dict[str, float | str]]:
+    """The ticks of a stage in ``stats.jsonl`` without the first; that one alone if there is no other."""
     lines = [json.loads(line) for line in (out / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
     ticks = [line for line in lines if line["stage"] == stage and line["kind"] == "tick"]
     return ticks[1:] or ticks

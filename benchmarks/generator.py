@@ -1,14 +1,14 @@
-"""Images a second and peak memory of the generators, in every form that they can run in.
+"""Measures images a second and peak memory of the generators, in every form in which they can run.
 
     python -m benchmarks.generator                            StyleGAN2, StyleGAN3-T and -R: 256 pixels on a GPU, 64 without
-    python -m benchmarks.generator --official FOLDER          beside NVIDIA's code, where its source lies in FOLDER
-    python -m benchmarks.generator --forms default            only the form that ``build_generator`` makes unasked
+    python -m benchmarks.generator --official FOLDER          compared with NVIDIA's code, whose source is in FOLDER
+    python -m benchmarks.generator --forms default            only the default form of ``build_generator``
     python -m benchmarks.generator --resolution 256 --channel-max 512 --batch 1 --repeats 1 --case-seconds 300
                                                               the published widths without a GPU: hours
 
-Every case runs in a process of its own: peak memory is the device's on a GPU, and without one the growth of the
-process's largest resident size. Times are the median of ``--repeats`` runs after a warm-up; compiling is not counted.
-Images in a CPU second are what to compare on a machine that does other work too.
+Every case runs in a process of its own. Peak memory is that of the GPU; without one, the growth of the process's peak resident size.
+Times are the median of ``--repeats`` runs after a warm-up; compiling is not counted. On a machine that does other work too, compare
+images in a CPU second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from trainer.model.stylegan3 import FirForm
 NETWORKS = ("stylegan2", "stylegan3-t", "stylegan3-r")
 CASE_SECONDS = 900.0
 DEFAULT_FORM = ("scaled", True, "convolution", False)
-"""Convolution, channels last, FIR and recomputation of ``build_generator``."""
+"""The default form of ``build_generator``: ``form``, ``channels_last``, ``fir`` and ``recompute`` of a case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +56,22 @@ class Case:
     compiled: bool
     mixed: bool
     official: str | None = None
-    """Folder of NVIDIA's source."""
+    """Folder of NVIDIA's source. None: this project's network."""
 
 
 def case_config(case: Case) -> GeneratorConfig:
-    """The published widths, at most ``channel_max``; R has twice as many, as published."""
+    """The configuration with the published widths, limited to ``channel_max``. StyleGAN3-R has twice the widths, as published."""
     base = 32768 if case.resolution > 256 else 16384
     if case.network == "stylegan2":
         values: dict[str, Any] = {"kind": "stylegan2", "channel_base": base, "channel_max": case.channel_max}
     else:
-        rotation = case.network.endswith("r")
+        is_r = case.network.endswith("r")
         values = {
             "kind": "stylegan3",
-            "channel_base": base * (2 if rotation else 1),
-            "channel_max": case.channel_max * (2 if rotation else 1),
-            "conv_kernel": 1 if rotation else 3,
-            "radial_filters": rotation,
+            "channel_base": base * (2 if is_r else 1),
+            "channel_max": case.channel_max * (2 if is_r else 1),
+            "conv_kernel": 1 if is_r else 3,
+            "radial_filters": is_r,
             "mapping_layers": 2,
         }
     return GeneratorConfig(resolution=case.resolution, num_half=4 if case.mixed else 0, conv_clamp=256, **values)
@@ -97,7 +97,7 @@ def network_of(case: Case) -> nn.Module:
 
 
 def _official(case: Case, config: GeneratorConfig) -> nn.Module:
-    """NVIDIA's network of the same size, from its own source; its CUDA extensions are built when it first runs."""
+    """NVIDIA's synthesis network of the same size, from its own source. Its CUDA extensions are built when it first runs."""
     sys.path.insert(0, str(case.official))
     shared = {
         "w_dim": config.w_dim,
@@ -117,7 +117,7 @@ def _official(case: Case, config: GeneratorConfig) -> nn.Module:
 
 
 def measure(case: Case, repeats: int) -> dict[str, float]:
-    """Images a second and peak memory in MB."""
+    """The figures of a case: ``images_s``, ``images_cpu_s``, ``peak_mb`` and ``first_seconds``, the time of the first step."""
     torch.manual_seed(0)
     network = network_of(case)
     num_ws = network.num_ws
@@ -133,7 +133,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
         torch.autograd.backward(run(ws).square().mean())
         network.zero_grad(set_to_none=True)
 
-    before = _resident_mb()
+    resident_before_mb = _peak_resident_mb()
     started = time.perf_counter()
     step()
     _finish(case.device)
@@ -142,34 +142,35 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
         step()
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    walls, cpus = [], []
+    wall_seconds, cpu_seconds = [], []
     for _ in range(repeats):
-        started, used = time.perf_counter(), time.process_time()
+        started, started_cpu = time.perf_counter(), time.process_time()
         step()
         _finish(case.device)
-        walls.append(time.perf_counter() - started)
-        cpus.append(time.process_time() - used)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if case.device == "cuda" else _resident_mb() - before
+        wall_seconds.append(time.perf_counter() - started)
+        cpu_seconds.append(time.process_time() - started_cpu)
+    growth_mb = _peak_resident_mb() - resident_before_mb
     return {
-        "images_s": case.batch / statistics.median(walls),
-        "images_cpu_s": case.batch / statistics.median(cpus),
-        "peak_mb": peak,
+        "images_s": case.batch / statistics.median(wall_seconds),
+        "images_cpu_s": case.batch / statistics.median(cpu_seconds),
+        "peak_mb": torch.cuda.max_memory_allocated() / 2**20 if case.device == "cuda" else growth_mb,
         "first_seconds": first_seconds,
     }
 
 
-def _resident_mb() -> float:
+def _peak_resident_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _finish(device: str) -> None:
+    """Waits until the GPU has done its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def cases_of(options: argparse.Namespace) -> Iterator[Case]:
-    """Every form that was asked for, and official code beside each of its kinds."""
-    for network, backward, mixed in itertools.product(options.networks, (False, True), options.precisions):
+    """The cases of every chosen form, and of NVIDIA's code for each of its networks."""
+    for network, backward, precision in itertools.product(options.networks, (False, True), options.precisions):
         shared: dict[str, Any] = {
             "network": network,
             "resolution": options.resolution,
@@ -177,27 +178,27 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
             "batch": options.batch,
             "device": options.device,
             "backward": backward,
-            "mixed": mixed == "mixed",
+            "mixed": precision == "mixed",
         }
         firs: tuple[FirForm, ...] = ("convolution", "matrix") if network == "stylegan3-t" else ("convolution",)
-        for form, last, fir, recompute, compiled in itertools.product(
+        for form, channels_last, fir, recompute, mode in itertools.product(
             ("scaled", "grouped"),
             (False, True),
             firs,
             (False, True) if backward and network != "stylegan2" else (False,),
             options.compile,
         ):
-            if fir == "matrix" and last:
-                continue  # the matrices want rows and columns last
-            if options.forms == "default" and (form, last, fir, recompute) != DEFAULT_FORM:
+            if fir == "matrix" and channels_last:
+                continue  # the matrix form needs rows and columns as the last dimensions
+            if options.forms == "default" and (form, channels_last, fir, recompute) != DEFAULT_FORM:
                 continue
             yield Case(
                 **shared,
                 form=form,
-                channels_last=last,
+                channels_last=channels_last,
                 fir=fir,
                 recompute=recompute,
-                compiled=compiled == "compile",
+                compiled=mode == "compile",
             )
         if options.official:
             yield Case(
@@ -227,7 +228,7 @@ def table_row(case: Case, figures: dict[str, float] | None, problem: str = "") -
 
 
 def main() -> int:
-    """Prints the table; 1 when a case failed."""
+    """Prints the table. Returns 1 if a case failed."""
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
@@ -235,15 +236,15 @@ def main() -> int:
     parser.add_argument("--channel-max", type=int, default=512 if on_gpu else 128)
     parser.add_argument("--batch", type=int, default=16 if on_gpu else 4)
     parser.add_argument("--repeats", type=int, default=10 if on_gpu else 5)
-    parser.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="a case that takes longer is given up")
+    parser.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="a case that takes longer is stopped")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "mixed"], choices=["fp32", "mixed"])
     parser.add_argument("--compile", nargs="+", default=["eager", "compile"], choices=["eager", "compile"])
     parser.add_argument(
-        "--forms", default="all", choices=["all", "default"], help="what of the networks' insides is tried"
+        "--forms", default="all", choices=["all", "default"], help="the forms of the networks to measure"
     )
     parser.add_argument("--official", type=Path, help="folder of NVIDIA's source of stylegan3, on a GPU")
-    parser.add_argument("--json", type=Path, help="also write every case with its numbers, one a line")
+    parser.add_argument("--json", type=Path, help="also append every case with its figures to this file, one a line")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -265,18 +266,18 @@ def main() -> int:
 
 
 def in_own_process(case: Case, repeats: int, limit_seconds: float) -> tuple[dict[str, float] | None, str]:
-    """The numbers of a case, or why there are none."""
+    """Measures a case in a process of its own. Returns its figures, or None and the reason why there are none."""
     command = [sys.executable, "-m", "benchmarks.generator", "--repeats", str(repeats), "--case"]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, json.dumps(asdict(case))], capture_output=True, text=True, timeout=limit_seconds, check=False
         )
     except subprocess.TimeoutExpired:
         return None, f"more than {limit_seconds:g} s"
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:120]
-    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return numbers, ""
+    if result.returncode:
+        return None, (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1][:120]
+    figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return figures, ""
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What Prefect costs a build: sources that an earlier run has finished, and one that is really built.
+"""Measures the cost of Prefect in a build with many sources that an earlier run has finished, and one to build.
 
 python -m benchmarks.prefect_overhead               1,000 finished sources, then 10,000
 python -m benchmarks.prefect_overhead 10000 100000
 
-The command ``python -m flows.build_dataset`` (its own server on a new database, the flow, one batch, the tables) beside the same
-build without Prefect. What an earlier run would have left is written here: every source but one was rejected, as it has no sound.
+Compares the command ``python -m flows.build_dataset`` (its own server on a new database, the flow, one batch, the tables) with the same
+build without Prefect. The records of the earlier run are written here: every source but one was rejected because it has no sound.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def _report(count: int, film: Path, work: Path) -> None:
     started = datetime.now(UTC)
     home = work / "prefect"
     flow = _run(["flows.build_dataset", *words], {"PREFECT_HOME": str(home)})
-    moments = {**_moments(home / "prefect.db"), "end of the command": started.timestamp() + flow.cost.wall_seconds}
+    times = {**_run_times(home / "prefect.db"), "end of the command": started.timestamp() + flow.cost.wall_seconds}
     print(f"{count} finished sources, and one to build")
-    print(f"{'':<20}{'wall s':>9}{'CPU s':>9}{'MB, all processes':>20}{'MB, the one that plans':>25}")
+    print(f"{'':<20}{'wall s':>9}{'CPU s':>9}{'MB, all processes':>20}{'MB, first process':>25}")
     for name, run in (("with Prefect", flow), ("without", alone)):
         print(_line(name, run.cost, f"{run.together_mb:>20.0f}{run.first_mb:>25.0f}"))
     difference = Cost(flow.cost.cpu_seconds - alone.cost.cpu_seconds, flow.cost.wall_seconds - alone.cost.wall_seconds)
     print(_line("Prefect", difference))
     print("seconds from the start of the command to:", end=" ")
-    print(", ".join(f"{name} {moment - started.timestamp():.1f}" for name, moment in moments.items()), flush=True)
+    print(", ".join(f"{name} {instant - started.timestamp():.1f}" for name, instant in times.items()), flush=True)
     shutil.rmtree(work)
 
 
@@ -76,13 +76,13 @@ def _line(name: str, cost: Cost, rest: str = "") -> str:
 
 
 def _prepare(count: int, film: Path, work: Path) -> list[str]:
-    """An output with the records of ``count`` finished sources, twice; the value is what to change in the recipe."""
+    """Writes an output with the records of ``count`` finished sources, and a copy of it. Returns the changes of the recipe."""
     work.mkdir()
-    listed = work / "sources.jsonl"
+    source_list = work / "sources.jsonl"
     rows = [{"id": f"s{number:06d}", "url": f"https://example.org/{number:06d}.mp4"} for number in range(count)]
-    listed.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": BUILT_ID, "path": str(film)}]))
+    source_list.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": BUILT_ID, "path": str(film)}]))
     changes = [
-        f'sources=["{listed}"]',
+        f'sources=["{source_list}"]',
         f'output="{work / "output"}"',
         "probe.min_short_side_px=200",
         "clips.length_seconds=4.0",
@@ -109,45 +109,45 @@ def _finish(recipe: BuildRecipe, film: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """A command: its cost, and the most memory of all its processes and of the first."""
+class CommandCost:
+    """The cost of a command, and the peak memory of all its processes together and of the first one."""
 
     cost: Cost
     together_mb: float
     first_mb: float
 
 
-def _run(words: Sequence[str], more: Mapping[str, str]) -> Ran:
-    """Runs a module in a process of its own, with nothing of the caller's Prefect."""
+def _run(words: Sequence[str], variables: Mapping[str, str]) -> CommandCost:
+    """Runs a module in a process of its own, without the Prefect variables of this process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     peaks: list[Peak] = []
 
     def work() -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words], env={**environment, **more}, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", *words], env={**environment, **variables}, stdout=subprocess.DEVNULL
         )
         peaks.append(Peak(process))
         peaks[0].watch()
 
     cost = cost_of(work, own=False)
-    return Ran(cost, peaks[0].together_mb, peaks[0].first_mb)
+    return CommandCost(cost, peaks[0].together_mb, peaks[0].first_mb)
 
 
-def _moments(database: Path) -> dict[str, float]:
-    """When the flow run and its only task run began and ended, in seconds since 1970."""
+def _run_times(database: Path) -> dict[str, float]:
+    """Start and end of the flow run and its only task run, in seconds since 1970."""
     connection = sqlite3.connect(database)
     try:
-        ((flow_began, flow_ended),) = connection.execute("select start_time, end_time from flow_run").fetchall()
-        ((task_began, task_ended),) = connection.execute("select start_time, end_time from task_run").fetchall()
+        ((flow_started, flow_ended),) = connection.execute("select start_time, end_time from flow_run").fetchall()
+        ((task_started, task_ended),) = connection.execute("select start_time, end_time from task_run").fetchall()
     finally:
         connection.close()
-    found = {
-        "start of the flow run": flow_began,
-        "start of the batch": task_began,
+    times = {
+        "start of the flow run": flow_started,
+        "start of the batch": task_started,
         "end of the batch": task_ended,
         "end of the flow run": flow_ended,
     }
-    return {name: datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() for name, text in found.items()}
+    return {name: datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() for name, text in times.items()}
 
 
 if __name__ == "__main__":

@@ -26,26 +26,26 @@ class Cost:
 
 def adopt_orphans() -> None:
     """Makes this process the parent of descendants that outlive their own parent, so that their time is counted when they end."""
-    set_child_subreaper = 36  # linux/prctl.h
-    ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
+    pr_set_child_subreaper = 36  # linux/prctl.h
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 
 
 def cpu_seconds(*, own: bool = True) -> float:
-    """User and system time of all ended children of this process, and with ``own`` of itself."""
+    """User and system time of all children of this process that have ended, and with ``own`` of this process too."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()
-    counted = [resource.RUSAGE_CHILDREN, *([resource.RUSAGE_SELF] if own else [])]
-    used = [resource.getrusage(who) for who in counted]
-    return sum(part.ru_utime + part.ru_stime for part in used)
+    processes = [resource.RUSAGE_CHILDREN, *([resource.RUSAGE_SELF] if own else [])]
+    usages = [resource.getrusage(who) for who in processes]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def cost_of(work: Callable[[], Any], *, own: bool = True) -> Cost:
-    """The cost of ``work``. ``own=False`` leaves out the CPU time of this process, such as watching."""
-    cpu, wall = cpu_seconds(own=own), time.monotonic()
+    """Runs ``work``, and returns its cost. ``own=False`` leaves out the CPU time of this process, as when it only watches others."""
+    started_cpu, started = cpu_seconds(own=own), time.monotonic()
     work()
-    took = time.monotonic() - wall
-    return Cost(cpu_seconds(own=own) - cpu, took)
+    elapsed_seconds = time.monotonic() - started
+    return Cost(cpu_seconds(own=own) - started_cpu, elapsed_seconds)
 
 
 class Peak:
@@ -54,10 +54,10 @@ class Peak:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self.together_mb = self.largest_mb = self.first_mb = 0.0
-        """All processes, the largest of them, and the one that started the others."""
+        """Of all processes together, of the largest process, and of the first one, which started the others."""
 
     def watch(self) -> None:
-        """Returns when the process has ended. Exits where it failed."""
+        """Samples until the process has ended. Raises SystemExit if it failed."""
         waiter = threading.Thread(target=self._process.wait)
         waiter.start()
         while waiter.is_alive():
@@ -79,7 +79,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def pss_mb(pid: int) -> float:
-    """Memory in RAM, with shared pages divided among those that share them. 0 when the process has ended."""
+    """Memory in RAM, with shared pages divided among the processes that share them (PSS). 0 if the process has ended."""
     try:
         return float(psutil.Process(pid).memory_full_info().pss) / 2**20
     except psutil.Error:

@@ -1,12 +1,12 @@
-"""Shows what of a dataset depends on the processor: builds the demo's dataset as other processors would, and compares.
+"""Shows what in a dataset depends on the processor: builds the demo's dataset with fewer instructions, and compares.
 
 python -m benchmarks.processors                          every setting below
 python -m benchmarks.processors --only "all of them"
-python -m benchmarks.processors --compare A B            two datasets that are there already
+python -m benchmarks.processors --compare A B            two datasets that exist already
 
-A setting keeps libraries from instructions that this processor has. What has no such switch (ONNX Runtime, FFmpeg's decoders) runs
-as always here; a dataset that another machine built shows that too, with --compare. That the painted sources are the same shows in
-the column video_sha256.
+A setting forbids libraries to use instructions that this processor has. ONNX Runtime and FFmpeg's decoders have no such switch; to
+compare them too, build on another machine and use --compare. Equal values of the column video_sha256 show that the painted sources are
+the same.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """A dataset, and what its build printed."""
+class BuiltDataset:
+    """A dataset, and the lines that its build printed; none for a dataset that existed already."""
 
     folder: Path
     lines: list[str]
 
 
-def build_demo(folder: Path, environment: dict[str, str], cores: Iterable[int]) -> Built:
-    """The demo's dataset, from sources that are rendered anew. Exits where the build fails."""
+def build_demo(folder: Path, environment: dict[str, str], cores: Iterable[int]) -> BuiltDataset:
+    """Builds the demo's dataset from newly rendered sources, on these cores. Raises SystemExit if the build fails."""
     sources = f'["{folder}-sources/sources.csv"]'
     command = [sys.executable, "-m", "flows.demo", "--set", f'output="{folder}"', "--set", f"sources={sources}"]
     allowed = set(cores)
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -60,56 +60,61 @@ def build_demo(folder: Path, environment: dict[str, str], cores: Iterable[int]) 
         check=False,
         preexec_fn=lambda: os.sched_setaffinity(0, allowed),
     )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
-    return Built(folder, [line.replace(str(folder), "OUTPUT") for line in done.stdout.splitlines()])
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {result.returncode}")
+    return BuiltDataset(folder, [line.replace(str(folder), "OUTPUT") for line in result.stdout.splitlines()])
 
 
-def found_at(folder: Path) -> Built:
-    return Built(folder, [])
-
-
-def dataset_differences(first: Built, other: Built) -> list[str]:
-    """What differs, a line each."""
-    found = [f"printed {one!r}, not {two!r}" for one, two in zip(other.lines, first.lines, strict=False) if one != two]
-    one, two = (pq.read_table(built.folder / "samples.parquet").to_pydict() for built in (first, other))
-    if one["key"] != two["key"]:
-        return [*found, f"the clips differ: {len(one['key'])} and {len(two['key'])}"]
-    for name in one:
-        changed = [(a, b) for a, b in zip(one[name], two[name], strict=True) if a != b]
+def dataset_differences(first: BuiltDataset, other: BuiltDataset) -> list[str]:
+    """A line for each difference, and one for the number of equal files."""
+    differences = [
+        f"printed {other_line!r}, not {first_line!r}"
+        for first_line, other_line in zip(first.lines, other.lines, strict=False)
+        if first_line != other_line
+    ]
+    columns, other_columns = (pq.read_table(built.folder / "samples.parquet").to_pydict() for built in (first, other))
+    if columns["key"] != other_columns["key"]:
+        return [*differences, f"the clips differ: {len(columns['key'])} and {len(other_columns['key'])}"]
+    for name in columns:
+        changed = [(a, b) for a, b in zip(columns[name], other_columns[name], strict=True) if a != b]
         if changed:
-            found.append(f"{name}: {len(changed)} of {len(one[name])} clips{_largest(changed)}")
-    found += _embeddings(first.folder, other.folder)
-    same, total = _equal_files(first.folder, other.folder)
-    found.append(f"files equal byte for byte: {same} of {total}")
-    return found
+            differences.append(f"{name}: {len(changed)} of {len(columns[name])} clips{_largest_change(changed)}")
+    differences += _embedding_differences(first.folder, other.folder)
+    num_equal, num_files = _equal_files(first.folder, other.folder)
+    differences.append(f"files equal byte for byte: {num_equal} of {num_files}")
+    return differences
 
 
-def _largest(changed: list[tuple[Any, Any]]) -> str:
+def _largest_change(changed: list[tuple[Any, Any]]) -> str:
+    """The largest difference of numbers, or the first pair of other values."""
     numbers = [(a, b) for a, b in changed if isinstance(a, float) and isinstance(b, float)]
     if not numbers:
-        return f", as {changed[0][0]!r} and {changed[0][1]!r}"
+        return f", such as {changed[0][0]!r} and {changed[0][1]!r}"
     largest = max(numbers, key=lambda pair: abs(pair[0] - pair[1]))
-    return f", by {abs(largest[0] - largest[1]):.2g} at most ({largest[0]:.6g} and {largest[1]:.6g})"
+    return f", by at most {abs(largest[0] - largest[1]):.2g} ({largest[0]:.6g} and {largest[1]:.6g})"
 
 
-def _embeddings(first: Path, other: Path) -> list[str]:
-    found = []
-    one, two = (pq.read_table(folder / "embeddings.parquet") for folder in (first, other))
+def _embedding_differences(first: Path, other: Path) -> list[str]:
+    differences = []
+    table, other_table = (pq.read_table(folder / "embeddings.parquet") for folder in (first, other))
     for name in ("picture", "sound"):
-        a, b = (np.stack(table[name].to_pylist()).astype(np.float64) for table in (one, two))
-        if not np.array_equal(a, b):
-            rows = int((a != b).any(1).sum())
-            found.append(f"{name} embedding: {rows} of {len(a)} clips, a number by {np.abs(a - b).max():.2g} at most")
-    return found
+        rows_ND, other_ND = (np.stack(part[name].to_pylist()).astype(np.float64) for part in (table, other_table))
+        if not np.array_equal(rows_ND, other_ND):
+            num_changed, largest = int((rows_ND != other_ND).any(1).sum()), np.abs(rows_ND - other_ND).max()
+            differences.append(
+                f"{name} embedding: {num_changed} of {len(rows_ND)} clips, a number by at most {largest:.2g}"
+            )
+    return differences
 
 
 def _equal_files(first: Path, other: Path) -> tuple[int, int]:
-    one, two = (_sums(folder) for folder in (first, other))
-    return sum(two.get(name) == sum_ for name, sum_ in one.items()), len(one)
+    """The number of files with equal contents, and of all files of the first dataset."""
+    checksums, other_checksums = (_checksums(folder) for folder in (first, other))
+    return sum(other_checksums.get(name) == sha256 for name, sha256 in checksums.items()), len(checksums)
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _checksums(folder: Path) -> dict[str, str]:
+    """Path -> SHA-256 of every file that the manifest lists."""
     manifest = json.loads((folder / "manifest.json").read_text())
     return {record["path"]: record["sha256"] for record in [*manifest["shards"], *manifest["files"]]}
 
@@ -120,7 +125,8 @@ def main() -> None:
     parser.add_argument("--compare", nargs=2, type=Path, metavar="FOLDER", help="two datasets of the demo's recipe")
     options = parser.parse_args()
     if options.compare:
-        print("\n".join(dataset_differences(*map(found_at, options.compare))))
+        first, other = (BuiltDataset(folder, []) for folder in options.compare)
+        print("\n".join(dataset_differences(first, other)))
         return
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="hearscape-processors-") as name:

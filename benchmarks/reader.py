@@ -1,11 +1,11 @@
-"""Cost of reading a sample: 5 frames at 256 px, and the mel of the same span.
+"""Measures the cost of reading a sample: 5 frames at 256 px, and the mel of the same span.
 
 python -m benchmarks.reader                          sample clips, rendered at 1080p
-python -m benchmarks.reader --folder FOLDER          clips of the real files there whose short side is 1080 px or more
+python -m benchmarks.reader --folder FOLDER          clips of its real files with a short side of 1080 px or more
 
-The reader is held against plain webdataset with PyAV decoding whole clips, and against the least work that could be done: the decode
-of just those frames, that sound and its mel, from files that lie open in memory, on the same times. CPU seconds count every process. All
-contenders run in turn, so that what else the machine does meets them alike; ratios are within one turn, and their median is told.
+The reader is compared with plain webdataset, where PyAV decodes whole clips, and with the least possible work: decoding only the frames
+and the sound of a sample, and its mel, from files in memory. CPU seconds count every process. The methods run in turns, so that other
+work of the machine affects all of them; a ratio compares costs of the same turn, and the median of the ratios is printed.
 """
 
 from __future__ import annotations
@@ -42,30 +42,31 @@ from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm"}
 CLIP_MS = 10_000
-SHORTEST_MS = 2_000
+MIN_MS = 2_000
+"""Shortest clip that is cut."""
 RENDITIONS = (256, 1080)
-SAMPLES_A_TURN = {256: 48, 1080: 12}
-"""At least: each turn goes over the clips again until there are so many."""
+SAMPLES_PER_TURN = {256: 48, 1080: 12}
+"""Rendition -> least number of samples in a turn. All clips are read repeatedly until it is reached."""
 SOUND_HZ = 44_100
 LOG_MEL = LogMel()
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """The members of a sample in memory, and the times of the frames to decode."""
+    """The members of a sample in memory, and the span and the frames to decode."""
 
     mp4: bytes
     flac: bytes
-    start: float
-    seconds: float
-    wanted: tuple[float, ...]
+    start_seconds: float
+    length_seconds: float
+    frame_seconds: tuple[float, ...]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="real files instead of rendered ones")
-    parser.add_argument("--clips", type=int, default=12, help="most clips that are cut")
-    parser.add_argument("--window", type=float, default=10.0, metavar="SECONDS", help="span taken of each clip")
+    parser.add_argument("--clips", type=int, default=12, help="largest number of clips")
+    parser.add_argument("--window", type=float, default=10.0, metavar="SECONDS", help="length of the span that is read")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -81,37 +82,37 @@ def main() -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Those with sound and a large enough landscape picture."""
-    found = []
+    """The files with sound and a short side of at least the largest rendition."""
+    usable = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES:
             facts = probe(path)
-            is_fit = judge_file(facts, None, SHORTEST_MS / 1000, ProbeSettings()).kept
-            if is_fit and facts.video is not None and min(facts.video.width, facts.video.height) >= max(RENDITIONS):
-                found.append(path)
-    return found
+            is_kept = judge_file(facts, None, MIN_MS / 1000, ProbeSettings()).kept
+            if is_kept and facts.video is not None and min(facts.video.width, facts.video.height) >= max(RENDITIONS):
+                usable.append(path)
+    return usable
 
 
 def _rendered(work: Path) -> list[Path]:
     from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415
     from pipeline.synthetic.render import render  # noqa: PLC0415
 
-    chosen = [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:3]
-    for spec in chosen:
+    specs = [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:3]
+    for spec in specs:
         render(spec, work / f"{spec.name}.mp4", scale=3.0)
-    return [work / f"{spec.name}.mp4" for spec in chosen]
+    return [work / f"{spec.name}.mp4" for spec in specs]
 
 
-def _build(files: Sequence[Path], most: int, work: Path) -> tuple[int, float]:
-    """A dataset for each rendition, in its own folder, so that the reader has to take that one. Number and seconds of its clips."""
+def _build(files: Sequence[Path], max_clips: int, work: Path) -> tuple[int, float]:
+    """Writes a dataset for each rendition, so that the reader can take no other. Returns the number of clips and their total seconds."""
     contents: dict[int, dict[str, SampleContent]] = {rendition: {} for rendition in RENDITIONS}
     seconds = 0.0
     for number, path in enumerate(files):
         facts = probe(path)
         assert facts.video is not None
         length_ms = int(facts.duration_seconds * 1000) if facts.duration_seconds else CLIP_MS
-        for start in range(0, length_ms - SHORTEST_MS, CLIP_MS):
-            if len(contents[RENDITIONS[0]]) == most:
+        for start in range(0, length_ms - MIN_MS, CLIP_MS):
+            if len(contents[RENDITIONS[0]]) == max_clips:
                 break
             span = Span(start, min(start + CLIP_MS, length_ms))
             cut_clip(path, facts, span, Bars(), CutSettings(), work)
@@ -149,52 +150,57 @@ def _write(folder: Path, rendition: int, contents: dict[str, SampleContent]) -> 
 
 def _report(work: Path, rendition: int, count: int, options: argparse.Namespace) -> None:
     folder = work / str(rendition)
-    passes = -(-SAMPLES_A_TURN[rendition] // count)
+    num_passes = -(-SAMPLES_PER_TURN[rendition] // count)
     settings = ReaderSettings(num_workers=0, batch_size=4, window_seconds=options.window)
-    in_workers = settings.model_copy(update={"num_workers": 2, "start_workers": "fork"})
+    with_workers = settings.model_copy(update={"num_workers": 2, "start_workers": "fork"})
     tars = [str(path) for path in sorted(folder.rglob("*.tar"))]
     memory_samples = [_memory_sample(sample, settings) for sample in _plain(tars)]
-    contenders: dict[str, Callable[[], Any]] = {
-        "reader": lambda: _drained(folder, settings, passes),
-        "reader, 2 workers": lambda: _drained(folder, in_workers, passes),
-        "bare: just those frames": lambda: _each(_bare, memory_samples * passes, settings),
-        "bare: PyAV's seek for each": lambda: _each(_sought, memory_samples * passes, settings),
-        "webdataset, whole clips": lambda: _each(_whole, _plain(tars * passes), settings),
+    methods: dict[str, Callable[[], Any]] = {
+        "reader": lambda: _read_all(folder, settings, num_passes),
+        "reader, 2 workers": lambda: _read_all(folder, with_workers, num_passes),
+        "bare: only those frames": lambda: _process(_decode_bare, memory_samples * num_passes, settings),
+        "bare: PyAV, a seek per frame": lambda: _process(_decode_by_seeking, memory_samples * num_passes, settings),
+        "webdataset, whole clips": lambda: _process(_decode_whole, _plain(tars * num_passes), settings),
     }
-    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
-    for repeat in range(options.repeats + 1):
-        for name, work_once in contenders.items():
-            cost = cost_of(work_once)
-            if repeat:  # the first turn warms up
+    costs: dict[str, list[Cost]] = {name: [] for name in methods}
+    for turn in range(options.repeats + 1):
+        for name, method in methods.items():
+            cost = cost_of(method)
+            if turn:  # the first turn warms up
                 costs[name].append(cost)
-    samples = count * passes
-    print(
-        f"\nfrom {rendition} px: {sum(len(one.mp4) for one in memory_samples) / count / 1e6:.2f} MB a clip; {samples} samples a turn"
-    )
-    print(f"{'':<30}{'samples/s':>11}{'CPU ms a sample':>17}   CPU against the reader's, each turn")
-    for name, spent in costs.items():
-        rate = statistics.median(samples / cost.wall_seconds for cost in spent)
-        cpu = statistics.median(cost.cpu_seconds for cost in spent) / samples
-        ratios = [cost.cpu_seconds / mine.cpu_seconds for cost, mine in zip(spent, costs["reader"], strict=True)]
+    num_samples = count * num_passes
+    megabytes = sum(len(sample.mp4) for sample in memory_samples) / count / 1e6
+    print(f"\nfrom {rendition} px: {megabytes:.2f} MB a clip; {num_samples} samples a turn")
+    print(f"{'':<30}{'samples/s':>11}{'CPU ms a sample':>17}   CPU / the reader's CPU, each turn")
+    for name, method_costs in costs.items():
+        rate = statistics.median(num_samples / cost.wall_seconds for cost in method_costs)
+        cpu = statistics.median(cost.cpu_seconds for cost in method_costs) / num_samples
+        ratios = _cpu_ratios(method_costs, costs["reader"])
         text = f"{statistics.median(ratios):.2f}   ({', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))})"
         print(f"{name:<30}{rate:>11.1f}{cpu * 1000:>17.1f}   {text}")
-    within, whole = (
-        statistics.median(b.cpu_seconds / a.cpu_seconds for a, b in zip(costs["reader"], costs[other], strict=True))
-        for other in ("bare: just those frames", "webdataset, whole clips")
+    bare, whole = (
+        statistics.median(_cpu_ratios(costs[name], costs["reader"]))
+        for name in ("bare: only those frames", "webdataset, whole clips")
     )
     print(
-        f"CPU: the reader takes {1 / within:.2f} times the bare decode's, whole clips take {whole:.1f} times the reader's"
+        f"CPU: the reader takes {1 / bare:.2f} times the bare decode's, whole clips take {whole:.1f} times the reader's"
     )
 
 
-def _each(work: Callable[[Any, ReaderSettings], None], samples: Iterable[Any], settings: ReaderSettings) -> None:
+def _cpu_ratios(costs: Sequence[Cost], reference: Sequence[Cost]) -> list[float]:
+    """CPU seconds of each turn, divided by those of the reference."""
+    return [cost.cpu_seconds / base.cpu_seconds for cost, base in zip(costs, reference, strict=True)]
+
+
+def _process(work: Callable[[Any, ReaderSettings], None], samples: Iterable[Any], settings: ReaderSettings) -> None:
     for sample in samples:
         work(sample, settings)
 
 
-def _drained(folder: Path, settings: ReaderSettings, passes: int) -> None:
+def _read_all(folder: Path, settings: ReaderSettings, num_passes: int) -> None:
+    """Reads the dataset ``num_passes`` times. Raises SystemExit if a sample cannot be read."""
     reader = Reader([DatasetMix(location=str(folder))], settings, split="train", seed=0, shuffle=False)
-    for _ in range(passes):
+    for _ in range(num_passes):
         for batch in reader:
             assert batch.mels_BMT is not None
     reader.close()
@@ -207,28 +213,28 @@ def _plain(tars: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _memory_sample(sample: dict[str, Any], settings: ReaderSettings) -> MemorySample:
-    """The middle of the clip, and the middles of its equal segments."""
+    """A span in the middle of the clip, and the middle of each of its equal segments as the times of the frames."""
     facts = soundfile.info(io.BytesIO(sample["flac"]))
-    seconds = min(settings.window_seconds, facts.duration)
-    start = round((facts.duration - seconds) / 2 * facts.samplerate) / facts.samplerate
-    wanted = tuple(start + (i + 0.5) * seconds / settings.num_frames for i in range(settings.num_frames))
-    return MemorySample(sample["mp4"], sample["flac"], start, seconds, wanted)
+    length = min(settings.window_seconds, facts.duration)
+    start = round((facts.duration - length) / 2 * facts.samplerate) / facts.samplerate
+    frame_seconds = tuple(start + (i + 0.5) * length / settings.num_frames for i in range(settings.num_frames))
+    return MemorySample(sample["mp4"], sample["flac"], start, length, frame_seconds)
 
 
-def _bare(one: MemorySample, settings: ReaderSettings) -> None:
-    """The reader's own decode, without the reader."""
-    as_pictures(decode_frames(one.mp4, one.wanted), settings.picture_px, 0.5, upscale=False)
-    _mel(one, settings)
+def _decode_bare(sample: MemorySample, settings: ReaderSettings) -> None:
+    """Decodes with the reader's function for frames, without the reader."""
+    as_pictures(decode_frames(sample.mp4, sample.frame_seconds), settings.picture_px, 0.5, upscale=False)
+    _mel(sample, settings)
 
 
-def _sought(one: MemorySample, settings: ReaderSettings) -> None:
-    """What one would write by hand with PyAV."""
+def _decode_by_seeking(sample: MemorySample, settings: ReaderSettings) -> None:
+    """Decodes with PyAV alone: seeks to the key frame before each frame, and decodes from there."""
     frames = []
-    with av.open(io.BytesIO(one.mp4), mode="r") as container:
+    with av.open(io.BytesIO(sample.mp4), mode="r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         assert stream.time_base is not None
-        for second in one.wanted:
+        for second in sample.frame_seconds:
             container.seek(int(second / stream.time_base), stream=stream)
             last = None
             for frame in container.decode(stream):
@@ -238,13 +244,13 @@ def _sought(one: MemorySample, settings: ReaderSettings) -> None:
             assert last is not None
             frames.append(last)
         as_pictures(frames, settings.picture_px, 0.5, upscale=False)
-    _mel(one, settings)
+    _mel(sample, settings)
 
 
-def _mel(one: MemorySample, settings: ReaderSettings) -> torch.Tensor:
-    with soundfile.SoundFile(io.BytesIO(one.flac)) as file:
-        file.seek(round(one.start * file.samplerate))
-        sound = file.read(round(one.seconds * file.samplerate), dtype="float32", always_2d=True)
+def _mel(sample: MemorySample, settings: ReaderSettings) -> torch.Tensor:
+    with soundfile.SoundFile(io.BytesIO(sample.flac)) as file:
+        file.seek(round(sample.start_seconds * file.samplerate))
+        sound = file.read(round(sample.length_seconds * file.samplerate), dtype="float32", always_2d=True)
     return _mel_of(sound, settings)
 
 
@@ -255,18 +261,18 @@ def _mel_of(sound: npt.NDArray[np.float32], settings: ReaderSettings) -> torch.T
     return mel
 
 
-def _whole(sample: dict[str, Any], settings: ReaderSettings) -> None:
-    """Every frame is decoded; only the wanted ones are scaled."""
-    one = _memory_sample(sample, settings)
-    with av.open(io.BytesIO(one.mp4), mode="r") as container:
+def _decode_whole(members: dict[str, Any], settings: ReaderSettings) -> None:
+    """Decodes every frame and all sound; scales only the frames of the sample."""
+    sample = _memory_sample(members, settings)
+    with av.open(io.BytesIO(sample.mp4), mode="r") as container:
         container.streams.video[0].codec_context.thread_count = 1
         frames = list(container.decode(video=0))
     times = np.array([frame.time for frame in frames])
-    chosen = [frames[max(int(np.searchsorted(times, second, "right")) - 1, 0)] for second in one.wanted]
+    chosen = [frames[max(int(np.searchsorted(times, second, "right")) - 1, 0)] for second in sample.frame_seconds]
     as_pictures(chosen, settings.picture_px, 0.5, upscale=False)
-    sound, rate_hz = soundfile.read(io.BytesIO(one.flac), dtype="float32", always_2d=True)
-    first = round(one.start * rate_hz)
-    _mel_of(sound[first : first + round(one.seconds * rate_hz)], settings)
+    sound, rate_hz = soundfile.read(io.BytesIO(sample.flac), dtype="float32", always_2d=True)
+    first = round(sample.start_seconds * rate_hz)
+    _mel_of(sound[first : first + round(sample.length_seconds * rate_hz)], settings)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Checks that memory, open files, processes and temporary files do not grow: ``python -m benchmarks.soak [--sources 500] [--epochs 3]``.
 
-Builds a dataset from the sources, one after another, and then reads it for the epochs. Prints the resources of all processes during the
-first and the last hundred sources, and in each epoch. Linux only.
+Builds a dataset from the sources, one after another, and then reads it for the epochs. Prints the resource use of all processes during
+the first and the last hundred sources, and in each epoch. Linux only.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
 HEIGHT, WIDTH, FPS, SECONDS = 96, 160, 25, 2
 GROWTH, GROWTH_MB = 1.1, 24.0
-"""Flat: at the end at most so many times what it was, plus so much."""
+"""Memory counts as flat if it is at most GROWTH times its first value plus GROWTH_MB at the end."""
 MORE_FILES = 16
-"""So many more files may be open at the end: a batch on its way between two processes is some. One lost with each source is more."""
+"""How many more files may be open at the end. A batch on its way between two processes holds some; a leak of one a source exceeds it."""
 
 RECIPE = """
 name = "soak"
@@ -52,17 +52,17 @@ execution = {{ workers = 1, downloads = 1, batch_size = 100000 }}
 
 @dataclass(frozen=True, slots=True)
 class ResourceUse:
-    """What a process and all below it hold."""
+    """The resources of a process and all its descendants."""
 
     memory_mb: float
-    """Pages of their own, and their part of those that they share (PSS)."""
+    """Their own pages, and their part of shared pages (PSS)."""
     open_files: int
     processes: int
     temporary_files: int
 
 
 def resource_use(temporary: Sequence[Path]) -> ResourceUse:
-    """Now, by this process and all below it."""
+    """The present resource use of this process and its descendants. ``temporary``: folders whose files count as temporary."""
     memory_bytes = open_files = num_processes = 0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with suppress(psutil.Error):  # it has ended meanwhile
@@ -74,17 +74,17 @@ def resource_use(temporary: Sequence[Path]) -> ResourceUse:
 
 
 def write_test_sources(folder: Path, num_sources: int) -> None:
-    """One video with another number in each: equal footage, other files. Writes their list, too."""
+    """Writes copies of one video, each with a number in its file so that the contents differ, and their source list."""
     (folder / "videos").mkdir()
     rng = np.random.default_rng(0)
     sound = rng.standard_normal(48_000 * SECONDS).astype(np.float32) * 0.1
     write_video(folder / "video.mp4", _frames(rng), sound.clip(-1, 1), fps=FPS)
     content = (folder / "video.mp4").read_bytes()
-    with (folder / "list.jsonl").open("w") as listed:
+    with (folder / "list.jsonl").open("w") as source_list:
         for number in range(num_sources):
             path = folder / "videos" / f"{number:05d}.mp4"
             path.write_bytes(content + struct.pack(">I4sQ", 16, b"free", number))
-            listed.write(json.dumps({"id": f"s{number:05d}", "path": str(path)}) + "\n")
+            source_list.write(json.dumps({"id": f"s{number:05d}", "path": str(path)}) + "\n")
 
 
 def _frames(rng: np.random.Generator) -> Iterator[npt.NDArray[np.uint8]]:
@@ -96,7 +96,7 @@ def _frames(rng: np.random.Generator) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 def build_and_watch(folder: Path) -> list[ResourceUse]:
-    """What was held at the end of each source."""
+    """Builds the dataset. Returns the resource use at the end of each source."""
     (folder / "soak.toml").write_text(RECIPE.format(folder=folder))
     running = Build(load_recipe(folder / "soak.toml"))
     samples: list[ResourceUse] = []
@@ -117,7 +117,7 @@ def build_and_watch(folder: Path) -> list[ResourceUse]:
 
 
 def read(folder: Path, epochs: int) -> list[list[ResourceUse]]:
-    """What was held at each batch of each epoch."""
+    """Reads the dataset. Returns, for each epoch, the resource use at each of its batches."""
     settings = ReaderSettings(batch_size=16, num_workers=2, num_frames=2, picture_px=48, window_seconds=1.0)
     reader = Reader([DatasetMix(location=str(folder / "soak"))], settings, split="train", seed=0)
     try:
@@ -129,25 +129,31 @@ def read(folder: Path, epochs: int) -> list[list[ResourceUse]]:
     return samples
 
 
-def middle(samples: Sequence[ResourceUse]) -> list[float]:
-    """The median of each number."""
+def medians_of(samples: Sequence[ResourceUse]) -> list[float]:
+    """The median of each field."""
     return [statistics.median(values) for values in zip(*map(astuple, samples), strict=True)]
 
 
 def is_flat(first: Sequence[float], last: Sequence[float]) -> bool:
-    memory, files, *counts = zip(first, last, strict=True)
+    """Whether no resource grew from the first medians to the last ones, within the tolerances above."""
+    memory, open_files, *counts = zip(first, last, strict=True)
     is_memory_flat = memory[1] <= memory[0] * GROWTH + GROWTH_MB
-    return is_memory_flat and files[1] <= files[0] + MORE_FILES and all(after <= before for before, after in counts)
+    return (
+        is_memory_flat
+        and open_files[1] <= open_files[0] + MORE_FILES
+        and all(after <= before for before, after in counts)
+    )
 
 
 def show(name: str, samples: Sequence[ResourceUse]) -> list[float]:
-    medians = middle(samples)
+    """Prints the medians in a row, and returns them."""
+    medians = medians_of(samples)
     print(f"{name:<22}" + "".join(f"{value:>17.1f}" for value in medians), flush=True)
     return medians
 
 
 def soak(folder: Path, num_sources: int, epochs: int) -> int:
-    """Builds and reads in ``folder``, and prints; 0: all is flat."""
+    """Builds and reads a dataset in ``folder``, and prints the resource use. Returns 0 if it is flat, else 1."""
     write_test_sources(folder, num_sources)
     print(" " * 22 + "".join(f"{field.name:>17}" for field in fields(ResourceUse)))
     started = time.monotonic()
@@ -167,7 +173,7 @@ def soak(folder: Path, num_sources: int, epochs: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: all is flat. 1: not so."""
+    """Exit codes: 0 nothing grew, 1 something grew."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
     parser.add_argument("--sources", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=3)
@@ -177,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return soak(options.inside, options.sources, options.epochs)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         (Path(name) / "tmp").mkdir()
-        # in a process of its own, so that all temporary files lie below the folder, and none is needed when it is deleted
+        # in a process of its own, whose temporary files are all in the folder and are no longer in use when it is deleted
         words = ["--sources", str(options.sources), "--epochs", str(options.epochs), "--inside", name]
         environment = {**os.environ, "TMPDIR": str(Path(name) / "tmp")}
         return subprocess.run(
