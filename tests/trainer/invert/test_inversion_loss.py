@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +17,7 @@ from trainer.invert.settings import InvertSettings
 from trainer.model.generator import build_generator
 from trainer.model.sound_video import SoundVideoModel
 
+ROOT = Path(__file__).parents[3]
 PICTURES_KND = torch.tensor([[[1.0, 0.0], [0.6, 0.8]]])
 SOUNDS_ND = torch.tensor([[0.0, 3.0], [3.0, 4.0]])
 TEXTS_ND = torch.tensor([[0.8, 0.6], [0.0, 0.0]])
@@ -116,3 +122,33 @@ def test_no_gradient_goes_into_the_mean() -> None:
     mean.add(codes)
     mean.move(1)
     assert not model.style_mean.requires_grad
+
+
+RANKS = """
+import torch
+from torch import distributed
+from tests.trainer.invert.test_inversion_loss import codes_of, model_with
+from trainer.engine.ranks import leave
+from trainer.invert.inversion_loss import CodeMean
+
+distributed.init_process_group("gloo")
+model = model_with("encoder")
+mean = CodeMean(model, 4.0)
+mean.begin()
+if distributed.get_rank():
+    mean.add(codes_of(model, 2.0, 3.0, 6.0))
+else:
+    mean.add(codes_of(model, 1.0))
+mean.move(4)
+assert torch.allclose(model.style_mean, (model.w_avg / 2 + 1.5).expand_as(model.style_mean)), model.style_mean
+leave()
+"""
+
+
+def test_two_ranks_with_one_and_three_clips_have_the_mean_of_four(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(launcher, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert ran.returncode == 0, ran.stderr
