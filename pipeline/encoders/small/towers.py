@@ -1,12 +1,13 @@
-"""The packaged pair: a picture tower and a sound tower, small networks of our own on the features of two published ones; a few MB.
+"""The packaged pair of encoders: a picture tower and a sound tower, small networks on the features of two published ones.
 
-Each tower turns features (:mod:`pipeline.encoders.small.trunks`) into shares of classes, by a few small networks whose
-shares are averaged. A class is a direction of the space; classes that go together (clouds and wind) lie at an angle. A row is
-the sum of the class directions by their shares; what is missing to length 1, because the tower is not sure, goes to an axis
-that only pictures or only sounds have. So the cosine of a picture and a sound is how much of one class both are sure of, and
-two towers that are sure of nothing do not agree. A text is the direction of the classes it names.
+Each tower maps features (:mod:`pipeline.encoders.small.trunks`) to shares (class probabilities, sum 1), averaged over a few small
+networks. Every class has a direction in the embedding space; related classes, such as clouds and wind, are less than 90 degrees
+apart. An embedding is the sum of the class directions weighted by the shares. Where a tower is unsure this sum is shorter than 1;
+a component along an axis that only pictures, or only sounds, have brings it to length 1. So a picture and a sound have a high
+cosine only if both towers are sure of the same or related classes. The embedding of a text is the sum of the directions of the
+classes that it names, at length 1.
 
-Shape suffixes: N rows, F features, E networks, H hidden units, K classes, D width of the space, T frames.
+Shape suffixes: N rows, F features, E networks, H hidden units, K classes, D width of the space, G classes with tags.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ FOLDER = Path(__file__).parent
 PACKAGED = {"picture": FOLDER / "picture.safetensors", "sound": FOLDER / "sound.safetensors"}
 
 FEATURES_VERSION = 2
-"""Raised with every change of the features: weights belong to one version of them."""
+"""Raised with every change of the features: the weights of a tower fit one version only."""
 CLIP_AT = 5.0
-"""Standard deviations: a feature further out than this says no more than this."""
+"""Standardised features are limited to this many standard deviations."""
 WINDOW_SECONDS = 10.0
 """A longer sound is cut into equal parts of about this length, and their shares are averaged."""
 SMALLEST_UNKNOWN = 1e-12
-"""Square of what a tower that is sure leaves unknown: the square root has no gradient at 0."""
+"""Lower limit of the squared component along a tower's own axis: the square root has no finite gradient at 0."""
 _METADATA_KEY = "hearscape_small"
 
 WORDS: Mapping[str, str] = {
@@ -84,31 +85,31 @@ WORDS: Mapping[str, str] = {
     "lake": "lake", "pond": "lake",
     "fog": "fog", "mist": "fog",
 }  # fmt: skip
-"""Words and phrases that a text may use, and the class that each means."""
+"""Words and phrases that a text may contain, and the class of each."""
 
 
 class SmallConfig(Settings):
-    """What a tower needs besides its tensors; written into the header of its file."""
+    """The config of a tower, in the header of its file."""
 
     version: Literal[1] = 1
     """Version of this format."""
     side: Literal["picture", "sound"]
-    """Which tower it is."""
+    """Whether it is the picture tower or the sound tower."""
     features: int = FEATURES_VERSION
-    """Version of the features that its networks take in."""
+    """Version of the features that it was trained on."""
     classes: tuple[str, ...] = Field(min_length=1)
-    """All classes of the space, those that this tower never gives included."""
+    """All classes of the space, including those that this tower never predicts."""
     trained_with: str | None = None
     """SHA-256 of the picture tower's file (sound tower only). None: a picture tower."""
 
     @property
     def width(self) -> int:
-        """Width of the space: an axis for each class, and one for what only pictures have, one for sounds."""
+        """Width of the space: an axis for each class, one that only pictures have, and one that only sounds have."""
         return len(self.classes) + 2
 
 
 def save_tower(path: Path, state: Mapping[str, NDArray[np.floating]], config: SmallConfig) -> None:
-    """Write a tower in half precision, its config in the header: the same bytes for the same numbers."""
+    """Writes a tower in half precision, with its config in the header; equal input gives equal bytes."""
     from safetensors.numpy import save  # noqa: PLC0415
 
     half = {name: np.ascontiguousarray(values, dtype=np.float16) for name, values in sorted(state.items())}
@@ -118,12 +119,15 @@ def save_tower(path: Path, state: Mapping[str, NDArray[np.floating]], config: Sm
 
 
 def read_config(path: Path, side: str) -> SmallConfig:
-    """A tower's config, without its tensors. Raises EncoderError when it has none, a damaged one, or is the other tower."""
+    """Reads the config in the header of a tower's file. ``side``: the tower that is expected.
+
+    Raises EncoderError for a file without a config, with a damaged one, or of the other tower, and for another version of the features.
+    """
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415
 
     try:
-        with safe_open(path, framework="np") as opened:
-            text = (opened.metadata() or {}).get(_METADATA_KEY)
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
     except (SafetensorError, OSError) as error:
         raise EncoderError(
             f"{path} is no safetensors file, or a damaged one: {reason(error)}{_advice(path)}"
@@ -133,8 +137,10 @@ def read_config(path: Path, side: str) -> SmallConfig:
     try:
         config = SmallConfig.model_validate_json(text)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'config'}: {one['msg']}" for one in error.errors())
-        raise EncoderError(f"{path} has a config that cannot be used: {wrong}{_advice(path)}") from error
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'config'}: {problem['msg']}" for problem in error.errors()
+        )
+        raise EncoderError(f"{path} has a config that cannot be used: {problems}{_advice(path)}") from error
     if config.side != side:
         raise EncoderError(f"{path} is the {config.side} tower, wanted the {side} tower; the two files are swapped")
     if config.features != FEATURES_VERSION:
@@ -146,16 +152,17 @@ def read_config(path: Path, side: str) -> SmallConfig:
 
 
 def _advice(path: Path) -> str:
+    """The end of an error message: what to do about a file that cannot be used."""
     if path.parent == FOLDER:
         return "; it is part of the package: install hearscape again"
     return "; write it again with python -m trainer.small_pair, or name another file"
 
 
 class Tower(nn.Module):
-    """(N, F) features and (N, K) scores -> (N, D) rows of length 1, with gradients. Holds no parameters, only buffers."""
+    """(N, F) features and (N, K) scores -> (N, D) embeddings of length 1. Gradients pass through it; its weights are buffers."""
 
     def __init__(self, path: Path, side: Literal["picture", "sound"], num_features: int) -> None:
-        """Raises EncoderError when the file is damaged or of another shape."""
+        """Raises EncoderError for a file that is damaged, or whose tensors have other shapes."""
         super().__init__()
         self.config = read_config(path, side)
         num_classes = len(self.config.classes)
@@ -163,7 +170,7 @@ class Tower(nn.Module):
         state = {name: tensor.float() for name, tensor in read_state_dict(path).items()}
         first_bias = state.get("first.bias", torch.zeros(()))
         num_networks, num_hidden = (len(first_bias), first_bias.shape[-1]) if first_bias.ndim else (0, 0)
-        wanted = {
+        expected_shapes = {
             "mean": (num_features,),
             "scale": (num_features,),
             "first.weight": (num_networks, num_features, num_hidden),
@@ -174,10 +181,10 @@ class Tower(nn.Module):
         }
         problems = [
             f"{name} is {'missing' if name not in state else tuple(state[name].shape)}, wanted {shape}"
-            for name, shape in wanted.items()
+            for name, shape in expected_shapes.items()
             if name not in state or tuple(state[name].shape) != shape
         ]
-        problems += [f"{name} is not part of a tower" for name in state if name not in wanted]
+        problems += [f"{name} is not part of a tower" for name in state if name not in expected_shapes]
         problems += [f"{name} holds NaN or infinity" for name, values in state.items() if not values.isfinite().all()]
         if not problems and not state["directions"].any(dim=1).all():
             problems.append("directions has a class without a direction")
@@ -189,14 +196,14 @@ class Tower(nn.Module):
         unit_KK = functional.normalize(state["directions"].double(), dim=1)
         self.register_buffer("_directions_KD", functional.pad(unit_KK, (0, 2)))
         self.directions_KD: Floats = self.get_buffer("_directions_KD").numpy().astype(np.float32)
-        """Each class's direction, of length 1."""
+        """The direction of each class, of length 1."""
         own_axis = num_classes + (0 if side == "picture" else 1)
         self.register_buffer("_own_axis_D", torch.eye(self.width, dtype=torch.float64)[own_axis])
 
     def shares(self, features_NF: Tensor, scores_NK: Tensor | None = None) -> Tensor:
-        """(N, K), each row's sum 1: how much of each class.
+        """The probabilities of the classes, (N, K); each row's sum is 1.
 
-        ``scores_NK``: what is known of the classes without having learned it here; None: nothing.
+        ``scores_NK`` are added to the logits: what YAMNet's own classifier says of the classes. None: nothing is added.
         """
         buffer = self.get_buffer
         standard_NF = ((features_NF - buffer("mean")) * buffer("scale")).clamp(-CLIP_AT, CLIP_AT)
@@ -208,41 +215,41 @@ class Tower(nn.Module):
         return logits_NEK.softmax(2).mean(1)
 
     def rows(self, shares_NK: Tensor) -> Tensor:
-        """(N, D) of length 1: the classes' directions by their shares, and the axis of what is not known."""
+        """Embeddings (N, D) of length 1: the directions of the classes weighted by their shares, and the rest on the tower's own axis."""
         rows_ND = shares_NK.double() @ self.get_buffer("_directions_KD")
         unknown_N = (1.0 - rows_ND.square().sum(1)).clamp_min(SMALLEST_UNKNOWN).sqrt()
         rows_ND = functional.normalize(rows_ND + unknown_N[:, None] * self.get_buffer("_own_axis_D"), dim=1)
         return rows_ND.to(shares_NK.dtype)
 
     def forward(self, features_NF: Tensor, scores_NK: Tensor | None = None) -> Tensor:
-        """Features of one trunk -> (N, D)."""
+        """Features (N, F), and scores (N, K) as in :meth:`shares` -> embeddings (N, D)."""
         return self.rows(self.shares(features_NF, scores_NK))
 
 
 def small_id(side: str, sha256: str) -> str:
-    """``encoder_id`` of a tower: its config lies in the same file as its weights."""
+    """The ``encoder_id`` of a tower. ``sha256``: that of its file, which holds both weights and config."""
     return f"{MODEL_NAME}-{stable_hash('small', side, sha256, FEATURES_VERSION, length=12)}"
 
 
 class PictureNetwork(nn.Module):
-    """The packaged picture encoder as one network that gradients pass through: the trunk, its means over bands, and the tower."""
+    """The picture encoder as one differentiable network: the trunk, the means of its channels over bands, and the tower."""
 
     def __init__(self, path: Path) -> None:
-        """``path``: the tower's file. Raises EncoderError when it is damaged or of another shape."""
+        """``path``: the tower's file. Raises what :class:`Tower` raises."""
         super().__init__()
-        self.trunk = copy.deepcopy(trunk("picture")[0])  # its own: it may be moved to a device
+        self.trunk = copy.deepcopy(trunk("picture")[0])  # a copy, since a caller may move this network to a device
         self.tower = Tower(path, "picture", num_features("picture"))
 
     def forward(self, pictures_NCHW: Tensor) -> Tensor:
-        """(N, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX) RGB, 0..255 -> (N, D), rows of length 1."""
+        """(N, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX) RGB, 0..255 -> embeddings (N, D) of length 1."""
         rows_ND: Tensor = self.tower(band_means(self.trunk, pictures_NCHW))
         return rows_ND
 
 
 class SmallPictureEncoder:
-    """The picture tower, and the text side. Runs on a CPU whatever the device: its networks are small.
+    """Embeds pictures and texts. Always runs on the CPU, since its networks are small.
 
-    ``num_threads``: clips that are embedded side by side. None: as many as torch has threads.
+    ``num_threads``: number of clips that are embedded at the same time. None: as many as torch has threads.
     """
 
     def __init__(self, path: Path, sha256: str, num_threads: int | None = None) -> None:
@@ -254,7 +261,10 @@ class SmallPictureEncoder:
         self.classes = self.tower.config.classes
 
     def embed_pictures(self, frames: NDArray[np.uint8]) -> Floats:
-        """RGB frames (N, H, W, 3) uint8 of any size -> (N, D) float32, rows of length 1, none depending on another."""
+        """RGB frames (N, H, W, 3) uint8 of any size -> (N, D) float32, rows of length 1; each depends on its own frame only.
+
+        Raises ValueError for another shape or dtype.
+        """
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise ValueError(f"frames must be uint8 (frames, height, width, 3), got {frames.dtype} {frames.shape}")
         with one_thread(), torch.inference_mode():
@@ -265,19 +275,19 @@ class SmallPictureEncoder:
         return side_by_side(self.embed_pictures, groups, self.num_threads)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """(len(texts), D) float32, rows of length 1: the direction of the classes that a text names.
+        """(len(texts), D) float32, rows of length 1: the sum of the directions of the classes that a text names.
 
         Raises EncoderError for a text that names none.
         """
         rows_ND = np.zeros((len(texts), self.width), np.float32)
         for index, text in enumerate(texts):
-            named = [name for name in classes_named(text) if name in self.classes]
-            if not named:
+            names = [name for name in classes_named(text) if name in self.classes]
+            if not names:
                 raise EncoderError(
                     f"{MODEL_NAME} knows no class in the text {text!r}; it knows: {', '.join(sorted(WORDS))}"
                 )
-            total = sum(self.tower.directions_KD[self.classes.index(name)] for name in named)
-            rows_ND[index] = total / np.linalg.norm(total)
+            sum_D = sum(self.tower.directions_KD[self.classes.index(name)] for name in names)
+            rows_ND[index] = sum_D / np.linalg.norm(sum_D)
         return rows_ND
 
 
@@ -287,15 +297,15 @@ _PHRASE = re.compile(
 
 
 def classes_named(text: str) -> tuple[str, ...]:
-    """The classes that a text names, in its order, each once; the longest phrase wins: "night sky" is not "night"."""
-    found = (WORDS[match.group().lower()] for match in _PHRASE.finditer(text.replace("_", " ")))
-    return tuple(dict.fromkeys(found))
+    """The classes that a text names, each once, in the text's order. The longest phrase counts: "night sky" does not name "night"."""
+    names = (WORDS[match.group().lower()] for match in _PHRASE.finditer(text.replace("_", " ")))
+    return tuple(dict.fromkeys(names))
 
 
 class SmallSoundEncoder:
-    """The sound tower. Digital silence has a share of no class: it lies on the sounds' own axis, at 0 to every picture.
+    """Embeds sounds. The embedding of digital silence is the sounds' own axis, so its cosine with every picture is 0.
 
-    ``num_threads``: as of :class:`SmallPictureEncoder`.
+    ``num_threads``: as for :class:`SmallPictureEncoder`.
     """
 
     def __init__(self, path: Path, sha256: str, num_threads: int | None = None) -> None:
@@ -307,7 +317,7 @@ class SmallSoundEncoder:
         self.partner_id: str | None = None if trained_with is None else small_id("picture", trained_with)
 
     def embed_sounds(self, sounds: Sequence[NDArray[np.float32]], sample_rate_hz: int) -> Floats:
-        """Mono sounds of any lengths -> (len(sounds), D) float32, rows of length 1, none depending on another.
+        """Mono sounds of any lengths -> (len(sounds), D) float32, rows of length 1; each depends on its own sound only.
 
         Raises MediaError for a sound without samples, or with NaN or infinity.
         """
@@ -319,19 +329,19 @@ class SmallSoundEncoder:
 
     @torch.inference_mode()
     def _row(self, sound: NDArray[np.float32], sample_rate_hz: int) -> Floats:
-        """(D,): the row of a sound, from the mean of its parts' shares."""
+        """The embedding (D,) of a sound, from the mean of the shares of its parts."""
         shares_K = torch.zeros(len(self.tower.config.classes))
         if sound.any():
-            own_rate = resampled(sound, sample_rate_hz, RATE_HZ)
-            parts = np.array_split(own_rate, max(1, round(len(own_rate) / (RATE_HZ * WINDOW_SECONDS))))
+            samples = resampled(sound, sample_rate_hz, RATE_HZ)
+            parts = np.array_split(samples, max(1, round(len(samples) / (RATE_HZ * WINDOW_SECONDS))))
             features, scores = zip(*(sound_features(magnitude_mel(part)) for part in parts), strict=True)
             scores_NK = torch.from_numpy(known_scores(np.stack(scores), self.tower.config.classes))
             shares_K = self.tower.shares(torch.from_numpy(np.stack(features)), scores_NK).mean(0)
         return np.asarray(self.tower.rows(shares_K[None])[0].numpy())
 
 
-def known_scores(scores_NT: Floats, classes: Sequence[str]) -> Floats:
-    """(N, K): the scores of the classes that tags mean, and the lowest one for all others."""
-    known = dict(zip(TAGS_OF_CLASS, scores_NT.T, strict=True))
-    nothing_N = np.full(len(scores_NT), np.log(SMALLEST_SHARE), np.float32)
-    return np.stack([known.get(name, nothing_N) for name in classes], axis=1)
+def known_scores(scores_NG: Floats, classes: Sequence[str]) -> Floats:
+    """(N, K): the scores of the classes in ``TAGS_OF_CLASS``, put in the order of ``classes``; all others get the lowest score."""
+    scores_of_class = dict(zip(TAGS_OF_CLASS, scores_NG.T, strict=True))
+    lowest_N = np.full(len(scores_NG), np.log(SMALLEST_SHARE), np.float32)
+    return np.stack([scores_of_class.get(name, lowest_N) for name in classes], axis=1)

@@ -1,10 +1,10 @@
-"""What the packaged pair looks at and listens to: features of two published networks, whose convolutions are packaged with it.
+"""The features of the packaged pair: two published convolutional networks ("trunks"), whose weights are part of the package.
 
-Pictures go through EfficientNet-Lite0 (Tan and Le, 2019; Google, 2020; learned from ImageNet), sounds through YAMNet (Google, 2019:
-MobileNet v1 of Howard et al., 2017; learned from AudioSet). They were trained on a thousand times more than the pair itself: it only
-learns which of their features belong to its classes. Both lie in the package at 8 bits a weight, with a factor for each output channel.
+Pictures go through EfficientNet-Lite0 (Tan and Le, 2019; Google, 2020; trained on ImageNet), sounds through YAMNet (Google, 2019: the
+MobileNet v1 of Howard et al., 2017; trained on AudioSet). Both were trained on a thousand times more data than the towers, which
+only learn which features belong to which class. Weights are stored as 8-bit integers with a factor for each output channel.
 
-Shape suffixes: H height, W width, C channels, P patches of sound, T mel frames, M mel bands, F features, A tags.
+Shape suffixes: H height, W width, C channels, P patches of sound, T mel frames, M mel bands, F features, A tags, G classes with tags.
 """
 
 from __future__ import annotations
@@ -33,68 +33,76 @@ FOLDER = Path(__file__).parent
 TRUNKS = {"picture": FOLDER / "picture_trunk.safetensors", "sound": FOLDER / "sound_trunk.safetensors"}
 
 PICTURE_SIDE_PX = 128
-"""Pictures are squeezed into a square of this side. EfficientNet-Lite0 learned at 224, at three times the cost: a point of accuracy."""
+"""Pictures are resized to a square of this side. At 224, the size EfficientNet-Lite0 was trained at, computing takes three times as
+long, and accuracy rises by one percentage point."""
 NUM_ROWS = 3
-"""Bands of the picture (sky, middle, ground) whose features are kept apart."""
+"""Horizontal bands of the picture (sky, middle, ground) whose features are averaged separately."""
 
 RATE_HZ = 16_000
 WINDOW, HOP, FFT_SIZE = 400, 160, 512
 NUM_MELS, LOW_HZ, HIGH_HZ = 64, 125.0, 7500.0
 LOG_OFFSET = 1e-3
 PATCH_FRAMES, PATCH_HOP = 96, 48
-"""YAMNet's own numbers: 25 ms windows every 10 ms, and patches of 0.96 s every 0.48 s."""
+"""YAMNet's own settings: windows of 25 ms every 10 ms, and patches of 0.96 s every 0.48 s."""
 PEAK = 13.0
-"""Sounds are brought to this largest magnitude, which is that of an ordinary recording: nothing depends on loudness."""
+"""Every sound's mel is scaled to this maximum, which is that of an ordinary recording: features do not depend on loudness."""
 SMALLEST_SHARE = 1e-4
-"""A tag's probability below this says no more than this."""
+"""Added to the tags' probabilities before their logarithm, so that scores have a lower limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One convolution. A number of groups and a size of kernel are its weight's."""
+    """One convolution. Its number of groups and its kernel size follow from the shape of its weight."""
 
     stride: int = 1
-    highest: float | None = None
-    """What the activation is cut off at, beside 0. None: no activation. Infinity: a plain ReLU."""
-    starts: bool = False
-    """Whether its input is added to what the next layer that ``ends`` gives."""
-    ends: bool = False
-    read: bool = False
-    """Whether what it gives is looked at, beside being passed on."""
+    max_activation: float | None = None
+    """The output is limited to 0..this. None: no activation. Infinity: a ReLU without upper limit."""
+    opens_residual: bool = False
+    """Whether its input is added to the output of the next layer that closes the residual block."""
+    closes_residual: bool = False
+    is_read: bool = False
+    """Whether its output is also an output of the trunk."""
 
 
 _BLOCKS = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6))
-"""Of EfficientNet-Lite0 up to its 192 channels: blocks of a group, stride of the first, and how far they widen."""
+"""The groups of EfficientNet-Lite0 up to its 192 channels: number of blocks, stride of the first, expansion of the channels."""
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 """Of MobileNet v1's depthwise convolutions."""
 
 
 def picture_layers() -> tuple[Layer, ...]:
-    """EfficientNet-Lite0 without its last block and its classes. Read at every resolution: what is coarse, blurred or small says most
-    in the first blocks, what is sharp in the last."""
+    """EfficientNet-Lite0 without its last block and its classifier.
+
+    The outputs of every group of blocks are read: the first groups tell most about coarse, blurred or small pictures, the last
+    about sharp ones.
+    """
     layers = [Layer(2, 6.0)]
-    for count, stride, widened in _BLOCKS:
-        for index in range(count):
-            first, adds = stride if index == 0 else 1, index > 0
-            if widened > 1:
-                layers.append(Layer(1, 6.0, starts=adds))
-            layers += [Layer(first, 6.0), Layer(ends=adds, read=index == count - 1)]
+    for num_blocks, stride, expansion in _BLOCKS:
+        for index in range(num_blocks):
+            block_stride, is_residual = stride if index == 0 else 1, index > 0
+            if expansion > 1:
+                layers.append(Layer(1, 6.0, opens_residual=is_residual))
+            layers.append(Layer(block_stride, 6.0))
+            layers.append(Layer(closes_residual=is_residual, is_read=index == num_blocks - 1))
     return tuple(layers)
 
 
 def sound_layers() -> tuple[Layer, ...]:
-    """YAMNet without its classes."""
-    plain = float("inf")
-    pairs = ((Layer(stride, plain), Layer(1, plain)) for stride in _STRIDES)
-    *layers, last = (Layer(2, plain), *itertools.chain.from_iterable(pairs))
-    return (*layers, replace(last, read=True))
+    """YAMNet without its classifier. Only the last output is read."""
+    no_limit = float("inf")
+    pairs = ((Layer(stride, no_limit), Layer(1, no_limit)) for stride in _STRIDES)
+    *layers, last = (Layer(2, no_limit), *itertools.chain.from_iterable(pairs))
+    return (*layers, replace(last, is_read=True))
 
 
 class Trunk(nn.Module):
-    """Convolutions one after another, with TensorFlow's ``SAME`` padding and batch normalisation already in the weights."""
+    """A sequence of convolutions with TensorFlow's ``SAME`` padding; batch normalisation is part of their weights."""
 
     def __init__(self, layers: tuple[Layer, ...], tensors: dict[str, Tensor]) -> None:
-        """``tensors``: NN.weight int8 (out, in, height, width), NN.factor (out,) and NN.bias (out,) of every layer. Raises KeyError."""
+        """``tensors``: for each layer NN.weight int8 (out, in, height, width), NN.factor (out,) and NN.bias (out,), NN its number.
+
+        Raises KeyError for a tensor that is missing.
+        """
         super().__init__()
         self.layers = layers
         for number in range(len(layers)):
@@ -108,37 +116,41 @@ class Trunk(nn.Module):
 
     @property
     def num_channels(self) -> int:
-        """Channels of all layers that are read, together."""
-        return sum(len(self._convolution(number)[1]) for number, layer in enumerate(self.layers) if layer.read)
+        """Number of channels of all layers that are read."""
+        return sum(len(self._convolution(number)[1]) for number, layer in enumerate(self.layers) if layer.is_read)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> (B, C, H, W) of every layer that is read; C, H and W are each layer's own."""
-        x, kept = x.contiguous(memory_format=torch.channels_last), None
-        seen = []
+        """(B, C, H, W) -> the output (B, C, H, W) of every layer that is read; C, H and W differ between layers."""
+        x, residual = x.contiguous(memory_format=torch.channels_last), None
+        outputs = []
         for number, layer in enumerate(self.layers):
             weight, bias = self._convolution(number)
-            kept = x if layer.starts else kept
-            down, across = (_same(n, k, layer.stride) for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
-            padding: tuple[int, int] | int = (down[0], across[0])
-            if down[0] != down[1] or across[0] != across[1]:
-                x, padding = functional.pad(x, (*across, *down)), 0
+            residual = x if layer.opens_residual else residual
+            rows, columns = (
+                _same_padding(n, k, layer.stride) for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)
+            )
+            padding: tuple[int, int] | int = (rows[0], columns[0])
+            if rows[0] != rows[1] or columns[0] != columns[1]:
+                x, padding = functional.pad(x, (*columns, *rows)), 0
             x = functional.conv2d(x, weight, bias, layer.stride, padding, 1, x.shape[1] // weight.shape[1])
-            if layer.highest is not None:
-                x = functional.hardtanh_(x, 0.0, layer.highest)
-            x = x + kept if layer.ends and kept is not None else x
-            if layer.read:
-                seen.append(x)
-        return seen
+            if layer.max_activation is not None:
+                x = functional.hardtanh_(x, 0.0, layer.max_activation)
+            x = x + residual if layer.closes_residual and residual is not None else x
+            if layer.is_read:
+                outputs.append(x)
+        return outputs
 
 
-def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return missing // 2, missing - missing // 2
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's ``SAME`` padding of one axis, before and after: the output has ceil(size / stride) elements."""
+    num_outputs = -(-size // stride)
+    total = max((num_outputs - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
 
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """Some of YAMNet's classes, as its last layer has them."""
+    """The rows of YAMNet's classifier for the classes in ``TAGS``."""
 
     weight_AF: Tensor
     bias_A: Tensor
@@ -146,7 +158,10 @@ class Tags:
 
 @functools.cache
 def trunk(side: Side) -> tuple[Trunk, Tags | None]:
-    """The packaged trunk, read once in a process. Raises EncoderError when its file is damaged or missing."""
+    """The packaged trunk and, for sounds, the classifier of its tags; read once in a process.
+
+    Raises EncoderError for a file that is damaged or missing.
+    """
     path = TRUNKS[side]
     remedy = "it is part of the package: install hearscape again"
     tensors = read_state_dict(path, remedy)
@@ -176,29 +191,29 @@ TAGS_OF_CLASS = {
     "snow": ("Walk, footsteps", "Crunch", "Rustle"),
     "explosion": ("Explosion", "Burst, pop", "Eruption", "Boom", "Gunshot, gunfire", "Artillery fire"),
 }  # fmt: skip
-"""AudioSet's classes that mean a class of the pair."""
+"""For each class of the pair that AudioSet knows, the AudioSet classes ("tags") that mean it."""
 TAGS = tuple(tag for tags in TAGS_OF_CLASS.values() for tag in tags)
 
 
 def prepared_picture(frame_HW3: NDArray[np.uint8]) -> Tensor:
-    """(1, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX), 0..255, of an RGB frame of any size."""
+    """An RGB frame of any size -> (1, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX) float32, 0..255."""
     size = (PICTURE_SIDE_PX, PICTURE_SIDE_PX)
-    way = cv2.INTER_AREA if min(frame_HW3.shape[:2]) > PICTURE_SIDE_PX else cv2.INTER_LINEAR
-    small = np.ascontiguousarray(cv2.resize(frame_HW3, size, interpolation=way))
-    return torch.from_numpy(small).permute(2, 0, 1).unsqueeze(0).float()
+    interpolation = cv2.INTER_AREA if min(frame_HW3.shape[:2]) > PICTURE_SIDE_PX else cv2.INTER_LINEAR
+    resized = np.ascontiguousarray(cv2.resize(frame_HW3, size, interpolation=interpolation))
+    return torch.from_numpy(resized).permute(2, 0, 1).unsqueeze(0).float()
 
 
 def prepared_pictures(pictures_NCHW: Tensor) -> Tensor:
-    """(N, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX) of square pictures: :func:`prepared_picture` with gradients and without rounding."""
+    """Square pictures -> (N, 3, PICTURE_SIDE_PX, PICTURE_SIDE_PX): :func:`prepared_picture` with gradients and without rounding."""
     size = (PICTURE_SIDE_PX, PICTURE_SIDE_PX)
     if pictures_NCHW.shape[2:] == size:
         return pictures_NCHW
-    way = "area" if min(pictures_NCHW.shape[2:]) > PICTURE_SIDE_PX else "bilinear"
-    return functional.interpolate(pictures_NCHW, size, mode=way)
+    mode = "area" if min(pictures_NCHW.shape[2:]) > PICTURE_SIDE_PX else "bilinear"
+    return functional.interpolate(pictures_NCHW, size, mode=mode)
 
 
 def band_means(network: Trunk, pictures_NCHW: Tensor) -> Tensor:
-    """(N, F): means of all channels that are read over each of three bands of prepared pictures, 0..255."""
+    """Prepared pictures, 0..255 -> (N, F): the means of all channels that are read, over each of ``NUM_ROWS`` bands."""
     layers = network((pictures_NCHW - 127) / 128)
     means = [functional.adaptive_avg_pool2d(activations, (NUM_ROWS, 1)).flatten(1) for activations in layers]
     return torch.cat(means, dim=1)
@@ -206,53 +221,59 @@ def band_means(network: Trunk, pictures_NCHW: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def picture_features(frame_HW3: NDArray[np.uint8]) -> Floats:
-    """(F,) float32 of an RGB frame of any size: its :func:`band_means`."""
+    """The :func:`band_means` (F,) float32 of an RGB frame of any size."""
     return np.asarray(band_means(trunk("picture")[0], prepared_picture(frame_HW3))[0].numpy())
 
 
 @functools.cache
 def _filters() -> Tensor:
+    """YAMNet's mel filters, (FFT_SIZE / 2 + 1, M)."""
     provide_numba_cache()
     import librosa  # noqa: PLC0415 (slow to import)
 
     bank = librosa.filters.mel(
         sr=RATE_HZ, n_fft=FFT_SIZE, n_mels=NUM_MELS, fmin=LOW_HZ, fmax=HIGH_HZ, htk=True, norm=None
     )
-    return torch.tensor(
-        np.ascontiguousarray(bank.T)
-    )  # not NumPy's memory: MKL's last digits may follow where a matrix begins
+    # a copy in torch's own memory: the last digits of MKL's products may depend on the alignment of a matrix
+    return torch.tensor(np.ascontiguousarray(bank.T))
 
 
 def magnitude_mel(sound: Floats) -> Floats:
-    """(T, M) float32, T at least one patch: YAMNet's mel of magnitudes, before its logarithm, of a mono sound at 16 kHz."""
-    shortest = WINDOW + (PATCH_FRAMES - 1) * HOP
-    padded = functional.pad(torch.from_numpy(sound), (0, max(0, shortest - len(sound))))
+    """YAMNet's mel of magnitudes before its logarithm, (T, M) float32, of a mono sound at 16 kHz.
+
+    A shorter sound is padded with zeros to the length of one patch.
+    """
+    patch_samples = WINDOW + (PATCH_FRAMES - 1) * HOP
+    padded = functional.pad(torch.from_numpy(sound), (0, max(0, patch_samples - len(sound))))
     spectrum = torch.fft.rfft(padded.unfold(0, WINDOW, HOP) * torch.hann_window(WINDOW), FFT_SIZE)
     return np.asarray((spectrum.abs() @ _filters()).numpy())
 
 
 def sound_features(mel_TM: Floats) -> tuple[Floats, Floats]:
-    """((F,), (K,)) float32 of a ``magnitude_mel``: the features' mean and their maximum over patches, and a score for every class of
-    ``TAGS_OF_CLASS``, in its order: the logarithm of how likely one of its tags is, on average over patches."""
+    """The features (F,) and the class scores (G,), float32, of a ``magnitude_mel``.
+
+    Features are YAMNet's last activations: their mean over patches, then their maximum. The score of a class of ``TAGS_OF_CLASS`` is
+    the logarithm of the probability of its most probable tag, averaged over patches.
+    """
     network, tags = trunk("sound")
     assert tags is not None
-    logarithm = torch.from_numpy(mel_TM * np.float32(PEAK / max(float(mel_TM.max()), 1e-12))).add(LOG_OFFSET).log()
+    log_mel_TM = torch.from_numpy(mel_TM * np.float32(PEAK / max(float(mel_TM.max()), 1e-12))).add(LOG_OFFSET).log()
     with torch.inference_mode():
-        seen_PF = network(_patches(logarithm))[-1].mean((2, 3))
-        likely_PA = functional.linear(seen_PF, tags.weight_AF, tags.bias_A).sigmoid()
-    counts = [len(names) for names in TAGS_OF_CLASS.values()]
-    groups = torch.split(likely_PA, counts, dim=1)
-    scores_K = torch.stack([group.amax(1).mean() for group in groups]).add(SMALLEST_SHARE).log()
-    features_F = torch.cat([seen_PF.mean(0), seen_PF.amax(0)])
-    return np.asarray(features_F.numpy()), np.asarray(scores_K.numpy())
+        patch_features_PF = network(_patches(log_mel_TM))[-1].mean((2, 3))
+        probabilities_PA = functional.linear(patch_features_PF, tags.weight_AF, tags.bias_A).sigmoid()
+    tag_counts = [len(names) for names in TAGS_OF_CLASS.values()]
+    by_class = torch.split(probabilities_PA, tag_counts, dim=1)
+    scores_G = torch.stack([tags_PA.amax(1).mean() for tags_PA in by_class]).add(SMALLEST_SHARE).log()
+    features_F = torch.cat([patch_features_PF.mean(0), patch_features_PF.amax(0)])
+    return np.asarray(features_F.numpy()), np.asarray(scores_G.numpy())
 
 
-def _patches(logarithm_TM: Tensor) -> Tensor:
+def _patches(log_mel_TM: Tensor) -> Tensor:
     """(P, 1, PATCH_FRAMES, M)"""
-    return logarithm_TM.unfold(0, PATCH_FRAMES, PATCH_HOP).transpose(1, 2).unsqueeze(1)
+    return log_mel_TM.unfold(0, PATCH_FRAMES, PATCH_HOP).transpose(1, 2).unsqueeze(1)
 
 
 def num_features(side: Side) -> int:
-    """F of a side."""
+    """The number of features F of a picture or a sound."""
     channels = trunk(side)[0].num_channels
     return channels * (NUM_ROWS if side == "picture" else 2)

@@ -197,10 +197,10 @@ def test_a_trunk_is_convolutions_with_same_padding_and_added_inputs():
     """Against layers of torch, for an odd size: strides, groups, cut-offs, and the inputs that blocks add."""
     rng = torch.Generator().manual_seed(0)
     layers = (
-        small_trunks.Layer(2, 6.0, read=True),
-        small_trunks.Layer(1, 6.0, starts=True),
+        small_trunks.Layer(2, 6.0, is_read=True),
+        small_trunks.Layer(1, 6.0, opens_residual=True),
         small_trunks.Layer(1, float("inf")),
-        small_trunks.Layer(ends=True, read=True),
+        small_trunks.Layer(closes_residual=True, is_read=True),
     )
     shapes = ((4, 3, 3, 3), (8, 4, 1, 1), (8, 1, 3, 3), (4, 8, 1, 1))
     tensors = {}

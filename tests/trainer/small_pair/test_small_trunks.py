@@ -34,7 +34,7 @@ def test_a_state_dict_becomes_convolutions_with_their_normalisation(tmp_path):
     torch.save(block.state_dict() | {"classes.weight": torch.ones(5, 8), "classes.bias": torch.ones(5)}, path)
     convolutions = list(efficientnet_convolutions(path))
     assert [tuple(weight.shape) for weight, _ in convolutions] == [(8, 3, 3, 3), (8, 8, 1, 1)]
-    layers = (Layer(2, 6.0), Layer(read=True))
+    layers = (Layer(2, 6.0), Layer(is_read=True))
     tensors = packed(convolutions, layers)
     assert tensors["00.weight"].dtype == torch.int8
     assert int(tensors["00.weight"].abs().amax()) == 127
