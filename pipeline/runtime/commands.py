@@ -1,6 +1,7 @@
-"""Commands: the options and the work of each in one place, for ``python -m MODULE`` and for the program ``hearscape``.
+"""Commands: one object holds the options and the function of a command, for ``python -m MODULE`` and for ``hearscape NAME``.
 
-What defines a command must be quick to import, since ``hearscape --help`` imports every one: the work imports what it needs.
+A module that defines a command must be quick to import, since ``hearscape --help`` imports all of them; the function of the
+command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ from pipeline.errors import HearscapeError, UserError
 from pipeline.runtime.interrupts import INTERRUPTED, interruptible
 
 LONGEST_NAME = 14
-"""Of a command, with the space before it: argparse measures without that space, and breaks the line."""
+"""Length of the longest command name with its indentation of 4. argparse ignores part of that indentation, and would put the help
+of the longest name on a line of its own."""
 DONE, FAILED, REFUSED = 0, 1, 2
-"""Exit codes. Refused: the message says what to put right."""
+"""Exit codes. Refused: the message says what to correct."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Options, and what is done with them."""
+    """A command: its options, and the function that carries it out."""
 
     summary: str
-    """One line, which a list of commands shows."""
+    """One line, shown in a list of commands."""
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, str], int]
     """Takes the options and the command line as it was typed; returns the exit code. Raises UserError for what is refused."""
     details: str = ""
-    """More lines, which follow the options in the command's own help."""
+    """More lines, shown below the options in the command's own help."""
     logs_warnings: bool = False
-    """Whether warnings that are logged appear on standard error; the flows show theirs with the progress."""
+    """Whether logged warnings are written to standard error. The commands of the flows show warnings beside their progress instead."""
     variants: Mapping[str, Command] = field(default_factory=dict)
-    """Commands of their own that a first word chooses, such as ``report serve`` beside ``report``."""
+    """Other commands, selected by the first word after this one's name, such as ``report serve`` beside ``report``."""
 
     def fill(self, parser: argparse.ArgumentParser) -> None:
         """Adds description and options to a parser."""
@@ -45,13 +47,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Commands that are chosen by a word."""
+    """Several commands, of which the first word selects one."""
 
     summary: str
     commands: Mapping[str, Command | Group]
     details: str = ""
     add_options: Callable[[argparse.ArgumentParser], None] = lambda _: None
-    """Options that stand in place of a command, such as ``--version``."""
+    """Adds options that are given instead of a command, such as ``--version``."""
 
     @property
     def variants(self) -> Mapping[str, Command | Group]:
@@ -61,9 +63,9 @@ class Group:
         """Adds description, options, and the commands with their own options to a parser."""
         _describe(parser, self)
         self.add_options(parser)
-        chosen = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         for name, command in self.commands.items():
-            command.fill(chosen.add_parser(name, help=command.summary))
+            command.fill(subparsers.add_parser(name, help=command.summary))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -88,15 +90,15 @@ def parser_of(command: Command | Group, program: str) -> argparse.ArgumentParser
 
 
 def run_command(command: Command | Group, program: str, arguments: Sequence[str] | None = None) -> int:
-    """Runs a command on ``arguments``, or on those of this process; returns its exit code.
+    """Runs a command on ``arguments`` (None: those of this process) and returns its exit code.
 
-    0 done, 1 failed, 2 refused (the message says what to put right), 130 interrupted. A command may have others, and says so.
+    0 done, 1 failed, 2 refused (the message says what to correct), 130 interrupted. Some commands have others, which their ``main`` lists.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     while words and words[0] in command.variants:
         command, program, words = command.variants[words[0]], f"{program} {words[0]}", words[1:]
     options = parser_of(command, program).parse_args(words)
-    assert isinstance(command, Command)  # the parser of a group ends the process where no command was chosen
+    assert isinstance(command, Command)  # the parser of a group ends the process if no command is given
     command_line = shlex.join([*program.split(), *words])
     if command.logs_warnings:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
