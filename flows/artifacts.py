@@ -1,4 +1,4 @@
-"""The artifacts of a build in Prefect's UI: its progress, and at the end what was kept and what was rejected why."""
+"""The artifacts of a build in Prefect's UI: its progress, and at the end a summary and a link to the report."""
 
 from __future__ import annotations
 
@@ -31,28 +31,29 @@ Artifact = TypeVar("Artifact")
 
 
 class Artifacts:
-    """The artifacts of a run of the build ``name``. Where they cannot be stored, a warning is logged and the build goes on."""
+    """The artifacts of a run of the build ``name``. If one cannot be stored, a warning is logged and the build continues."""
 
     def __init__(self, name: str) -> None:
         self._key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "build"
         self._name = name
         self._progress_id: UUID | None = None
-        self._is_lost = False
+        self._is_unreachable = False
 
     @contextmanager
     def updated(self, progress: Progress) -> Iterator[None]:
         """Updates the progress artifact every ``UPDATE_EVERY_SECONDS`` while the block runs."""
         ended = threading.Event()
-        # in a copy of this thread's context, which holds the flow run and the settings that name the server
-        ticker = threading.Thread(target=copy_context().run, args=(self._tick, progress, ended), daemon=True)
-        ticker.start()
+        # in a copy of this thread's context, which contains the flow run and the address of the server
+        context = copy_context()
+        updater = threading.Thread(target=context.run, args=(self._update_until, ended, progress), daemon=True)
+        updater.start()
         try:
             yield
         finally:
             ended.set()
-            ticker.join()
+            updater.join()
 
-    def _tick(self, progress: Progress, ended: threading.Event) -> None:
+    def _update_until(self, ended: threading.Event, progress: Progress) -> None:
         for number in itertools.count():
             now = progress.snapshot()
             self._show(now)
@@ -74,28 +75,29 @@ class Artifacts:
 
     def summarise(self, summary: BuildSummary) -> None:
         """Stores the summary as a page and as a table."""
-        page, table = f"{self._key}-summary", f"{self._key}-counts"
+        page_key, table_key = f"{self._key}-summary", f"{self._key}-counts"
         rows = [dict(row) for row in summary.rows]
-        text = f"Summary of {self._name}"
-        self._try(lambda: create_markdown_artifact(summary.to_markdown(), key=page, description=text))
-        self._try(lambda: create_table_artifact(rows, key=table, description=text))
+        description = f"Summary of {self._name}"
+        self._try(lambda: create_markdown_artifact(summary.to_markdown(), key=page_key, description=description))
+        self._try(lambda: create_table_artifact(rows, key=table_key, description=description))
 
     def report(self, name: str, text: str) -> None:
-        """Stores ``text`` (Markdown) about the dataset's report as an artifact."""
+        """Stores ``text`` (Markdown) about the report on the dataset ``name``."""
         self._try(
             lambda: create_markdown_artifact(text, key=f"{self._key}-report", description=f"The report on {name}")
         )
 
     def _try(self, make: Callable[[], Artifact]) -> Artifact | None:
-        """What ``make`` returns, or None after an HTTP error.
+        """Returns what ``make`` returns, or None after an HTTP error.
 
-        Prefect's client retries a silent server for half a minute; after one such failure no more artifacts are tried.
+        Prefect's client retries for half a minute if the server does not answer. After one such failure no more artifacts are
+        stored.
         """
-        if self._is_lost:
+        if self._is_unreachable:
             return None
         try:
             return make()
         except httpx.HTTPError as error:
-            self._is_lost = isinstance(error, httpx.TransportError)
+            self._is_unreachable = isinstance(error, httpx.TransportError)
             logger.warning("an artifact could not be stored in Prefect: %s", error)
             return None

@@ -27,8 +27,8 @@ RETRY_DELAYS_SECONDS = [10.0, 60.0]
 
 
 @dataclass(frozen=True, slots=True)
-class Workplace:
-    """The build and its progress, shared by the batches of one process."""
+class LocalBuild:
+    """The build of this process and its progress, which its batches share."""
 
     build: Build
     progress: Progress
@@ -36,28 +36,33 @@ class Workplace:
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """``events``: those of a batch in another process, which the flow has still to pass to its progress."""
+    """The result of a batch."""
 
     result: BatchResult
     events: tuple[Event, ...] = ()
+    """The events of a batch that ran in another process; the flow passes them to its progress."""
 
 
-HERE: ContextVar[Workplace | None] = ContextVar("workplace", default=None)
-"""Set by a flow whose batches run in its own process; Prefect copies context variables to the threads of tasks."""
+LOCAL_BUILD: ContextVar[LocalBuild | None] = ContextVar("local_build", default=None)
+"""Set by a flow whose batches run in its own process; None where they run elsewhere. Prefect copies context variables to the threads
+of tasks."""
 
 
 def is_transient(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Whether a failed batch may succeed when it is repeated."""
+    """Whether a failed batch may succeed if it is repeated. Prefect calls it with the task, its run and the failed state."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, TransientError | ConnectionError | TimeoutError)
 
 
 @functools.lru_cache(maxsize=1)
 def _build_of_worker(recipe_json: str) -> Build:
-    """The build of a process on a cluster, made once for all its batches."""
+    """The build of a worker process of a cluster, made once for all batches of the process.
+
+    Raises UserError in a daemonic worker, which may not start processes.
+    """
     if multiprocessing.current_process().daemon:
         raise UserError(
-            "this worker of the cluster is a daemon and may not start the processes that decode: "
+            "this worker of the cluster is a daemonic process and may not start the processes that decode: "
             "start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=false"
         )
     build = Build(BuildRecipe.model_validate_json(recipe_json))
@@ -65,8 +70,8 @@ def _build_of_worker(recipe_json: str) -> Build:
     return build
 
 
-def _logging(listener: Listener) -> Listener:
-    """``listener``, with a line in the log for every source that has ended."""
+def _with_log_lines(listener: Listener) -> Listener:
+    """A listener that calls ``listener``, and logs a line for every source that has ended."""
 
     def listen(event: Event) -> None:
         listener(event)
@@ -78,21 +83,21 @@ def _logging(listener: Listener) -> Listener:
     return listen
 
 
-def _carry_out(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> BatchOutcome:
-    here = HERE.get()
+def _run_batch(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> BatchOutcome:
+    local = LOCAL_BUILD.get()
     events: list[Event] = []
-    listener: Listener = here.progress if here is not None else events.append
+    listener: Listener = local.progress if local is not None else events.append
     if log_sources:
-        listener = _logging(listener)
-    if here is not None:
-        here.progress.queue(source.source_id for source in batch.sources)
-        return BatchOutcome(here.build.run_batch(batch, listener))
+        listener = _with_log_lines(listener)
+    if local is not None:
+        local.progress.queue(source.source_id for source in batch.sources)
+        return BatchOutcome(local.build.run_batch(batch, listener))
     with logs_in_run(str(flow_run.id)):
         build = _build_of_worker(recipe.model_dump_json())
         try:
             result = build.run_batch(batch, listener)
         except Exception:
-            if build.is_stopped:  # it refuses further batches, but this process may receive one of a later run
+            if build.is_stopped:  # a stopped build refuses batches, and this process may get batches of a later run
                 _build_of_worker.cache_clear()
             raise
     return BatchOutcome(result, tuple(events))
@@ -109,5 +114,5 @@ def _carry_out(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> Ba
 )
 def run_batch(recipe: BuildRecipe, batch: SourceBatch, log_sources: bool) -> BatchOutcome:
     """Processes the sources of the batch until each is kept, rejected or failed. ``log_sources``: logs a line for each."""
-    # Only a call: a cluster receives this function pickled by value, with every global that its body names.
-    return _carry_out(recipe, batch, log_sources)
+    # Only a call: a cluster receives this function pickled by value, with every global variable that its body names.
+    return _run_batch(recipe, batch, log_sources)

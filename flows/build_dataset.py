@@ -1,6 +1,6 @@
-"""Build a dataset at once: ``python -m flows.build_dataset RECIPE [--set a.b=c] [--dry-run]``.
+"""Builds a dataset now, in this process: ``python -m flows.build_dataset RECIPE [--set a.b=c] [--dry-run]``.
 
-``python -m flows.serve`` is the other way: it offers the same flow in Prefect's UI and to ``prefect deployment run``.
+``python -m flows.serve`` offers the same flow in Prefect's UI and to ``prefect deployment run``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, command_line: str) -> int:
-    # Not above: each process that decodes imports this module once more, and has no use for Prefect.
+    # Imported here, since each process that decodes imports this module again, and does not use Prefect.
     from rich.console import Console  # noqa: PLC0415
 
     from flows import direct  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Every command of the program ``hearscape`` by its short name. ``python -m MODULE`` runs the same ones from a checkout."""
+"""The commands of the program ``hearscape``. ``python -m MODULE`` runs the same commands from a checkout."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ PROGRAM = "hearscape"
 FIRST_STEPS = """\
 first steps:
   hearscape demo --no-fit                           build a small dataset of painted videos, to see what comes out
-  hearscape new my-videos                           lay down recipes and a source list
+  hearscape new my-videos                           write recipes and a source list
   hearscape build my-videos/manifests/recipes/landscape.toml --dry-run
                                                     check the recipe, and see what would be done
 hearscape COMMAND --help explains a command. Datasets go to manifests/, models to runs/, below the current folder.
 """
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FILES = {"FILE", "IN", "LIST", "OUT", "OUT.safetensors", "R.toml", "RECIPE", "SEGMENTS", "SHEET.png", "runs/NAME"}
+"""Names of arguments (metavars) that are completed with the names of files."""
 FOLDERS = {"DATASET", "FOLDER"}
-"""Names of arguments that are completed with files or folders."""
+"""Names of arguments that are completed with the names of folders."""
 
 
 class _PrintVersion(argparse.Action):
-    """Reads the version when it is asked for: the metadata of packages is slow to import."""
+    """Prints the version. It is read only on demand, since the metadata of packages is slow to read."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(PROGRAM, installed_version(PROGRAM))  # noqa: T201
@@ -54,7 +55,7 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_demo(options: argparse.Namespace, command_line: str) -> int:
-    """``python -m flows.demo``, then ``python -m trainer.demo``."""
+    """Runs ``python -m flows.demo``, then ``python -m trainer.demo``."""
     if options.keep_server and not options.no_fit:
         raise UserError("--keep-server serves until Ctrl-C: give --no-fit with it, and fit with python -m trainer.demo")
     code = demo.DEMO.run(options, command_line)
@@ -64,28 +65,28 @@ def _run_demo(options: argparse.Namespace, command_line: str) -> int:
 def _run_fit() -> int:
     """Runs ``python -m trainer.demo`` in a process of its own, without Prefect, and returns its exit code."""
     fit = subprocess.Popen([sys.executable, "-m", "trainer.demo"])
-    with _signals_left_to(fit):
+    with _signals_handled_by(fit):
         code = fit.wait()
     return code if code >= 0 else 128 - code
 
 
 @contextmanager
-def _signals_left_to(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Ctrl-C on a terminal reaches the process by itself; SIGTERM is passed on."""
+def _signals_handled_by(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Leaves Ctrl-C, which the terminal sends to ``process`` too, to that process, and forwards SIGTERM to it."""
 
     def ignore(*_: object) -> None: ...
 
-    def pass_on(number: int, _: object) -> None:
+    def forward(number: int, _: object) -> None:
         process.send_signal(number)
 
-    before = {
+    previous_handlers = {
         number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGINT, ignore), (signal.SIGTERM, pass_on))
+        for number, handler in ((signal.SIGINT, ignore), (signal.SIGTERM, forward))
     }
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
@@ -102,7 +103,7 @@ def _add_completion_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _print_completion(options: argparse.Namespace, _: str) -> int:
-    import shtab  # noqa: PLC0415 (after --help)
+    import shtab  # noqa: PLC0415 (not needed for --help)
 
     parser = parser_of(HEARSCAPE, PROGRAM)
     complete_paths(parser)
@@ -124,13 +125,13 @@ tcsh:  hearscape completion tcsh > ~/.hearscape.csh, and source that file in ~/.
 
 
 def complete_paths(parser: argparse.ArgumentParser) -> None:
-    """Completes arguments that are paths with the names of files or folders, in the parsers of the commands too."""
-    import shtab  # noqa: PLC0415 (after --help)
+    """Makes arguments that are paths complete to the names of files or folders, in the parsers of all commands."""
+    import shtab  # noqa: PLC0415 (not needed for --help)
 
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                complete_paths(inner)
+            for subparser in action.choices.values():
+                complete_paths(subparser)
         elif action.metavar in FILES:
             vars(action)["complete"] = shtab.FILE
         elif action.metavar in FOLDERS:
@@ -159,4 +160,4 @@ HEARSCAPE = Group(
         "completion": COMPLETION,
     },
 )
-"""In the order in which a newcomer meets them."""
+"""The commands are in the order in which a new user needs them."""

@@ -1,4 +1,4 @@
-"""The flow ``build-dataset``: links to shards, batch by batch."""
+"""The flow ``build-dataset``: makes shards from links, batch by batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.artifacts import Artifacts
-from flows.batches import HERE, Workplace, run_batch
-from flows.dataset_report import leave_report
+from flows.batches import LOCAL_BUILD, LocalBuild, run_batch
+from flows.dataset_report import report_on_build
 from flows.logs import hide_trace, logs_in_run
 from flows.progress import Progress
 from flows.runners import is_remote, run_in_window, task_runner
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 NAME = "build-dataset"
 DEFAULT_RECIPE = "manifests/recipes/demo.toml"
 MAX_LOGGED_SOURCES = 5000
-"""Above this number of sources the run logs its progress only, no line for each: Prefect stores each line as a row."""
+"""Above this number of sources the run logs its progress only, not a line for each source: Prefect stores each line as a row."""
 PROGRESS_OF_CALLER: ContextVar[Progress | None] = ContextVar("progress_of_caller", default=None)
 """The progress that the caller of the flow, in this process, displays. None: the flow makes its own."""
 RECIPE_WITH_SECRETS: ContextVar[BuildRecipe | None] = ContextVar("recipe_with_secrets", default=None)
-"""The recipe as its user wrote it, where the flow's parameter has its secrets masked: Prefect stores parameters."""
+"""The recipe with its secrets. The caller masks them in the flow's parameter, since Prefect stores parameters."""
 
 
 def _run_name() -> str:
@@ -57,7 +57,7 @@ def build_dataset(recipe: BuildRecipe | str = DEFAULT_RECIPE, changes: tuple[str
         recipe: The path of a recipe (TOML) on the machine that builds, or the recipe itself.
         changes: Changes to a recipe that was given as a path, such as "download.height=720".
     """
-    # Only a call: a cluster receives this function pickled by value, with every global that its body names.
+    # Only a call: a cluster receives this function pickled by value, with every global variable that its body names.
     return _run(recipe, changes)
 
 
@@ -72,12 +72,13 @@ def _run(recipe: BuildRecipe | str, changes: Sequence[str]) -> State[Any]:
         except UserError as error:
             hide_trace(error)
             return Failed(message=str(error), data=error)
-    clips = [row for row in summary.rows if row["what"] == "clips" and not row["cause"] and row["count"]]
-    counted = ", ".join(f"{row['count']} {row['state']}" for row in clips)
-    return Completed(message=f"clips: {counted}; manifest: {summary.manifest_path}", data=summary)
+    clip_rows = [row for row in summary.rows if row["what"] == "clips" and not row["cause"] and row["count"]]
+    clip_counts = ", ".join(f"{row['count']} {row['state']}" for row in clip_rows)
+    return Completed(message=f"clips: {clip_counts}; manifest: {summary.manifest_path}", data=summary)
 
 
 def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:
+    """The recipe of a run. Raises RecipeError for changes to a recipe that is not a path, and for secrets that Prefect has stored."""
     if (with_secrets := RECIPE_WITH_SECRETS.get()) is not None:
         return with_secrets
     if isinstance(recipe, str):
@@ -94,7 +95,7 @@ def _resolved(recipe: BuildRecipe | str, changes: Sequence[str]) -> BuildRecipe:
 
 
 def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
-    task_runner(recipe.execution)  # raises UserError where a package is missing
+    task_runner(recipe.execution)  # raises UserError if a package is missing
     build = Build(recipe)
     try:
         build.check()
@@ -109,10 +110,10 @@ def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
             try:
                 summary = build.finish(progress)
             except NothingKeptError:
-                leave_report(recipe, artifacts)  # shows why nothing was kept
+                report_on_build(recipe, artifacts)  # shows why nothing was kept
                 raise
         artifacts.summarise(summary)
-        report = leave_report(recipe, artifacts)
+        report = report_on_build(recipe, artifacts)
         summary = replace(summary, report_path=report.page if report else None)
         for text in summary.funnel:
             logger.info("%s", text)
@@ -124,7 +125,7 @@ def _build(recipe: BuildRecipe, progress: Progress) -> BuildSummary:
 def _run_batches(recipe: BuildRecipe, build: Build, plan: BuildPlan, progress: Progress) -> None:
     remote = is_remote(recipe.execution)
     log_sources = plan.num_sources <= MAX_LOGGED_SOURCES
-    token = HERE.set(None if remote else Workplace(build, progress))
+    token = LOCAL_BUILD.set(None if remote else LocalBuild(build, progress))
     try:
         with task_runner(recipe.execution) as runner:
             try:
@@ -138,15 +139,16 @@ def _run_batches(recipe: BuildRecipe, build: Build, plan: BuildPlan, progress: P
                     for event in outcome.events:
                         progress(event)
             except BaseException as error:
-                hurry = " (Ctrl-C again: do not wait for it)" if isinstance(error, KeyboardInterrupt) else ""
-                logger.warning("%s: ending what runs now%s; what is finished is kept", type(error).__name__, hurry)
-                build.close()  # otherwise the runner would wait for the batches in flight
+                hint = " (Ctrl-C again: do not wait for it)" if isinstance(error, KeyboardInterrupt) else ""
+                logger.warning("%s: ending the sources at work%s; finished ones are kept", type(error).__name__, hint)
+                build.close()  # otherwise the runner would wait for the running batches
                 raise
     finally:
-        HERE.reset(token)
+        LOCAL_BUILD.reset(token)
 
 
 def plan_line(recipe: BuildRecipe, plan: BuildPlan) -> str:
+    """The work to do, in one line."""
     return (
         f"{recipe.name}: {plan.num_sources} sources, of which {plan.num_finished_sources} are finished "
         f"(and {plan.num_bad_rows} rows that cannot be read); "

@@ -1,4 +1,4 @@
-"""The flow ``dataset-report``: makes the report on a built dataset, and replaces an earlier one."""
+"""The flow ``dataset-report``: makes the report on a built dataset, in place of an earlier one."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def _run(dataset: str, compare: str | None, out: str | None) -> State[Any]:
     return Completed(message=f"report: {report.page}", data=report)
 
 
-def leave_report(recipe: BuildRecipe, artifacts: Artifacts) -> Report | None:
-    """Makes the report at the end of a build, also of one that kept nothing. None, after a warning, where that fails."""
+def report_on_build(recipe: BuildRecipe, artifacts: Artifacts) -> Report | None:
+    """Makes the report at the end of a build, even if the build kept nothing. If that fails, logs a warning and returns None."""
     try:
         report = make_report(recipe.output, recipe={**manifest_recipe(recipe), "name": recipe.name})
     except (HearscapeError, OSError) as error:

@@ -1,6 +1,6 @@
-"""The whole build on the synthetic sources: ``python -m flows.demo [--keep-server]``.
+"""A complete build from the synthetic sources: ``python -m flows.demo [--keep-server]``.
 
-Renders the sources, serves them on loopback, so that they are downloaded like any others, and builds the demo recipe.
+Renders the sources, serves them on loopback, so that they are downloaded like any other source, and builds the demo recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RECIPE = "demo"
 PORT = 8765
-"""The port is part of the sources' links, which the dataset records: another port gives a dataset of other bytes."""
+"""The port is part of the sources' links, which the dataset stores: with another port, the dataset has other bytes."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,21 +41,21 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-server", action="store_true", help="keep serving the sources when the build is done")
 
 
-def _free_port(wanted: int) -> int:
-    """``wanted``, or where that is taken any free port, after printing that the links name another one."""
+def _free_port(preferred: int) -> int:
+    """``preferred``, or if it is in use any free port, after printing that the links contain another one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind(("127.0.0.1", preferred))
         except OSError:
             probe.bind(("127.0.0.1", 0))
-            print(f"Port {wanted} is taken: the links of the sources, and so the dataset, will name another one.")  # noqa: T201
+            print(f"Port {preferred} is in use: the sources' links, and so the dataset, will contain another one.")  # noqa: T201
         return int(probe.getsockname()[1])
 
 
 def _chosen(names: Sequence[str] | None) -> list[SyntheticSpec]:
-    """The synthetic sources of these names, None for all. Raises SourceListError for an unknown name."""
-    from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415 (after --help)
+    """The synthetic sources with these names; None: all. Raises SourceListError for an unknown name."""
+    from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415 (not needed for --help)
 
     specs = {spec.name: spec for spec in catalogue()}
     if unknown := [name for name in names or () if name not in specs]:

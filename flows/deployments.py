@@ -35,13 +35,14 @@ from flows.server import api_url, api_url_set, authorized_by, check_port, check_
 from pipeline.errors import UserError
 
 STOP_TIMEOUT_SECONDS = 20.0
+"""How long the runs have to record how they ended."""
 
 
 def _server(stack: ExitStack, port: int) -> str:
-    """The API of a running server; starts one where none answers. Raises :class:`UserError` for a port that is taken."""
+    """The URL of a running server's API; starts a server if none answers. Raises :class:`UserError` for a port that cannot be used."""
     check_prefect()
-    if wanted := os.environ.get("PREFECT_API_URL"):
-        return wanted
+    if url_of_user := os.environ.get("PREFECT_API_URL"):
+        return url_of_user
     url = api_url(port)
     if is_healthy(url):
         if (problem := api_problem(url, authorized_by())) is not None:
@@ -54,42 +55,45 @@ def _server(stack: ExitStack, port: int) -> str:
     return url
 
 
-async def _run_until_interrupted(runner: Runner, deployments: Sequence[RunnerDeployment], offer: str) -> None:
-    """Like ``prefect.serve``, but lets runs record how they ended; ``prefect.serve`` kills them on Ctrl-C.
+async def _run_until_interrupted(runner: Runner, deployments: Sequence[RunnerDeployment], welcome: str) -> None:
+    """Runs the deployments until Ctrl-C, then waits until the runs have recorded how they ended; ``prefect.serve`` kills them.
 
-    ``offer`` is printed once the deployments are registered.
+    ``welcome`` is printed once the deployments are registered.
     """
     deployment_ids: list[UUID] = []
     for deployment in deployments:
-        added = runner.add_deployment(deployment)
-        deployment_ids.append(await added if inspect.isawaitable(added) else added)
-    print(offer, flush=True)  # noqa: T201
+        deployment_id = runner.add_deployment(deployment)
+        deployment_ids.append(await deployment_id if inspect.isawaitable(deployment_id) else deployment_id)
+    print(welcome, flush=True)  # noqa: T201
     started = datetime.now(UTC)
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
     loop.add_signal_handler(signal.SIGINT, interrupted.set)
-    running = asyncio.create_task(runner.start())
-    waiting = asyncio.create_task(interrupted.wait())
-    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C ends the process at once
-    if not running.done():
-        await _runs_ended(deployment_ids, started)
-    waiting.cancel()
-    running.cancel()
+    runner_task = asyncio.create_task(runner.start())
+    interrupt_task = asyncio.create_task(interrupted.wait())
+    await asyncio.wait({runner_task, interrupt_task}, return_when=asyncio.FIRST_COMPLETED)
+    loop.remove_signal_handler(signal.SIGINT)  # so that a second Ctrl-C ends the process at once
+    if not runner_task.done():
+        await _wait_for_runs(deployment_ids, started)
+    interrupt_task.cancel()
+    runner_task.cancel()
     with suppress(asyncio.CancelledError):
-        await running
+        await runner_task
 
 
-async def _runs_ended(deployment_ids: Sequence[UUID], since: datetime) -> None:
-    """Waits until no run that began after ``since`` is at work; the terminal has sent Ctrl-C to the runs too."""
-    at_work = FlowRunFilter(
+async def _wait_for_runs(deployment_ids: Sequence[UUID], since: datetime) -> None:
+    """Waits up to ``STOP_TIMEOUT_SECONDS`` until no run that began after ``since`` is running.
+
+    The terminal has sent Ctrl-C to the runs too, so that they are ending.
+    """
+    running = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=list(deployment_ids)),
         start_time=FlowRunFilterStartTime(after_=since),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
     )
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     async with get_client() as client:
-        while time.monotonic() < deadline and await client.read_flow_runs(flow_run_filter=at_work):
+        while time.monotonic() < deadline and await client.read_flow_runs(flow_run_filter=running):
             await asyncio.sleep(0.3)
 
 
@@ -101,9 +105,9 @@ def serve(port: int, limit: int) -> None:
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         url = _server(stack, port)
         deployments = [
-            RunnerDeployment.from_flow(each, name=each.name, entrypoint_type=EntrypointType.MODULE_PATH)
-            for each in (build_dataset, dataset_report)
+            RunnerDeployment.from_flow(flow, name=flow.name, entrypoint_type=EntrypointType.MODULE_PATH)
+            for flow in (build_dataset, dataset_report)
         ]
-        elsewhere = "" if url == api_url(DEFAULT_PORT) else f"PREFECT_API_URL={url} "
-        offer = f"UI:   {url.removesuffix('/api')}\nRun:  {elsewhere}prefect deployment run {build_dataset.name}"
-        asyncio.run(_run_until_interrupted(Runner(name="hearscape", limit=limit), deployments, offer))
+        variable = "" if url == api_url(DEFAULT_PORT) else f"PREFECT_API_URL={url} "
+        welcome = f"UI:   {url.removesuffix('/api')}\nRun:  {variable}prefect deployment run {build_dataset.name}"
+        asyncio.run(_run_until_interrupted(Runner(name="hearscape", limit=limit), deployments, welcome))

@@ -1,4 +1,4 @@
-"""Runs the flow in this process, and shows its progress on the terminal."""
+"""Runs the flow ``build-dataset`` in this process, and shows its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def check(recipe: BuildRecipe) -> None:
-    """Raises :class:`UserError` for what can be refused before a server is started and any work is done."""
+    """Raises :class:`UserError` for everything that can be refused before a server is started and any work is done."""
     task_runner(recipe.execution)
     check_prefect()
     pipeline_logger = logging.getLogger("pipeline")
     level = pipeline_logger.level
-    pipeline_logger.setLevel(logging.ERROR)  # the flow repeats these checks, and shows their warnings then
+    pipeline_logger.setLevel(logging.ERROR)  # the flow repeats these checks and then logs their warnings
     build = Build(recipe)
     try:
         build.check()
@@ -102,12 +102,13 @@ def summary_text(summary: BuildSummary) -> str:
 
 
 def exit_code(work: Callable[[], None], again: str) -> int:
-    """Runs ``work`` and returns the exit code of the command.
+    """Runs ``work`` in the main thread and returns the exit code of the command.
 
-    0 done, 1 failed, 2 refused (the message says what to correct), 130 interrupted by Ctrl-C, 143 by SIGTERM. The first
-    signal lets the work clean up, a second one of the same kind ends the process at once. ``again`` is the command line
-    that continues interrupted work. Exceptions that are not errors of this project are raised. Call it in the main thread.
-    Where threads of Prefect would keep the interpreter from ending, it ends the process itself and does not return.
+    0 done, 1 failed, 2 refused (the message says what to correct), 130 interrupted by Ctrl-C, 143 by SIGTERM. After the first
+    signal the work cleans up; a second one of the same kind ends the process at once. ``again`` is the command line
+    that continues interrupted work. Exceptions that are not errors of this project are raised.
+
+    If threads of Prefect would keep the interpreter from ending, this function ends the process and does not return.
     """
     code = _exit_code(work, again)
     if is_unsent():
@@ -153,8 +154,8 @@ def _second_signal_ends_at_once(number: signal.Signals, interrupt: BaseException
         print(message, file=sys.stderr, flush=True)  # noqa: T201
         os._exit(128 + number)
 
-    before = signal.signal(number, first)
+    previous_handler = signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(number, previous_handler)

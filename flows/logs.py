@@ -1,4 +1,4 @@
-"""Sends the project's own log records to the Prefect run that they belong to."""
+"""Sends the log records of this project to the Prefect run that they belong to, or to the terminal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.errors import UserError
 LOGGERS = ("pipeline", "flows")
 
 
-class _Stamp(logging.Filter):
-    """Adds the flow run's id to records of threads that Prefect did not start; Prefect drops records without one."""
+class _RunIdFilter(logging.Filter):
+    """Adds the flow run's id to records of threads that Prefect did not start; Prefect drops records without an id."""
 
     def __init__(self, flow_run_id: str) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class _Stamp(logging.Filter):
 
 @contextmanager
 def logs_in_run(flow_run_id: str) -> Iterator[None]:
-    """While the block runs, records of ``LOGGERS`` of level INFO and above go to the run's logs, from every thread.
+    """While the block runs, records of ``LOGGERS`` from every thread, of level INFO and above, go to the run's logs.
 
-    Prefect's own setting for this, ``logging.extra_loggers``, omits the threads of pools.
+    Prefect's own setting for this, ``logging.extra_loggers``, leaves out the threads of pools.
     """
     handler = APILogHandler()
-    handler.addFilter(_Stamp(flow_run_id))
+    handler.addFilter(_RunIdFilter(flow_run_id))
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -51,7 +51,7 @@ def logs_in_run(flow_run_id: str) -> Iterator[None]:
 
 
 def hide_trace(error: UserError) -> None:
-    """Keeps Prefect from logging the trace of ``error``: the message of the run's final state is enough."""
+    """Keeps Prefect from logging the traceback of ``error``: the message of the run's final state is enough."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return record.exc_info is None or record.exc_info[1] is not error
@@ -60,7 +60,7 @@ def hide_trace(error: UserError) -> None:
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:
-    """False for Prefect's own records of failed states and their traces: the flow's caller raises or prints them."""
+    """False for Prefect's own records of failed states and their tracebacks, which the flow's caller raises or prints."""
     return not record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
 
 
@@ -70,7 +70,7 @@ def _reject_all(_: logging.LogRecord) -> bool:
 
 @contextmanager
 def show_logs(console: Console) -> Iterator[None]:
-    """While the block runs, warnings and errors are written to ``console``; Prefect's own handlers are taken out."""
+    """While the block runs, warnings and errors are written to ``console``, and not by Prefect's own console handlers."""
     root = logging.getLogger()
     prefect_handlers = [handler for handler in root.handlers if isinstance(handler, PrefectConsoleHandler)]
     console_handler = ConsoleHandler(console)
@@ -78,7 +78,7 @@ def show_logs(console: Console) -> Iterator[None]:
     for handler in prefect_handlers:
         root.removeHandler(handler)
     root.addHandler(console_handler)
-    # Through these two, Prefect prints a trace for each log record and event that a server did not accept.
+    # Otherwise Prefect prints a traceback for each log record and event that a server did not accept, in these two ways.
     concurrency_logger, raise_exceptions = logging.getLogger("prefect._internal.concurrency"), logging.raiseExceptions
     concurrency_logger.addFilter(_reject_all)
     logging.raiseExceptions = False

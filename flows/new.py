@@ -13,7 +13,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, _: str) -> int:
-    from pipeline.starter import new_folder  # noqa: PLC0415 (after --help)
+    from pipeline.starter import new_folder  # noqa: PLC0415 (not needed for --help)
 
     folder: Path = options.folder
     num_recipes = len([path for path in new_folder(folder) if path.suffix == ".toml"])
@@ -27,8 +27,8 @@ def _run(options: argparse.Namespace, _: str) -> int:
 
 
 NEW = Command(
-    summary="lay down recipes and a source list to start from",
+    summary="write recipes and a source list to start from",
     add_options=_add_options,
     run=_run,
-    details="Writes into FOLDER/manifests. Files that are there already are never replaced: the command is refused.",
+    details="Writes into FOLDER/manifests. The command is refused if one of the files exists: it replaces none.",
 )

@@ -37,11 +37,12 @@ NEXT_STAGE = {"fetch": "measure", "measure": "embed", "embed": "cut", "cut": "cu
 
 @dataclass(frozen=True, slots=True)
 class RunningSource:
-    """A source at work; ``seconds`` since it entered ``stage``."""
+    """A source at work."""
 
     source_id: str
     stage: str
     seconds: float
+    """Since it entered the stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,31 +75,31 @@ class Snapshot:
 
 
 class _Rate:
-    """Mean rate over the last ``RATE_WINDOW_SECONDS``, summed up in steps of one second."""
+    """Mean rate over the last ``RATE_WINDOW_SECONDS``; amounts are summed for each second of the clock."""
 
     def __init__(self, started: float) -> None:
         self._started = started
-        self._steps: deque[tuple[int, float]] = deque()
+        self._sums: deque[tuple[int, float]] = deque()
 
     def add(self, now: float, amount: float) -> None:
         second = int(now)
-        if self._steps and self._steps[-1][0] == second:
-            amount += self._steps.pop()[1]
-        self._steps.append((second, amount))
-        self._forget(now)
+        if self._sums and self._sums[-1][0] == second:
+            amount += self._sums.pop()[1]
+        self._sums.append((second, amount))
+        self._drop_old(now)
 
     def per_second(self, now: float) -> float:
-        self._forget(now)
-        covered = min(now - self._started, RATE_WINDOW_SECONDS)
-        return sum(amount for _, amount in self._steps) / covered if covered > 0 else 0.0
+        self._drop_old(now)
+        window_seconds = min(now - self._started, RATE_WINDOW_SECONDS)
+        return sum(amount for _, amount in self._sums) / window_seconds if window_seconds > 0 else 0.0
 
-    def _forget(self, now: float) -> None:
-        while self._steps and self._steps[0][0] < int(now) - RATE_WINDOW_SECONDS:
-            self._steps.popleft()
+    def _drop_old(self, now: float) -> None:
+        while self._sums and self._sums[0][0] < int(now) - RATE_WINDOW_SECONDS:
+            self._sums.popleft()
 
 
 class Progress:
-    """Counts events. ``clock`` returns seconds and never goes back."""
+    """Counts the events of a build. ``clock`` returns seconds and never goes back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -158,8 +159,12 @@ class Progress:
         self._sources[event.state.value] += 1
         self._num_bugs += event.code == BUG
         for outcome, number in event.clips.items():
-            known = outcome in (State.KEPT, State.REJECTED, State.FAILED)
-            self._clips[outcome if known else State.REJECTED.value] += number
+            is_state = outcome in (
+                State.KEPT,
+                State.REJECTED,
+                State.FAILED,
+            )  # otherwise it is the reason of a rejection
+            self._clips[outcome if is_state else State.REJECTED.value] += number
         self._running.pop(event.source_id, None)
         if not self._reused_only.pop(event.source_id, False):
             self._ends.add(now, 1)
@@ -171,7 +176,11 @@ class Progress:
             ends_per_second = self._ends.per_second(now)
             num_left = self._num_sources - self._num_ended
             running = [RunningSource(name, stage, now - since) for name, (stage, since) in self._running.items()]
-            known = num_left <= 0 or (elapsed >= SETTLE_SECONDS and ends_per_second > 0)
+            if num_left <= 0:
+                remaining_seconds: float | None = 0.0
+            else:
+                is_known = elapsed >= SETTLE_SECONDS and ends_per_second > 0
+                remaining_seconds = num_left / ends_per_second if is_known else None
             return Snapshot(
                 num_sources=self._num_sources,
                 num_ended=min(self._num_ended, self._num_sources),  # a source of a repeated batch is counted twice
@@ -182,7 +191,7 @@ class Progress:
                 elapsed_seconds=elapsed,
                 media_rate=self._media.per_second(now),
                 sources_per_minute=ends_per_second * 60,
-                remaining_seconds=(num_left / ends_per_second if num_left > 0 else 0.0) if known else None,
+                remaining_seconds=remaining_seconds,
                 num_bugs=self._num_bugs,
             )
 
@@ -204,6 +213,7 @@ def counts(numbers: Mapping[str, int]) -> str:
 
 
 def rates(now: Snapshot) -> str:
+    """Seconds of sources measured per second, and sources that end per minute."""
     return f"{now.media_rate:.1f} source-s/s, {now.sources_per_minute:.1f} sources/min"
 
 
@@ -230,11 +240,11 @@ class Panel:
 
     def __rich__(self) -> RenderableType:
         now = self._progress.snapshot()
-        top = Table.grid(padding=(0, 1), expand=True)
-        top.add_column(no_wrap=True, overflow="ellipsis")
-        top.add_column(ratio=1)
-        top.add_column(no_wrap=True, justify="right")
-        top.add_row(
+        header = Table.grid(padding=(0, 1), expand=True)
+        header.add_column(no_wrap=True, overflow="ellipsis")
+        header.add_column(ratio=1)
+        header.add_column(no_wrap=True, justify="right")
+        header.add_row(
             Text(self._title, style="bold"),
             ProgressBar(total=max(now.num_sources, 1), completed=now.num_ended if now.num_sources else 1),
             f"{now.num_ended}/{now.num_sources} sources",
@@ -242,8 +252,8 @@ class Panel:
         body = Table.grid(padding=(0, 2))
         body.add_column(style="dim", no_wrap=True, min_width=7)
         body.add_column(overflow="ellipsis", no_wrap=True)
-        left = "" if now.step else f", {duration(now.remaining_seconds)} left"
-        body.add_row("time", f"{duration(now.elapsed_seconds)} elapsed{left}")
+        remaining = "" if now.step else f", {duration(now.remaining_seconds)} left"
+        body.add_row("time", f"{duration(now.elapsed_seconds)} elapsed{remaining}")
         if not now.step:
             body.add_row("rate", rates(now))
         body.add_row("sources", _coloured(now.sources))
@@ -262,7 +272,7 @@ class Panel:
         )
         if rest:
             body.add_row("", Text("and " + ", ".join(rest), style="dim"))
-        return Group(top, body)
+        return Group(header, body)
 
 
 def _coloured(numbers: Mapping[str, int]) -> Text:

@@ -23,7 +23,7 @@ def is_remote(execution: ExecutionSettings) -> bool:
 
 
 def task_runner(execution: ExecutionSettings) -> TaskRunner[Any]:
-    """The runner that the recipe names. Raises :class:`UserError` where its package is not installed."""
+    """The task runner that the recipe names. Raises :class:`UserError` if its package is not installed."""
     if execution.task_runner == "dask":
         module = _cluster_module("prefect_dask", execution.task_runner)
         # the workers of a local cluster start processes, which daemonic workers may not
@@ -35,12 +35,12 @@ def task_runner(execution: ExecutionSettings) -> TaskRunner[Any]:
     return ThreadPoolTaskRunner(max_workers=execution.batches_in_flight)
 
 
-def _cluster_module(name: str, wanted: str) -> Any:
+def _cluster_module(name: str, task_runner_name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"execution.task_runner: {wanted!r} needs the package {error.name!r}, which is not installed: "
+            f"execution.task_runner: {task_runner_name!r} needs the package {error.name!r}, which is not installed: "
             f"pip install 'hearscape[cluster]', or choose 'threads'"
         ) from error
 
@@ -55,12 +55,12 @@ def run_in_window(
     An item's exception is raised as soon as the item has ended.
     """
     finished: SimpleQueue[PrefectFuture[Result]] = SimpleQueue()
-    waiting = iter(work)
+    remaining_work = iter(work)
     num_running = 0
     while True:
         while num_running < num_in_flight:
             try:
-                future = submit(next(waiting))
+                future = submit(next(remaining_work))
             except StopIteration:
                 break
             num_running += 1

@@ -1,7 +1,7 @@
-"""One command for the Prefect server and the runner: ``python -m flows.serve [--port 4200]``.
+"""Starts the Prefect server and the runner of the deployments: ``python -m flows.serve [--port 4200]``.
 
-Starts a server on this machine unless one answers there already, and offers the deployments of this project until
-Ctrl-C, which ends both. PREFECT_API_URL, where it is set, names the server to use instead.
+A server on this machine that answers at that port is used instead of a new one. Ctrl-C ends the runner, and the server if this
+command started it. If PREFECT_API_URL is set, it names the server to use.
 """
 
 from __future__ import annotations

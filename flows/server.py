@@ -1,7 +1,7 @@
-"""A Prefect server as a child process that cannot outlive its parent.
+"""A Prefect server as a child process that ends when its parent ends.
 
-``python -m flows.server ARGS`` is ``prefect server start ARGS``, with a pipe from the parent as standard input: when
-the parent ends, in whatever way, the pipe closes and the server stops. The child has its own session, so that Ctrl-C
+``python -m flows.server ARGS`` is ``prefect server start ARGS``, with a pipe from the parent as standard input. When
+the parent ends, however it ends, the pipe closes and the server stops. The child has its own session, so that Ctrl-C
 reaches only the parent, which still needs the server to record how its run ended.
 """
 
@@ -40,7 +40,7 @@ START_TIMEOUT_SECONDS = 180.0
 """The first start creates the database, which takes 10 s on an idle machine and much longer on a busy one."""
 STOP_TIMEOUT_SECONDS = 10.0
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b.*: ")
-"""The line of a trace with the exception and its message."""
+"""The line of a traceback that names the exception and its message."""
 
 
 class ServerStartError(HearscapeError):
@@ -52,6 +52,7 @@ class ServerLostError(HearscapeError):
 
 
 def api_url(port: int) -> str:
+    """The URL of the API of a server on this machine."""
     return f"http://{HOST}:{port}/api"
 
 
@@ -65,13 +66,14 @@ def is_healthy(url: str) -> bool:
 
 
 def free_port() -> int:
+    """A port on loopback that no program uses now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 def check_port(port: int) -> None:
-    """Raises :class:`UserError` where the port cannot be bound."""
+    """Raises :class:`UserError` if the port cannot be bound."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -81,12 +83,12 @@ def check_port(port: int) -> None:
 
 
 def prefect_home() -> Path:
-    """The folder of Prefect's own files, its database among them."""
+    """The folder of Prefect's own files, such as its database."""
     return Path(get_current_settings().home)
 
 
 def check_home() -> None:
-    """Raises :class:`UserError` where Prefect's folder cannot be made or written to."""
+    """Raises :class:`UserError` if Prefect's folder cannot be created, or it or the database in it cannot be written."""
     home = prefect_home()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def check_home() -> None:
 
 
 def check_prefect() -> None:
-    """Raises :class:`UserError` where no flow can run: TMPDIR, the API of PREFECT_API_URL or Prefect's folder cannot be used."""
+    """Raises :class:`UserError` if no flow can run: TMPDIR, the API at PREFECT_API_URL or Prefect's folder cannot be used."""
     system_folder()
     url = os.environ.get("PREFECT_API_URL")
     if not url:
@@ -114,7 +116,7 @@ def check_prefect() -> None:
 
 
 def authorized_by() -> str | None:
-    """The header ``Authorization`` that Prefect sends."""
+    """The header ``Authorization`` that Prefect's client sends. None: no credentials are set."""
     secrets = (get_current_settings().api.auth_string, get_current_settings().api.key)
     return authorization(*(secret.get_secret_value() if secret else None for secret in secrets))
 
@@ -123,14 +125,14 @@ def authorized_by() -> str | None:
 def prefect_server(port: int | None = None, *, ui: bool = True) -> Iterator[str]:
     """A running server on loopback; yields the URL of its API.
 
-    ``port``: None for any free one. Its runs are kept in Prefect's own database. Raises :class:`ServerStartError`, or
-    :class:`UserError` where the database cannot be written.
+    ``port``: None for any free one. Runs are stored in Prefect's own database. Raises :class:`ServerStartError`, or
+    :class:`UserError` if the database cannot be written.
     """
     check_home()
-    chosen = port or free_port()
-    url = api_url(chosen)
+    port = port or free_port()
+    url = api_url(port)
     with tempfile.TemporaryFile("w+", prefix="prefect-server-") as log:
-        server = _start(chosen, url, ui, log)
+        server = _start(port, url, ui, log)
         try:
             _wait_until_healthy(server, url, log)
             yield url
@@ -140,12 +142,13 @@ def prefect_server(port: int | None = None, *, ui: bool = True) -> Iterator[str]
 
 @contextmanager
 def temporary_server() -> Iterator[None]:
-    """While the block runs, Prefect talks to a server that is started for this process only."""
+    """While the block runs, Prefect uses a server that is started for this process only."""
     with prefect_server(ui=False) as url, api_url_set(url), all_sent():
         yield
 
 
 _unsent: list[object] = []
+"""Workers of Prefect that still had records to send when they were last waited for."""
 
 
 @contextmanager
@@ -161,25 +164,25 @@ def all_sent() -> Iterator[None]:
 
 
 def is_unsent() -> bool:
-    """Whether threads are still sending to a server that does not answer; the interpreter would wait for them to end."""
+    """Whether threads of Prefect still try to send to a server that does not answer; the interpreter would wait for them."""
     return bool(_unsent)
 
 
 @contextmanager
 def api_url_set(url: str) -> Iterator[None]:
-    """While the block runs, Prefect talks to the API at ``url``, in this process and in those it starts.
+    """While the block runs, Prefect uses the API at ``url``, in this process and in those that it starts.
 
-    Through the environment, since Prefect's own threads do not see settings of a context.
+    The URL is set in the environment, since settings of a context do not reach Prefect's own threads.
     """
-    before = os.environ.get("PREFECT_API_URL")
+    previous = os.environ.get("PREFECT_API_URL")
     os.environ["PREFECT_API_URL"] = url
     refresh_global_settings_context()
     try:
         yield
     finally:
         del os.environ["PREFECT_API_URL"]
-        if before is not None:
-            os.environ["PREFECT_API_URL"] = before
+        if previous is not None:
+            os.environ["PREFECT_API_URL"] = previous
         refresh_global_settings_context()
 
 
@@ -210,14 +213,14 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: IO[str])
 
 
 def _reason_in(log: IO[str]) -> str:
-    """The last error in a server's log, if one is recognised, and the path where the whole log is kept."""
+    """The last error in a server's log, if one is recognised, and the path of a copy of the log, for an error message."""
     log.seek(0)
     lines = log.read().splitlines()
-    with tempfile.NamedTemporaryFile("w", prefix="prefect-server-", suffix=".log", delete=False) as kept:
-        kept.write("\n".join(lines))
+    with tempfile.NamedTemporaryFile("w", prefix="prefect-server-", suffix=".log", delete=False) as copy:
+        copy.write("\n".join(lines))
     errors = [line.strip() for line in lines if _ERROR.match(line)]
     reason = f": {errors[-1]}" if errors else ""
-    return f"{reason}. Its log is {kept.name}; PREFECT_HOME=FOLDER gives it a new database (its own is in {prefect_home()})"
+    return f"{reason}. Its log is {copy.name}; PREFECT_HOME=FOLDER gives it a new database (its own is in {prefect_home()})"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
@@ -233,6 +236,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
+    """Reads standard input until the parent's end of the pipe closes, then stops this process."""
     while os.read(0, 1 << 10):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -241,8 +245,9 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
+    """Runs the server in this process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from prefect.cli import app  # noqa: PLC0415 - only the child needs it
+    from prefect.cli import app  # noqa: PLC0415 - only the child process needs it
 
     sys.argv = ["prefect", "server", "start", *sys.argv[1:]]
     app()

@@ -100,7 +100,7 @@ def test_its_requirements_are_those_of_this_environment(bin_folder: Path, empty:
 def test_the_command_in_an_empty_folder(bin_folder: Path, empty: Path) -> None:
     hearscape = bin_folder / "hearscape"
     assert run(hearscape, "--version", cwd=empty).startswith("hearscape 0.")
-    assert "lay down recipes" in run(hearscape, "--help", cwd=empty)
+    assert "write recipes" in run(hearscape, "--help", cwd=empty)
     run(hearscape, "new", "mine", cwd=empty)
     planned = run(hearscape, "build", "mine/manifests/recipes/landscape.toml", "--dry-run", cwd=empty)
     assert planned.splitlines()[-1].startswith("landscape: 4 sources")

@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from flows.artifacts import Artifacts
 from flows.dataset_flow import build_dataset
-from flows.dataset_report import dataset_report, leave_report
+from flows.dataset_report import dataset_report, report_on_build
 from pipeline.build.recipe import load_recipe
 from pipeline.errors import NothingKeptError, ReportError
 from pipeline.report.make import Report
@@ -70,5 +70,5 @@ def test_a_build_that_keeps_nothing_leaves_a_report_too(recipe: Path) -> None:
 
 def test_a_report_that_cannot_be_made_does_not_end_the_build(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = load_recipe(str(recipe))
-    assert leave_report(settings, Artifacts("tiny")) is None
+    assert report_on_build(settings, Artifacts("tiny")) is None
     assert "the report could not be made: " in caplog.text

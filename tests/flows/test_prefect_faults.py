@@ -27,7 +27,7 @@ PAGE = Answer(body=b"<html>Please log in</html>", content_type="text/html")
 
 FAULTS = [
     (Answer(body=b'"2.19.0"', content_type="application/json"), "has version 2.19.0, and this program works with 3"),
-    (PAGE, "is no Prefect API (it sends text/html in place of a version): correct the address, or log in"),
+    (PAGE, "is no Prefect API (it sends text/html instead of a version): correct the address, or log in"),
     (Answer(body=b"[" * 5000), "is no Prefect API"),
     (Answer(body=b"3"), "is no Prefect API"),
     (Answer(status=404), "is no Prefect API (HTTP 404): correct the address"),
