@@ -22,33 +22,39 @@ MAX_PAIRS = 200_000
 """Of more clips or pairs, so many are drawn: the precision of a calibration is limited by the number of sources."""
 
 Label = str | Sequence[str] | None
+"""The label of a clip, its labels, or None if it has none."""
 
 
 class ClipPool:
-    """The clips to calibrate on: all, or of many a part that is drawn by a hash of their keys. Memory does not grow with the dataset."""
+    """Draws the clips to calibrate on: all clips, or the ``size`` clips whose keys have the smallest hashes.
+
+    Memory does not grow with the dataset.
+    """
 
     def __init__(self, size: int = MAX_CLIPS) -> None:
         self._size = size
-        self._chosen: list[tuple[float, str, str, tuple[str, ...]]] = []
-        self._bound = 1.0
+        self._drawn: list[tuple[float, str, str, tuple[str, ...]]] = []
+        """Hash of the key (0..1), key, source and labels."""
+        self._largest_hash = 1.0
+        """Clips whose hash is not below this are not drawn."""
 
     def add(self, key: str, source: str, labels: Sequence[str]) -> None:
         """Adds a clip. ``source`` identifies its video: clips of one video are not paired with each other."""
-        place = unit_interval("calibration", key)
-        if place < self._bound:
-            self._chosen.append((place, key, source, tuple(labels)))
-            if len(self._chosen) >= 2 * self._size:
+        key_hash = unit_interval("calibration", key)
+        if key_hash < self._largest_hash:
+            self._drawn.append((key_hash, key, source, tuple(labels)))
+            if len(self._drawn) >= 2 * self._size:
                 self._trim()
 
     def clips(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Source and labels of each drawn clip by its key, in the order of the keys."""
-        if len(self._chosen) > self._size:
+        if len(self._drawn) > self._size:
             self._trim()
-        return {key: (source, labels) for _, key, source, labels in sorted(self._chosen, key=lambda clip: clip[1])}
+        return {key: (source, labels) for _, key, source, labels in sorted(self._drawn, key=lambda clip: clip[1])}
 
     def _trim(self) -> None:
-        self._chosen = sorted(self._chosen)[: self._size]
-        self._bound = self._chosen[-1][0]
+        self._drawn = sorted(self._drawn)[: self._size]
+        self._largest_hash = self._drawn[-1][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,9 @@ def draw_scores(
     labels: Sequence[Label],
     seed: int = 0,
 ) -> DrawnPairs:
-    """True and wrong pairs, scored by cosine; of many wrong pairs a part is drawn. Arguments as in :func:`calibrate`.
+    """True and wrong pairs, scored by cosine; of many wrong pairs MAX_PAIRS are drawn.
+
+    The arguments are as in :func:`pipeline.agreement.calibration.calibrate`.
 
     Raises ValueError for arrays of different lengths or not finite.
     """
@@ -88,31 +96,33 @@ def draw_scores(
         if not (finite := np.isfinite(rows).all(axis=1)).all():
             raise ValueError(f"the {name} embedding of clip {int(np.argmin(finite))} is not finite")
     picture, sound = _unit(picture_ND), _unit(sound_ND)
-    named = [frozenset((each,) if isinstance(each, str) else each or ()) for each in labels]
+    label_sets = [frozenset((label,) if isinstance(label, str) else label or ()) for label in labels]
     usable = picture.any(axis=1) & sound.any(axis=1)
-    if any(named):
-        usable &= np.asarray([bool(each) for each in named])
-    kept = np.flatnonzero(usable).tolist()
-    numbers = {name: i for i, name in enumerate(sorted({sources[i] for i in kept}))}
-    source_N = np.asarray([numbers[sources[i]] for i in kept], np.int64)
-    own = tuple(named[i] for i in kept)
-    picture, sound = picture[kept], sound[kept]
-    picture_M, sound_M = _wrong_pairs(source_N, own, seed)
-    every = np.arange(len(kept))
+    if any(label_sets):
+        usable &= np.asarray([bool(label_set) for label_set in label_sets])
+    clips = np.flatnonzero(usable).tolist()
+    numbers = {name: i for i, name in enumerate(sorted({sources[i] for i in clips}))}
+    source_N = np.asarray([numbers[sources[i]] for i in clips], np.int64)
+    labels_N = tuple(label_sets[i] for i in clips)
+    picture, sound = picture[clips], sound[clips]
+    picture_M, sound_M = _wrong_pairs(source_N, labels_N, seed)
+    index_N = np.arange(len(clips))
     scores = PairScores(
-        _cosines(picture, sound, every, every),
+        _cosines(picture, sound, index_N, index_N),
         source_N,
         _cosines(picture, sound, picture_M, sound_M),
         picture_M,
         sound_M,
     )
-    return DrawnPairs(scores, own, len(sources) - len(kept), _num_independent(source_N, own))
+    return DrawnPairs(scores, labels_N, len(sources) - len(clips), _num_independent(source_N, labels_N))
 
 
 def pass_shares(drawn: DrawnPairs, rule: AgreementRule) -> tuple[float | None, float | None]:
-    """Shares of the true and of the wrong pairs that ``rule`` lets pass, 0..1. A wrong pair is compared with the limit of its picture's
-    class. None: there are no such pairs."""
-    limits = np.asarray([-np.inf if (limit := rule.limit(own)) is None else limit for own in drawn.labels])
+    """Shares of the true and of the wrong pairs that pass ``rule``, 0..1; None: there are no such pairs.
+
+    A wrong pair is compared with the limit of its picture's class.
+    """
+    limits = np.asarray([-np.inf if (limit := rule.limit(labels)) is None else limit for labels in drawn.labels])
     scores = drawn.scores
     true = float(np.mean(scores.matched >= limits)) if len(limits) else None
     wrong = float(np.mean(scores.mismatched >= limits[scores.pictures])) if len(scores.pictures) else None
@@ -141,7 +151,7 @@ def _wrong_pairs(source_N: Indices, labels: Sequence[frozenset[str]], seed: int)
 def _admissible(
     picture: Indices, sound: Indices, source_N: Indices, labels: Sequence[frozenset[str]]
 ) -> tuple[Indices, Indices]:
-    """Those of the pairs whose sources and classes differ."""
+    """The pairs whose sources and classes differ."""
     candidates = np.flatnonzero(source_N[picture] != source_N[sound])
     pairs = zip(picture[candidates].tolist(), sound[candidates].tolist(), strict=True)
     rows = candidates[np.fromiter((labels[i].isdisjoint(labels[j]) for i, j in pairs), bool, len(candidates))]
@@ -154,7 +164,9 @@ def _num_independent(source_N: Indices, labels: Sequence[frozenset[str]]) -> int
     If no class has more than half of the sources, every source gives one picture and one sound. The sources of a larger class find
     partners only among the other sources.
     """
-    label_of = {source: min(own, default=None) for source, own in zip(source_N.tolist(), labels, strict=True)}
+    label_of = {
+        source: min(own_labels, default=None) for source, own_labels in zip(source_N.tolist(), labels, strict=True)
+    }
     counts = Counter(label_of.values())
     if None in counts:
         return len(label_of) if len(label_of) > 1 else 0
@@ -164,16 +176,16 @@ def _num_independent(source_N: Indices, labels: Sequence[frozenset[str]]) -> int
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows of length 1; those shorter than 1e-6 become 0."""
-    exact = rows.astype(np.float32)
-    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.where(lengths > 1e-6, exact / np.maximum(lengths, 1e-6), np.float32(0))
+    float_rows = rows.astype(np.float32)
+    lengths = np.linalg.norm(float_rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.where(lengths > 1e-6, float_rows / np.maximum(lengths, 1e-6), np.float32(0))
     return unit
 
 
-def _cosines(picture: NDArray[np.float32], sound: NDArray[np.float32], left: Indices, right: Indices) -> Floats:
-    """Cosines of the rows ``left`` of ``picture`` and ``right`` of ``sound``, computed in blocks to bound the memory."""
-    cosines = np.empty(len(left), np.float64)
-    for start in range(0, len(left), 4096):
-        part = slice(start, start + 4096)
-        cosines[part] = np.einsum("nd,nd->n", picture[left[part]], sound[right[part]], dtype=np.float64)
+def _cosines(picture: NDArray[np.float32], sound: NDArray[np.float32], pictures: Indices, sounds: Indices) -> Floats:
+    """Cosines of the rows ``pictures`` of ``picture`` and ``sounds`` of ``sound``, computed in blocks to limit the memory."""
+    cosines = np.empty(len(pictures), np.float64)
+    for start in range(0, len(pictures), 4096):
+        block = slice(start, start + 4096)
+        cosines[block] = np.einsum("nd,nd->n", picture[pictures[block]], sound[sounds[block]], dtype=np.float64)
     return cosines

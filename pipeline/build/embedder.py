@@ -1,4 +1,8 @@
-"""Embeds clips in one worker process, so that the networks are in memory once and not once per worker."""
+"""Embeds clips in one worker process, so that the networks are in memory once and not once per worker.
+
+Threads put jobs into a queue. The thread that gets the lock embeds its own job together with others from the queue, as many as the
+encoder pair takes at once; the threads of those jobs then find their results done.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ SECONDS_PER_FRAME, SECONDS_PER_TEXT, SECONDS_PER_SOUND_SECOND = 2.0, 2.0, 1.0
 """Time limits for embedding: several times what a large network needs on one slow core."""
 MAX_CLIPS_PER_JOB = 64
 """Most clips in one job. More clips of a source are divided into jobs, so that memory and time-out do not grow with its length."""
-SLOWER = 8
+TIMEOUT_DIVISOR = 8
 """After a time-out the number of clips per job is divided by this, down to one."""
 
 
@@ -57,7 +61,7 @@ class EmbeddingJob:
     spans: tuple[tuple[float, float], ...]
 
 
-class _Waiting:
+class _QueuedJob:
     """A job in the queue, and its result or error."""
 
     def __init__(self, job: EmbeddingJob) -> None:
@@ -65,6 +69,7 @@ class _Waiting:
         self.content: bytes | None = None
         self.error: ClipError | None = None
         self.worked_seconds = 0.0
+        """The share of the group's time that this job took."""
 
     @property
     def done(self) -> bool:
@@ -84,8 +89,8 @@ class Embedder:
         self._settings = settings
         self._workers = Workers(1, stop, temporary=temporary)
         self._clips_per_job = MAX_CLIPS_PER_JOB
-        self._queue: list[_Waiting] = []
-        self._queue_lock, self._turn, self._prompts_turn = threading.Lock(), threading.Lock(), threading.Lock()
+        self._queue: list[_QueuedJob] = []
+        self._queue_lock, self._embed_lock, self._prompts_lock = threading.Lock(), threading.Lock(), threading.Lock()
         self._prompts: dict[str, ClassPrompts | None] = {}
 
     def embed(self, frames_path: Path, sound_path: Path, spans: Sequence[tuple[float, float]]) -> bytes:
@@ -95,20 +100,20 @@ class Embedder:
         single clip exceeds its time limit.
         """
         contents: list[bytes] = []
-        left = tuple(spans)
-        while left:
-            part = left[: self._clips_per_job]
+        remaining = tuple(spans)
+        while remaining:
+            part = remaining[: self._clips_per_job]
             try:
                 contents.append(self._embed_part(EmbeddingJob(frames_path, sound_path, part)))
             except WorkerError as error:
                 if error.code != TIMED_OUT or len(part) == 1:
                     raise
-                self._clips_per_job = max(min(len(part), self._clips_per_job) // SLOWER, 1)
+                self._clips_per_job = max(min(len(part), self._clips_per_job) // TIMEOUT_DIVISOR, 1)
                 LOG.warning(
                     "embedding %d clips exceeded the time limit; from now on %d at once", len(part), self._clips_per_job
                 )
                 continue
-            left = left[len(part) :]
+            remaining = remaining[len(part) :]
         return _joined(contents)
 
     @property
@@ -118,28 +123,29 @@ class Embedder:
 
     def _timeout_seconds(self, jobs: Sequence[EmbeddingJob]) -> float:
         spans = [span for job in jobs for span in job.spans]
-        of_frames = SECONDS_PER_FRAME * self._settings.frames_per_clip * len(spans)
-        return LOAD_SECONDS + of_frames + SECONDS_PER_SOUND_SECOND * sum(end - start for start, end in spans)
+        picture_seconds = SECONDS_PER_FRAME * self._settings.frames_per_clip * len(spans)
+        sound_seconds = SECONDS_PER_SOUND_SECOND * sum(end - start for start, end in spans)
+        return LOAD_SECONDS + picture_seconds + sound_seconds
 
     def _embed_part(self, job: EmbeddingJob) -> bytes:
-        waiting = _Waiting(job)
+        queued = _QueuedJob(job)
         with self._queue_lock:
-            self._queue.append(waiting)
-        with counted_lock(self._turn):  # the thread that holds it also embeds for waiting ones
-            is_leader = not waiting.done
+            self._queue.append(queued)
+        with counted_lock(self._embed_lock):  # the thread that holds it also embeds the jobs of waiting threads
+            is_leader = not queued.done
             if is_leader:
-                self._embed_group(self._next_group(waiting))
+                self._embed_group(self._next_group(queued))
         if not is_leader:
-            add_waited(-waiting.worked_seconds)
-        if waiting.error is not None:
-            raise waiting.error
-        assert waiting.content is not None
-        return waiting.content
+            add_waited(-queued.worked_seconds)
+        if queued.error is not None:
+            raise queued.error
+        assert queued.content is not None
+        return queued.content
 
-    def _next_group(self, own: _Waiting) -> list[_Waiting]:
+    def _next_group(self, own: _QueuedJob) -> list[_QueuedJob]:
         """``own`` and, taken from the queue, as many of the other jobs as the pair embeds at once."""
         with self._queue_lock:
-            others = [waiting for waiting in self._queue if waiting is not own]
+            others = [queued for queued in self._queue if queued is not own]
             group, num_clips = [own], len(own.job.spans)
             while others and num_clips < self.clips_at_once:
                 group.append(others.pop(0))
@@ -147,36 +153,37 @@ class Embedder:
             self._queue = others
         return group
 
-    def _embed_group(self, group: Sequence[_Waiting]) -> None:
-        """Embeds the jobs and divides the time among them by their clips. The first job's thread did the work, so the shares of the
-        other jobs count for it as waiting."""
+    def _embed_group(self, group: Sequence[_QueuedJob]) -> None:
+        """Embeds the jobs and divides the time among them by their numbers of clips.
+
+        The thread of the first job does the work; in its accounts, the shares of the other jobs are waiting time.
+        """
         started = time.monotonic()
         try:
             self._embed_together(group)
         finally:
-            seconds_per_clip = (time.monotonic() - started) / max(sum(len(one.job.spans) for one in group), 1)
-            for one in group:
-                one.worked_seconds = seconds_per_clip * len(one.job.spans)
-            add_waited(sum(one.worked_seconds for one in group[1:]))
+            seconds_per_clip = (time.monotonic() - started) / max(sum(len(queued.job.spans) for queued in group), 1)
+            for queued in group:
+                queued.worked_seconds = seconds_per_clip * len(queued.job.spans)
+            add_waited(sum(queued.worked_seconds for queued in group[1:]))
 
-    def _embed_together(self, group: Sequence[_Waiting]) -> None:
+    def _embed_together(self, group: Sequence[_QueuedJob]) -> None:
         if len(group) > 1:
-            with contextlib.suppress(
-                ClipError
-            ):  # one of them fails: below each runs alone, so that only that one fails
+            # if a job fails, all run once more below, one at a time, so that only this job fails
+            with contextlib.suppress(ClipError):
                 self._run(group)
                 return
-        for waiting in group:
+        for queued in group:
             try:
-                self._run([waiting])
+                self._run([queued])
             except ClipError as error:
-                waiting.error = error
+                queued.error = error
 
-    def _run(self, group: Sequence[_Waiting]) -> None:
-        jobs = [waiting.job for waiting in group]
+    def _run(self, group: Sequence[_QueuedJob]) -> None:
+        jobs = [queued.job for queued in group]
         contents, self.clips_at_once = self._workers.run(_embed, self._timeout_seconds(jobs), self._settings, jobs)
-        for waiting, content in zip(group, contents, strict=True):
-            waiting.content = content
+        for queued, content in zip(group, contents, strict=True):
+            queued.content = content
 
     def prompts(self, settings: AgreementSettings, state: Folder) -> ClassPrompts | None:
         """Embeddings of the recipe's class prompts. They are stored in ``state``, so that later runs need not load the networks.
@@ -187,7 +194,7 @@ class Embedder:
         if settings.classes is None:
             return None
         key = stable_hash(self.encoder_id, *settings.prompts, length=32)
-        with self._prompts_turn:
+        with self._prompts_lock:
             if key not in self._prompts:
                 rows = self._prompt_rows(settings.prompts, f"prompts/{key}", state)
                 self._prompts[key] = None if rows is None else ClassPrompts(settings.classes, rows)
@@ -292,10 +299,10 @@ def _embed(settings: EncoderPairSettings, jobs: Sequence[EmbeddingJob]) -> tuple
 
 def _content(embeddings: ClipEmbeddings, start: int, stop: int) -> bytes:
     """The embeddings of the clips ``start`` to ``stop`` as the bytes of an npz."""
-    rows = embeddings.picture_frames[start:stop]
+    frames = embeddings.picture_frames[start:stop]
     return _packed(
-        np.concatenate(rows),
-        [len(each) for each in rows],
+        np.concatenate(frames),
+        [len(rows) for rows in frames],
         embeddings.picture[start:stop],
         embeddings.sound[start:stop],
     )
@@ -327,7 +334,7 @@ def _joined(contents: Sequence[bytes]) -> bytes:
     if len(contents) == 1:
         return contents[0]
     parts = [read_embeddings(content) for content in contents]
-    frames = [rows for of_clips, _, _ in parts for rows in of_clips]
+    frames = [rows for clip_frames, _, _ in parts for rows in clip_frames]
     return _packed(
         np.concatenate(frames),
         [len(rows) for rows in frames],

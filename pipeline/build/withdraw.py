@@ -72,42 +72,43 @@ def withdraw(location: str, source_ids: Collection[str]) -> Withdrawal:
     OutputError while a build runs there.
     """
     requested = frozenset(source_ids)
-    read_manifest(location)  # before the lock, which makes a folder
+    read_manifest(location)  # raises before the lock is taken, which would create a folder
     output = Folder(dataset_root(location))
     with OutputLock(output):
         manifest = read_manifest(location)
-        before = read_withdrawn(output)
+        earlier = read_withdrawn(output)
         content_of = _contents(output)
-        _check_ids(output, content_of, requested - set(before.sources))
+        _check_ids(output, content_of, requested - set(earlier.sources))
         _check_files(output, manifest)
-        wanted = {*before.sources, *source_ids}
-        plans = _plan_rewrites(output, manifest.shards, wanted)
-        if not plans.untouched and not any(_staying(members, wanted) for members in plans.affected.values()):
+        withdrawn_ids = {*earlier.sources, *source_ids}
+        plans = _plan_rewrites(output, manifest.shards, withdrawn_ids)
+        if not plans.untouched and not any(_staying(members, withdrawn_ids) for members in plans.affected.values()):
             raise NothingKeptError(f"{output}: no sample would be left. Delete the dataset instead")
         contents = [sha256 for source_id in requested if (sha256 := content_of.get(source_id))]
-        withdrawn = before.with_more(requested, _gaps(manifest.shards, plans.affected, wanted), contents)
-        output.write_json(JOURNAL_NAME, plans.content_ids)  # first: with it the next build finishes an interrupted one
+        withdrawn = earlier.with_more(requested, _gaps(manifest.shards, plans.affected, withdrawn_ids), contents)
+        # the journal first: the next build needs it to finish an interrupted withdrawal
+        output.write_json(JOURNAL_NAME, plans.content_ids)
         write_withdrawn(withdrawn, output)
-        shards, rewritten = _rewrite_shards(output, manifest.shards, plans, wanted)
-        _write_rest(output, manifest, shards, wanted)
+        shards, rewritten = _rewrite_shards(output, manifest.shards, plans, withdrawn_ids)
+        _write_rest(output, manifest, shards, withdrawn_ids)
         removed = plans.affected.keys() - set(rewritten)
         remove_other_shards(output, shards, [shard.path for shard in manifest.shards])
         _remake_report(output)
-        remove_state_files(output, wanted)
+        remove_state_files(output, withdrawn_ids)
         output.remove(JOURNAL_NAME)
-    same_files = _listed_of(output, withdrawn.contents)
+    same_files = _sources_with_files(output, withdrawn.contents)
     return Withdrawal(len(withdrawn.sources), len(withdrawn.gaps), tuple(rewritten), tuple(sorted(removed)), same_files)
 
 
 def _contents(output: Folder) -> dict[str, str]:
-    """SHA-256 of the file of each source in the ledger. Empty: it has none."""
+    """SHA-256 of the file of each source in the ledger, by source id. Empty: the source has no file."""
     return {entry["source_id"]: str(entry.get("content_sha256") or "") for entry in _lines(output, LEDGER_NAME)}
 
 
-def _listed_of(output: Folder, contents: Collection[str]) -> tuple[str, ...]:
-    """Ids of the sources in the ledger whose file is one of these, by SHA-256. Withdrawn sources have none there."""
-    wanted = frozenset(contents)
-    return tuple(sorted(source_id for source_id, sha256 in _contents(output).items() if sha256 in wanted))
+def _sources_with_files(output: Folder, contents: Collection[str]) -> tuple[str, ...]:
+    """Ids of the sources in the ledger whose file has one of these SHA-256. Withdrawn sources have no file there."""
+    hashes = frozenset(contents)
+    return tuple(sorted(source_id for source_id, sha256 in _contents(output).items() if sha256 in hashes))
 
 
 def _check_ids(output: Folder, known: Collection[str], source_ids: Collection[str]) -> None:
@@ -135,15 +136,16 @@ class _ShardPlans:
     rewritten shard without its index."""
 
 
-def _plan_rewrites(output: Folder, shards: Sequence[ShardRecord], wanted: Collection[str]) -> _ShardPlans:
-    # without the journal, or if it is damaged, shards without an index get no content ids, and the next build rewrites them
+def _plan_rewrites(output: Folder, shards: Sequence[ShardRecord], withdrawn_ids: Collection[str]) -> _ShardPlans:
+    """Divides the shards into those with and without samples of withdrawn sources."""
+    # if the journal is missing or damaged, shards without an index get no content ids, and the next build rewrites them
     plans = _ShardPlans({}, {}, read_json_whole(output, JOURNAL_NAME, dict) or {})
     for shard in shards:
         index = read_index(output, shard.path)
         if index is None:
             plans.affected[shard.path] = _members_in_tar(output, shard)
             continue
-        if all(source_of_key(sample["key"]) not in wanted for sample in index["samples"]):
+        if all(source_of_key(sample["key"]) not in withdrawn_ids for sample in index["samples"]):
             plans.untouched[shard.path] = ShardRecord.model_validate(index["shard"])
             continue
         plans.affected[shard.path] = {
@@ -172,22 +174,24 @@ def _shard_error(output: Folder, shard: ShardRecord, error: Exception) -> Manife
     )
 
 
-def _staying(members: Members, wanted: Collection[str]) -> list[str]:
-    return [key for key in members if source_of_key(key) not in wanted]
+def _staying(members: Members, withdrawn_ids: Collection[str]) -> list[str]:
+    """Keys of the samples that are not of withdrawn sources."""
+    return [key for key in members if source_of_key(key) not in withdrawn_ids]
 
 
-def _gaps(shards: Sequence[ShardRecord], affected: Mapping[str, Members], wanted: Collection[str]) -> list[Gap]:
-    sizes: dict[str, tuple[str, int, int]] = {}
+def _gaps(shards: Sequence[ShardRecord], affected: Mapping[str, Members], withdrawn_ids: Collection[str]) -> list[Gap]:
+    """The withdrawn samples, with their splits and sizes. Of several renditions, the largest counts."""
+    sizes: dict[str, tuple[str, int, int]] = {}  # split, bytes of the FLAC, bytes of the largest mp4
     for shard in shards:
         for key, members in affected.get(shard.path, {}).items():
-            if source_of_key(key) in wanted:
+            if source_of_key(key) in withdrawn_ids:
                 largest = max(members["mp4"], sizes[key][2] if key in sizes else 0)
                 sizes[key] = (shard.split, members["flac"], largest)
     return [Gap(key=key, split=split, num_bytes=flac + mp4) for key, (split, flac, mp4) in sizes.items()]
 
 
 def _rewrite_shards(
-    output: Folder, shards: Sequence[ShardRecord], plans: _ShardPlans, wanted: Collection[str]
+    output: Folder, shards: Sequence[ShardRecord], plans: _ShardPlans, withdrawn_ids: Collection[str]
 ) -> tuple[list[ShardRecord], list[str]]:
     """The records of the shards that stay, and the paths of those that were rewritten."""
     staying: list[ShardRecord] = []
@@ -196,7 +200,7 @@ def _rewrite_shards(
         if shard.path in plans.untouched:
             staying.append(plans.untouched[shard.path])
             continue
-        keys = _staying(plans.affected[shard.path], wanted)
+        keys = _staying(plans.affected[shard.path], withdrawn_ids)
         if not keys:
             continue
         number = int(shard.path.rpartition("-")[2].partition(".")[0])
@@ -240,14 +244,16 @@ class _Samples:
         return array
 
 
-def _write_rest(output: Folder, manifest: Manifest, shards: Sequence[ShardRecord], wanted: Collection[str]) -> None:
+def _write_rest(
+    output: Folder, manifest: Manifest, shards: Sequence[ShardRecord], withdrawn_ids: Collection[str]
+) -> None:
     """Rewrites tables, ledger and manifest. The counts of the manifest are taken from the rewritten files."""
     local = output.local_path
     scratch = local / STATE_NAME / "tmp" if local else None
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
-    files = [_without(output, file, wanted, scratch) for file in manifest.files]
-    sources, clips = _write_ledger(output, wanted)
+    files = [_without_sources(output, file, withdrawn_ids, scratch) for file in manifest.files]
+    sources, clips = _write_ledger(output, withdrawn_ids)
     for batch in read_table(output, SAMPLES_NAME, ["state", "split", "labels"]):
         for row in batch.to_pylist():
             if row["state"] == State.KEPT:
@@ -265,23 +271,26 @@ def _write_rest(output: Folder, manifest: Manifest, shards: Sequence[ShardRecord
     write_manifest(Manifest.model_validate(manifest.model_dump()), output)
 
 
-def _without(output: Folder, file: FileRecord, wanted: Collection[str], scratch: Path | None) -> FileRecord:
+def _without_sources(
+    output: Folder, file: FileRecord, withdrawn_ids: Collection[str], scratch: Path | None
+) -> FileRecord:
+    """Removes the rows of withdrawn sources from a table; returns its new record. Other files stay."""
     if not file.path.endswith(".parquet"):
         return file
     try:
-        return drop_sources(output, file.path, wanted, scratch)
+        return drop_sources(output, file.path, withdrawn_ids, scratch)
     except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise ManifestError(
             f"{output}/{file.path} is missing or damaged ({error}): run the build again, which writes it again, then this command"
         ) from error
 
 
-def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[OutcomeCounts, OutcomeCounts]:
+def _write_ledger(output: Folder, withdrawn_ids: Collection[str]) -> tuple[OutcomeCounts, OutcomeCounts]:
     """Rewrites the ledger and the timings; returns the counts of the sources and of the clips."""
     sources, clips = OutcomeCounts(), OutcomeCounts()
     with output.writing(LEDGER_NAME) as file:
         for entry in _lines(output, LEDGER_NAME):
-            if entry["source_id"] in wanted:
+            if entry["source_id"] in withdrawn_ids:
                 source = Source(entry["source_id"], entry["url"], listed_at=entry.get("listed_at"))
                 entry = ledger_line(withdrawn_record(source))  # noqa: PLW2901
             file.write(line_of(entry))
@@ -290,7 +299,7 @@ def _write_ledger(output: Folder, wanted: Collection[str]) -> tuple[OutcomeCount
                 _count(clips, clip)
     with output.writing(TIMINGS_NAME) as file:
         for line in _lines(output, TIMINGS_NAME):
-            file.write(line_of({"source_id": line["source_id"]} if line["source_id"] in wanted else line))
+            file.write(line_of({"source_id": line["source_id"]} if line["source_id"] in withdrawn_ids else line))
     return sources, clips
 
 

@@ -23,13 +23,17 @@ class Stretch:
     end_ms: int
     source_id: str
 
+    @property
+    def duration_ms(self) -> int:
+        return self.end_ms - self.start_ms
+
 
 def repeat_notes(stretches: Sequence[Stretch], settings: DedupSettings) -> list[str]:
     """Notes for the build's summary; empty if duplicates are not rejected. ``stretches``: of all kept clips."""
     if not settings.reject_duplicates:
         return []
     notes = []
-    if num_short := sum(one.end_ms - one.start_ms < 1000 * settings.min_overlap_seconds for one in stretches):
+    if num_short := sum(stretch.duration_ms < 1000 * settings.min_overlap_seconds for stretch in stretches):
         notes.append(
             f"{num_short} of {len(stretches)} kept clips are shorter than dedup.min_overlap_seconds ({settings.min_overlap_seconds:g} s): "
             "their sounds are not compared, and copies of them in other files are not found"
@@ -46,14 +50,14 @@ def repeat_notes(stretches: Sequence[Stretch], settings: DedupSettings) -> list[
 def overlapping(stretches: Iterable[Stretch]) -> list[str]:
     """The ids of sources with a clip that shares MIN_SHARED with a clip of another source, sorted."""
     source_ids: set[str] = set()
-    for _, group in groupby(sorted(stretches), key=lambda one: one.content_sha256):
-        open_: list[Stretch] = []
-        for one in group:
-            open_ = [other for other in open_ if other.end_ms > one.start_ms]
-            for other in open_:
-                shared = min(one.end_ms, other.end_ms) - one.start_ms
-                shorter = min(one.end_ms - one.start_ms, other.end_ms - other.start_ms)
-                if one.source_id != other.source_id and shared >= MIN_SHARED * shorter:
-                    source_ids |= {one.source_id, other.source_id}
-            open_.append(one)
+    for _, same_file in groupby(sorted(stretches), key=lambda stretch: stretch.content_sha256):
+        earlier: list[Stretch] = []  # those that begin before the current stretch and end after its start
+        for stretch in same_file:
+            earlier = [other for other in earlier if other.end_ms > stretch.start_ms]
+            for other in earlier:
+                shared_ms = min(stretch.end_ms, other.end_ms) - stretch.start_ms
+                shorter_ms = min(stretch.duration_ms, other.duration_ms)
+                if stretch.source_id != other.source_id and shared_ms >= MIN_SHARED * shorter_ms:
+                    source_ids |= {stretch.source_id, other.source_id}
+            earlier.append(stretch)
     return sorted(source_ids)

@@ -1,5 +1,7 @@
-"""A small HTTP proxy on loopback for ffmpeg, which follows redirects and playlists itself. It checks the address of every connection
-(:mod:`pipeline.fetch.addresses`)."""
+"""A small HTTP proxy on loopback that checks the address of every connection (:mod:`pipeline.fetch.addresses`).
+
+ffmpeg needs it, because ffmpeg follows redirects and playlists itself.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from pipeline.fetch.addresses import Reach, RefusedAddressError, host_and_port
 LOG = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 << 10
+"""Largest request line with header fields."""
 BLOCK_BYTES = 256 << 10
 IDLE_SECONDS = 120.0
 """Time without data after which a connection is closed. The download's own limits are shorter."""
@@ -60,29 +63,29 @@ class _ProxyHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         self.request.settimeout(IDLE_SECONDS)
-        head, rest = self._head()
-        line, _, fields = head.partition(b"\r\n")
-        words = line.decode("latin-1").split(" ")
+        head, body_start = self._head()
+        request_line, _, fields = head.partition(b"\r\n")
+        words = request_line.decode("latin-1").split(" ")
         if len(words) != 3:
             return self._answer("400 Bad Request")
         method, target, version = words
         is_tunnel = method == "CONNECT"
-        place = host_and_port(f"https://{target}" if is_tunnel else target)
-        if place is None or not (is_tunnel or target.lower().startswith("http://")):
+        address = host_and_port(f"https://{target}" if is_tunnel else target)
+        if address is None or not (is_tunnel or target.lower().startswith("http://")):
             return self._answer("400 Bad Request")
         try:
-            upstream = self.server.reach.connect(*place, self.server.connect_seconds)
+            upstream = self.server.reach.connect(*address, self.server.connect_seconds)
         except RefusedAddressError:
             return self._answer("403 Forbidden")
         except OSError as error:
-            LOG.debug("%s:%d: %s", *place, error)
+            LOG.debug("%s:%d: %s", *address, error)
             return self._answer("502 Bad Gateway")
         with upstream:
             if is_tunnel:
                 self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                upstream.sendall(rest)
+                upstream.sendall(body_start)
             else:
-                upstream.sendall(_forwarded(method, target, version, fields) + rest)
+                upstream.sendall(_forwarded_head(method, target, version, fields) + body_start)
             _relay(self.request, upstream)
         return None
 
@@ -94,24 +97,29 @@ class _ProxyHandler(socketserver.BaseRequestHandler):
             head += block
             if not block or len(head) > MAX_HEAD_BYTES:
                 return b"", b""
-        lines, _, rest = head.partition(b"\r\n\r\n")
-        return lines, rest
+        lines, _, body_start = head.partition(b"\r\n\r\n")
+        return lines, body_start
 
     def _answer(self, status: str) -> None:
         with contextlib.suppress(OSError):
             self.request.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
 
-def _forwarded(method: str, target: str, version: str, fields: bytes) -> bytes:
-    """The request in the form that its server expects. ``Connection: close`` is added, as the next request may be for another host."""
+def _forwarded_head(method: str, target: str, version: str, fields: bytes) -> bytes:
+    """The request line and header fields in the form that a server expects, without those meant for the proxy.
+
+    ``Connection: close`` is added, because the next request may be for another host.
+    """
     parts = urlsplit(target)
     path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
-    kept = [
+    forwarded_fields = [
         field
         for field in fields.split(b"\r\n")
         if field.partition(b":")[0].strip().lower() not in (b"connection", b"proxy-connection", b"proxy-authorization")
     ]
-    return b"\r\n".join([f"{method} {path} {version}".encode("latin-1"), *kept, b"Connection: close", b"", b""])
+    return b"\r\n".join(
+        [f"{method} {path} {version}".encode("latin-1"), *forwarded_fields, b"Connection: close", b"", b""]
+    )
 
 
 def _relay(client: socket.socket, upstream: socket.socket) -> None:

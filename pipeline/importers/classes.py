@@ -11,46 +11,46 @@ from pipeline.sources.class_names import normalised_name
 
 
 def choose_classes(wanted: Iterable[str], known: Collection[str], *, missing_ok: bool = False) -> frozenset[str]:
-    """Those of the ``known`` names that are wanted.
+    """The names in ``known`` that ``wanted`` asks for.
 
-    Each text of ``wanted`` is a name, a glob, or several of them separated by commas. Names may contain commas: the longest part that
-    is a name is taken, so that ``thunder,waves, surf,rain*`` includes the class "Waves, surf". Raises SourceListError, with similar
-    names, for a name that is not known, unless ``missing_ok``.
+    Each text in ``wanted`` is a name, a glob pattern, or several of them separated by commas. Names may contain commas: the longest
+    part that is a name counts, so that ``thunder,waves, surf,rain*`` includes the class "Waves, surf". Raises SourceListError, with
+    similar names, for a name that is not known, unless ``missing_ok``.
     """
-    by_plain: dict[str, list[str]] = {}
+    by_normalised: dict[str, list[str]] = {}
     for name in known:
-        by_plain.setdefault(normalised_name(name), []).append(name)
+        by_normalised.setdefault(normalised_name(name), []).append(name)
     chosen: set[str] = set()
     unknown: list[str] = []
     for text in wanted:
         pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
         while pieces:
-            names, num_pieces = _longest(pieces, by_plain)
+            names, num_pieces = _longest_match(pieces, by_normalised)
             if not names:
                 unknown.append(pieces[0])
             chosen.update(names)
             pieces = pieces[num_pieces:]
     if unknown and not missing_ok:
-        each = [f"no class {name!r}: {_nearest(name, by_plain)}" for name in unknown]
-        raise SourceListError("\n".join(each))
+        raise SourceListError("\n".join(f"no class {name!r}: {_suggestion(name, by_normalised)}" for name in unknown))
     return frozenset(chosen)
 
 
-def _longest(pieces: Sequence[str], by_plain: dict[str, list[str]]) -> tuple[list[str], int]:
+def _longest_match(pieces: Sequence[str], by_normalised: dict[str, list[str]]) -> tuple[list[str], int]:
     """The names that match as many of the first ``pieces`` as possible, and the number of these pieces."""
     for num_pieces in range(len(pieces), 0, -1):
         pattern = normalised_name(", ".join(pieces[:num_pieces]))
-        if pattern in by_plain:
-            return by_plain[pattern], num_pieces
-        if names := [name for each in fnmatch.filter(by_plain, pattern) for name in by_plain[each]]:
-            return names, num_pieces
+        if pattern in by_normalised:
+            return by_normalised[pattern], num_pieces
+        if matches := fnmatch.filter(by_normalised, pattern):
+            return [name for match in matches for name in by_normalised[match]], num_pieces
     return [], 1
 
 
-def _nearest(name: str, by_plain: dict[str, list[str]]) -> str:
+def _suggestion(name: str, by_normalised: dict[str, list[str]]) -> str:
+    """The end of an error message: up to three names of similar spelling, and up to five that contain ``name``."""
     text = normalised_name(name)
-    near = difflib.get_close_matches(text, by_plain, n=3)
-    near += [each for each in sorted(by_plain) if text.strip("*?") in each and each not in near][:5]
-    if not near:
+    similar = difflib.get_close_matches(text, by_normalised, n=3)
+    similar += [known for known in sorted(by_normalised) if text.strip("*?") in known and known not in similar][:5]
+    if not similar:
         return "no class is similar (whole names are compared: use *word* to find a word)"
-    return "did you mean " + ", ".join(repr(by_plain[each][0]) for each in near) + "?"
+    return "did you mean " + ", ".join(repr(by_normalised[known][0]) for known in similar) + "?"

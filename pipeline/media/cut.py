@@ -165,10 +165,10 @@ def cut_key(content_sha256: str, span: Span, bars: Bars, settings: CutSettings) 
 def picture_size(video: VideoFacts, bars: Bars, rendition: RenditionSettings) -> tuple[int, int]:
     """(width, height) of a rendition in pixels: even numbers, with the aspect of the picture between the bars."""
     width, height = video.width - bars.left - bars.right, video.height - bars.top - bars.bottom
-    wanted = rendition.short_side_px
+    short_side = rendition.short_side_px
     if not rendition.upscale:
-        wanted = min(wanted, width, height)
-    factor = wanted / min(width, height)
+        short_side = min(short_side, width, height)
+    factor = short_side / min(width, height)
     return max(round(width * factor / 2) * 2, 2), max(round(height * factor / 2) * 2, 2)
 
 
@@ -197,10 +197,10 @@ def cut_clip(
     num_samples = round(span.duration_seconds * settings.sample_rate_hz)
     sizes = [picture_size(video, bars, rendition) for rendition in settings.renditions]
     limits: dict[str, Any] = {"timeout_seconds": settings.timeout_seconds, "memory_bytes": memory_bytes, "stop": stop}
-    with _tracks(path, facts, span, folder, limits) as (picture, sounding, origin):
-        pictures, heard = _of_span(picture, sounding, origin + span.start_seconds, origin + span.end_seconds)
-        even = _even(heard, num_samples, settings.sample_rate_hz, num_channels)
-        outputs = _outputs(_prepared(pictures, video, bars), even, video, settings, sizes, folder)
+    with _tracks(path, facts, span, folder, limits) as (picture_track, sound_track, origin):
+        pictures, samples = _trimmed(picture_track, sound_track, origin + span.start_seconds, origin + span.end_seconds)
+        gapless = _gapless(samples, num_samples, settings.sample_rate_hz, num_channels)
+        outputs = _outputs(_prepared(pictures, video, bars), gapless, video, settings, sizes, folder)
         # -copyts keeps the time stamps of the file, which the filters of the span use
         run_ffmpeg(ffmpeg.merge_outputs(*outputs).global_args("-copyts"), **limits)
     return _checked(folder, span, settings, sizes, num_samples, num_channels, num_frames)
@@ -208,15 +208,16 @@ def cut_clip(
 
 def _outputs(
     pictures: Any,
-    heard: Any,
+    samples: Any,
     video: VideoFacts,
     settings: CutSettings,
     sizes: Sequence[tuple[int, int]],
     folder: Path,
 ) -> list[Any]:
-    heard = heard.filter_multi_output("asplit", len(sizes) + 1)
+    """ffmpeg's outputs: the FLAC, then the mp4 of every rendition."""
+    sounds = samples.filter_multi_output("asplit", len(sizes) + 1)
     pictures = pictures.filter_multi_output("split", len(sizes))
-    outputs = [ffmpeg.output(heard[0], str(folder / "sound.flac"), acodec="flac", sample_fmt="s16", **BIT_EXACT)]
+    outputs = [ffmpeg.output(sounds[0], str(folder / "sound.flac"), acodec="flac", sample_fmt="s16", **BIT_EXACT)]
     for index, (rendition, (width, height)) in enumerate(zip(settings.renditions, sizes, strict=True)):
         scaled = (
             pictures[index]
@@ -227,7 +228,7 @@ def _outputs(
         outputs.append(
             ffmpeg.output(
                 scaled,
-                heard[index + 1],
+                sounds[index + 1],
                 str(folder / f"{rendition.name}.mp4"),
                 **_picture_options(settings, video),
                 **_container_options(settings),
@@ -252,16 +253,16 @@ def _tracks(
     """The tracks of picture and sound as ffmpeg inputs that begin before the span, and their time stamp at time 0 of the file."""
     assert facts.video is not None and facts.sound is not None
     if facts.part_shifts:
-        straight = folder / "straight.nut"
+        straightened = folder / "straight.nut"
         origin = STRAIGHT_FROM_SECONDS
         shifts = [shift + origin - facts.start_seconds for shift in facts.part_shifts]
         ends = origin + span.start_seconds, origin + span.end_seconds
         try:
-            run_straightener(path, straight, ends, shifts, **limits)
-            source = ffmpeg.input(as_input(straight), threads=1, **INPUT_OPTIONS)
+            run_straightener(path, straightened, ends, shifts, **limits)
+            source = ffmpeg.input(as_input(straightened), threads=1, **INPUT_OPTIONS)
             yield source["0"], source["1"], origin
         finally:
-            straight.unlink(missing_ok=True)
+            straightened.unlink(missing_ok=True)
         return
     preroll = 0.0 if facts.container.startswith(SEEKS_EXACTLY) else PREROLL_SECONDS
     seek = max(span.start_seconds - EARLY_SECONDS - preroll, 0.0)
@@ -272,22 +273,22 @@ def _tracks(
     yield source[str(facts.video.track)], source[str(facts.sound.track)], facts.start_seconds
 
 
-def _of_span(picture: Any, sound: Any, begin: float, end: float) -> tuple[Any, Any]:
-    """Picture and sound of ``[begin, end)``. ``begin`` becomes time 0, also if the first frame or sample is later."""
+def _trimmed(picture_track: Any, sound_track: Any, begin: float, end: float) -> tuple[Any, Any]:
+    """Picture and sound of ``[begin, end)``, in seconds. ``begin`` becomes time 0, also if the first frame or sample is later."""
     pictures = (
-        picture.filter("trim", start=f"{begin - EARLY_SECONDS:.6f}", end=f"{end - EARLY_SECONDS:.6f}")
-        .filter(
-            "select", "isnan(prev_selected_pts)+gt(pts,prev_selected_pts)"
-        )  # as in the measures: frames whose times go back are left out
+        picture_track.filter("trim", start=f"{begin - EARLY_SECONDS:.6f}", end=f"{end - EARLY_SECONDS:.6f}")
+        # frames whose times go back are left out, as in the measures
+        .filter("select", "isnan(prev_selected_pts)+gt(pts,prev_selected_pts)")
         .filter("setpts", f"if(lt(abs(STARTT-{begin:.6f}),{2 * EARLY_SECONDS}),PTS-STARTPTS,round(PTS-{begin:.6f}/TB))")
     )
-    heard = sound.filter("atrim", start=f"{begin:.6f}", end=f"{end:.6f}").filter(
+    samples = sound_track.filter("atrim", start=f"{begin:.6f}", end=f"{end:.6f}").filter(
         "asetpts", f"round(PTS-{begin:.6f}/TB)"
     )
-    return pictures, heard
+    return pictures, samples
 
 
 def _prepared(pictures: Any, video: VideoFacts, bars: Bars) -> Any:
+    """The pictures deinterlaced, cropped to ``bars``, and tone-mapped, where each is necessary."""
     if video.interlaced:
         pictures = pictures.filter("bwdif", mode="send_frame", deint="interlaced")
     if bars:
@@ -303,14 +304,14 @@ def _is_stretched(video: VideoFacts) -> bool:
     return video.sample_aspect != 1.0
 
 
-def _even(heard: Any, num_samples: int, sample_rate_hz: int, num_channels: int) -> Any:
+def _gapless(samples: Any, num_samples: int, sample_rate_hz: int, num_channels: int) -> Any:
     """Sound without gaps, exactly ``num_samples`` long. Missing sound at the beginning and the end is silence.
 
     It is divided into blocks of equal size, because the FLAC encoder takes its block size from the first block.
     """
     layout = "mono" if num_channels == 1 else "stereo"
     return (
-        heard.filter("aresample", sample_rate_hz, **{"async": 1, "first_pts": 0, "min_hard_comp": GAP_SECONDS})
+        samples.filter("aresample", sample_rate_hz, **{"async": 1, "first_pts": 0, "min_hard_comp": GAP_SECONDS})
         .filter("aformat", sample_fmts="s16", channel_layouts=layout)
         .filter("apad", whole_len=num_samples)
         .filter("atrim", end_sample=num_samples)
@@ -322,7 +323,7 @@ def _picture_options(settings: CutSettings, video: VideoFacts) -> dict[str, Any]
     gop = max(round(settings.gop_seconds * (video.fps or 25.0)), 1)
     threads, keyint = settings.encoder_threads, f"keyint={gop}"
     x264 = f"threads={threads}:lookahead-threads=1:scenecut=0:open-gop=0:{keyint}:min-{keyint}"
-    of_codec: dict[str, dict[str, Any]] = {
+    codec_options: dict[str, dict[str, Any]] = {
         "x264": {"vcodec": "libx264", "crf": settings.quality, "x264-params": x264},
         "svt_av1": {
             "vcodec": "libsvtav1",
@@ -338,7 +339,7 @@ def _picture_options(settings: CutSettings, video: VideoFacts) -> dict[str, Any]
         "enc_time_base:v": "demux",
         "pix_fmt": "yuv420p",
     }
-    return {**common, **of_codec[settings.codec]}
+    return {**common, **codec_options[settings.codec]}
 
 
 def _container_options(settings: CutSettings) -> dict[str, Any]:
@@ -360,18 +361,19 @@ def _checked(
     num_channels: int,
     num_measured: int | None,
 ) -> CutClip:
+    """The record of the written files. Raises MediaError ``cut_short`` if frames or samples are missing."""
     renditions = []
     for rendition, (width, height) in zip(settings.renditions, sizes, strict=True):
         path = folder / f"{rendition.name}.mp4"
         num_frames, seconds = count_frames(path)
         if _is_short(num_frames, seconds, span, num_measured):
-            of = f" of {num_measured}" if num_measured is not None else ""
+            expected = f" of {num_measured}" if num_measured is not None else ""
             raise MediaError(
                 "cut_short",
-                f"the cut has {num_frames}{of} frames, {seconds:.2f} s of {span.duration_seconds:.2f} s",
+                f"the cut has {num_frames}{expected} frames, {seconds:.2f} s of {span.duration_seconds:.2f} s",
             )
-        sizes_of = (width, height, num_frames, path.stat().st_size)
-        renditions.append(CutRendition(rendition.name, *sizes_of, sha256_of(path)))
+        num_bytes = path.stat().st_size
+        renditions.append(CutRendition(rendition.name, width, height, num_frames, num_bytes, sha256_of(path)))
     flac = folder / SOUND_NAME
     with soundfile.SoundFile(flac) as sound:
         if sound.frames != num_samples:
@@ -381,8 +383,11 @@ def _checked(
 
 
 def _is_short(num_frames: int, seconds: float, span: Span, num_measured: int | None) -> bool:
-    """Whether frames are missing. Without a number of frames the length is compared, for which the duration of the last frame, which
-    containers give differently, needs a tolerance."""
+    """Whether frames are missing.
+
+    If the number of measured frames is not known, the lengths are compared, with a tolerance: containers differ in the duration that
+    they give the last frame.
+    """
     if num_measured is not None:
         return num_frames < max(num_measured - MISSING_FRAMES, 1)
     return num_frames == 0 or span.duration_seconds - seconds > max(2 * seconds / num_frames, 0.25)

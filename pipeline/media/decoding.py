@@ -36,15 +36,16 @@ PLANAR_8_BIT = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj44
 class Picture:
     """One decoded frame. Its planes are views into the decoder's memory, valid until the next frame is decoded."""
 
-    __slots__ = ("_frame", "_transfer", "_whole", "seconds")
+    __slots__ = ("_decoded_frame", "_frame", "_transfer", "seconds")
 
     def __init__(self, frame: av.VideoFrame, seconds: float) -> None:
         self.seconds = seconds
-        self._whole = frame
+        self._decoded_frame = frame
         self._transfer = int(frame.color_trc)
         if frame.format.name not in PLANAR_8_BIT:
             frame = frame.reformat(format="yuv420p")
         self._frame = frame
+        """The frame in a format with 8-bit planes."""
 
     def _plane(self, index: int) -> Luma:
         plane = self._frame.planes[index]
@@ -87,7 +88,7 @@ class Picture:
     def rgb(self, short_side: int) -> npt.NDArray[np.uint8]:
         """The picture in RGB (H, W, 3), uint8, scaled by area so that its shorter side has ``short_side`` pixels. HDR is tone-mapped."""
         is_hdr = self._transfer in (PQ, HLG)
-        frame = self._whole if is_hdr else self._frame
+        frame = self._decoded_frame if is_hdr else self._frame
         factor = short_side / min(frame.width, frame.height)
         size = (max(round(frame.width * factor), 1), max(round(frame.height * factor), 1))
         rgb_format = "rgb48le" if is_hdr else "rgb24"
@@ -134,8 +135,10 @@ class Decoding:
         """Largest time of a picture so far, also outside of the section."""
         self.changes_seconds: list[float] = []
         """Times at which the picture's size or format, or the sound's rate or channels, changed."""
-        self._form: tuple[Any, ...] | None = None
+        self._picture_form: tuple[Any, ...] | None = None
+        """Width, height and pixel format of the last picture."""
         self._next_stamp: int | None = None
+        """The time stamp at which the last picture ends, in containers without presentation times."""
         self.end_byte = 0
         """Byte of the file at which the last packet so far ends."""
 
@@ -145,8 +148,9 @@ class Decoding:
 
     def _walk(self, container: av.container.InputContainer) -> Iterator[Picture | SoundBlock]:
         origin = start_of(container)
-        picture, heard = picture_track(container), sound_track(container)
-        video, sound = picture.stream if picture else None, heard.stream if heard else None
+        chosen_picture, chosen_sound = picture_track(container), sound_track(container)
+        video = chosen_picture.stream if chosen_picture else None
+        sound = chosen_sound.stream if chosen_sound else None
         streams = [stream for stream in (video, sound) if stream is not None]
         for stream in container.streams:
             if stream not in streams:
@@ -156,39 +160,39 @@ class Decoding:
             video.codec_context.thread_type = "FRAME" if self.num_threads > 1 else "SLICE"
         if self.start_seconds > 0 and not self.part_shifts:  # with times that restart, seeking finds the wrong place
             container.seek(int((self.start_seconds + origin) * av.time_base), backward=True)
-        resampler = None
+        clock = None
         if sound is not None:
             layout = "mono" if sound.codec_context.channels == 1 else "stereo"
-            resampler = _SoundClock(self.sample_rate_hz, layout, origin)
-        open_ends = set(streams)
+            clock = _SoundClock(self.sample_rate_hz, layout, origin)
+        unfinished = set(streams)
         straightener = Straightener(self.part_shifts)
         for packet in self._packets(container, streams):
             straightener.straighten(packet)
             self.end_byte = max(self.end_byte, (packet.pos or 0) + packet.size)
-            if packet.stream not in open_ends:
+            if packet.stream not in unfinished:
                 continue
             if packet.pts is not None and _checked(packet.pts * packet.time_base - origin) > self.end_seconds + 2:
-                open_ends.discard(packet.stream)
-                if not open_ends:
+                unfinished.discard(packet.stream)
+                if not unfinished:
                     break
                 continue
             for frame in self._frames(packet):
                 if isinstance(frame, av.VideoFrame):
                     stamp = self._decoded_at(frame) if container.format.name in NO_PICTURE_TIMES else frame.pts
                     yield from self._picture(frame, stamp, origin)
-                elif isinstance(frame, av.AudioFrame) and resampler is not None:
-                    yield from self._sound(resampler, frame)
-        if resampler is not None:
-            yield from self._sound(resampler, None)
+                elif isinstance(frame, av.AudioFrame) and clock is not None:
+                    yield from self._sound(clock, frame)
+        if clock is not None:
+            yield from self._sound(clock, None)
 
     def _packets(self, container: av.container.InputContainer, streams: Sequence[Any]) -> Iterator[av.Packet[Any]]:
         try:
             yield from container.demux(streams)
         except av.error.FFmpegError as error:
-            self._note(error)
+            self._count_error(error)
         except IndexError as error:
             # raised by PyAV at the end of a file with a track that its header does not list
-            self._note(error)
+            self._count_error(error)
 
     def _sound(self, clock: _SoundClock, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:
         try:
@@ -196,22 +200,22 @@ class Decoding:
             if clock.changed_seconds is not None:
                 self.changes_seconds.append(clock.changed_seconds)
         except (av.error.FFmpegError, ValueError) as error:  # an invalid layout or rate
-            self._note(error)
+            self._count_error(error)
 
     def _frames(self, packet: av.Packet[Any]) -> Sequence[Any]:
         try:
             return packet.decode()
         except av.error.FFmpegError as error:
-            self._note(error)
+            self._count_error(error)
             return ()
 
     def _decoded_at(self, frame: av.VideoFrame) -> int | None:
-        """Its decoding time; of one that has none, the time at which the picture before ends."""
+        """The decoding time of a frame; if it has none, the time at which the picture before it ends."""
         stamp = self._next_stamp if frame.dts is None else frame.dts
         self._next_stamp = None if stamp is None else stamp + max(frame.duration or 1, 1)
         return stamp
 
-    def _note(self, error: Exception) -> None:
+    def _count_error(self, error: Exception) -> None:
         self.num_errors += 1
         self.last_error = cause(error)
 
@@ -221,19 +225,20 @@ class Decoding:
         seconds = _checked(stamp * frame.time_base - origin)
         self.picture_seconds = max(seconds, self.picture_seconds or 0.0)
         form = (frame.width, frame.height, frame.format.name)
-        if self._form not in (None, form):
+        if self._picture_form not in (None, form):
             self.changes_seconds.append(seconds)
-        self._form = form
+        self._picture_form = form
         if self.start_seconds <= seconds < self.end_seconds:
             try:
                 picture = Picture(frame, seconds)
             except (av.error.FFmpegError, ValueError) as error:  # a pixel format that cannot be converted
-                self._note(error)
+                self._count_error(error)
                 return
             yield picture
 
 
 def _checked(seconds: Fraction) -> float:
+    """The time as a float. Raises MediaError ``bad_times`` if it is more than ``MAX_SECONDS`` from 0."""
     if abs(seconds) > MAX_SECONDS:
         raise MediaError("bad_times", f"a time stamp is {float(seconds):.3g} s from the beginning")
     return float(seconds)
@@ -247,14 +252,18 @@ class _SoundClock:
     def __init__(self, sample_rate_hz: int, layout: str, origin: Fraction) -> None:
         self.sample_rate_hz, self.layout, self.origin = sample_rate_hz, layout, origin
         self._expected: float | None = None
+        """The time at which the next frame should begin, in seconds. None before the first."""
         self._start = 0.0
-        self._given = 0
+        self._num_given = 0
+        """When the current resampler started, in seconds, and the samples that it has given since."""
         self._signature: tuple[Any, ...] = ()
+        """Sample format, channel layout and rate of the last frame."""
         self.changed_seconds: float | None = None
         """Time of the last frame, if its rate or channels differ from those of the frame before; else None."""
         self._resampler: av.AudioResampler | None = None
 
     def feed(self, frame: av.AudioFrame | None) -> Iterator[SoundBlock]:
+        """The blocks that are complete after this frame. None: the end of the file, which gives the rest."""
         self.changed_seconds = None
         if frame is None:
             yield from self._drain()
@@ -270,7 +279,7 @@ class _SoundClock:
             self.changed_seconds = seconds if self._signature not in ((), signature) else None
             yield from self._drain()
             self._resampler = av.AudioResampler(format="s16", layout=self.layout, rate=self.sample_rate_hz)
-            self._start, self._given, self._signature = seconds, 0, signature
+            self._start, self._num_given, self._signature = seconds, 0, signature
             self._expected = seconds
         assert self._resampler is not None and self._expected is not None
         self._expected += frame.samples / frame.sample_rate
@@ -285,5 +294,5 @@ class _SoundClock:
     def _blocks(self, frames: Sequence[av.AudioFrame]) -> Iterator[SoundBlock]:
         for frame in frames:
             samples = np.asarray(frame.to_ndarray(), np.int16).reshape(frame.samples, -1)
-            yield SoundBlock(self._start + self._given / self.sample_rate_hz, samples)
-            self._given += frame.samples
+            yield SoundBlock(self._start + self._num_given / self.sample_rate_hz, samples)
+            self._num_given += frame.samples

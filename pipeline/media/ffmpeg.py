@@ -295,8 +295,11 @@ def run_ffmpeg(
 
 
 def apart(command: Sequence[str]) -> list[str]:
-    """An ffmpeg command with a separate graph for each group of connected filters. ffmpeg builds a graph again when its input changes, for
-    example the picture's size. If the sound were in the same graph, its buffered samples would be lost then."""
+    """An ffmpeg command with a separate graph for each group of connected filters.
+
+    ffmpeg rebuilds a graph when its input changes, for example the picture's size. Sound in the same graph would then lose its
+    buffered samples.
+    """
     separate: list[str] = []
     for word in command:
         if separate and separate[-1] == "-filter_complex":
@@ -308,17 +311,20 @@ def apart(command: Sequence[str]) -> list[str]:
 
 
 def _graphs(filters: Sequence[str]) -> list[str]:
-    """Groups of connected filters. Each filter is ``[in][in]name=options[out]``; filters with a common label are connected. A track of
-    the file, such as ``[0:1]``, connects none."""
+    """The groups of connected filters, each joined by semicolons. A filter is written ``[in][in]name=options[out]``.
+
+    Two filters are connected if they have a label in common. A label with a colon, such as ``[0:1]``, is a track of the file and
+    connects no filters.
+    """
     groups: list[tuple[set[str], list[str]]] = []
-    for one in filters:
-        labels, members = {label for label in re.findall(r"\[([^\]]+)\]", one) if ":" not in label}, [one]
-        joined = [group for group in groups if group[0] & labels]
-        place = groups.index(joined[0]) if joined else len(groups)
-        for group in reversed(joined):
+    for text in filters:
+        labels, members = {label for label in re.findall(r"\[([^\]]+)\]", text) if ":" not in label}, [text]
+        connected = [group for group in groups if group[0] & labels]
+        index = groups.index(connected[0]) if connected else len(groups)
+        for group in reversed(connected):
             labels, members = labels | group[0], group[1] + members
             groups.remove(group)
-        groups.insert(place, (labels, members))
+        groups.insert(index, (labels, members))
     return [";".join(members) for _, members in groups]
 
 

@@ -135,14 +135,14 @@ def embed_all(embedder: Embedder, sources: Sequence[tuple[Path, Path]]) -> list[
         except HearscapeError as error:
             return error
 
-    with ThreadPoolExecutor(len(sources)) as pool, embedder._turn:
+    with ThreadPoolExecutor(len(sources)) as pool, embedder._embed_lock:
         results = [pool.submit(embed, source) for source in sources]
         waiting.wait()
         while len(embedder._queue) < len(sources):
             pass
-        embedder._turn.release()
+        embedder._embed_lock.release()
         found = [result.result() for result in results]
-        embedder._turn.acquire()
+        embedder._embed_lock.acquire()
     return found
 
 
