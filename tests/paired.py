@@ -49,9 +49,15 @@ def class_sound(label: str, seed: int) -> np.ndarray:
 
 
 def build_paired(
-    folder: Path, splits: Mapping[str, int], *, name: str = "paired", spoilt: Collection[int] = ()
+    folder: Path,
+    splits: Mapping[str, int],
+    *,
+    name: str = "paired",
+    spoilt: Collection[int] = (),
+    without_pictures: Collection[int] = (),
 ) -> Manifest:
-    """``splits``: samples of each class, by split. ``spoilt``: numbers of samples, in each split, whose sound cannot be read.
+    """``splits``: samples of each class, by split. ``spoilt``: numbers of samples, in each split, whose sound cannot be read;
+    ``without_pictures``: those whose pictures cannot.
 
     Every second sample has a caption.
     """
@@ -74,7 +80,8 @@ def build_paired(
             record = {"source_id": source, "labels": [label], "caption": f"near the {label}" if index % 2 else None}
             sound = as_flac(class_sound(label, sum(source.encode()) * 1000 + index))
             sound = b"no sound at all" if index in spoilt else sound
-            contents[key] = SampleContent(mp4=movies[label, index // len(CLASSES) % 2], flac=sound, record=record)
+            movie = b"no movie at all" if index in without_pictures else movies[label, index // len(CLASSES) % 2]
+            contents[key] = SampleContent(mp4=movie, flac=sound, record=record)
             keys.append(key)
         plans += [
             ShardPlan(split, place, tuple(Sample(key, split, 1, "x") for key in keys[start : start + 10]))

@@ -23,6 +23,7 @@ from trainer.streaming.cache import ShardCache
 from trainer.streaming.order import Ref
 from trainer.streaming.sample import Decoded, RandomChoices, SampleDecoder, SampleError, SampleSettings
 from trainer.streaming.shards import ShardReader, SplitShards
+from trainer.streaming.stop_signals import outlive_stop_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Work(torch.utils.data.Dataset[ReadResult]):
 
 
 def watch_parent(worker: int) -> None:
-    """Ends this worker process when the process that reads from it ends; called in each worker at its start.
+    """Ends this worker process when the process that reads from it ends, and not before; called in each worker at its start.
 
     A killed process cannot end its workers. torch's own watchdog looks at the process that forked the worker: with forkserver that is
     the server, which lives as long as its workers.
@@ -158,4 +159,5 @@ def watch_parent(worker: int) -> None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
+    outlive_stop_signals()
     threading.Thread(target=watch, name=f"parent-of-reader-{worker}", daemon=True).start()

@@ -26,9 +26,11 @@ from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.streaming.batches import Batch, ReadFailure, ReadResult, Work, watch_parent
 from trainer.streaming.cache import ShardCache
+from trainer.streaming.dataset_changes import dataset_changes, described
 from trainer.streaming.order import EpochOrder, Order, Ref
 from trainer.streaming.sample import SampleSettings
 from trainer.streaming.shards import SplitShards, open_dataset
+from trainer.streaming.stop_signals import start_fork_server
 
 LOG = logging.getLogger(__name__)
 
@@ -125,6 +127,7 @@ class Reader:
             window=settings.shuffle_shards,
         )
         self._planned: tuple[int, EpochOrder] | None = None
+        self._described = described(self.datasets, [mix.weight for mix in datasets])
         parts = [(dataset.identity, mix.weight) for dataset, mix in zip(self.datasets, datasets, strict=True)]
         self._identity = {
             "datasets": stable_hash(*parts),
@@ -202,24 +205,40 @@ class Reader:
 
         Plain values, equal on all ranks. The state of one rank serves every rank, and any other number of ranks and workers.
         """
-        return {"version": STATE_VERSION, "epoch": self.epoch, "batch": self.batch, **self._identity}
+        position = {"version": STATE_VERSION, "epoch": self.epoch, "batch": self.batch}
+        return {**position, **self._identity, "described": self._described}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Sets the position. Raises DataError for the state of other datasets or settings, because their order of samples differs."""
         others = [
-            "the datasets or their weights have changed"
-            if name == "datasets"
-            else f"{name} was {state.get(name)!r} and is {value!r}"
+            self._differs(name, state.get(name), value)
             for name, value in {"version": STATE_VERSION, **self._identity}.items()
-            if state.get(name) != value
+            if state.get(name) != value and name != "datasets"
         ]
+        remedy = "Use the former settings"
+        if state.get("datasets") != self._identity["datasets"]:
+            others += self._dataset_changes(state)
+            remedy = "Put back the datasets as they were"
         if others:
             raise DataError(
-                f"the reader's saved state belongs to another order of samples: {'; '.join(others)}. Use the former settings, or start anew"
+                f"the saved position is one in another order of samples: {'; '.join(others)}. {remedy}, or start anew"
             )
         self.epoch, self.batch, self.num_bad = int(state["epoch"]), int(state["batch"]), 0
         self._num_loops += 1
         self._outcomes = None
+
+    def _differs(self, name: str, was: object, is_: object) -> str:
+        unequal = name == "batch_size" and isinstance(was, int) and was % self.num_ranks
+        return f"{name} was {was!r} and is {is_!r}" + (
+            f"; {self.num_ranks} ranks cannot share {was} equally" if unequal else ""
+        )
+
+    def _dataset_changes(self, state: Mapping[str, Any]) -> list[str]:
+        try:
+            return dataset_changes(state["described"], self._described)
+        except (KeyError, TypeError):  # earlier versions did not describe them
+            folders = ", ".join(dataset.root for dataset in self.datasets)
+            return [f"the datasets or their weights have changed; they are now: {folders}"]
 
     def close(self) -> None:
         """Ends the workers and closes the files. The reader can be used again."""
@@ -238,6 +257,7 @@ class Reader:
             number = self.settings.num_workers
             if number and self.settings.start_workers == "forkserver":
                 torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+                start_fork_server()
             self._loader = DataLoader(
                 self._work,
                 batch_size=None,

@@ -359,6 +359,22 @@ def test_ctrl_c_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     assert have_ended(below, 60)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_asks_the_run_to_stop_does_not_end_those_that_read(
+    dataset: Path, tmp_path: Path, number: signal.Signals
+):
+    """torchrun and Slurm send it to all processes; the one that trains still needs a batch for its step."""
+    process, below = begun(dataset, tmp_path / "loop.py")
+    for one in below:
+        one.send_signal(number)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(40)] == ["2\n"] * 40  # more than they had prepared
+    assert not any(has_ended(one) for one in below)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert have_ended(below, 60)
+
+
 def test_a_killed_run_leaves_no_process_behind(dataset: Path, tmp_path: Path):
     process, below = begun(dataset, tmp_path / "loop.py")
     process.kill()
