@@ -23,6 +23,7 @@
     │       └── ... TransientError  mixed in where a retry can help
     ├── DamagedStateError           state files that finishing a build needs are missing or damaged: their sources are done again
     ├── FitError                    a fit cannot go on: its loss is not finite; a checkpoint is written
+    ├── LostRankError               another process of the fit has ended, or cannot be reached
     └── StoppedError                the build was stopped: sources in progress have no outcome, the next run does them
 
 Any other exception is a bug. It stops the run or is recorded as a bug: see :mod:`pipeline.dataset.bugs`.
@@ -98,6 +99,10 @@ class TransientError(HearscapeError):
 
 class FitError(HearscapeError):
     """A fit cannot go on. Its checkpoint holds what was learned until then."""
+
+
+class LostRankError(HearscapeError):
+    """Another process of a fit has ended, or cannot be reached. Only the last checkpoint holds what was learned."""
 
 
 class DamagedStateError(HearscapeError):

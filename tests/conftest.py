@@ -49,8 +49,10 @@ SLOW_PLACES = (
     "trainer/test_demo.py",
     "trainer/test_evaluate.py",
     "trainer/test_fit.py",
+    "trainer/test_fit_ranks.py",
     "trainer/test_fit_stages.py",
     "trainer/test_generate.py",
+    "trainer/test_slurm.py",
     "trainer/video",
     "test_wheel.py",
 )

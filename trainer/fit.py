@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +18,7 @@ from pipeline.runtime.commands import Command, run_command
 from pipeline.runtime.process_folder import system_folder
 
 if TYPE_CHECKING:
-    from trainer.engine.run import Run
     from trainer.recipe import FitRecipe
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +76,10 @@ FIT = Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to correct), 130 or 143 interrupted."""
+    """Exit codes: 0 done or paused, 1 failed, 2 refused (the message says what to correct).
+
+    130, 138 or 143: a checkpoint was written and the fit stopped, because of Ctrl-C, SIGUSR1 or SIGTERM.
+    """
     return run_command(FIT, "python -m trainer.fit", arguments)
 
 
@@ -148,6 +146,7 @@ def run_stages(recipe: FitRecipe) -> int:
     from trainer.engine.ranks import leave  # noqa: PLC0415
     from trainer.engine.run import Run, locked, make_fabric, save_recipe  # noqa: PLC0415
     from trainer.engine.stats import Display, Stats  # noqa: PLC0415
+    from trainer.engine.stopping import signals_noted  # noqa: PLC0415
     from trainer.needs import obtain  # noqa: PLC0415
     from trainer.plan import make_fit_plan  # noqa: PLC0415
     from trainer.stages import STAGES  # noqa: PLC0415
@@ -165,38 +164,24 @@ def run_stages(recipe: FitRecipe) -> int:
         stats = Stats(recipe.folder if is_first else None)
         display = Display(Console(stderr=True) if is_first else None)
         run = Run(recipe.folder, recipe.run, plan.datasets, fabric, stats)
+        number = 0
         try:
-            with _signals_noted(run), display.shown():
+            with signals_noted(run.signalled), display.shown():
                 for note in plan.notes:
                     display.say(note)
                 for name in plan.stages:
+                    if number := run.stop_wanted():
+                        break
                     ended = STAGES[name].fit(recipe, run, display)
                     display.say(f"{name}: {ended}, {recipe.folder / name}")
                     if ended == "stopped":
-                        return run.signalled[0] if run.signalled else signal.SIGTERM
-                    if ended == "paused":
+                        number = run.stop_wanted()
+                    if ended != "done":
                         break
         finally:
             stats.close()
     leave()
-    return 0
-
-
-@contextmanager
-def _signals_noted(run: Run) -> Iterator[None]:
-    """On the first Ctrl-C or SIGTERM the current step ends and a checkpoint is written. The second ends the process at once."""
-
-    def note(number: int, _frame: object) -> None:
-        if run.signalled:
-            os._exit(128 + number)
-        run.signalled.append(number)
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return number
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pipeline.errors import RecipeError
 from pipeline.runtime.recipe_file import read_recipe
 from pipeline.settings import Settings
 from tests import paired
+from trainer.align import stage as align_module
 from trainer.engine.checkpoint import load_state
 from trainer.fit import main
 from trainer.recipe import FitRecipe, find_datasets
@@ -259,8 +260,51 @@ def test_a_dataset_that_is_gone_between_two_runs_is_told_and_the_checkpoint_stay
     kept = (out / "align" / "resume.safetensors").read_bytes()
     shutil.rmtree(sets / "two")
     assert main(named) == 2
-    assert "the datasets or their weights have changed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"error: {out}/align/resume.safetensors does not fit what is to be read now: " in said
+    assert f"the dataset another ({sets}/two) is not there any more. Put back the datasets as they were" in said
+    assert f"To begin the stage anew, remove {out}/align, or choose another folder with --out" in said
     assert (out / "align" / "resume.safetensors").read_bytes() == kept
+
+
+def test_a_dataset_from_which_sources_were_withdrawn_is_told_by_its_folder(
+    folder: Path, paused: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paired.build_paired(tmp_path / "sets" / "paired", {"train": 3, "validation": 1})
+    capsys.readouterr()
+    assert main([*words(folder, paused), "--shards", str(tmp_path / "sets")]) == 2
+    assert (
+        f"the dataset paired ({tmp_path}/sets/paired) has changed: it had 16 clips and has 12. Put back"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_device_that_is_full_in_align_names_the_micro_batch_to_try_and_loses_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a GPU does: in the middle of the third step. No micro-batch is set, so that a rank computes its whole batch at once."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert main(words(folder, whole)) == 0
+    real, calls = align_module.backward_through, []
+
+    def full(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        loss = real(*arguments)  # type: ignore[arg-type]
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of"
+            )
+        return loss
+
+    monkeypatch.setattr(align_module, "backward_through", full)
+    assert main(words(folder, out)) == 1
+    said = capsys.readouterr().err
+    assert "failed: align: the device has too little memory (CUDA out of memory. Tried to allocate 2.00 GiB.)" in said
+    assert "set align.micro_batch_size to 4, it is none, so that 8 are computed at once" in said
+    assert load_state(out / "align" / "resume.safetensors", "align")[1]["samples_seen"] == 16
+    assert main(words(folder, out)) == 0
+    first, second = (load_file(one / "align" / "last.safetensors") for one in (whole, out))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "foreign", "weights"])
@@ -349,8 +393,9 @@ def test_two_ranks_fit_as_one_does(folder: Path, tmp_path: Path) -> None:
     assert validated[1]["num_samples"] == validated[0]["num_samples"] == 4
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     out = tmp_path / "run"
 
@@ -358,15 +403,15 @@ def test_an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on(
         deadline = time.monotonic() + 60
         while not (out / "stats.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     code = main(words(folder, out, "align.num_samples=100000", "run.tick_seconds=0.01"))
     thread.join()
-    assert code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert code == 128 + number
+    assert signal.getsignal(number) is before
     assert (
         f"Interrupted. To continue, run it again: python -m trainer.fit --shards {folder}/sets"
         in capsys.readouterr().err

@@ -124,7 +124,7 @@ import torch
 from pipeline.runtime.recipe_file import read_recipe
 from tests import paired
 from trainer.recipe import FitRecipe, find_datasets
-from trainer.engine.ranks import gather_items, leave
+from trainer.engine.ranks import gather_items, leave, wait_for_all
 from trainer.invert.stage import Invert
 from trainer.invert.shared import clip_reader, generator_file, model_config
 from trainer.model.generator import weights_sha256
@@ -151,6 +151,8 @@ for number in range(2):
     first, second = gather_items([found])
     assert first == second, (first, second)
     stage.save(reader.state_dict())
+    stage.finish_saving()
+    wait_for_all()
     reader.close()
     if not number:
         stages.append(Video(recipe, run, *start_model(recipe, run)))

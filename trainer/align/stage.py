@@ -83,13 +83,20 @@ class Align(Learner):
         rows = self.texts.classes(self.run.classes, self.settings.prompts)
         return {label: row.cpu() for label, row in rows.items()}
 
+    def samples_per_step(self) -> int:
+        return self.reader_settings.batch_size
+
     # one step
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Learns from one batch of all ranks. Returns its measures; empty if no rank has a sample.
 
-        Raises FitError for a loss or gradient that is not finite; the stage is then unchanged.
+        Raises FitError for a loss or gradient that is not finite, or a full device; the stage is then unchanged.
         """
+        with self.undone_on_failure():
+            return self._learn_from(batch)
+
+    def _learn_from(self, batch: Batch) -> dict[str, float]:
         settings, before = self.settings, self.samples_seen
         # all that is random in a step follows from this seed, so that a checkpoint needs no random state
         torch.manual_seed(
@@ -99,7 +106,6 @@ class Align(Learner):
         targets = self._targets(batch)
         if not targets.labels:
             return {}
-        statistics = [buffer.clone() for buffer in self.network.buffers()]
         self.network.train()
         self.optimizer.zero_grad()
         terms: dict[str, float] = {}
@@ -122,9 +128,6 @@ class Align(Learner):
         loss = backward_through(self.network, self._embed, micro_batches, loss_of, no_rows)
         length = self._gradient_length()
         if not math.isfinite(float(loss)) or not math.isfinite(length):
-            with torch.no_grad():
-                for buffer, value in zip(self.network.buffers(), statistics, strict=True):
-                    buffer.copy_(value)
             raise FitError(_not_finite(before, terms, length, batch))
         rate = settings.learning_rate * learning_rate_share(before, settings.num_samples, settings.warmup_share)
         for group in self.optimizer.param_groups:
@@ -276,7 +279,7 @@ def fit_align(recipe: AlignRecipe, run: Run, display: Display) -> Ended:
 def _not_finite(samples_seen: int, terms: Mapping[str, float], gradient: float, batch: Batch) -> str:
     values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     keys = ", ".join(batch.keys[:3]) or "other ranks"
-    return f"align: the loss is not finite after {samples_seen} samples ({values}, gradient {gradient:.4g}) in the batch of {keys}"
+    return f"the loss is not finite after {samples_seen} samples ({values}, gradient {gradient:.4g}) in the batch of {keys}"
 
 
 def check_align(recipe: AlignRecipe) -> None:

@@ -5,6 +5,7 @@ A file is written under a temporary name and renamed, so that its own name alway
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,20 +17,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, FitError
 
 FORMAT = "hearscape_fit"
 VERSION = 1
 
 
 def save_state(path: Path, stage: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Writes the ``tensors`` and ``values`` of a stage to ``path``. ``values`` must fit into JSON, without NaN and infinity."""
+    """Writes the ``tensors`` and ``values`` of a stage to ``path``. ``values`` must fit into JSON, without NaN and infinity.
+
+    Raises FitError if the disk does not take it; a file that was there under this name stays.
+    """
     text = json.dumps({"version": VERSION, "stage": stage, "values": values}, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, metadata={FORMAT: text})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, metadata={FORMAT: text})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise FitError(
+            f"{path} cannot be written ({error}): the checkpoint before it, if there is one, is complete, and the same command "
+            f"goes on from it"
+        ) from error
 
 
 def load_state(path: Path, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,15 +13,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.encoders.weights import load_into
-from pipeline.errors import CheckpointError, FitError
+from pipeline.errors import CheckpointError, DataError, EncoderError, FitError, LostRankError
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.engine.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state, tensors_below
+from trainer.engine.full_device import out_of_memory
 from trainer.engine.loop import BatchSource, Ended, Stage, fit
 from trainer.engine.phases import Part, Phase, learn
 from trainer.engine.ranks import num_ranks
 from trainer.engine.run import Run, changes, ranks_agree
 from trainer.engine.stats import Display
+from trainer.engine.writing import BackgroundWriter
 from trainer.streaming.batches import Batch
 from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
@@ -33,6 +36,8 @@ class Learner:
 
     name: str
     headline: Sequence[str] = ()
+    group_size = 1
+    """A micro-batch is a multiple of it, or smaller."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -41,6 +46,8 @@ class Learner:
         """Best value of the measure that decides which network is kept; the stage says whether lower or higher is better."""
         self.folder = run.stage_folder(self.name)
         self.device = run.fabric.device
+        self._writer = BackgroundWriter()
+        self._copies: dict[str, Tensor] = {}
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The networks whose weights a step changes, by name."""
@@ -57,6 +64,17 @@ class Learner:
     def export(self) -> None:
         """Writes the files that later stages and commands use. Only rank 0 calls it."""
         raise NotImplementedError
+
+    def samples_per_step(self) -> int | None:
+        """Number of samples in a batch of all ranks, in the unit of ``micro_batch_size``. None: not known."""
+        return getattr(getattr(self, "settings", None), "batch_size", None)
+
+    def out_of_memory(self, error: BaseException) -> str:
+        """What to say of a device that is full."""
+        settings = getattr(self, "settings", None)
+        return out_of_memory(
+            self.name, settings, error, samples_per_step=self.samples_per_step(), group_size=self.group_size
+        )
 
     def draw_alike(self) -> None:
         """Seeds torch for the current step from the run's seed, the step's number and the rank.
@@ -79,22 +97,35 @@ class Learner:
     ) -> dict[str, float]:
         """Runs the phases that are due in this step (:func:`trainer.engine.phases.learn`), and returns their measures.
 
-        Raises FitError for a loss or gradient that is not finite; weights and numbers are then those from before this call.
+        Raises FitError as ``undone_on_failure`` has it.
         """
-        tensors, numbers = {name: one.detach().clone() for name, one in self.tensors().items()}, self.numbers()
         measures: dict[str, float] = {}
-        try:
+        with self.undone_on_failure():
             for phase in phases:
                 if self.num_steps % phase.every == 0:
                     measures |= learn(phase, parts, networks, self.device, lambda: self.where(batch))
+        return measures
+
+    @contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """Puts weights and numbers back to those from before the block, if a loss or gradient in it is not finite, or the device is full.
+
+        Raises FitError then. A device that is full on one of several ranks leaves the others in the middle of the step, where no rank
+        can write a checkpoint: OutOfMemoryError is raised, which ends this rank.
+        """
+        tensors, numbers = {name: one.detach().clone() for name, one in self.tensors().items()}, self.numbers()
+        try:
+            yield
         except FitError as error:
-            self.put(tensors, numbers, self.folder / CHECKPOINT)
+            with suppress(EncoderError):  # weights that were not finite before this step
+                self.put(tensors, numbers, self.folder / CHECKPOINT)
             raise FitError(f"{self.name}: {error}") from error
         except torch.OutOfMemoryError as error:
+            if num_ranks() > 1:
+                raise
             traceback.clear_frames(error.__traceback__)  # they hold the activations
             self.put(tensors, numbers, self.folder / CHECKPOINT)
-            raise FitError(out_of_memory(self.name, getattr(self, "settings", None), error)) from error
-        return measures
+            raise FitError(self.out_of_memory(error)) from error
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that a step changes, by name; not copied."""
@@ -124,16 +155,32 @@ class Learner:
             load_optimizer(optimizer, tensors, prefix, path)
 
     def save(self, reader_state: Mapping[str, Any]) -> None:
-        """Writes the exported files and the checkpoint. Rank 0 writes, the other ranks wait for it."""
-        if self.run.fabric.is_global_zero:
-            self.export()
-            values = {
-                **self.numbers(),
-                "config": self.config().model_dump(mode="json"),
-                "reader": dict(reader_state),
-            }
-            save_state(self.folder / CHECKPOINT, self.name, self.tensors(), values)
-        self.run.fabric.barrier()
+        """Writes the exported files on rank 0, and starts to write the checkpoint there from a copy of all tensors.
+
+        Raises FitError if the checkpoint before could not be written.
+        """
+        if not self.run.fabric.is_global_zero:
+            return
+        self._writer.wait()
+        self.export()
+        values = {**self.numbers(), "config": self.config().model_dump(mode="json"), "reader": dict(reader_state)}
+        tensors = self._copied_tensors()
+        self._writer.start(lambda: save_state(self.folder / CHECKPOINT, self.name, tensors, values))
+
+    def _copied_tensors(self) -> dict[str, Tensor]:
+        """Copies in memory that is kept from one checkpoint to the next: to get new memory takes several times as long as the copying."""
+        names = []
+        for name, tensor in self.tensors().items():
+            kept = self._copies.get(name)
+            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+                self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            self._copies[name].copy_(tensor.detach())
+            names.append(name)
+        return {name: self._copies[name] for name in names}
+
+    def finish_saving(self) -> None:
+        """Returns when the checkpoint is on the disk. Raises FitError if it could not be written."""
+        self._writer.wait()
 
     def resume(self) -> dict[str, Any] | None:
         """Loads the checkpoint in the stage's folder. Returns the reader's state, or None if there is no checkpoint.
@@ -171,21 +218,6 @@ def _completed(stored: dict[str, Any], config: Settings) -> dict[str, Any]:
         return stored
 
 
-def out_of_memory(stage: str, settings: object, error: BaseException) -> str:
-    """What to say of a device that is full: the setting to change, its value and the one to try."""
-    batch: int | None = getattr(settings, "batch_size", None)
-    now: int | None = getattr(settings, "micro_batch_size", None) or batch
-    first_line = str(error).strip().partition("\n")[0]
-    problem = f"{stage}: the device has too little memory ({first_line})"
-    if not hasattr(settings, "micro_batch_size"):
-        return f"{problem}: set {stage}.batch_size to {max(1, (batch or 2) // 2)}, it is {batch}"
-    if now is None:
-        return f"{problem}: set {stage}.micro_batch_size, which is none, to a part of reader.batch_size; the losses see the whole batch"
-    if now == 1:
-        return f"{problem}: {stage}.micro_batch_size is 1 already; lower reader.num_frames, invert.guide.num_cutouts or the pictures' side"
-    return f"{problem}: set {stage}.micro_batch_size to {now // 2}, it is {now}; a step learns from the same batch, in smaller parts"
-
-
 def damaged(path: Path, why: object) -> CheckpointError:
     """The error for a checkpoint with invalid contents."""
     return CheckpointError(f"{path} is damaged ({why!r}); remove {path.parent} to begin this stage anew")
@@ -207,7 +239,11 @@ class StageSettings(Protocol):
 class Resumable(Stage, Protocol):
     """A stage that can resume from its own checkpoint."""
 
+    folder: Path
+
     def resume(self) -> dict[str, Any] | None: ...
+
+    def out_of_memory(self, error: BaseException) -> str: ...
 
     def close(self) -> None: ...
 
@@ -229,7 +265,7 @@ def run_stage(
         stage = make()
         reader_state = stage.resume()
         if reader_state is not None:
-            source.load_state_dict(reader_state)
+            _go_on(source, reader_state, stage.folder)
         run.stats.resume(stage.name, stage.samples_seen)
         return fit(
             stage,
@@ -241,15 +277,42 @@ def run_stage(
             save_every_samples=settings.save_every_samples,
         )
     except torch.OutOfMemoryError as error:
-        name = "the stage" if stage is None else stage.name
-        raise FitError(
-            f"{out_of_memory(name, settings, error)}. What was learned since the last checkpoint is not kept; "
-            "the same command goes on from it"
-        ) from error
+        said = (
+            out_of_memory("the stage", settings, error, samples_per_step=None)
+            if stage is None
+            else stage.out_of_memory(error)
+        )
+        raise FitError(f"{said}. {_what_stays(stage)}") from error
+    except LostRankError as error:
+        raise LostRankError(f"{error}. {_what_stays(stage)}") from error
     finally:
         source.close()
         if stage is not None:
-            stage.close()
+            try:
+                stage.finish_saving()
+            finally:
+                stage.close()
+
+
+def _go_on(source: ResumableSource, reader_state: Mapping[str, Any], folder: Path) -> None:
+    """Sets the source to the checkpoint's position. Raises CheckpointError if the position is of other data or settings."""
+    try:
+        source.load_state_dict(reader_state)
+    except DataError as error:
+        raise CheckpointError(
+            f"{folder / CHECKPOINT} does not fit what is to be read now: {error}. To begin the stage anew, remove {folder}, or "
+            f"choose another folder with --out"
+        ) from error
+
+
+def _what_stays(stage: Resumable | None) -> str:
+    """What a run that ends in the middle of a step leaves."""
+    if stage is None or not (stage.folder / CHECKPOINT).exists():
+        return "There is no checkpoint yet"
+    return (
+        f"What was learned since the last checkpoint is not kept: {stage.folder / CHECKPOINT} is complete, and the same "
+        f"command goes on from it"
+    )
 
 
 def rank_reader(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from pipeline.errors import DataError, FitError
+from trainer.engine.ranks import wait_for_all
 from trainer.engine.run import Run
 from trainer.engine.stats import Display, Tick, peak_memory_bytes
 from trainer.streaming.reader import Batch, ReadFailure
@@ -42,7 +43,10 @@ class Stage(Protocol):
         """Measures on the validation split; empty if there is none."""
 
     def save(self, reader_state: Mapping[str, Any]) -> None:
-        """Writes the checkpoint to resume from, and the exported files, each through a rename."""
+        """Writes the exported files, and starts to write the checkpoint to resume from; each file through a rename."""
+
+    def finish_saving(self) -> None:
+        """Returns when the checkpoint is on the disk."""
 
 
 class BatchSource(Protocol):
@@ -87,6 +91,8 @@ def fit(
         except FitError as error:
             stage.samples_seen = before
             stage.save(reader_state)
+            stage.finish_saving()
+            wait_for_all()
             raise FitError(
                 f"{error}. Nothing was learned from that batch, and a checkpoint was written to "
                 f"{run.stage_folder(stage.name)}: the same command goes on from it"
@@ -104,6 +110,8 @@ def fit(
             _validate(stage, run, display)
         if ended is not None or _passed(before, now, save_every_samples):
             stage.save(reader.state_dict())
+    stage.finish_saving()
+    wait_for_all()
     counter.tick()
     return ended
 

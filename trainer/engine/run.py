@@ -87,9 +87,10 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def stop_wanted(self) -> bool:
-        """Whether any rank was asked to stop. All ranks get the same answer, and every rank must call it."""
-        return bool(gather_numbers([float(bool(self.signalled))], self.fabric.device).any())
+    def stop_wanted(self) -> int:
+        """The number of a signal that asked a rank to stop; 0 without one. All ranks get the same answer, and every rank must call it."""
+        own = self.signalled[0] if self.signalled else 0
+        return int(gather_numbers([float(own)], self.fabric.device).max())
 
 
 def make_fabric(settings: RunSettings) -> Fabric:

@@ -43,6 +43,7 @@ class Prior(Learner):
     """The stage: generator, averaged generator, discriminator, their optimizers, and the probability of augmentation."""
 
     name = NAME
+    group_size = GROUP_SIZE
 
     def __init__(self, recipe: PriorRecipe, run: Run) -> None:
         settings = recipe.prior
@@ -73,6 +74,10 @@ class Prior(Learner):
         self.fidelity = Fidelity(settings.fidelity, self.device) if settings.fidelity.num_pictures else None
         """None: fidelity is not measured."""
         self._real_NF: Tensor | None = None
+
+    def samples_per_step(self) -> int:
+        frames = 1 if self.settings.pictures is not None else self.settings.frames_per_clip
+        return self.settings.batch_size * frames
 
     # one step
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.encoders.pair import EncoderPair
 from pipeline.errors import DataError
-from trainer.engine.ranks import num_ranks
+from trainer.engine.ranks import from_rank_0
 from trainer.engine.run import Run
 from trainer.invert.judge import load_judge
 from trainer.invert.shared import clip_reader
@@ -51,7 +51,7 @@ class VideoValidation:
             if clips:
                 self._show(model, clips[:: max(1, len(clips) // self._settings.num_shown)], samples_seen)
                 measures = self._prove(model, clips)
-        return _from_rank_0(measures)
+        return from_rank_0(measures)
 
     def _held_out(self, side_px: int) -> list[HeldOutClip]:
         if self._clips is None:
@@ -90,12 +90,3 @@ class VideoValidation:
         joined = grid(torch.from_numpy(np.stack(strips)), STRIP_FRAMES)
         write_png(folder / f"{samples_seen:010d}.png", joined)
         self._run.stats.picture(STAGE, "samples", samples_seen, joined)
-
-
-def _from_rank_0(measures: dict[str, float]) -> dict[str, float]:
-    """The measures of rank 0, on every rank. Every rank must call it."""
-    if num_ranks() == 1:
-        return measures
-    messages: list[dict[str, float]] = [measures]
-    torch.distributed.broadcast_object_list(messages, src=0)
-    return messages[0]

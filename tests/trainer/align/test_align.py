@@ -246,6 +246,7 @@ def test_the_best_network_stays_when_a_later_one_is_worse(
         stage.step(batch)
         stage.validate()
         stage.save(reader.state_dict())
+        stage.finish_saving()
         kept.append((stage.best, (stage.folder / "best.safetensors").read_bytes()))
     assert [best for best, _ in kept] == [0.6, 0.8, 0.8]
     assert kept[0][1] != kept[1][1] == kept[2][1] != (stage.folder / "last.safetensors").read_bytes()
