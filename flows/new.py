@@ -19,7 +19,8 @@ def _run(options: argparse.Namespace, _: str) -> int:
     num_recipes = len([path for path in new_folder(folder) if path.suffix == ".toml"])
     manifests = folder / "manifests"
     print(  # noqa: T201
-        f"{manifests / 'recipes'}: {num_recipes} recipes\n{manifests / 'sources'}: a source list, and README.md on its columns\n\n"
+        f"{manifests / 'recipes'}: {num_recipes} recipes\n{manifests / 'sources'}: a source list, and README.md on its columns\n"
+        f"{manifests / 'slurm'}: a batch script that fits on several nodes\n\n"
         f"1. Put your links into {manifests / 'sources' / 'example.csv'}\n"
         f"2. hearscape build {manifests / 'recipes' / 'landscape.toml'} --dry-run"
     )

@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, since setuptools leaves folders in the tree."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for name in (*PACKAGES, "manifests/recipes", "manifests/sources"):
+    for name in (*PACKAGES, "manifests/recipes", "manifests/sources", "manifests/slurm"):
         shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=NOT_PACKAGED)
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(PROJECT / name, source / name)

@@ -1,6 +1,7 @@
-"""The packaged recipes and source lists, and the folder that ``hearscape new`` makes from them.
+"""The packaged recipes, source lists and batch script, and the folder that ``hearscape new`` makes from them.
 
-In a checkout, ``recipes`` and ``sources`` are symbolic links to the folders in ``manifests/``; in an installed package they are folders.
+In a checkout, ``recipes``, ``sources`` and ``slurm`` are symbolic links to the folders in ``manifests/``; in an installed package they are
+folders.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def recipe_path(name: str) -> str:
 
 
 def new_folder(folder: Path) -> list[Path]:
-    """Writes the packaged recipes and source lists to ``folder/manifests``, and returns the paths of the files.
+    """Writes the packaged recipes, source lists and batch script to ``folder/manifests``, and returns the paths of the files.
 
     Paths in the recipes become absolute, so that the recipes work from any folder; if ``folder`` is the current folder, they
     stay relative. Raises OutputError if one of the files exists, before anything is written, or if one cannot be written.
@@ -47,7 +48,7 @@ def new_folder(folder: Path) -> list[Path]:
 
 def _packaged_files() -> Iterator[tuple[Path, str]]:
     """The path relative to ``manifests/`` and the text of each packaged file."""
-    for kind in ("recipes", "sources"):
+    for kind in ("recipes", "sources", "slurm"):
         for path in sorted((_PACKAGED / kind).rglob("*")):
             if path.is_file():
                 yield path.relative_to(_PACKAGED), path.read_text("utf-8")

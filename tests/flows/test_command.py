@@ -212,6 +212,7 @@ def test_new_lays_down_recipes_that_build(tmp_path: Path) -> None:
         "recipes/ablations/one-block.toml",
         "sources/README.md",
         "sources/example.csv",
+        "slurm/fit.sbatch",
     ):
         assert (made / place).is_file()
     # from the folder above, and from the folder itself
@@ -230,7 +231,7 @@ def test_new_lays_down_recipes_that_build(tmp_path: Path) -> None:
 
 def test_new_in_the_current_folder_leaves_the_recipes_as_they_are(tmp_path: Path) -> None:
     assert ran("new", ".", cwd=tmp_path).returncode == 0
-    for kind in ("recipes", "sources"):
+    for kind in ("recipes", "sources", "slurm"):
         theirs = sorted(
             path.relative_to(PROJECT) for path in (PROJECT / "manifests" / kind).rglob("*") if path.is_file()
         )
