@@ -28,6 +28,7 @@ from trainer.invert.settings import InvertSettings
 from trainer.model.discriminator import Discriminator
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.video_discriminator import VideoDiscriminator
+from trainer.video.balance import Balance
 from trainer.video.settings import VideoSettings
 
 GENERATOR = "generator"
@@ -75,6 +76,8 @@ class Contest:
     """The discriminator of frames, D_I. None: it is left out."""
     video: VideoDiscriminator | None
     """The discriminator of clips, D_v. None: it is left out."""
+    balance: Balance
+    """Measures the gradients of the losses of generated clips, and weights them by it."""
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context for the precision of the networks."""
     fakes: tuple[Clips, Tensor] | None = None
@@ -124,21 +127,37 @@ class Contest:
 
     def generate(self, clips: Clips) -> Terms:
         """L_DI + L_Dv + λ_enc L_enc of generated clips."""
-        settings = self.settings
         self.fakes = None
+        balance = self.balance
         styles_BTLD = self.walked(clips)
         self.code_mean.add(styles_BTLD[:, 0])  # the first styles of a walk are an inversion, and nothing else
-        pictures = self.drawn(styles_BTLD)
-        zero = pictures.new_zeros(())
-        image = generator_loss(self.judge_image(self.judged(self.shown(pictures)))) if self.image is not None else zero
-        video = zero
+        losses = self._losses(styles_BTLD, self.drawn(styles_BTLD), clips)
+        if balance.is_due:
+            balance.measure(losses, styles_BTLD)
+        zero = styles_BTLD.new_zeros(())
+        loss = zero
+        for name, weight in self.weights.items():
+            loss = loss + weight * balance.factor(name) * losses.get(name, zero)
+        measures = {f"{name}_loss": losses.get(name, zero) for name in self.weights} | {"loss": loss}
+        return Terms(loss, {name: float(value.detach()) for name, value in measures.items()})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the losses of generated clips, by the settings."""
+        settings = self.settings
+        return {"image": settings.image_weight, "video": settings.video_weight, "guide": settings.guide_weight}
+
+    def _losses(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> dict[str, Tensor]:
+        """The losses of generated clips that are not left out, by name."""
+        losses: dict[str, Tensor] = {}
+        if self.image is not None:
+            losses["image"] = generator_loss(self.judge_image(self.judged(self.shown(pictures_BTCHW))))
         if self.video is not None:
             driving_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
-            video = generator_loss(self.judge_video(self.shown(pictures), driving_BD))
-        guided = self._guided(styles_BTLD, pictures, clips) if self.guide is not None else zero
-        loss = settings.image_weight * image + settings.video_weight * video + settings.guide_weight * guided
-        measures = {"image_loss": image, "video_loss": video, "guide_loss": guided, "loss": loss}
-        return Terms(loss, {name: float(value.detach()) for name, value in measures.items()})
+            losses["video"] = generator_loss(self.judge_video(self.shown(pictures_BTCHW), driving_BD))
+        if self.guide is not None:
+            losses["guide"] = self._guided(styles_BTLD, pictures_BTCHW, clips)
+        return losses
 
     def _guided(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> Tensor:
         assert self.guide is not None

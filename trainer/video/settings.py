@@ -32,6 +32,11 @@ class VideoSettings(Settings):
     """Weight of the image discriminator's loss L_DI. 0: no image discriminator (one of the paper's ablations)."""
     video_weight: float = Field(1.0, ge=0)
     """Weight of the video discriminator's loss L_Dv. 0: no video discriminator (one of the paper's ablations)."""
+    balance_gradients: bool = True
+    """Whether L_DI and L_Dv are scaled so that, before its weight, the gradient of each at the styles is as long as that of L_enc. The
+    weights then mean the same at every resolution and for every guide. Without the guide, L_Dv is scaled to L_DI."""
+    measure_gradients_every: int = Field(16, ge=1)
+    """Steps from one measurement of these gradients to the next. They are logged as image_gradient, video_gradient and guide_gradient."""
     hears: bool = True
     """Whether the video discriminator gets the sound too, and learns that a real clip with another clip's sound is wrong."""
     mismatch_weight: float = Field(0.5, ge=0)

@@ -32,6 +32,7 @@ from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import load_model
 from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.streaming.batches import Batch
+from trainer.video.balance import Balance
 from trainer.video.phases import Clips, Contest, video_phases
 from trainer.video.settings import VideoSettings
 from trainer.video.validation import BEST_BY, VideoValidation
@@ -68,12 +69,19 @@ class Video(SoundVideoStage):
             self.code_mean,
             make_image_discriminator(settings, prior_file).to(self.device) if settings.image_weight else None,
             self._video_discriminator().to(self.device) if settings.video_weight else None,
+            Balance(self._reference_first(), is_on=settings.balance_gradients),
             run.fabric.autocast,
         )
         self.phases = video_phases(self.contest)
         self.latest_measures: dict[str, float] = {}
         """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
         self.validation = VideoValidation(recipe, run, self.guide.encoder_ids)
+
+    def _reference_first(self) -> tuple[str, ...]:
+        """Names of the losses of generated clips. The first is what the others are balanced with: the guide's, if it is not left out."""
+        settings = self.settings
+        weights = {"guide": settings.guide_weight, "image": settings.image_weight, "video": settings.video_weight}
+        return tuple(name for name, weight in weights.items() if weight)
 
     def _video_discriminator(self) -> VideoDiscriminator:
         settings = self.settings
@@ -93,12 +101,14 @@ class Video(SoundVideoStage):
         return {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}
 
     def numbers(self) -> dict[str, Any]:
-        return {**super().numbers(), "told": dict(self.latest_measures)}
+        gradients = dict(self.contest.balance.lengths)
+        return {**super().numbers(), "told": dict(self.latest_measures), "gradients": gradients}
 
     def put(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], path: Path) -> None:
         super().put(tensors, numbers, path)
         try:
             self.latest_measures = dict(numbers["told"])
+            self.contest.balance.lengths = dict(numbers.get("gradients", {}))  # earlier versions measured none
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, error) from error
 
@@ -125,9 +135,14 @@ class Video(SoundVideoStage):
         self.model.inversion.train()
         self.code_mean.begin()
         networks = [network for name, network in self.networks().items() if name != "average"]
+        balance = self.contest.balance
+        balance.is_due = self.num_steps % self.settings.measure_gradients_every == 0
         try:
             self.latest_measures |= self.learn(self.phases, parts, networks, batch)
+            if balance.is_due:
+                self.latest_measures |= balance.update(self.device)
         finally:
+            balance.clear()
             self.contest.fakes = None
             self.model.inversion.eval()
         settings = self.settings

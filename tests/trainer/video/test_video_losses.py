@@ -90,7 +90,7 @@ def test_pictures_come_to_fit_the_sound(guided: Path, tmp_path: Path) -> None:
     stage, reader = stage_of(guided, tmp_path, *alone)
     batch = first_batch(reader)
     told = [dict(stage.step(batch)) for _ in range(16)]
-    assert set(told[0]) == {"image_loss", "video_loss", "guide_loss", "loss"}
+    assert set(told[0]) == {"image_loss", "video_loss", "guide_loss", "loss", "guide_gradient"}
     first, last = (sum(one["guide_loss"] for one in some) / 3 for some in (told[:3], told[-3:]))
     assert last < first - 0.1
     assert all(one["loss"] == pytest.approx(stage.settings.guide_weight * one["guide_loss"]) for one in told)
@@ -110,7 +110,7 @@ def test_the_discriminators_learn_to_tell_what_is_generated(guided: Path, tmp_pa
 @pytest.mark.parametrize("left_out", ABLATIONS)
 def test_each_loss_can_be_left_out(guided: Path, tmp_path: Path, left_out: str) -> None:
     change, nothing = ABLATIONS[left_out]
-    stage, reader = stage_of(guided, tmp_path, change)
+    stage, reader = stage_of(guided, tmp_path, change, "video.balance_gradients=false")
     batch = first_batch(reader)
     told = [dict(stage.step(batch)) for _ in range(2)][-1]
     assert getattr(stage.contest, left_out) is None
@@ -120,6 +120,7 @@ def test_each_loss_can_be_left_out(guided: Path, tmp_path: Path, left_out: str) 
     assert {name for name in ("image", "video") if f"{name}_discriminator_loss" in told} == judges
     assert {name for name in ("image", "video") if f"optimizer_{name}_discriminator" in stage.optimizers()} == judges
     assert {name for name in ("image", "video") if f"{name}_r1" in told} == judges
+    assert {name for name in ABLATIONS if f"{name}_gradient" in told} == set(ABLATIONS) - {left_out}
     weights = stage.settings
     wanted = (
         weights.image_weight * told["image_loss"]

@@ -36,6 +36,7 @@ def test_a_fit_in_two_runs_is_the_same_as_in_one(guided: Path, tmp_path: Path) -
         "video.validate_every_samples=16",
         "run.tick_seconds=0.0001",
         "video.generator_learning_rate=1e-4",
+        "video.measure_gradients_every=3",
     )
     assert fit(guided, whole, "video", *changes) == 0
     assert fit(guided, parts, "video", *changes, "run.pause_after_samples=16") == 0
@@ -56,7 +57,11 @@ def test_a_fit_in_two_runs_is_the_same_as_in_one(guided: Path, tmp_path: Path) -
         ).read_bytes()
     told = [
         [
-            {k: v for k, v in line.items() if k in ("samples_seen", "loss", "image_r1", "right_minus_wrong")}
+            {
+                k: v
+                for k, v in line.items()
+                if k in ("samples_seen", "loss", "image_r1", "image_gradient", "right_minus_wrong")
+            }
             for line in found
         ]
         for out in (whole, parts)
