@@ -1,12 +1,12 @@
-"""Runs the tests that compute as other processors would run them, and prints a table.
+"""Runs the tests that compute under the conditions of other machines, and prints a table.
 
 python -m tests.machines                         every setting below, on the tests that compute
 python -m tests.machines --only SSE41 "one core" --tests tests/pipeline
 python -m tests.machines --everything            the whole suite under each setting: hours
 python -m tests.machines --python .venv-3.12/bin/python      also with another interpreter, which has the project installed
 
-A setting leaves out what this processor has, one thing at a time; it cannot add what the processor lacks, which the table says.
-Ends with 1 where a test failed.
+A setting restricts instruction sets, threads or cores, changes the order of the tests, or keeps all cores busy. It cannot add
+instructions that this processor lacks; the table names those. The exit code is 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ COMPUTING = (
     "tests/trainer",
 )
 SEEDS = (1, 2, 3)
+"""Seeds of random orders of the tests."""
 COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 
@@ -55,12 +56,12 @@ class Setting:
     environment: dict[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     cores: int | None = None
-    """Cores that the tests may use. None: all."""
+    """Number of cores that the tests may use. None: all."""
     num_busy: int = 0
-    """Processes that do nothing but keep a core busy."""
+    """Number of processes that keep a core busy beside the tests."""
     python: str = sys.executable
     flags: tuple[str, ...] = ()
-    """What the processor needs for the setting to differ from a smaller one (names of /proc/cpuinfo)."""
+    """Flags in /proc/cpuinfo without which the processor runs the setting like a smaller one."""
 
 
 def settings(pythons: Sequence[str] = ()) -> list[Setting]:
@@ -91,14 +92,14 @@ def settings(pythons: Sequence[str] = ()) -> list[Setting]:
 
 
 def missing_flags(setting: Setting) -> str:
-    """What this processor lacks, so that the setting shows no more than a smaller one."""
+    """The setting's flags that this processor lacks, with commas between."""
     words = set(Path("/proc/cpuinfo").read_text().split())
     return ", ".join(flag for flag in setting.flags if flag not in words)
 
 
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
-    """Processes that keep a core busy each, until the block ends or this process does."""
+    """Runs processes that each keep a core busy, until the block or this process ends."""
     code = "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(1_000_000))"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(number)]
     try:
@@ -110,7 +111,7 @@ def busy(number: int) -> Iterator[None]:
 
 
 def run(setting: Setting, tests: Sequence[str], log: Path) -> tuple[int, str, float]:
-    """Exit code, pytest's counts, and minutes."""
+    """Runs the tests under a setting. Returns the exit code, pytest's counts as text, and minutes."""
     command = [setting.python, "-m", "pytest", "-q", *setting.arguments, *tests]
     cores = sorted(os.sched_getaffinity(0))[: setting.cores]
     started = time.monotonic()
@@ -140,7 +141,9 @@ def main() -> int:
     if options.only:
         unknown = set(options.only) - {setting.name for setting in chosen}
         if unknown:
-            parser.error(f"no setting {', '.join(sorted(unknown))}; there are: {', '.join(one.name for one in chosen)}")
+            parser.error(
+                f"no setting {', '.join(sorted(unknown))}; there are: {', '.join(setting.name for setting in chosen)}"
+            )
         chosen = [setting for setting in chosen if setting.name in options.only]
     logs = options.logs or Path(tempfile.mkdtemp(prefix="hearscape-machines-"))
     logs.mkdir(parents=True, exist_ok=True)
@@ -149,8 +152,8 @@ def main() -> int:
     print(f"pytest's output is in {logs}\n{'setting':<28} {'result':<40} minutes")
     for number, setting in enumerate(chosen):
         code, counts, minutes = run(setting, tests, logs / f"{number:02}.txt")
-        lacking = missing_flags(setting)
-        note = f"   (this processor has no {lacking})" if lacking else ""
+        missing = missing_flags(setting)
+        note = f"   (this processor has no {missing})" if missing else ""
         print(f"{setting.name:<28} {counts or f'ended with {code}':<40} {minutes:.1f}{note}", flush=True)
         any_failed |= code != 0
     return int(any_failed)

@@ -1,6 +1,6 @@
-"""Broken and hostile media, made from good ones: ``python -m tests.faults.corpus FOLDER``.
+"""Writes broken and hostile media, made from valid files: ``python -m tests.faults.corpus FOLDER``.
 
-Truncations at every structure, headers that lie, times that cannot be, and files that are small and decode to something large.
+Files truncated at every structure, headers with wrong numbers, impossible time stamps, and small files that decode to very much data.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ SEEDS: dict[str, dict[str, object]] = {
     "h.mpg": {"video_codec": "mpeg2video", "audio_codec": "mp2", "preset": None},
     "i.mp4": {"extra": ["-movflags", "frag_keyframe+empty_moov+default_base_moof"], "gop": 12},
 }  # fmt: skip
-PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta"}
-EXTREMES = (0, 1, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 0x0100_0000)
+CONTAINERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta"}
+EXTREME_VALUES = (0, 1, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 0x0100_0000)
 
 
 def write_seeds(folder: Path) -> list[Path]:
-    """Good files of two seconds in many containers and codecs."""
+    """Writes valid files of two seconds in many containers and codecs."""
     paths = []
     for number, (name, options) in enumerate(SEEDS.items()):
         frames = shots([SECONDS], size=SIZE)
@@ -49,33 +49,34 @@ def write_seeds(folder: Path) -> list[Path]:
 
 
 def atoms(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of every atom of an MP4, with those inside, in the order of the file."""
+    """Name, start and end (exclusive) of every atom of an MP4, nested ones included, in the order of the file."""
     end = len(data) if end is None else end
     while start + 8 <= end:
         size, name = struct.unpack_from(">I4s", data, start)
         size = size if size >= 8 else end - start
         yield name, start, min(start + size, end)
-        if name in PARENTS:
+        if name in CONTAINERS:
             yield from atoms(data, start + 8, min(start + size, end))
         start += size
 
 
-def patched(data: bytes, at: int, content: bytes) -> bytes:
-    return data[:at] + content + data[at + len(content) :]
+def patched(data: bytes, offset: int, content: bytes) -> bytes:
+    """``data`` with ``content`` in place of the bytes at ``offset``."""
+    return data[:offset] + content + data[offset + len(content) :]
 
 
 def truncations(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """An MP4 that ends before, within the head of, and in the middle of every atom."""
-    seen: dict[int, str] = {}
+    """File names and contents: an MP4 cut off before every atom, in its header, and in its middle."""
+    name_of_length: dict[int, str] = {}
     for name, begin, end in atoms(data):
-        word = name.decode("latin-1").strip()
-        for place, at in (("before", begin), ("head", begin + 6), ("middle", (begin + end) // 2)):
-            seen.setdefault(at, f"cut-{place}-{word}-{at}.mp4")
-    yield from ((name, data[:at]) for at, name in sorted(seen.items()))
+        atom_name = name.decode("latin-1").strip()
+        for place, length in (("before", begin), ("head", begin + 6), ("middle", (begin + end) // 2)):
+            name_of_length.setdefault(length, f"cut-{place}-{atom_name}-{length}.mp4")
+    yield from ((name, data[:length]) for length, name in sorted(name_of_length.items()))
 
 
 FIELDS = {
-    # atom: offsets of 32-bit fields in it, counted from its begin, with a word for each
+    # atom: offset of a 32-bit field from the start of the atom -> name of the field
     b"mvhd": {20: "timescale", 24: "duration"},
     b"tkhd": {20: "id", 28: "duration", 84: "width", 88: "height"},
     b"mdhd": {20: "timescale", 24: "duration"},
@@ -86,28 +87,32 @@ FIELDS = {
     b"stsc": {12: "entries", 20: "per-chunk"},
     b"stco": {12: "entries", 16: "first"},
     b"stss": {12: "entries", 16: "first"},
-    # sample entries: the picture's size and the number of channels and sample rate stand in these words
+    # these fields of sample entries hold the picture's size, or the number of channels and the sample rate
     b"stsd": {12: "entries", 16: "entry-size", 32: "entry-32", 40: "channels-bits", 48: "size-or-rate", 52: "entry-52"},
 }
 
 
 def lies(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """An MP4 each of whose numbers of size, length, rate and channels is an extreme once, and each atom's size as well."""
+    """File names and contents: an MP4 with one extreme value, in turn in each field of FIELDS and in the size of each atom."""
     count: dict[bytes, int] = {}
     for name, begin, end in atoms(data):
         count[name] = number = count.get(name, 0) + 1
-        word = f"{name.decode('latin-1').strip()}{number}"
+        atom_name = f"{name.decode('latin-1').strip()}{number}"
         for offset, field in FIELDS.get(name, {}).items():
-            for value in EXTREMES:
+            for value in EXTREME_VALUES:
                 if begin + offset + 4 <= end:
-                    yield f"lie-{word}-{field}-{value:x}.mp4", patched(data, begin + offset, struct.pack(">I", value))
+                    yield (
+                        f"lie-{atom_name}-{field}-{value:x}.mp4",
+                        patched(data, begin + offset, struct.pack(">I", value)),
+                    )
         for size in (0, 1, 4, 0x7FFF_FFFF, 0xFFFF_FFFF):
-            yield f"size-{word}-{size:x}.mp4", patched(data, begin, struct.pack(">I", size))
+            yield f"size-{atom_name}-{size:x}.mp4", patched(data, begin, struct.pack(">I", size))
 
 
-def bit_flips(seeds: list[Path], rng: random.Random, each: int) -> Iterator[tuple[str, bytes]]:
+def bit_flips(seeds: list[Path], rng: random.Random, num_each: int) -> Iterator[tuple[str, bytes]]:
+    """File names and contents: ``num_each`` versions of every seed with 1, 4 or 40 flipped bits."""
     for path in seeds:
-        for number in range(each):
+        for number in range(num_each):
             data = bytearray(path.read_bytes())
             for _ in range(rng.choice((1, 4, 40))):
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -115,20 +120,20 @@ def bit_flips(seeds: list[Path], rng: random.Random, each: int) -> Iterator[tupl
 
 
 def png(width: int, height: int) -> bytes:
-    """A black picture in grey: a few kilobytes that decode to ``width * height`` bytes."""
-    packer = zlib.compressobj(9)
+    """A black greyscale picture: a few kilobytes that decode to ``width * height`` bytes."""
+    compressor = zlib.compressobj(9)
     row = bytes(1 + width)
-    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    pixels = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
 
-    def part(name: bytes, content: bytes) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", packed) + part(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def write_bomb(path: Path, width: int, height: int, num_frames: int) -> None:
-    """A video of PNG pictures, each a thousandth of what it decodes to, with sound."""
+    """Writes a video with sound whose PNG pictures decode to a thousand times their size."""
     picture = png(width, height)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("png", rate=25)
@@ -144,20 +149,20 @@ def write_bomb(path: Path, width: int, height: int, num_frames: int) -> None:
 
 
 def write_many_tracks(seed: Path, path: Path, num_tracks: int) -> None:
-    """One picture track and very many of sound."""
+    """Writes the seed's video track and ``num_tracks`` copies of its sound track."""
     command = [ffmpeg_path(), "-v", "error", "-y", "-i", str(seed), "-map", "0:v", *(["-map", "0:a"] * num_tracks)]
     subprocess.run([*command, "-c", "copy", str(path)], check=True)
 
 
 def write_with_times(seed: Path, path: Path, shift: dict[int, float]) -> None:
-    """The seed with packet number ``n`` of each track moved by ``shift[n]`` seconds, and all after it."""
-    moved = "+".join(f"gte(N,{number})*({seconds})/TB" for number, seconds in shift.items())
+    """Writes the seed with changed time stamps: from packet ``n`` of each track on, all are moved by ``shift[n]`` seconds."""
+    offset = "+".join(f"gte(N,{number})*({seconds})/TB" for number, seconds in shift.items())
     command = [ffmpeg_path(), "-v", "error", "-y", "-i", str(seed), "-c", "copy", "-avoid_negative_ts", "disabled"]
-    subprocess.run([*command, "-bsf", f"setts=pts='PTS+{moved}':dts='DTS+{moved}'", str(path)], check=True)
+    subprocess.run([*command, "-bsf", f"setts=pts='PTS+{offset}':dts='DTS+{offset}'", str(path)], check=True)
 
 
 def crafted(seeds: list[Path], folder: Path) -> None:
-    """What needs a muxer of its own."""
+    """Writes the cases that are not changes of one seed's bytes: empty and joined files, impossible times, many tracks, bombs."""
     by_name = {path.name: path for path in seeds}
     (folder / "zero.mp4").write_bytes(b"")
     (folder / "one-byte.mp4").write_bytes(b"\0")
@@ -195,17 +200,17 @@ def crafted(seeds: list[Path], folder: Path) -> None:
 
 
 def write_corpus(folder: Path, lies_share: float = 1.0) -> list[Path]:
-    """Every case, each a file. ``lies_share``: the share of the lies and truncations that are written, evenly chosen."""
+    """Writes every case as a file. ``lies_share``: the share of lies and truncations that are written, chosen at random."""
     folder.mkdir(parents=True, exist_ok=True)
     seeds = write_seeds(folder)
     crafted(seeds, folder)
     rng = random.Random(11)
-    good = (folder / "a.mp4").read_bytes()
-    for cases in (truncations(good), lies(good)):
+    valid = (folder / "a.mp4").read_bytes()
+    for cases in (truncations(valid), lies(valid)):
         for name, content in cases:
             if rng.random() < lies_share:
                 (folder / name).write_bytes(content)
-    for name, content in bit_flips(seeds, rng, each=2):
+    for name, content in bit_flips(seeds, rng, num_each=2):
         (folder / name).write_bytes(content)
     return sorted(folder.iterdir())
 

@@ -1,8 +1,8 @@
-"""A build on a disk that is full, and grows: ``unshare -rm python -m tests.faults.full_disk FOLDER KB GROWTH``.
+"""Builds on a disk that is too small and grows: ``unshare -rm python -m tests.faults.full_disk FOLDER KB GROWTH``.
 
-Mounts a disk in memory of so many KB; whenever the build says that it is full, the disk is made so many times larger, and the same
-build goes on. The sources are those of :func:`tests.faults.kill.write_videos` in ``FOLDER/videos``. Writes what each try said to
-``FOLDER/said.json``, and copies the dataset to ``FOLDER/killed`` when it is done.
+Mounts a disk of KB kilobytes in memory. Whenever the build fails because the disk is full, the disk is made GROWTH times larger, and the
+same build continues. The sources are those of :func:`tests.faults.kill.write_videos` in ``FOLDER/videos``. Writes the disk's size and the
+message of each try to ``FOLDER/messages.json``, and copies the finished dataset to ``FOLDER/killed``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_TRIES = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: the build came to its end. 1: it did not, or not before it was told of a full disk."""
+    """Exit codes: 0 the build failed at least once and then succeeded, 1 it did not."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     folder, size_kb, growth = Path(words[0]), int(words[1]), float(words[2])
     disk = folder / "disk"
@@ -29,19 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "none", str(disk)], check=True)
     recipe = folder / "killed.toml"
     recipe.write_text(RECIPE.format(output=disk / "killed", sources=folder / "videos" / "list.jsonl"))
-    said: list[tuple[int, str]] = []
+    messages: list[tuple[int, str]] = []
     for _ in range(MAX_TRIES):
         try:
             build(str(recipe))
-            said.append((size_kb, ""))
+            messages.append((size_kb, ""))
             break
         except OutputError as error:
-            said.append((size_kb, str(error)))
+            messages.append((size_kb, str(error)))
         size_kb = round(size_kb * growth)
         subprocess.run(["mount", "-o", f"remount,size={size_kb}k", str(disk)], check=True)
     shutil.copytree(disk / "killed", folder / "killed")
-    (folder / "said.json").write_text(json.dumps(said))
-    return 0 if not said[-1][1] and len(said) > 1 else 1
+    (folder / "messages.json").write_text(json.dumps(messages))
+    has_succeeded = not messages[-1][1]
+    return 0 if has_succeeded and len(messages) > 1 else 1
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Builds that are killed at any moment: ``python -m tests.faults.kill --rounds 50 --seed 1``.
+"""Kills builds at random times: ``python -m tests.faults.kill --rounds 50 --seed 1``.
 
-Each round begins a build in a process group of its own, kills the group with SIGKILL, once or more often, at moments that the seed
-draws from the time that an uninterrupted build takes, and then lets it come to its end. What must hold:
+Each round starts a build in its own process group and kills the group with SIGKILL, once or several times. The times are random within
+the duration of an uninterrupted build. Then the build is run to its end. It must hold that
 
-- the files of the dataset are byte for byte those of the uninterrupted build (``timings.jsonl`` apart),
-- the output folder holds the same names as that of the uninterrupted build, and the folder for temporary files holds none,
-- no file that was finished when the kill came was made again (its inode would be another one), no source that had its record was
-  carried to its end again (its timings would be others).
+- the files of the dataset are byte for byte those of the uninterrupted build, except ``timings.jsonl``,
+- the output folder has the same file names as that of the uninterrupted build, and the folder for temporary files is empty,
+- no file that was finished before a kill is made again (it would have another inode), and no source that had a record is processed again
+  (it would have other timings).
 
-``--command`` runs ``python -m flows.build_dataset``, with its temporary server, in place of the build alone: slower by far.
+``--command`` runs ``python -m flows.build_dataset`` with its temporary server instead of the build alone, which is much slower.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from pipeline.synthetic.video import write_video
 from tests.footage import FPS, noise, shots
 
 PROJECT = Path(__file__).parents[2]
-BEGUN = "begun"
+STARTED = "started"
+"""Line that a child process prints when its imports are done."""
 NOT_COMPARED = ("timings.jsonl", "report.html", "report.json", "README.md", "croissant.json")
-"""In the output: seconds differ from run to run, and the report names its folder."""
+"""Files of the output that differ between builds: they contain times, or the path of the folder."""
 NOT_KEPT = ("samples.parquet", "embeddings.parquet", "ledger.jsonl", "manifest.json", *NOT_COMPARED, "state/lock")
-"""In the output: written at each end, from what was finished."""
+"""Files of the output that every run writes again at its end."""
 MAX_SECONDS = 300.0
 
 RECIPE = """
@@ -51,25 +52,28 @@ execution = {{ batch_size = 3, workers = 2, min_free_bytes = 0 }}
 
 @dataclass(slots=True)
 class Findings:
-    """What became of all rounds."""
+    """The results of all rounds."""
 
     num_kills: int = 0
-    num_killed_after: int = 0
-    """Kills that came too late: the build had ended."""
+    num_too_late: int = 0
+    """Kills after the build had ended."""
     num_finished: int = 0
-    """Files that were finished when a kill came, over all kills."""
+    """Files that were finished at a kill, summed over all kills."""
     num_made_again: int = 0
+    """Files that were finished at a kill, and were made again afterwards."""
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Trial:
-    """One output folder and the command that builds it."""
+    """One output folder, and how it is built."""
 
     folder: Path
     sources: Path
     encoders: bool
+    """Whether the clips are embedded."""
     command: bool
+    """Whether the whole command runs, with its temporary server."""
 
     @property
     def output(self) -> Path:
@@ -77,11 +81,11 @@ class Trial:
 
     @property
     def temporary(self) -> Path:
-        """For the system's temporary files. Its path must be short: sockets lie there."""
+        """Folder for the system's temporary files. Its path must be short, because sockets are made in it."""
         return self.folder / "tmp"
 
     def start(self) -> subprocess.Popen[str]:
-        """Begins the build, or goes on with it; returns when it is past its imports."""
+        """Starts the build, or continues it. Returns when its imports are done; at once for the whole command."""
         self.temporary.mkdir(parents=True, exist_ok=True)
         recipe = self.folder / "killed.toml"
         text = RECIPE.format(output=self.output, sources=self.sources)
@@ -99,23 +103,23 @@ class Trial:
         assert process.stdout is not None
         if not self.command:
             for line in process.stdout:
-                if line.strip() == BEGUN:
+                if line.strip() == STARTED:
                     break
         return process
 
     def finish(self) -> str:
-        """Lets the build come to its end. Returns what is wrong, or nothing."""
+        """Runs the build to its end. Returns a message if it failed, else an empty text."""
         process = self.start()
-        said, _ = process.communicate(timeout=MAX_SECONDS)
-        return "" if process.returncode == 0 else f"the build ended with {process.returncode}: {said[-2000:]}"
+        output, _ = process.communicate(timeout=MAX_SECONDS)
+        return "" if process.returncode == 0 else f"the build ended with {process.returncode}: {output[-2000:]}"
 
 
 def write_videos(folder: Path) -> Path:
-    """Six sources: four to keep, one without sound, one that is no media. Returns their list."""
+    """Writes six sources: four to keep, one without sound, one that is no media. Returns the path of their list."""
     folder.mkdir(parents=True, exist_ok=True)
     lengths = {"a": [2.2, 2.4], "b": [4.3], "c": [2.1, 2.1, 2.1], "d": [3.0]}
     for seed, (name, seconds) in enumerate(lengths.items()):
-        # not from the first shot on, or all would look alike
+        # each starts at another shot, so that no two look alike
         frames = list(shots([0.2] * seed + seconds, size=(160, 96)))[round(0.2 * seed * FPS) :]
         write_video(folder / f"{name}.mp4", frames, noise(sum(seconds), seed=seed), fps=FPS)
     write_video(folder / "deaf.mp4", shots([2.0], size=(160, 96)), None, fps=FPS)
@@ -126,7 +130,7 @@ def write_videos(folder: Path) -> Path:
 
 
 def names_of(folder: Path) -> set[str]:
-    """All files below, but for the records of single sources and of batches: which of them there are depends on the interruptions."""
+    """The names of all files below a folder, except the records of sources and batches, which depend on the interruptions."""
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -135,17 +139,17 @@ def names_of(folder: Path) -> set[str]:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """The files of the dataset that every build must give alike."""
+    """Name -> content of the dataset's files that are equal in all builds."""
     names = [name for name in names_of(output) if not name.startswith(("state/", *NOT_COMPARED))]
     return {name: (output / name).read_bytes() for name in sorted(names)}
 
 
 def finished_files(output: Path) -> dict[str, int]:
-    """What need not be made again, with its inode: kept results, whole cuts, shards with their index."""
-    return dict(_finished(output))
+    """Name -> inode of the files that need not be made again: stored results, complete cuts, shards with an index."""
+    return dict(_iterate_finished(output))
 
 
-def _finished(output: Path) -> Iterator[tuple[str, int]]:
+def _iterate_finished(output: Path) -> Iterator[tuple[str, int]]:
     for name in sorted(names_of(output)) if output.is_dir() else ():
         path = output / name
         if (
@@ -168,34 +172,38 @@ def _is_measured(output: Path, preview: Path) -> bool:
     return (output / "state" / "measured" / key[:2] / f"{key}.json").exists()
 
 
-def recorded(output: Path) -> dict[str, object]:
-    """The timings of each source that has its record, as they stand in it."""
-    found: dict[str, object] = {}
+def recorded_timings(output: Path) -> dict[str, object]:
+    """Source id -> timings in its record, for sources that have a record."""
+    timings_by_source: dict[str, object] = {}
     for path in sorted((output / "state" / "done").rglob("*.json*")):
         lines = path.read_text().splitlines()
         for line in lines[1:] if path.suffix == ".jsonl" else lines:
             record = json.loads(line)
-            found[record["source"]["source_id"]] = record["timings"]
-    return found
+            timings_by_source[record["source"]["source_id"]] = record["timings"]
+    return timings_by_source
 
 
-def timings(output: Path) -> dict[str, object]:
+def final_timings(output: Path) -> dict[str, object]:
+    """Source id -> timings in ``timings.jsonl``."""
     lines = map(json.loads, (output / "timings.jsonl").read_text().splitlines())
     return {line.pop("source_id"): line for line in lines}
 
 
 def left_over(trial: Trial, clean: Trial) -> list[str]:
-    """Files that the uninterrupted build does not leave, and those that are missing."""
-    found, wanted = names_of(trial.output), names_of(clean.output)
-    extra = [f"left behind: {name}" for name in sorted(found - wanted)]
-    missing = [f"missing: {name}" for name in sorted(wanted - found)]
-    now, then = ({str(path.relative_to(one.temporary)) for path in one.temporary.rglob("*")} for one in (trial, clean))
-    temporary = [f"left in the temporary folder: {name}" for name in sorted(now - then)]
+    """A line for each file that the uninterrupted build has not left, or that is missing."""
+    names, expected = names_of(trial.output), names_of(clean.output)
+    extra = [f"left behind: {name}" for name in sorted(names - expected)]
+    missing = [f"missing: {name}" for name in sorted(expected - names)]
+    temporary = [f"left in the temporary folder: {name}" for name in sorted(_temporary(trial) - _temporary(clean))]
     return [*extra, *missing, *temporary]
 
 
+def _temporary(trial: Trial) -> set[str]:
+    return {str(path.relative_to(trial.temporary)) for path in trial.temporary.rglob("*")}
+
+
 def kill_at(trial: Trial, seconds: float) -> bool:
-    """Begins the build and kills its whole process group. Returns whether it was still at work."""
+    """Starts the build and kills its process group after so many seconds. Returns False if it had ended before."""
     process = trial.start()
     try:
         process.wait(timeout=seconds)
@@ -207,34 +215,36 @@ def kill_at(trial: Trial, seconds: float) -> bool:
     return False
 
 
-def play_round(trial: Trial, moments: Sequence[float], clean: Trial, findings: Findings) -> None:
-    """Kills the build at each of the moments (seconds from its beginning), lets it end, and compares."""
-    kept: dict[str, int] = {}
-    told: dict[str, object] = {}
-    for seconds in moments:
-        was_alive = kill_at(trial, seconds)
+def play_round(trial: Trial, kill_seconds: Sequence[float], clean: Trial, findings: Findings) -> None:
+    """Starts the build and kills it after so many seconds, for each of ``kill_seconds``. Then runs it to its end, and compares."""
+    finished: dict[str, int] = {}
+    first_timings: dict[str, object] = {}
+    for seconds in kill_seconds:
+        was_running = kill_at(trial, seconds)
         findings.num_kills += 1
-        findings.num_killed_after += not was_alive
-        now = finished_files(trial.output)
-        findings.num_made_again += _compare_finished(kept, now, findings)
-        findings.num_finished += len(now)
-        kept, told = now, {**recorded(trial.output), **told}
+        findings.num_too_late += not was_running
+        finished_now = finished_files(trial.output)
+        findings.num_made_again += _compare_finished(finished, finished_now, findings)
+        findings.num_finished += len(finished_now)
+        finished, first_timings = finished_now, {**recorded_timings(trial.output), **first_timings}
     if problem := trial.finish():
         findings.problems.append(problem)
         return
-    findings.num_made_again += _compare_finished(kept, finished_files(trial.output), findings)
-    ended = timings(trial.output)
-    findings.problems += [f"source {name} was done again" for name, spent in told.items() if ended[name] != spent]
-    expected, found = contents(clean.output), contents(trial.output)
-    differing = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+    findings.num_made_again += _compare_finished(finished, finished_files(trial.output), findings)
+    last_timings = final_timings(trial.output)
+    repeated = [source_id for source_id, timings in first_timings.items() if last_timings[source_id] != timings]
+    findings.problems += [f"source {source_id} was processed again" for source_id in repeated]
+    expected, actual = contents(clean.output), contents(trial.output)
+    differing = [name for name in sorted(expected.keys() | actual.keys()) if expected.get(name) != actual.get(name)]
     findings.problems += [f"differs: {name}" for name in differing]
     findings.problems += left_over(trial, clean)
 
 
 def _compare_finished(before: dict[str, int], after: dict[str, int], findings: Findings) -> int:
-    again = [name for name, inode in before.items() if after.get(name) != inode]
-    findings.problems += [f"made again: {name}" for name in again]
-    return len(again)
+    """Adds a problem for each file of ``before`` that has another inode in ``after``. Returns their number."""
+    made_again = [name for name, inode in before.items() if after.get(name) != inode]
+    findings.problems += [f"made again: {name}" for name in made_again]
+    return len(made_again)
 
 
 def run_rounds(
@@ -245,38 +255,38 @@ def run_rounds(
     first: int = 0,
     encoders: bool = False,
     command: bool = False,
-    tell: Callable[[str], object] = lambda line: None,
+    report: Callable[[str], object] = lambda line: None,
 ) -> Findings:
-    """An uninterrupted build, and then the rounds from ``first`` on; ``tell`` is given a line after each."""
+    """Runs an uninterrupted build, and then ``rounds`` rounds from number ``first`` on. ``report`` gets a line after each round."""
     sources = write_videos(folder / "videos")
     clean = Trial(folder / "clean", sources, encoders, command)
     process = clean.start()
     started = time.monotonic()
-    said, _ = process.communicate(timeout=MAX_SECONDS)
+    output, _ = process.communicate(timeout=MAX_SECONDS)
     if process.returncode != 0:
-        raise RuntimeError(f"the uninterrupted build failed:\n{said}")
-    elapsed = time.monotonic() - started
+        raise RuntimeError(f"the uninterrupted build failed:\n{output}")
+    clean_seconds = time.monotonic() - started
     rng = random.Random(seed)
     findings = Findings()
     for number in range(first + rounds):
         shares = [rng.random() for _ in range(rng.choice((1, 1, 2, 3)))]
         if number < first:
             continue
-        moments = [elapsed * share for share in shares]
-        before = len(findings.problems)
-        play_round(Trial(folder / f"r{number:03d}", sources, encoders, command), moments, clean, findings)
-        findings.problems[before:] = [f"round {number}: {problem}" for problem in findings.problems[before:]]
-        tell(f"round {number}: {len(moments)} kills, {len(findings.problems) - before} problems")
+        kill_seconds = [clean_seconds * share for share in shares]
+        num_before = len(findings.problems)
+        play_round(Trial(folder / f"r{number:03d}", sources, encoders, command), kill_seconds, clean, findings)
+        findings.problems[num_before:] = [f"round {number}: {problem}" for problem in findings.problems[num_before:]]
+        report(f"round {number}: {len(kill_seconds)} kills, {len(findings.problems) - num_before} problems")
     return findings
 
 
 def build(recipe: str) -> int:
-    """The build without a flow; says when it begins."""
+    """Runs the build without a flow. Prints a line when the imports are done."""
     from pipeline.build.build import Build
     from pipeline.build.recipe import load_recipe
     from pipeline.events import ignore
 
-    print(BEGUN, flush=True)  # noqa: T201
+    print(STARTED, flush=True)  # noqa: T201
     running = Build(load_recipe(recipe))
     try:
         running.check()
@@ -289,14 +299,14 @@ def build(recipe: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: all rounds ended as they should. 1: not so; what was wrong is listed."""
+    """Exit codes: 0 all rounds ended correctly, 1 the problems are printed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.kill")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--encoders", action="store_true", help="embed the clips, too")
+    parser.add_argument("--encoders", action="store_true", help="also embed the clips")
     parser.add_argument("--command", action="store_true", help="run the whole command, with its temporary server")
-    parser.add_argument("--keep", type=Path, help="folder for all that is built; none: a temporary one")
+    parser.add_argument("--keep", type=Path, help="folder for all outputs (default: a temporary one)")
     parser.add_argument("--child", metavar="RECIPE", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child is not None:
@@ -304,23 +314,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kill-") as temporary:
         started = time.monotonic()
         folder = options.keep or Path(temporary)
-        found = run_rounds(
+        findings = run_rounds(
             folder,
             options.rounds,
             options.seed,
             first=options.first,
             encoders=options.encoders,
             command=options.command,
-            tell=lambda line: print(line, flush=True),  # noqa: T201
+            report=lambda line: print(line, flush=True),  # noqa: T201
         )
-        elapsed = time.monotonic() - started
+        elapsed_seconds = time.monotonic() - started
     print(  # noqa: T201
-        f"{options.rounds} rounds, seed {options.seed}, {found.num_kills} kills ({found.num_killed_after} after the end), {elapsed:.0f} s: "
-        f"{found.num_finished} finished files met by kills, {found.num_made_again} made again, {len(found.problems)} problems"
+        f"{options.rounds} rounds, seed {options.seed}, {elapsed_seconds:.0f} s, {findings.num_kills} kills ({findings.num_too_late} after "
+        f"the end): {findings.num_finished} files were finished at the kills, {findings.num_made_again} of them made again; "
+        f"{len(findings.problems)} problems"
     )
-    for problem in found.problems:
+    for problem in findings.problems:
         print(problem)  # noqa: T201
-    return 1 if found.problems else 0
+    return 1 if findings.problems else 0
 
 
 if __name__ == "__main__":

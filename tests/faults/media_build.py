@@ -1,4 +1,4 @@
-"""The real build over a folder of files, and what became of each."""
+"""Runs the real build on local files, and reads the outcome of each file from the ledger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ dedup = {{ reject_duplicates = false }}
 
 
 def recipe_for(files: Sequence[Path], folder: Path, changes: Sequence[str] = ()) -> BuildRecipe:
-    """A recipe over local files whose output is ``folder/hostile``; the id of a source is its place in ``files``."""
+    """A recipe for local files whose output is ``folder/hostile``. The id of a source is its index in ``files``."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps({"id": f"s{number:05d}", "path": str(path)}) for number, path in enumerate(files)]
     (folder / "list.jsonl").write_text("\n".join(rows) + "\n")
@@ -32,7 +32,7 @@ def recipe_for(files: Sequence[Path], folder: Path, changes: Sequence[str] = ())
 
 
 def run_build(recipe: BuildRecipe) -> None:
-    """Plans, runs every batch, and finishes. A build that keeps nothing is fine here."""
+    """Plans, runs every batch, and finishes. Does not raise if the build keeps no clip."""
     build = Build(recipe)
     try:
         build.check()
@@ -46,15 +46,15 @@ def run_build(recipe: BuildRecipe) -> None:
 
 
 def outcomes(files: Sequence[Path], output: Path) -> dict[str, list[str]]:
-    """For each file what its entries in the ledger say: ``kept``, a reason, or an error's code, clips' errors among them.
+    """File name -> the outcome of each of its ledger entries: ``kept``, a reason, or the code of an error of the source or a clip.
 
-    One entry is what each must have.
+    A correct ledger has one entry for each file.
     """
-    found: dict[str, list[str]] = {path.name: [] for path in files}
+    outcomes_by_file: dict[str, list[str]] = {path.name: [] for path in files}
     for line in (output / "ledger.jsonl").read_text().splitlines():
         entry = json.loads(line)
         failures = [entry["failure"], *(clip["failure"] for clip in entry["clips"])]
         codes = [failure["code"] for failure in failures if failure]
         outcome = codes[0] if codes else entry["reason"] or entry["state"]
-        found[files[int(entry["source_id"][1:])].name].append(outcome)
-    return found
+        outcomes_by_file[files[int(entry["source_id"][1:])].name].append(outcome)
+    return outcomes_by_file

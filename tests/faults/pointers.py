@@ -1,4 +1,4 @@
-"""Files that look like videos and point at other files or addresses: written byte by byte, each by the rules of its format."""
+"""Makes files that look like videos and refer to other files or addresses, byte by byte after the specification of each format."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def reference_movie(reference: bytes, kind: bytes = b"url ") -> bytes:
-    """A QuickTime movie whose video track lies, by its ``dref``, in another file or at a URL (QuickTime file format, "Data
-    reference atoms"). It promises 50 frames of raw RGB."""
+    """A QuickTime movie of 50 frames of raw RGB whose data, by its ``dref``, are in another file or at a URL (QuickTime file format,
+    "Data reference atoms")."""
     flags = struct.pack(">I", 0)  # 0: not in this file
     data_reference = atom(b"dref", flags, struct.pack(">I", 1), atom(kind, flags, reference))
     entry = atom(

@@ -1,8 +1,8 @@
-"""Builds that lose power at any moment: ``python -m tests.faults.power --rounds 50 --seed 1``.
+"""Simulates power losses during builds: ``python -m tests.faults.power --rounds 50 --seed 1``.
 
-A build is recorded: every name that it makes, replaces or removes, and every wait for the disk. Each round takes a prefix of that
-and makes a folder as a file system may leave it when the power fails there. What was waited for is on the disk. Of anything else,
-each name may be there or not, and each file whole, cut short, empty, or zeros. Then the same command must end with the same bytes.
+A build is recorded: every name that it makes, replaces or removes, and every fsync. Each round takes the first part of the recording, and
+makes a folder as a file system may leave it when the power fails at that point. What was synced is on the disk. Any other name may be
+there or not, and any other file may be complete, truncated, empty or filled with zeros. Then the same command must give the same bytes.
 """
 
 from __future__ import annotations
@@ -30,28 +30,31 @@ from tests.faults.kill import RECIPE, contents, write_videos
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happened to a name. ``content`` None: a folder; ``is_there`` False: the name was removed."""
+    """One change of a name: it was made, replaced or removed."""
 
     path: Path
-    is_there: bool
+    exists: bool
+    """False: the name was removed."""
     content: bytes | None = None
-    is_whole: bool = True
+    """None: a folder."""
+    is_synced: bool = True
     """Whether the content was on the disk before it got this name."""
     changed_ns: int = 0
-    """When the content was written."""
+    """Time of the last change of the content."""
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """What a name stands for after the power failed. ``content`` None: a folder."""
+class Remainder:
+    """What a name refers to after the power loss."""
 
     content: bytes | None
+    """None: a folder."""
     changed_ns: int
 
 
 @dataclass(frozen=True, slots=True)
-class Synced:
-    """The names in a folder were on the disk, as far as the first ``num_steps`` had changed them."""
+class FolderSync:
+    """A folder was synced: of its names, the changes among the first ``num_steps`` steps are on the disk."""
 
     folder: Path
     num_steps: int
@@ -59,24 +62,25 @@ class Synced:
 
 @dataclass(slots=True)
 class Recording:
-    """What happened below a folder, in order."""
+    """All changes below a folder, in order."""
 
     root: Path
-    steps: list[Step | Synced] = field(default_factory=list)
-    """What was there before, too: on the disk."""
+    steps: list[Step | FolderSync] = field(default_factory=list)
+    """The first ones describe what existed before, and that it was synced."""
     num_before: int = 0
-    """Steps of that."""
+    """Number of steps that describe what existed before."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
-    _whole: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Inode -> size and time of change of a file that is on the disk."""
+    _synced: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Inode -> size and time of change of a file when it was synced."""
 
-    def note_what_is_there(self) -> None:
+    def note_existing(self) -> None:
+        """Records everything that exists below the root as synced."""
         folders = [self.root] if self.root.exists() else []
         for path in sorted(self.root.rglob("*")):
             content = None if path.is_dir() else path.read_bytes()
-            self.steps.append(Step(path, is_there=True, content=content, changed_ns=path.stat().st_mtime_ns))
+            self.steps.append(Step(path, exists=True, content=content, changed_ns=path.stat().st_mtime_ns))
             folders += [path] if path.is_dir() else []
-        self.steps += [Synced(folder, len(self.steps)) for folder in folders]
+        self.steps += [FolderSync(folder, len(self.steps)) for folder in folders]
         self.num_before = len(self.steps)
 
     @contextlib.contextmanager
@@ -95,8 +99,8 @@ class Recording:
             for name, original in originals.items():
                 setattr(os, name, original)
 
-    def _note(self, step: Step | Synced) -> None:
-        path = step.folder if isinstance(step, Synced) else step.path
+    def _note(self, step: Step | FolderSync) -> None:
+        path = step.folder if isinstance(step, FolderSync) else step.path
         if path == self.root or self.root in path.parents:
             self.steps.append(step)
 
@@ -106,17 +110,17 @@ class Recording:
                 status = Path(source).stat()
                 content = Path(source).read_bytes()
                 original(source, target, **others)
-                is_whole = self._whole.get(status.st_ino) == (status.st_size, status.st_mtime_ns)
-                self._note(Step(Path(target).absolute(), True, content, is_whole, status.st_mtime_ns))
+                is_synced = self._synced.get(status.st_ino) == (status.st_size, status.st_mtime_ns)
+                self._note(Step(Path(target).absolute(), True, content, is_synced, status.st_mtime_ns))
 
         return rename
 
     def _removing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def remove(path: Any, *, dir_fd: int | None = None) -> None:
             with self._lock:
-                whole = _path_of(dir_fd) / path if dir_fd is not None else Path(path).absolute()
+                full_path = _path_of(dir_fd) / path if dir_fd is not None else Path(path).absolute()
                 original(path, dir_fd=dir_fd)
-                self._note(Step(whole, is_there=False))
+                self._note(Step(full_path, exists=False))
 
         return remove
 
@@ -124,7 +128,7 @@ class Recording:
         def mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
             with self._lock:
                 original(path, mode, dir_fd=dir_fd)
-                self._note(Step(Path(path).absolute(), is_there=True))
+                self._note(Step(Path(path).absolute(), exists=True))
 
         return mkdir
 
@@ -134,42 +138,43 @@ class Recording:
             original(descriptor)
             with self._lock:
                 if stat.S_ISDIR(status.st_mode):
-                    self._note(Synced(_path_of(descriptor), num_steps))
+                    self._note(FolderSync(_path_of(descriptor), num_steps))
                 else:
-                    self._whole[status.st_ino] = (status.st_size, status.st_mtime_ns)
+                    self._synced[status.st_ino] = (status.st_size, status.st_mtime_ns)
 
         return fsync
 
-    def after_power_loss(self, num_steps: int, rng: random.Random) -> dict[Path, Left]:
-        """The names that may be there, relative to the root, when the power fails after so many steps.
+    def after_power_loss(self, num_steps: int, rng: random.Random) -> dict[Path, Remainder]:
+        """A possible state when the power fails after ``num_steps``: path relative to the root -> what is there.
 
-        Steps that nobody waited for took place or not, each name for itself, up to some step of its own.
+        For each name independently, all synced steps and a random number of the later ones have taken place.
         """
         steps = self.steps[:num_steps]
-        on_disk: dict[Path, int] = {}
+        num_synced: dict[Path, int] = {}
         for step in steps:
-            if isinstance(step, Synced):
-                on_disk[step.folder] = max(on_disk.get(step.folder, 0), step.num_steps)
-        of_name: dict[Path, list[tuple[int, Step]]] = {}
+            if isinstance(step, FolderSync):
+                num_synced[step.folder] = max(num_synced.get(step.folder, 0), step.num_steps)
+        steps_of_path: dict[Path, list[tuple[int, Step]]] = {}
         for number, step in enumerate(steps):
             if isinstance(step, Step):
-                of_name.setdefault(step.path, []).append((number, step))
-        left: dict[Path, Left] = {}
-        for path, its_steps in of_name.items():
-            num_certain = sum(number < on_disk.get(path.parent, 0) for number, _ in its_steps)
-            num_done = rng.randint(num_certain, len(its_steps))
-            last = its_steps[num_done - 1][1] if num_done else None
-            if last is not None and last.is_there:
-                left[path.relative_to(self.root)] = Left(_as_left(last, rng), last.changed_ns)
-        return {path: what for path, what in left.items() if _is_reachable(path, left)}
+                steps_of_path.setdefault(step.path, []).append((number, step))
+        remainders: dict[Path, Remainder] = {}
+        for path, path_steps in steps_of_path.items():
+            num_certain = sum(number < num_synced.get(path.parent, 0) for number, _ in path_steps)
+            num_done = rng.randint(num_certain, len(path_steps))
+            last = path_steps[num_done - 1][1] if num_done else None
+            if last is not None and last.exists:
+                remainders[path.relative_to(self.root)] = Remainder(_content_after(last, rng), last.changed_ns)
+        return {path: remainder for path, remainder in remainders.items() if _has_parents(path, remainders)}
 
 
 def _path_of(descriptor: int) -> Path:
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
-def _as_left(step: Step, rng: random.Random) -> bytes | None:
-    if step.content is None or step.is_whole:
+def _content_after(step: Step, rng: random.Random) -> bytes | None:
+    """The content after the power loss: unchanged if it was synced, else complete, empty, truncated, or with zeros."""
+    if step.content is None or step.is_synced:
         return step.content
     half = len(step.content) // 2
     return rng.choice(
@@ -177,23 +182,23 @@ def _as_left(step: Step, rng: random.Random) -> bytes | None:
     )
 
 
-def _is_reachable(path: Path, left: Mapping[Path, Left]) -> bool:
-    return all(folder in left for folder in path.parents if folder != Path())
+def _has_parents(path: Path, remainders: Mapping[Path, Remainder]) -> bool:
+    return all(folder in remainders for folder in path.parents if folder != Path())
 
 
-def materialise(left: Mapping[Path, Left], root: Path) -> None:
-    """Makes the folder."""
+def materialise(remainders: Mapping[Path, Remainder], root: Path) -> None:
+    """Writes files and folders to ``root``, with the times of the files."""
     root.mkdir(parents=True, exist_ok=True)
-    for path, what in sorted(left.items()):
-        if what.content is None:
+    for path, remainder in sorted(remainders.items()):
+        if remainder.content is None:
             (root / path).mkdir(exist_ok=True)
         else:
-            (root / path).write_bytes(what.content)
-            os.utime(root / path, ns=(what.changed_ns, what.changed_ns))
+            (root / path).write_bytes(remainder.content)
+            os.utime(root / path, ns=(remainder.changed_ns, remainder.changed_ns))
 
 
 def run(output: Path, sources: Path, changes: Sequence[str] = (), *, encoders: bool = False) -> None:
-    """The build in this process."""
+    """Runs the build in this process."""
     output.parent.mkdir(parents=True, exist_ok=True)
     recipe = output.with_suffix(".toml")
     recipe.write_text(RECIPE.format(output=output, sources=sources) + ("[encoders]\n" if encoders else ""))
@@ -208,8 +213,8 @@ def run(output: Path, sources: Path, changes: Sequence[str] = (), *, encoders: b
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """A build that was recorded, and what it came to."""
+class RecordedBuild:
+    """A recorded build, and the files of its dataset."""
 
     recording: Recording
     sources: Path
@@ -218,38 +223,38 @@ class Recorded:
     encoders: bool
 
     def lose_power(self, number: int, folder: Path) -> list[str]:
-        """A round: what is wrong after it. Equal numbers, equal rounds."""
+        """Runs round ``number`` in ``folder``: power loss at a random step, then the same build. Returns the problems."""
         rng = random.Random(number)
         num_steps = rng.randint(self.recording.num_before, len(self.recording.steps))
         output = folder / "killed"
         materialise(self.recording.after_power_loss(num_steps, rng), output)
         run(output, self.sources, self.changes, encoders=self.encoders)
-        found = contents(output)
-        names = sorted(self.expected.keys() | found.keys())
-        problems = [f"differs: {name}" for name in names if self.expected.get(name) != found.get(name)]
+        actual = contents(output)
+        names = sorted(self.expected.keys() | actual.keys())
+        problems = [f"differs: {name}" for name in names if self.expected.get(name) != actual.get(name)]
         return problems + [str(difference) for difference in verify(str(output))]
 
 
 def record(
     folder: Path, changes: Sequence[str] = (), *, before: Path | None = None, sources: Path, encoders: bool = False
-) -> Recorded:
-    """Builds in ``folder``, from nothing or from a copy of ``before``."""
+) -> RecordedBuild:
+    """Records a build in ``folder``: in an empty output, or in a copy of the output ``before``."""
     output = folder / "killed"
     if before is not None:
         shutil.copytree(before, output)  # with the times of its files
     recording = Recording(output)
-    recording.note_what_is_there()
+    recording.note_existing()
     with recording.running():
         run(output, sources, changes, encoders=encoders)
-    return Recorded(recording, sources, tuple(changes), contents(output), encoders)
+    return RecordedBuild(recording, sources, tuple(changes), contents(output), encoders)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: all rounds ended as they should. 1: not so; what was wrong is printed."""
+    """Exit codes: 0 all rounds ended correctly, 1 the problems are printed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.power")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="number of the first round")
-    parser.add_argument("--encoders", action="store_true", help="embed the clips, too")
+    parser.add_argument("--encoders", action="store_true", help="also embed the clips")
     options = parser.parse_args(arguments)
     num_problems = 0
     with tempfile.TemporaryDirectory(prefix="power-") as temporary:
@@ -267,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, recorded in (("first", first), ("again", second)):
                 problems = recorded.lose_power(number, folder / f"{name}-{number}")
                 num_problems += len(problems)
-                print(f"round {number}, {name}: {problems or 'as it should'}", flush=True)  # noqa: T201
+                print(f"round {number}, {name}: {problems or 'no problems'}", flush=True)  # noqa: T201
                 shutil.rmtree(folder / f"{name}-{number}")
     return 1 if num_problems else 0
 

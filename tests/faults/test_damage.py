@@ -79,15 +79,15 @@ def test_a_build_on_a_full_disk_says_so_and_goes_on_when_there_is_room(clean: Pa
         in_a_namespace(*command), cwd=PROJECT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    *full, (_, last) = json.loads((tmp_path / "said.json").read_text())
+    *full, (_, last) = json.loads((tmp_path / "messages.json").read_text())
     assert last == ""
     assert len(full) >= 2
-    told = f"no space left on the disk of {tmp_path}/disk/killed: free some and run the same command again"
-    assert {message for _, message in full} <= {told}
-    found = {
+    expected = f"no space left on the disk of {tmp_path}/disk/killed: free some and run the same command again"
+    assert {message for _, message in full} <= {expected}
+    dataset = {
         name: content.replace(bytes(tmp_path), bytes(clean)) for name, content in contents(tmp_path / "killed").items()
     }
-    assert found == contents(clean / "killed")
+    assert dataset == contents(clean / "killed")
     assert names_of(tmp_path / "killed") == names_of(clean / "killed")
 
 
