@@ -4,7 +4,8 @@ Equations: StyleGAN2-ADA (arXiv:2006.06676): transforms and distributions from a
 transforms are one resampling (bilinear, edges reflected) without the paper's oversampling; flips, quarter turns and shifts by whole
 pixels are exact. All colour transforms are one matrix.
 
-Shape suffixes: B clips or pictures, T frames, C = 3 colours, H W rows and columns, 3x3 and 4x4 homogeneous matrices.
+Shape suffixes: B clips or pictures, T frames, C = 3 colours, H W rows and columns, S positions along a side, 3x3 and 4x4 homogeneous
+matrices.
 """
 
 from __future__ import annotations
@@ -33,33 +34,33 @@ class AdaSettings(Settings):
     """The probability of each transform, as a multiple of p. 0: the transform is left out."""
 
     flip: float = Field(1.0, ge=0, le=1)
-    """Left to right, half of the time."""
+    """Mirrors left and right, half of the time."""
     quarter_turn: float = Field(1.0, ge=0, le=1)
-    """By 0, 90, 180 or 270 degrees."""
+    """Rotates by 0, 90, 180 or 270 degrees."""
     whole_shift: float = Field(1.0, ge=0, le=1)
-    """By whole pixels, up to an eighth of the side."""
+    """Shifts by whole pixels, up to an eighth of the side."""
     scale: float = Field(1.0, ge=0, le=1)
-    """By one log-normal factor along both axes."""
+    """Scales by one log-normal factor along both axes."""
     turn: float = Field(1.0, ge=0, le=1)
-    """By any angle, once before and once after ``stretch``."""
+    """Rotates by any angle, once before and once after ``stretch``."""
     stretch: float = Field(1.0, ge=0, le=1)
-    """By a log-normal factor: wider and lower, or narrower and higher."""
+    """Scales the width by a log-normal factor, and the height by its inverse."""
     shift: float = Field(1.0, ge=0, le=1)
-    """By a normal number of pixels, with a standard deviation of an eighth of the side."""
+    """Shifts by a normally distributed distance, with a standard deviation of an eighth of the side."""
     brightness: float = Field(1.0, ge=0, le=1)
-    """A normal number is added to all colours."""
+    """Adds a normally distributed number to all colours."""
     contrast: float = Field(1.0, ge=0, le=1)
-    """All colours are multiplied by a log-normal factor."""
+    """Multiplies all colours by a log-normal factor."""
     luma_flip: float = Field(1.0, ge=0, le=1)
-    """Light and dark are exchanged, hue stays, half of the time."""
+    """Exchanges light and dark and keeps the hue, half of the time."""
     hue: float = Field(1.0, ge=0, le=1)
-    """Colours are turned around the grey axis by any angle."""
+    """Rotates the colours around the grey axis by any angle."""
     saturation: float = Field(1.0, ge=0, le=1)
-    """The distance from grey is multiplied by a log-normal factor."""
+    """Multiplies the distance from grey by a log-normal factor."""
     noise: float = Field(0.0, ge=0, le=1)
-    """Normal noise on every pixel, different in every frame."""
+    """Adds normally distributed noise to every pixel, different in every frame."""
     cutout: float = Field(0.0, ge=0, le=1)
-    """A grey square of half the side, anywhere."""
+    """Covers a square of half the side, anywhere, with grey."""
 
 
 def augment(pictures: Tensor, p: float, settings: AdaSettings) -> Tensor:
@@ -88,24 +89,24 @@ def draw_geometry(batch: int, p: float, settings: AdaSettings, side: int) -> Ten
     """
     matrix = torch.eye(3).repeat(batch, 1, 1)
 
-    def with_chance(chance: float, made_B33: Tensor) -> None:
+    def transform(probability: float, transform_B33: Tensor) -> None:
         nonlocal matrix
-        matrix = matrix @ torch.where(_chosen(batch, chance)[:, None, None], made_B33, torch.eye(3))
+        matrix = matrix @ torch.where(_chosen(batch, probability)[:, None, None], transform_B33, torch.eye(3))
 
-    one = torch.ones(batch)
-    with_chance(p * settings.flip, _scaling(1 - 2 * torch.randint(0, 2, (batch,)).float(), one))
-    with_chance(p * settings.quarter_turn, _quarter_turn(torch.randint(0, 4, (batch,))))
+    ones_B = torch.ones(batch)
+    transform(p * settings.flip, _scaling(1 - 2 * torch.randint(0, 2, (batch,)).float(), ones_B))
+    transform(p * settings.quarter_turn, _quarter_turn(torch.randint(0, 4, (batch,))))
     shift_B2 = (torch.empty(batch, 2).uniform_(-SHIFT_SHARE, SHIFT_SHARE) * side).round() * (2 / side)
-    with_chance(p * settings.whole_shift, _shift(shift_B2))
+    transform(p * settings.whole_shift, _shift(shift_B2))
     size = torch.exp(torch.randn(batch) * SCALE_LOG_DEVIATION)
-    with_chance(p * settings.scale, _scaling(1 / size, 1 / size))
-    # two turns, each with such a probability that neither happens with probability 1 - p
-    turn_chance = 1 - math.sqrt(1 - min(1.0, p * settings.turn))
-    with_chance(turn_chance, _turn(_angle(batch)))
+    transform(p * settings.scale, _scaling(1 / size, 1 / size))
+    # two rotations, each with the probability with which at least one happens with probability p
+    turn_probability = 1 - math.sqrt(1 - min(1.0, p * settings.turn))
+    transform(turn_probability, _turn(_angle(batch)))
     size = torch.exp(torch.randn(batch) * SCALE_LOG_DEVIATION)
-    with_chance(p * settings.stretch, _scaling(1 / size, size))
-    with_chance(turn_chance, _turn(_angle(batch)))
-    with_chance(p * settings.shift, _shift(torch.randn(batch, 2) * SHIFT_SHARE * 2))
+    transform(p * settings.stretch, _scaling(1 / size, size))
+    transform(turn_probability, _turn(_angle(batch)))
+    transform(p * settings.shift, _shift(torch.randn(batch, 2) * SHIFT_SHARE * 2))
     return matrix
 
 
@@ -113,92 +114,96 @@ def draw_colours(batch: int, p: float, settings: AdaSettings) -> Tensor:
     """(B, 4, 4): matrices that multiply the column (red, green, blue, 1)."""
     identity = torch.eye(4)
     matrix = identity.repeat(batch, 1, 1)
-    grey = torch.tensor([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
-    along = torch.outer(grey, grey)
+    grey_axis = torch.tensor([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
+    onto_grey = torch.outer(grey_axis, grey_axis)  # projection
 
-    def with_chance(chance: float, made_B44: Tensor) -> None:
+    def transform(probability: float, transform_B44: Tensor) -> None:
         nonlocal matrix
-        matrix = torch.where(_chosen(batch, chance)[:, None, None], made_B44, identity) @ matrix
+        matrix = torch.where(_chosen(batch, probability)[:, None, None], transform_B44, identity) @ matrix
 
-    added = identity.repeat(batch, 1, 1)
-    added[:, :3, 3] = (torch.randn(batch) * BRIGHTNESS_DEVIATION)[:, None]
-    with_chance(p * settings.brightness, added)
+    brightness = identity.repeat(batch, 1, 1)
+    brightness[:, :3, 3] = (torch.randn(batch) * BRIGHTNESS_DEVIATION)[:, None]
+    transform(p * settings.brightness, brightness)
     factor = torch.exp(torch.randn(batch) * CONTRAST_LOG_DEVIATION)
-    with_chance(p * settings.contrast, torch.diag_embed(torch.stack([factor, factor, factor, torch.ones(batch)], 1)))
+    transform(p * settings.contrast, torch.diag_embed(torch.stack([factor, factor, factor, torch.ones(batch)], 1)))
     flips = torch.randint(0, 2, (batch,)).float()[:, None, None]
-    with_chance(p * settings.luma_flip, identity - 2 * along * flips)
-    with_chance(p * settings.hue, _hue(_angle(batch)))
+    transform(p * settings.luma_flip, identity - 2 * onto_grey * flips)
+    transform(p * settings.hue, _hue(_angle(batch)))
     factor = torch.exp(torch.randn(batch) * SATURATION_LOG_DEVIATION)[:, None, None]
     only_colours = torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    with_chance(p * settings.saturation, identity - only_colours + along + (only_colours - along) * factor)
+    transform(p * settings.saturation, identity - only_colours + onto_grey + (only_colours - onto_grey) * factor)
     return matrix
 
 
 def apply_geometry(clips_BTCHW: Tensor, matrix_B33: Tensor) -> Tensor:
     """Resamples the clips with the matrices of ``draw_geometry``. Clips with the identity are returned unchanged."""
-    moves_B = (matrix_B33 != torch.eye(3)).flatten(1).any(1)
-    if not bool(moves_B.any()):
+    is_moved_B = (matrix_B33 != torch.eye(3)).flatten(1).any(1)
+    if not bool(is_moved_B.any()):
         return clips_BTCHW
     batch, frames, colours, height, width = clips_BTCHW.shape
     theta = matrix_B33[:, :2].to(clips_BTCHW.device, clips_BTCHW.dtype)
     joined = clips_BTCHW.reshape(batch, frames * colours, height, width)
-    at = functional.affine_grid(theta, list(joined.shape), align_corners=False)
-    moved = functional.grid_sample(joined, at, mode="bilinear", padding_mode="reflection", align_corners=False)
-    kept = moves_B.to(clips_BTCHW.device)[:, None, None, None, None]
-    return torch.where(kept, moved.view(clips_BTCHW.shape), clips_BTCHW)
+    grid = functional.affine_grid(theta, list(joined.shape), align_corners=False)
+    moved = functional.grid_sample(joined, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    is_moved = is_moved_B.to(clips_BTCHW.device)[:, None, None, None, None]
+    return torch.where(is_moved, moved.view(clips_BTCHW.shape), clips_BTCHW)
 
 
 def apply_colours(clips_BTCHW: Tensor, matrix_B44: Tensor) -> Tensor:
     """Multiplies every pixel (r, g, b, 1) with the matrices of ``draw_colours``. Clips with the identity are returned unchanged."""
-    changes_B = (matrix_B44 != torch.eye(4)).flatten(1).any(1)
-    if not bool(changes_B.any()):
+    is_changed_B = (matrix_B44 != torch.eye(4)).flatten(1).any(1)
+    if not bool(is_changed_B.any()):
         return clips_BTCHW
     matrix = matrix_B44.to(clips_BTCHW.device, clips_BTCHW.dtype)
-    new = torch.einsum("bij,btjhw->btihw", matrix[:, :3, :3], clips_BTCHW) + matrix[:, None, :3, 3, None, None]
-    return torch.where(changes_B.to(clips_BTCHW.device)[:, None, None, None, None], new, clips_BTCHW)
+    changed = torch.einsum("bij,btjhw->btihw", matrix[:, :3, :3], clips_BTCHW) + matrix[:, None, :3, 3, None, None]
+    return torch.where(is_changed_B.to(clips_BTCHW.device)[:, None, None, None, None], changed, clips_BTCHW)
 
 
-def _noisy(clips_BTCHW: Tensor, chance: float) -> Tensor:
-    if chance <= 0:
+def _noisy(clips_BTCHW: Tensor, probability: float) -> Tensor:
+    if probability <= 0:
         return clips_BTCHW
     batch = len(clips_BTCHW)
-    deviation_B = torch.where(_chosen(batch, chance), torch.randn(batch).abs() * NOISE_DEVIATION, torch.zeros(batch))
+    deviation_B = torch.where(
+        _chosen(batch, probability), torch.randn(batch).abs() * NOISE_DEVIATION, torch.zeros(batch)
+    )
     noise = torch.randn(clips_BTCHW.shape).to(clips_BTCHW.device)
     return clips_BTCHW + noise * deviation_B.to(clips_BTCHW.device)[:, None, None, None, None]
 
 
-def _cut_out(clips_BTCHW: Tensor, chance: float) -> Tensor:
-    if chance <= 0:
+def _cut_out(clips_BTCHW: Tensor, probability: float) -> Tensor:
+    if probability <= 0:
         return clips_BTCHW
     batch, side = len(clips_BTCHW), clips_BTCHW.shape[-1]
-    chosen_B, middle_B2 = _chosen(batch, chance), torch.rand(batch, 2)
-    at = (torch.arange(side) + 0.5) / side
-    inside_B2S = (at - middle_B2[:, :, None]).abs() < CUTOUT_SHARE / 2
+    chosen_B, middle_B2 = _chosen(batch, probability), torch.rand(batch, 2)
+    position_S = (torch.arange(side) + 0.5) / side
+    inside_B2S = (position_S - middle_B2[:, :, None]).abs() < CUTOUT_SHARE / 2
     hole_BHW = inside_B2S[:, 0, :, None] & inside_B2S[:, 1, None, :] & chosen_B[:, None, None]
     return clips_BTCHW * (~hole_BHW).to(clips_BTCHW.device, clips_BTCHW.dtype)[:, None, None]
 
 
-def _chosen(batch: int, chance: float) -> Tensor:
-    return torch.rand(batch) < chance
+def _chosen(batch: int, probability: float) -> Tensor:
+    """(B,) bool: True with the given probability, independently for each sample."""
+    return torch.rand(batch) < probability
 
 
 def _angle(batch: int) -> Tensor:
     return torch.empty(batch).uniform_(-math.pi, math.pi)
 
 
-def _matrix(batch: int, size: int, **rows: Tensor) -> Tensor:
-    made = torch.eye(size).repeat(batch, 1, 1)
-    for place, values in rows.items():
-        made[:, int(place[1]), int(place[2])] = values
-    return made
+def _matrix(batch: int, size: int, **elements: Tensor) -> Tensor:
+    """(B, size, size): identity matrices with some elements replaced: ``m02`` holds the (B,) values of row 0, column 2."""
+    matrix = torch.eye(size).repeat(batch, 1, 1)
+    for name, values in elements.items():
+        matrix[:, int(name[1]), int(name[2])] = values
+    return matrix
 
 
 def _scaling(x_B: Tensor, y_B: Tensor) -> Tensor:
     return _matrix(len(x_B), 3, m00=x_B, m11=y_B)
 
 
-def _shift(by_B2: Tensor) -> Tensor:
-    return _matrix(len(by_B2), 3, m02=by_B2[:, 0], m12=by_B2[:, 1])
+def _shift(distance_B2: Tensor) -> Tensor:
+    return _matrix(len(distance_B2), 3, m02=distance_B2[:, 0], m12=distance_B2[:, 1])
 
 
 def _turn(angle_B: Tensor) -> Tensor:
@@ -218,13 +223,13 @@ def _hue(angle_B: Tensor) -> Tensor:
     axis = 1 / math.sqrt(3)
     cross = torch.tensor([[0.0, -axis, axis], [axis, 0.0, -axis], [-axis, axis, 0.0]])
     cosine, sine = angle_B.cos()[:, None, None], angle_B.sin()[:, None, None]
-    made = torch.eye(4).repeat(len(angle_B), 1, 1)
-    made[:, :3, :3] = torch.eye(3) * cosine + cross * sine + torch.full((3, 3), 1 / 3) * (1 - cosine)
-    return made
+    matrix = torch.eye(4).repeat(len(angle_B), 1, 1)
+    matrix[:, :3, :3] = torch.eye(3) * cosine + cross * sine + torch.full((3, 3), 1 / 3) * (1 - cosine)
+    return matrix
 
 
 def next_p(p: float, mean_sign: float, target: float, num_pictures: int, pictures_to_one: float) -> float:
-    """The new probability, 0..1: raised if the discriminator is too sure of real pictures, lowered if it is not.
+    """The new probability, 0..1: higher if r_t lies above ``target``, a sign of overfitting, and lower if it lies below.
 
     ``mean_sign`` is r_t = E[sign(D(real))] over the last ``num_pictures`` pictures. p changes by ``num_pictures / pictures_to_one``
     (section 3.1; there p has no upper limit, here it is 1).

@@ -4,9 +4,9 @@ The random choices for a sample depend only on the seed, the number of samples s
 another number of ranks, make the same choices. In order:
 
 1. *crop*: a random part of the sound is moved to the start; silence follows it.
-2. *mix*: with some probability the uncropped sound of the neighbour in the batch (samples 0 and 1, 2 and 3, ...) is added. Its RMS
-   level is a random number of decibels below the crop's. A gain on the sound itself would change nothing: a mel is relative to its
-   own maximum, so that only the ratio of two mixed sounds matters.
+2. *mix*: with some probability the uncropped sound of the neighbour in the batch is added (samples 0 and 1 are neighbours, 2 and 3, ...).
+   Its RMS level is a random number of decibels below the crop's. There is no random gain: a mel is relative to its own maximum, so that
+   only the ratio of two mixed sounds has an effect.
 3. *masks* on the mel (SpecAugment, Park et al. 2019): some bands and some spans of time are set to 0, the lowest value.
 
 Shape suffixes: B sounds, N samples, M mel bands, T mel frames.
@@ -69,43 +69,42 @@ def draw(settings: AugmentSettings, *identity: object) -> AugmentChoices:
     """The choices for ``identity`` (seed, samples seen, dataset, key); the same for the same identity."""
     rng = np.random.default_rng(int(stable_hash("augment", *identity), 16))
 
-    def masks(most: float) -> tuple[tuple[float, float], ...]:
-        return tuple((most * float(rng.random()), float(rng.random())) for _ in range(settings.num_masks))
+    def masks(max_width: float) -> tuple[tuple[float, float], ...]:
+        return tuple((max_width * float(rng.random()), float(rng.random())) for _ in range(settings.num_masks))
 
     crop = (float(rng.uniform(settings.min_crop, 1)), float(rng.random()))
-    is_mixed, level = float(rng.random()) < settings.mix_probability, float(rng.uniform(*settings.mix_below_db))
+    is_mixed, below_db = float(rng.random()) < settings.mix_probability, float(rng.uniform(*settings.mix_below_db))
     return AugmentChoices(
-        crop, level if is_mixed else None, masks(settings.max_mel_mask), masks(settings.max_time_mask)
+        crop, below_db if is_mixed else None, masks(settings.max_mel_mask), masks(settings.max_time_mask)
     )
 
 
-def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], draws: Sequence[AugmentChoices]) -> Tensor:
+def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], choices_B: Sequence[AugmentChoices]) -> Tensor:
     """The sounds (B, N), cropped and mixed. The first ``num_real_B`` samples of a row are sound, the rest is padding."""
     changed_BN = torch.zeros_like(sounds_BN)
-    for index, (one, num_real) in enumerate(zip(draws, num_real_B, strict=True)):
-        share, place = one.crop
-        length = max(1, round(share * num_real))
+    for index, (choices, num_real) in enumerate(zip(choices_B, num_real_B, strict=True)):
+        width, place = choices.crop
+        length = max(1, round(width * num_real))
         start = round(place * (num_real - length))
         crop = sounds_BN[index, start : start + length]
         changed_BN[index, :length] = crop
-        neighbour = index ^ 1
-        if one.below_db is None or neighbour >= len(draws):
+        neighbour = index ^ 1  # flips the last bit: 0 and 1, 2 and 3, ...
+        if choices.below_db is None or neighbour >= len(choices_B):
             continue
         other = sounds_BN[neighbour, : num_real_B[neighbour]]
-        level, other_level = crop.square().mean().sqrt(), other.square().mean().sqrt()
-        gain = (
-            10 ** (-one.below_db / 20) * level / other_level.clamp_min(1e-8)
-        )  # the clamp keeps a silent neighbour at 0
+        crop_rms, other_rms = crop.square().mean().sqrt(), other.square().mean().sqrt()
+        # the clamp keeps a silent neighbour at 0
+        gain = 10 ** (-choices.below_db / 20) * crop_rms / other_rms.clamp_min(1e-8)
         changed_BN[index, : len(other)] += gain * other
     return changed_BN
 
 
-def mask_mels(mels_BMT: Tensor, draws: Sequence[AugmentChoices]) -> None:
+def mask_mels(mels_BMT: Tensor, choices_B: Sequence[AugmentChoices]) -> None:
     """Sets the masked bands and frames to 0, in place."""
-    for mel_MT, one in zip(mels_BMT, draws, strict=True):
-        for width, place in one.mel_masks:
+    for mel_MT, choices in zip(mels_BMT, choices_B, strict=True):
+        for width, place in choices.mel_masks:
             mel_MT[_masked(mel_MT.shape[0], width, place)] = 0
-        for width, place in one.time_masks:
+        for width, place in choices.time_masks:
             mel_MT[:, _masked(mel_MT.shape[1], width, place)] = 0
 
 
@@ -113,17 +112,19 @@ def augmented_mels(
     batch: Batch, front_end: LogMel, settings: AugmentSettings, device: torch.device, *identity: object
 ) -> Tensor:
     """The mels (B, M, T) of the augmented sounds of a batch. :func:`draw` gets ``identity``, and each sample's dataset and key."""
-    draws = [draw(settings, *identity, dataset, key) for dataset, key in zip(batch.datasets, batch.keys, strict=True)]
+    names = zip(batch.datasets, batch.keys, strict=True)
+    choices_B = [draw(settings, *identity, dataset, key) for dataset, key in names]
     sounds_BN = batch.sounds_BN.to(device)
     rate_hz = front_end.config.sample_rate_hz
-    num_real_B = [max(1, min(sounds_BN.shape[1], round(s * rate_hz))) for s in batch.seconds_B.tolist()]
+    num_real_B = [max(1, min(sounds_BN.shape[1], round(seconds * rate_hz))) for seconds in batch.seconds_B.tolist()]
     with torch.no_grad():
-        changed_BMT: Tensor = front_end(augmented_sounds(sounds_BN, num_real_B, draws))
-        mask_mels(changed_BMT, draws)
+        changed_BMT: Tensor = front_end(augmented_sounds(sounds_BN, num_real_B, choices_B))
+        mask_mels(changed_BMT, choices_B)
     return changed_BMT
 
 
 def _masked(size: int, width: float, place: float) -> slice:
+    """The masked rows among ``size``, for a mask of ``AugmentChoices``."""
     num_masked = int(width * size)
     start = int(place * (size - num_masked + 1))
     return slice(start, start + num_masked)

@@ -38,7 +38,7 @@ class Conv(nn.Module):
         down: bool = False,
         clamp: float | None = None,
     ) -> None:
-        """``plain``: neither bias nor rectifier."""
+        """``plain``: without bias and rectifier."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel))
         self.bias = None if plain else nn.Parameter(torch.zeros(num_out))
@@ -61,7 +61,7 @@ class Conv(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block, two convolutions, that halves the sides. ``num_colours`` not 0: the first one, from pictures."""
+    """Residual block of two convolutions that halves the sides. With ``num_colours`` above 0 it is the first block, and reads pictures."""
 
     def __init__(self, num_in: int, num_out: int, num_colours: int, *, clamp: float | None) -> None:
         super().__init__()
@@ -88,15 +88,15 @@ def deviation_of_batch(x_BCHW: Tensor, group_size: int) -> Tensor:
     batch = len(x_BCHW)
     group = min(group_size, batch)
     if batch % group:
-        raise ValueError(f"a batch of {batch} cannot be cut into groups of {group}; take a multiple of {group}")
+        raise ValueError(f"a batch of {batch} cannot be divided into groups of {group}; use a multiple of {group}")
     x_GSCHW = x_BCHW.float().reshape(group, -1, *x_BCHW.shape[1:])
     deviation_S = (x_GSCHW.var(0, unbiased=False) + EPSILON).sqrt().mean((1, 2, 3))
-    rows = deviation_S.repeat(group).to(x_BCHW.dtype)
-    return rows[:, None, None, None].expand(-1, 1, *x_BCHW.shape[2:])
+    deviation_B = deviation_S.repeat(group).to(x_BCHW.dtype)
+    return deviation_B[:, None, None, None].expand(-1, 1, *x_BCHW.shape[2:])
 
 
 class Epilogue(nn.Module):
-    """(B, C, 4, 4) -> (B, 1), or (B, ``num_out``) when there are labels."""
+    """The last layers: (B, C, 4, 4) -> (B, ``num_out``); 1 output without labels. ``group_size`` 0: without the deviation map."""
 
     def __init__(self, num_in: int, num_out: int, group_size: int, *, clamp: float | None) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class Epilogue(nn.Module):
 class Discriminator(nn.Module):
     """Pictures (B, colours, resolution, resolution), -1..1, and labels (B, num classes), to logits (B, 1).
 
-    ``widths`` are the channels at 4, 8, ..., ``resolution`` pixels. ``half_dtype`` (None: nothing) is the type in which
-    the ``num_half`` highest resolutions, of 8 pixels and more, compute. ``group_size`` 0 leaves out the deviation.
+    ``widths`` are the channels at 4, 8, ..., ``resolution`` pixels. ``half_dtype`` is the number type of the ``num_half`` highest
+    resolutions of at least 8 pixels; None: float32. ``group_size`` 0: without the deviation map.
     """
 
     def __init__(
@@ -147,25 +147,25 @@ class Discriminator(nn.Module):
             colours = num_colours if BASE << index == resolution else 0
             block = DiscriminatorBlock(widths[index], widths[index - 1], colours, clamp=clamp)
             setattr(self, f"b{BASE << index}", block)
-        mapped = (mapping_width or widths[0]) if c_dim else 1
+        num_out = (mapping_width or widths[0]) if c_dim else 1
         if c_dim:
-            self.mapping = MappingNetwork(0, c_dim, mapped, None, num_layers=mapping_layers)
-        self.b4 = Epilogue(widths[0], mapped, group_size, clamp=clamp)
+            self.mapping = MappingNetwork(0, c_dim, num_out, None, num_layers=mapping_layers)
+        self.b4 = Epilogue(widths[0], num_out, group_size, clamp=clamp)
 
     def parameters_below(self, num_blocks: int) -> list[nn.Parameter]:
-        """All parameters except those of the ``num_blocks`` highest resolutions; there are ``len(self.sides)`` blocks."""
-        above = tuple(f"b{side}." for side in self.sides[:num_blocks])
-        return [one for name, one in self.named_parameters() if not above or not name.startswith(above)]
+        """All parameters except those of the ``num_blocks`` highest resolutions, 0..``len(self.sides)``."""
+        prefixes = tuple(f"b{side}." for side in self.sides[:num_blocks])
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith(prefixes)]
 
     def forward(self, pictures_BCHW: Tensor, c_BC: Tensor | None = None) -> Tensor:
         x = pictures_BCHW
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         for side in self.sides:
-            half = self.half_dtype is not None and side >= self.half_from
-            x = getattr(self, f"b{side}")(x.to(self.half_dtype if half else torch.float32))
+            is_half = self.half_dtype is not None and side >= self.half_from
+            x = getattr(self, f"b{side}")(x.to(self.half_dtype if is_half else torch.float32))
         logits: Tensor = self.b4(x)
         if not self.c_dim:
             return logits
-        mapped: Tensor = self.mapping(None, c_BC)
-        return (logits * mapped).sum(1, keepdim=True) / math.sqrt(self.mapping.w_dim)
+        labels_BD: Tensor = self.mapping(None, c_BC)
+        return (logits * labels_BD).sum(1, keepdim=True) / math.sqrt(self.mapping.w_dim)

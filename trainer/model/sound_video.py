@@ -1,4 +1,4 @@
-"""From sound to styles: the inversion encoder, the recurrent blocks, and the whole model with its generator.
+"""The model from sound to pictures: the inversion encoder, the recurrent blocks and the generator.
 
 After "Sound-Guided Semantic Video Generation" (ECCV 2022), section 3: a sound is inverted into W+, and recurrent blocks for coarse,
 middle and fine layers compute the styles of each segment of the sound from those of the segment before.
@@ -26,10 +26,11 @@ from trainer.model.generator import Generator
 from trainer.model.recurrent_block import Blocks, RecurrentBlock, width_of_one_block
 
 MIN_MEL_FRAMES = 35
-"""The shortest input of the inversion encoder, about 0.4 s. A ResNet halves it five times; from 35 frames on no map inside is one wide.
+"""The shortest input of the inversion encoder, about 0.4 s. A ResNet halves it five times. With 35 frames or more, every feature map inside
+is at least two wide.
 
-oneDNN 3.11 (in torch 2.11 and 2.12) reads memory that nobody wrote when it computes the weights' gradient of a bf16 convolution with
-stride 2 over maps one wide, with its instruction set avx512_core (Intel processors with AVX-512 and without bf16): the gradient is NaN."""
+On maps one wide, oneDNN 3.11 (in torch 2.11 and 2.12) reads uninitialised memory when it computes the weights' gradient of a bf16
+convolution with stride 2 on Intel processors with AVX-512 and without bf16 (instruction set avx512_core). The gradient is NaN."""
 
 
 class SoundVideoConfig(Settings):
@@ -48,8 +49,8 @@ class SoundVideoConfig(Settings):
     noise_width: int = Field(default=32, ge=1, le=65536)
     """Width of the noise that a block gets in each step."""
     blocks: Blocks = "three"
-    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all layers. one_equal: a single block, so
-    wide that it has the parameters of three of ``hidden_width`` (the paper's ablation)."""
+    """three: a recurrent block each for coarse, middle and fine layers. one: a single block for all layers. one_equal: a single block with
+    about as many parameters as three blocks of ``hidden_width`` (the paper's ablation)."""
     pull: bool = True
     """Whether a block also moves the styles towards the inversion of the current segment. Not in the paper."""
     truncation: float = Field(default=0.7, gt=0, le=1)
@@ -81,10 +82,10 @@ class SoundInversion(nn.Module):
     """E_a: mels to offsets in W+. A timm network, and a head for the coarse, the middle and the fine layers (section 3.1)."""
 
     mean_code: Tensor | None
-    """(L, D): w̄_a, the running mean of the codes ŵ_a, which is moved in training. None: it is not computed."""
+    """(L, D): w̄_a, the running mean of the codes ŵ_a, which training updates. None: it is not computed."""
 
     def __init__(self, backbone: str, groups: Sequence[int], w_dim: int, start_mean_D: Tensor | None = None) -> None:
-        """``groups``: the number of layers of each group. ``start_mean_D``: where the mean of the codes begins in every layer.
+        """``groups``: the number of layers of each group. ``start_mean_D``: first value of the mean of the codes, for every layer.
 
         Raises EncoderError for a network that timm does not know.
         """
@@ -108,18 +109,18 @@ class SoundInversion(nn.Module):
         self.register_buffer("mean_code", mean_LD)
 
     def features(self, mels_BMT: Tensor) -> Tensor:
-        """(B, F). Mels with fewer than ``MIN_MEL_FRAMES`` frames are filled up with silence (0)."""
+        """(B, F): features of mels. Mels with fewer than ``MIN_MEL_FRAMES`` frames are filled up with silence (0)."""
         mels_BMT = functional.pad(mels_BMT, (0, max(0, MIN_MEL_FRAMES - mels_BMT.shape[2])))
         rows: Tensor = self.norm(self.body(self.conv(mels_BMT.unsqueeze(1))))
         return rows
 
     def offsets(self, features_BF: Tensor) -> Tensor:
-        """(B, L, D)."""
+        """(B, L, D): offsets in W+ from features."""
         parts = [head(features_BF).view(len(features_BF), -1, self.w_dim) for head in self.heads]
         return torch.cat(parts, 1)
 
     def forward(self, mels_BMT: Tensor) -> Tensor:
-        """(B, M, T) mels of any length -> (B, L, D), what is added to the styles of a latent."""
+        """(B, M, T) mels of any length -> (B, L, D), the offsets that are added to the styles of a latent."""
         return self.offsets(self.features(mels_BMT))
 
 
@@ -180,7 +181,7 @@ class SoundVideoModel(nn.Module):
         return self.carry(features.view(*segments_BSMT.shape[:2], -1), base_BLD, noise_BSN)
 
     def carry(self, features_BSF: Tensor, base_BLD: Tensor, noise_BSN: Tensor) -> Tensor:
-        """``walk`` from the features of the segments. For a long sound the features fit into memory, the mels do not."""
+        """Like ``walk``, from the features of the segments: those of a long sound fit into memory, its mels do not."""
         batch, steps = features_BSF.shape[:2]
         offsets = self.inversion.offsets(features_BSF.flatten(0, 1))
         inverted_BSLD = offsets.view(batch, steps, *base_BLD.shape[1:]) + base_BLD[:, None]
@@ -189,13 +190,13 @@ class SoundVideoModel(nn.Module):
         hidden: list[Tensor | None] = [None] * len(self.blocks)
         for step in range(1, steps):
             parts = []
-            each = zip(
+            inputs_of_blocks = zip(
                 torch.split(styles, self._sizes, 1),
                 torch.split(inverted_BSLD[:, step], self._sizes, 1),
                 noise_BSN[:, step].chunk(len(self.blocks), 1),
                 strict=True,
             )
-            for number, (before, inverted, noise) in enumerate(each):
+            for number, (before, inverted, noise) in enumerate(inputs_of_blocks):
                 after, hidden[number] = self.blocks[number](
                     before, inverted, features_BSF[:, step], noise, hidden[number]
                 )
@@ -217,21 +218,22 @@ class SoundVideoModel(nn.Module):
     def segments_of(self, mels_BMT: Tensor, seconds_B: Tensor | None = None) -> Tensor:
         """(B, S, M, T): the mels of windows (B, M, frames), cut into ``config.num_frames`` equal segments; a remainder is left out.
 
-        ``seconds_B``: length of the sound in each window; None: the whole window. A sound that is shorter than its window is cut over its
-        own length, as the reader spreads its frames, and each of its segments is filled up with silence (0).
+        ``seconds_B``: length of the sound in each window; None: the whole window. A sound that is shorter than its window is divided over
+        its own length, like the reader's frames, and each of its segments is filled up with silence (0).
         """
-        steps, frames = self.config.num_frames, mels_BMT.shape[2]
-        length = frames // steps
+        num_segments, num_frames = self.config.num_frames, mels_BMT.shape[2]
+        length = num_frames // num_segments
         if seconds_B is None:
-            cut = mels_BMT[:, :, : length * steps]
-            return cut.reshape(*cut.shape[:2], steps, length).permute(0, 2, 1, 3)
+            whole_BMT = mels_BMT[:, :, : length * num_segments]
+            return whole_BMT.reshape(*whole_BMT.shape[:2], num_segments, length).permute(0, 2, 1, 3)
         mel = self.config.mel
         num_real_B = [mel.num_frames(round(seconds * mel.sample_rate_hz)) for seconds in seconds_B.tolist()]
-        segments_BSMT = mels_BMT.new_zeros(len(mels_BMT), steps, mels_BMT.shape[1], length)
+        segments_BSMT = mels_BMT.new_zeros(len(mels_BMT), num_segments, mels_BMT.shape[1], length)
         for row, num_real in enumerate(num_real_B):
-            own = max(1, min(frames, num_real) // steps)
-            cut = mels_BMT[row, :, : own * steps]
-            segments_BSMT[row, :, :, :own] = cut.reshape(len(cut), steps, own).permute(1, 0, 2)
+            own_length = max(1, min(num_frames, num_real) // num_segments)
+            real_MT = mels_BMT[row, :, : own_length * num_segments]
+            split_MST = real_MT.reshape(len(real_MT), num_segments, own_length)
+            segments_BSMT[row, :, :, :own_length] = split_MST.permute(1, 0, 2)
         return segments_BSMT
 
     @torch.no_grad()
@@ -246,5 +248,5 @@ class SoundVideoModel(nn.Module):
         num_segments = max(1, math.ceil(len(sound_K) / (window / config.num_frames)))
         padded = functional.pad(sound_K, (0, -len(sound_K) % window)) if len(sound_K) else sound_K
         windows = padded.view(-1, window) if len(padded) else padded[None]
-        cut = [self.segments_of(self.front_end(part)) for part in torch.split(windows, 16)]
-        return torch.cat(cut).flatten(0, 1)[:num_segments]
+        parts = [self.segments_of(self.front_end(part)) for part in torch.split(windows, 16)]
+        return torch.cat(parts).flatten(0, 1)[:num_segments]

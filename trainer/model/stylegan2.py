@@ -1,4 +1,4 @@
-"""StyleGAN2's synthesis network: a constant, modulated convolutions, and pictures that add up (skip architecture).
+"""StyleGAN2's synthesis network: a constant, modulated convolutions, and a picture that is the sum of all resolutions' pictures.
 
 Equations: StyleGAN2 (arXiv:1912.04958), sections 2 and 4; StyleGAN2-ADA (arXiv:2006.06676) for the half precision of the
 highest resolutions. The state dict has the names of the published StyleGAN2-ADA files.
@@ -46,7 +46,7 @@ class StyledConv(nn.Module):
         style_BI = self.affine(w_BD)
         if self.up:
             x = modulated_conv(x, self.weight, style_BI, up=2, grouped=self.grouped)
-            # the transposed convolution left (2H + 1) rows whose energy a gain of 4 restores
+            # the transposed convolution gives 2H + 1 rows; three of four of its inputs are zeros, which the gain of 4 makes up for
             x = downsample(x, self.filter * 4, 1, padding=(1, 1))
         else:
             x = modulated_conv(x, self.weight, style_BI, padding=1, grouped=self.grouped)
@@ -82,7 +82,8 @@ class ToPicture(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: two convolutions (the first block has one, after its constant) and its share of the picture."""
+    """One resolution: two convolutions, and a picture that is added to that of the block before. The first block has a constant and one
+    convolution."""
 
     filter: Tensor
 
@@ -110,22 +111,28 @@ class SynthesisBlock(nn.Module):
     def forward(
         self, x: Tensor | None, picture: Tensor | None, ws_BLD: Tensor, noise_mode: NoiseMode, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """``ws_BLD`` holds one style for each convolution and one for the picture."""
-        start = self.const.to(dtype).expand(len(ws_BLD), -1, -1, -1) if x is None else x.to(dtype)
-        x = start if x is None else self.conv0(start, ws_BLD[:, 0], noise_mode)
+        """Feature maps and picture, from those of the block before (None: this is the first block).
+
+        ``ws_BLD`` holds one style for each convolution and one for the picture.
+        """
+        x = (
+            self.const.to(dtype).expand(len(ws_BLD), -1, -1, -1)
+            if x is None
+            else self.conv0(x.to(dtype), ws_BLD[:, 0], noise_mode)
+        )
         x = self.conv1(x, ws_BLD[:, self.num_convs - 1], noise_mode)
-        share = self.torgb(x, ws_BLD[:, self.num_convs])
+        own_picture = self.torgb(x, ws_BLD[:, self.num_convs])
         if picture is not None:
-            share = share + upsample(picture, self.filter, 2, padding=(2, 1))
-        return x, share
+            own_picture = own_picture + upsample(picture, self.filter, 2, padding=(2, 1))
+        return x, own_picture
 
 
 class StyleGan2Synthesis(nn.Module):
     """Styles to pictures: W (B, D) or W+ (B, L, D) -> (B, colours, resolution, resolution), about -1..1.
 
-    ``widths`` are the channels at 4, 8, ..., ``resolution`` pixels. ``half_dtype`` (None: nothing) is the type in which
-    the ``num_half`` highest resolutions, of 8 pixels and more, compute. ``grouped`` chooses the form of the modulated
-    convolution, ``channels_last`` the memory format of activations: both change speed only.
+    ``widths`` are the channels at 4, 8, ..., ``resolution`` pixels. ``half_dtype`` is the number type of the ``num_half`` highest
+    resolutions of at least 8 pixels; None: float32. ``grouped`` chooses the form of the modulated convolution, ``channels_last`` the
+    memory format of activations: both change speed only.
     """
 
     def __init__(
@@ -165,7 +172,7 @@ class StyleGan2Synthesis(nn.Module):
             dtype = self.half_dtype if self.half_dtype is not None and side >= self.half_from else torch.float32
             if x is not None and self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            # a picture's style is also that of the next block's first convolution
+            # the style of a block's picture is also that of the next block's first convolution
             x, picture = block(x, picture, ws_BLD[:, first : first + block.num_convs + 1], noise_mode, dtype)
             first += block.num_convs
         assert picture is not None

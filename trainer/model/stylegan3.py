@@ -52,7 +52,7 @@ def bands(
     last_stopband_rel: float = 2**0.3,
     margin: int = 10,
 ) -> list[Band]:
-    """The bands of ``num_layers + 1`` signals: the outputs of the layers; the last is the picture (appendix C.1).
+    """The bands of ``num_layers + 1`` signals: the outputs of the layers, of which the last is the picture (appendix C.1).
 
     Cutoff and stopband grow geometrically up to the last ``num_critical`` layers, which sample critically.
     """
@@ -114,9 +114,9 @@ class FourierInput(nn.Module):
         # waves that a transform moves out of the band are attenuated
         above = freqs_BC2.norm(dim=2) - self.bandwidth
         amplitudes_BC = (1 - above / (self.rate / 2 - self.bandwidth)).clamp(0, 1)
-        reach = 0.5 * self.side / self.rate
-        at = (torch.arange(self.side, device=w_BD.device) + 0.5) * (2 * reach / self.side) - reach
-        columns, rows = freqs_BC2[:, :, 0, None] * at, freqs_BC2[:, :, 1, None] * at
+        half_side = 0.5 * self.side / self.rate  # in picture widths
+        positions = (torch.arange(self.side, device=w_BD.device) + 0.5) * (2 * half_side / self.side) - half_side
+        columns, rows = freqs_BC2[:, :, 0, None] * positions, freqs_BC2[:, :, 1, None] * positions
         angles_BCHW = rows[:, :, :, None] + columns[:, :, None, :] + phases_BC[:, :, None, None]
         waves_BCHW = (2 * math.pi * angles_BCHW).sin() * amplitudes_BC[:, :, None, None]
         mix = self.weight / math.sqrt(self.num_channels)
@@ -124,8 +124,8 @@ class FourierInput(nn.Module):
 
     def _style_transform(self, w_BD: Tensor) -> Tensor:
         """(B, 3, 3): rotation, then translation, both inverted, because the transform acts on the sampling grid."""
-        turn = self.affine(w_BD)
-        cos, sin, right, down = (turn / turn[:, :2].norm(dim=1, keepdim=True)).unbind(1)
+        raw_B4 = self.affine(w_BD)
+        cos, sin, right, down = (raw_B4 / raw_B4[:, :2].norm(dim=1, keepdim=True)).unbind(1)
         zero, one = torch.zeros_like(cos), torch.ones_like(cos)
         rotation = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], 1).reshape(-1, 3, 3)
         translation = torch.stack([one, zero, -right, zero, one, -down, zero, zero, one], 1).reshape(-1, 3, 3)
@@ -178,17 +178,18 @@ class FilteredConv(nn.Module):
         self.register_buffer("up_filter", up_filter, persistent=False)
         self.register_buffer("down_filter", down_filter, persistent=False)
 
-        convolved = source.side + self.kernel - 1
-        needed = (target.side - 1) * self.down + num_down  # samples that the down filter reads
-        padding = needed - convolved * self.up + num_up - 1
+        convolved_side = source.side + self.kernel - 1
+        upsampled_side = (target.side - 1) * self.down + num_down  # what the down filter reads
+        padding = upsampled_side - convolved_side * self.up + num_up - 1
         before = (padding + self.up) // 2
         self.padding = (before, padding - before)
         by_matrix = fir == "matrix" and num_up > 1 and down_filter.ndim == 1
         self.by_matrix = by_matrix
         if by_matrix:
-            up_matrix = upsampling_matrix(convolved, up_filter, self.up, self.padding)
+            up_matrix = upsampling_matrix(convolved_side, up_filter, self.up, self.padding)
             self.register_buffer("up_matrix", up_matrix, persistent=False)
-            self.register_buffer("down_matrix", downsampling_matrix(needed, down_filter, self.down), persistent=False)
+            down_matrix = downsampling_matrix(upsampled_side, down_filter, self.down)
+            self.register_buffer("down_matrix", down_matrix, persistent=False)
 
     def forward(self, x: Tensor, w_BD: Tensor, *, update_emas: bool = False, recompute: bool = False) -> Tensor:
         if update_emas:

@@ -1,6 +1,6 @@
-"""The video discriminator: pairs of a clip and a sound to logits, with kernels over space and time.
+"""The video discriminator: a logit for a pair of clip and sound, from convolutions over space and time.
 
-Residual blocks as in StyleGAN2's discriminator (arXiv:1912.04958, section 4), with 3 x 3 x 3 kernels. The sound enters by projection
+Residual blocks as in StyleGAN2's discriminator (arXiv:1912.04958, section 4), with 3 x 3 x 3 kernels. The sound is combined by projection
 (Miyato and Koyama, arXiv:1802.05637, equation 3).
 
 Shape suffixes: B clips, T frames, C channels, H W rows and columns, D width of the space of sounds.
@@ -20,7 +20,7 @@ from trainer.model.layers import GAIN, EqualLinear, activate
 
 
 class Conv3d(nn.Module):
-    """(B, I, T, H, W) -> (B, O, T, H, W) with an equalised learning rate. ``plain``: neither bias nor rectifier."""
+    """(B, I, T, H, W) -> (B, O, T, H, W) with an equalised learning rate. ``plain``: without bias and rectifier."""
 
     def __init__(self, num_in: int, num_out: int, kernel: tuple[int, int, int], *, plain: bool = False) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Conv3d(nn.Module):
 
 
 class ClipBlock(nn.Module):
-    """Residual block, two convolutions over space and time, that halves the sides of the frames."""
+    """Residual block of two convolutions over space and time that halves the sides of the frames."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
@@ -48,14 +48,15 @@ class ClipBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         half_variance = math.sqrt(0.5)
         halved = functional.avg_pool3d(x, (1, 2, 2))
-        passed: Tensor = self.skip(halved, half_variance)
-        return passed + functional.avg_pool3d(self.conv1(self.conv0(x), half_variance), (1, 2, 2))
+        skipped: Tensor = self.skip(halved, half_variance)
+        return skipped + functional.avg_pool3d(self.conv1(self.conv0(x), half_variance), (1, 2, 2))
 
 
 class VideoDiscriminator(nn.Module):
     """Clips (B, T, colours, side, side), -1..1, and unit vectors of their sounds (B, D), to logits (B, 1).
 
-    ``widths`` are the channels at 4, 8, ..., ``side`` pixels. ``sound_width`` 0: it gets no sounds.
+    ``widths`` are the channels at 4, 8, ..., ``side`` pixels. ``sound_width`` is D; 0: the
+    discriminator judges clips without sounds.
     """
 
     def __init__(self, num_frames: int, side_px: int, widths: Sequence[int], *, sound_width: int = 0) -> None:
@@ -77,9 +78,9 @@ class VideoDiscriminator(nn.Module):
         """Frames of another size are scaled to ``side_px`` first."""
         clips = clips_BTCHW
         if clips.shape[-1] != self.side_px:
-            joined = clips.flatten(0, 1)
-            joined = functional.interpolate(joined, (self.side_px, self.side_px), mode="bilinear", antialias=True)
-            clips = joined.view(*clips.shape[:2], *joined.shape[1:])
+            frames = clips.flatten(0, 1)
+            frames = functional.interpolate(frames, (self.side_px, self.side_px), mode="bilinear", antialias=True)
+            clips = frames.view(*clips.shape[:2], *frames.shape[1:])
         x = self.blocks(self.fromrgb(clips.transpose(1, 2)))
         features_BC = self.fc(self.conv(x).float().mean(2).flatten(1))
         logits: Tensor = self.out(features_BC)

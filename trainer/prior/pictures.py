@@ -1,6 +1,6 @@
-"""Batches of pictures from a folder, in the form of the reader's batches: each picture is a clip of one frame.
+"""Reads batches of pictures from a folder, in the form of the reader's batches: each picture is a clip of one frame.
 
-The order is a function of the seed and the epoch; each batch is cut into one slice for each rank.
+The order depends only on the seed and the epoch. Each batch is divided into one slice for each rank.
 
 Shape suffixes: B pictures, T = 1 frame, C = 3 colours, H W rows and columns.
 """
@@ -39,7 +39,8 @@ class PictureFolder:
     """Batches of one rank, epoch after epoch, with the interface of ``trainer.streaming.reader.Reader``.
 
     Unreadable pictures, and pictures with a short side below ``side_px`` (unless ``upscale``), are left out and listed in ``bad``; the
-    batch is then shorter. Raises DataError for a folder with fewer pictures than a batch, and while iterating for too many bad ones.
+    batch is then shorter. Raises DataError for a folder with fewer pictures than a batch, and during iteration if too many pictures of
+    an epoch are bad.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class PictureFolder:
         self.epoch = self.batch = 0
         """Epoch and number of the next batch."""
         self._bad: dict[ReadFailure, int] = {}
-        self._planned: tuple[int, Sequence[str]] | None = None
+        self._order: tuple[int, Sequence[str]] | None = None
+        """The last epoch whose order was computed, and that order."""
         if batch_size % num_ranks:
             raise DataError(f"batch_size {batch_size} cannot be shared equally by {num_ranks} ranks")
         paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -79,8 +81,8 @@ class PictureFolder:
 
     def __len__(self) -> int:
         """Number of batches in an epoch: full batches only when shuffling, else also the last, shorter one."""
-        whole = len(self.names) / self.batch_size
-        return math.floor(whole) if self.shuffle else math.ceil(whole)
+        num_batches = len(self.names) / self.batch_size
+        return math.floor(num_batches) if self.shuffle else math.ceil(num_batches)
 
     @property
     def bad(self) -> tuple[tuple[ReadFailure, int], ...]:
@@ -92,25 +94,28 @@ class PictureFolder:
             self.epoch, self.batch = self.epoch + 1, 0
         num_bad = 0
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pictures") as pool:
-            waiting: list[list[Future[NDArray[np.uint8] | ReadFailure]]] = []
+            pending: list[list[Future[NDArray[np.uint8] | ReadFailure]]] = []
             slices = iter(list(self._slices()))
             epoch = self.epoch
             try:
                 while True:
-                    for names in islice(slices, BATCHES_AHEAD + 1 - len(waiting)):
-                        waiting.append([pool.submit(self._read, name, epoch) for name in names])
-                    if not waiting:
+                    for names in islice(slices, BATCHES_AHEAD + 1 - len(pending)):
+                        pending.append([pool.submit(self._read, name, epoch) for name in names])
+                    if not pending:
                         return
-                    read = [future.result() for future in waiting.pop(0)]
-                    num_bad += self._count([one for one in read if isinstance(one, ReadFailure)], num_bad)
+                    results = [future.result() for future in pending.pop(0)]
+                    failures = [result for result in results if isinstance(result, ReadFailure)]
+                    num_bad += self._count(failures, num_bad)
                     names = self._names_of(epoch, self.batch)
                     self.batch += 1
-                    good = [
-                        (name, one) for name, one in zip(names, read, strict=True) if not isinstance(one, ReadFailure)
+                    pictures = [
+                        (name, result)
+                        for name, result in zip(names, results, strict=True)
+                        if not isinstance(result, ReadFailure)
                     ]
-                    yield self._batch(good)
+                    yield self._batch(pictures)
             finally:
-                for future in (one for futures in waiting for one in futures):
+                for future in (future for futures in pending for future in futures):
                     future.cancel()
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,22 +139,22 @@ class PictureFolder:
             yield self._names_of(self.epoch, batch)
 
     def _names_of(self, epoch: int, batch: int) -> Sequence[str]:
-        """This rank's part of a batch."""
-        start, stop = batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.names))
-        cuts = [start + (stop - start) * rank // self.num_ranks for rank in (self.rank, self.rank + 1)]
-        return self._order_of(epoch)[slice(*cuts)]
+        """The names of this rank's slice of a batch."""
+        start, end = batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.names))
+        own_start, own_end = (start + (end - start) * rank // self.num_ranks for rank in (self.rank, self.rank + 1))
+        return self._order_of(epoch)[own_start:own_end]
 
     def _order_of(self, epoch: int) -> Sequence[str]:
         if not self.shuffle:
             return self.names
-        if self._planned is None or self._planned[0] != epoch:
+        if self._order is None or self._order[0] != epoch:
             order = list(self.names)
             random.Random(stable_hash("pictures", self.seed, epoch)).shuffle(order)
-            self._planned = (epoch, order)
-        return self._planned[1]
+            self._order = (epoch, order)
+        return self._order[1]
 
     def _read(self, name: str, epoch: int) -> NDArray[np.uint8] | ReadFailure:
-        """(3, side, side) RGB: the short side is scaled, the long side cropped, at a random place when shuffling, else in the middle."""
+        """(3, side, side) RGB: scaled to the short side, and cropped on the long side: at random when shuffling, else in the middle."""
         path = self.folder / name
         try:
             data = np.frombuffer(path.read_bytes(), np.uint8)
@@ -164,38 +169,42 @@ class PictureFolder:
             return self._unreadable(name, f"it is {size}, smaller than {self.side_px} px; set reader.upscale to use it")
         height, width = (max(self.side_px, round(self.side_px * length / short)) for length in picture.shape[:2])
         if short != self.side_px:
-            way = cv2.INTER_AREA if short > self.side_px else cv2.INTER_CUBIC
-            picture = cv2.resize(picture, (width, height), interpolation=way)
-        place = unit_interval("crop", self.seed, epoch, name) if self.shuffle else 0.5
-        left, top = round(place * (width - self.side_px)), round(place * (height - self.side_px))
+            interpolation = cv2.INTER_AREA if short > self.side_px else cv2.INTER_CUBIC
+            picture = cv2.resize(picture, (width, height), interpolation=interpolation)
+        position = unit_interval("crop", self.seed, epoch, name) if self.shuffle else 0.5
+        left, top = round(position * (width - self.side_px)), round(position * (height - self.side_px))
         square = picture[top : top + self.side_px, left : left + self.side_px, ::-1]
         return np.ascontiguousarray(square.transpose(2, 0, 1)).astype(np.uint8, copy=False)
 
     def _unreadable(self, name: str, reason: str) -> ReadFailure:
         return ReadFailure(self.folder.name, str(self.folder), name, "picture", reason)
 
-    def _count(self, bad: Sequence[ReadFailure], num_before: int) -> int:
-        """Counts and logs unreadable pictures, and returns their number. Raises DataError if this epoch has too many."""
-        for failure in bad:
+    def _count(self, failures: Sequence[ReadFailure], num_before: int) -> int:
+        """Counts and logs unreadable pictures, and returns their number. Raises DataError if this epoch has too many.
+
+        ``num_before``: number of unreadable pictures earlier in the epoch.
+        """
+        for failure in failures:
             if failure not in self._bad:
                 logger.warning("left out: %s", failure)
             self._bad[failure] = self._bad.get(failure, 0) + 1
-        share = math.ceil(len(self.names) / self.num_ranks)
-        if bad and num_before + len(bad) > max(1, math.floor(BAD_SHARE * share)):
+        num_own = math.ceil(len(self.names) / self.num_ranks)
+        num_bad = num_before + len(failures)
+        if failures and num_bad > max(1, math.floor(BAD_SHARE * num_own)):
             raise DataError(
-                f"{num_before + len(bad)} of {share} pictures below {self.folder} could not be used, more than {BAD_SHARE:.0%}. "
+                f"{num_bad} of {num_own} pictures below {self.folder} could not be used, more than {BAD_SHARE:.0%}. "
                 "The first:\n  " + "\n  ".join(str(failure) for failure in list(self._bad)[:10])
             )
-        return len(bad)
+        return len(failures)
 
-    def _batch(self, read: Sequence[tuple[str, NDArray[np.uint8]]]) -> Batch:
-        frames = [torch.from_numpy(picture)[None] for _, picture in read]
+    def _batch(self, pictures: Sequence[tuple[str, NDArray[np.uint8]]]) -> Batch:
+        frames = [torch.from_numpy(picture)[None] for _, picture in pictures]
         empty = torch.zeros(0, 1, 3, self.side_px, self.side_px, dtype=torch.uint8)
-        count = len(read)
+        count = len(pictures)
         return Batch(
-            keys=tuple(name for name, _ in read),
+            keys=tuple(name for name, _ in pictures),
             datasets=(self.folder.name,) * count,
-            source_ids=tuple(name for name, _ in read),
+            source_ids=tuple(name for name, _ in pictures),
             labels=((),) * count,
             captions=(None,) * count,
             frames_BTCHW=torch.stack(frames) if frames else empty,

@@ -1,4 +1,4 @@
-"""Decodes frames with torchcodec, which can use a GPU. The wanted frames are chosen as for PyAV, so that both decode the same frames.
+"""Decodes frames with torchcodec, which can use a GPU. Frames are chosen as for PyAV, so that both decode the same ones.
 
 A file that ends early or lacks a frame raises the same errors as with PyAV. Damage inside a frame is not reported: FFmpeg conceals it,
 and torchcodec has no setting against that. Tested on CPUs only.
@@ -23,26 +23,28 @@ from pipeline.errors import DataError, MediaError
 from trainer.streaming.frames import EARLY_SECONDS, missing_frames, shown_seconds
 
 TRIAL_PX = 256
-"""Side of the test picture, in pixels: the decoder of a GPU refuses much smaller ones."""
+"""Side of the test video, in pixels: the decoder of a GPU refuses much smaller videos."""
 
 
 def decode_pictures(
     mp4: bytes, seconds: Sequence[float], side_px: int, place: float, *, upscale: bool, device: str
 ) -> npt.NDArray[np.uint8]:
-    """Square pictures (T, C, H, W), uint8 RGB, as ``frames.decode_frames`` and ``frames.as_pictures`` make them.
+    """Square pictures (T, C, H, W), uint8 RGB, like those of ``frames.decode_frames`` and ``frames.as_pictures``.
 
-    Colour conversion and scaling run on the device, so that values differ slightly from PyAV's. Raises MediaError as those functions
-    do, and DataError if this machine cannot decode on the device.
+    ``seconds``: times of the frames. ``place``: position of the crop on the long side, 0..1. ``upscale``: whether smaller frames are
+    enlarged. Colour conversion and scaling run on the device, so that values differ slightly from PyAV's.
+
+    Raises MediaError as those functions do, and DataError if this machine cannot decode on the device.
     """
-    wanted = shown_seconds(mp4, seconds)
+    frame_seconds = shown_seconds(mp4, seconds)
     try:
-        decoded = _frames_at(mp4, wanted, device)
+        decoded = _frames_at(mp4, frame_seconds, device)
     except (RuntimeError, ValueError, IndexError) as error:
         check_device(device)
         raise MediaError("damaged", f"it cannot be decoded: {error}") from error
-    late_T = np.abs(decoded.pts_seconds.cpu().numpy() - np.asarray(wanted)) > EARLY_SECONDS
-    if late_T.any():
-        raise missing_frames(int(late_T.sum()), len(wanted))
+    is_other_T = np.abs(decoded.pts_seconds.cpu().numpy() - np.asarray(frame_seconds)) > EARLY_SECONDS
+    if is_other_T.any():  # torchcodec returned another frame in place of a missing one
+        raise missing_frames(int(is_other_T.sum()), len(frame_seconds))
     frames_TCHW = decoded.data
     height, width = frames_TCHW.shape[-2:]
     short = min(height, width)
@@ -54,14 +56,14 @@ def decode_pictures(
         frames_TCHW = scaled.round().clamp(0, 255).to(torch.uint8)
     height, width = frames_TCHW.shape[-2:]
     top, left = round(place * (height - side_px)), round(place * (width - side_px))
-    cut: npt.NDArray[np.uint8] = frames_TCHW[:, :, top : top + side_px, left : left + side_px].cpu().numpy()
-    return cut
+    squares_TCHW: npt.NDArray[np.uint8] = frames_TCHW[:, :, top : top + side_px, left : left + side_px].cpu().numpy()
+    return squares_TCHW
 
 
 def check_device(device: str) -> None:
     """Raises DataError, naming the setting, if torchcodec cannot be loaded or cannot decode a test video on this device."""
     try:
-        _frames_at(_good_mp4(), [0.0], device)
+        _frames_at(_trial_mp4(), [0.0], device)
     except ImportError as error:
         raise DataError(
             "reader.decoder: 'torchcodec' is not installed: pip install torchcodec, or use 'pyav'"
@@ -85,7 +87,7 @@ def _frames_at(mp4: bytes, seconds: Sequence[float], device: str) -> Any:
 
 
 @functools.cache
-def _good_mp4() -> bytes:
+def _trial_mp4() -> bytes:
     """A video of one grey frame."""
     file = io.BytesIO()
     with av.open(file, mode="w", format="mp4") as container:

@@ -252,7 +252,7 @@ def test_deviation_of_a_batch_by_hand() -> None:
     found = deviation_of_batch(x, 2)
     assert found.shape == (4, 1, 2, 2)
     assert found[:, 0, 0, 0].tolist() == pytest.approx([1.0, 1e-4, 1.0, 1e-4], rel=1e-4)
-    with pytest.raises(ValueError, match="a batch of 6 cannot be cut into groups of 4"):
+    with pytest.raises(ValueError, match="a batch of 6 cannot be divided into groups of 4"):
         deviation_of_batch(torch.zeros(6, 1, 2, 2), 4)
 
 

@@ -156,7 +156,7 @@ def test_state_of_a_name_cannot_be_set() -> None:
             read_pickle(b"\x80\x02" + target + b"}b.", "here")
     with pytest.raises(GeneratorError, match="calls dict, not a name"):
         read_pickle(b"\x80\x02})R.", "here")
-    with pytest.raises(GeneratorError, match="imports by what is no name"):
+    with pytest.raises(GeneratorError, match="imports something that is not a text"):
         read_pickle(b"\x80\x04]]\x93.", "here")
     made, _ = read_pickle(b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81}X\x01\x00\x00\x00aK\x01sb.", "here")
     assert (made.name, made.state) == ("torch.nn.modules.linear.Linear", {"a": 1})
@@ -309,7 +309,7 @@ def test_a_zip_of_very_many_entries_and_names_from_outside(tmp_path: Path) -> No
         opened.writestr("archive/data.pkl", b"\x80\x04" + _text(b"os") + b"Q" + _text(b"system") + b"Q\x93.")
         for index in range(20_000):
             opened.writestr(f"archive/data/{index}", b"")
-    with pytest.raises(GeneratorError, match="imports by what is no name"):
+    with pytest.raises(GeneratorError, match="imports something that is not a text"):
         load_generator(path)
 
 

@@ -1,8 +1,8 @@
 """Reads pickles as data: a pickle machine that imports nothing and calls nothing.
 
-A pickle is a program. This machine keeps its numbers, texts, bytes and containers, turns names into ``Global``, and calls into ``Call``,
-a record of the name and the arguments. Names that no checkpoint needs are refused at once. Work and memory are bounded by the length of
-the file.
+A pickle is a program. This machine builds its numbers, texts, bytes and containers. A name becomes a ``Global``, and a call becomes a
+``Call``, a record of the name and the arguments. Names that no checkpoint needs are refused at once. Work and memory are bounded by the
+length of the file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MAX_NUMBER_BYTES = 32
 """Largest length of an integer, in bytes."""
 MAX_KEY = 2**31
 """Limit of integers as keys."""
-NUM_SHOWN = 100
-"""Letters of a name in a message."""
+MAX_SHOWN = 100
+"""Largest number of letters of a name in a message."""
 
 NAMES = frozenset(
     {
@@ -145,6 +145,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
         self.num_copied = 0
+        """Items that were copied from one dictionary to another."""
 
     def step(self, opcode: str, argument: Any) -> None:
         if opcode in _PUSHES:
@@ -162,11 +163,12 @@ class _Machine:
         self.stack.append(number)
 
     def since_mark(self) -> list[Any]:
+        """Removes the last mark and everything above it from the stack, and returns what was above it."""
         for index in range(len(self.stack) - 1, -1, -1):
             if self.stack[index] is _MARK:
-                taken = self.stack[index + 1 :]
+                members = self.stack[index + 1 :]
                 del self.stack[index:]
-                return taken
+                return members
         raise IndexError("no mark")
 
     def put(self, index: Any) -> None:
@@ -176,14 +178,14 @@ class _Machine:
 
     def name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise GeneratorError(f"{self.origin} imports by what is no name; it is refused")
+            raise GeneratorError(f"{self.origin} imports something that is not a text; it is refused")
         full = f"{_PYTHON_2.get(module, module)}.{name}"
         if full not in NAMES and not _NAME_PATTERNS.fullmatch(full):
             hint = ""
             if module.startswith("dnnlib.tflib"):
                 hint = ". It is a TensorFlow network: convert it with the tools of its authors first"
             raise GeneratorError(
-                f"{self.origin} names {full[:NUM_SHOWN]!r}, which is no part of a generator; nothing of it was "
+                f"{self.origin} names {full[:MAX_SHOWN]!r}, which is no part of a generator; nothing of it was "
                 f"imported or run{hint}"
             )
         self.stack.append(Global(full))
@@ -245,10 +247,10 @@ class _Machine:
         self.stack.append(Persistent(key))
 
     def tuple_of(self, size: int) -> None:
-        taken = tuple(self.stack[-size:])
-        if len(taken) != size or any(one is _MARK for one in taken):
+        members = tuple(self.stack[-size:])
+        if len(members) != size or any(member is _MARK for member in members):
             raise IndexError("too little on the stack")
-        self.stack[-size:] = [taken]
+        self.stack[-size:] = [members]
 
     def popped(self) -> Any:
         value = self.stack.pop()
