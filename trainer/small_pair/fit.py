@@ -228,8 +228,8 @@ def directions() -> Floats:
     directions_KK = np.eye(len(CLASSES))
     for name in dict.fromkeys(name for name, _ in AFFINITY):
         index = CLASSES.index(name)
-        cosines = {CLASSES.index(heard): cosine for (linked, heard), cosine in AFFINITY.items() if linked == name}
-        shared_K = sum(cosine * directions_KK[heard] for heard, cosine in cosines.items())
+        cosines = {CLASSES.index(other): cosine for (linked, other), cosine in AFFINITY.items() if linked == name}
+        shared_K = sum(cosine * directions_KK[other_index] for other_index, cosine in cosines.items())
         directions_KK[index] = shared_K + np.sqrt(1 - np.sum(shared_K**2)) * np.eye(len(CLASSES))[index]
     return directions_KK.astype(np.float32)
 
