@@ -206,7 +206,7 @@ def test_a_state_serves_the_same_dataset_elsewhere_and_in_another_rendition_but_
     moved = reader(tmp_path / "same", SMALL.model_copy(update={"picture_px": 96}))
     moved.load_state_dict(state)
     build_dataset(tmp_path / "other", clips, [10, 3, 12, 1, 17], first=1)
-    with pytest.raises(DataError, match="the datasets or their weights have changed"):
+    with pytest.raises(DataError, match=r"other\) has changed: its 43 clips are not the same ones"):
         reader(tmp_path / "other").load_state_dict(state)
 
 
