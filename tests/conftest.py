@@ -26,6 +26,7 @@ POISONED_SIZES = tuple(1 << power for power in range(6, 23))
 """Bytes of the buffers that are freed full of NaN."""
 
 SLOW_PLACES = (
+    "docs",
     "faults",
     "flows/test_cluster.py",
     "flows/test_command.py",
@@ -37,14 +38,19 @@ SLOW_PLACES = (
     "flows/test_secrets.py",
     "flows/test_server.py",
     "flows/test_short_names.py",
-    "docs",
     "pipeline/build",
+    "pipeline/fetch/test_fetch_failures.py",
+    "pipeline/media/test_first_and_last_frames.py",
+    "pipeline/media/test_joined_files.py",
     "pipeline/report/test_page.py",
     "pipeline/synthetic",
     "trainer/align/test_align.py",
+    "trainer/engine/test_presence.py",
     "trainer/invert",
     "trainer/prior/test_prior.py",
     "trainer/small_pair",
+    "trainer/streaming/test_data.py",
+    "trainer/streaming/test_data_faults.py",
     "trainer/test_ablations.py",
     "trainer/test_demo.py",
     "trainer/test_evaluate.py",
@@ -52,11 +58,12 @@ SLOW_PLACES = (
     "trainer/test_fit_ranks.py",
     "trainer/test_fit_stages.py",
     "trainer/test_generate.py",
+    "trainer/test_rehearsal.py",
     "trainer/test_slurm.py",
     "trainer/video",
     "test_wheel.py",
 )
-"""Folders and files below ``tests`` with a browser, a Prefect server, a fit, the wheel, or builds of many files."""
+"""Folders and files below ``tests`` with a browser, a Prefect server, a fit, the wheel, builds of many files, or half a minute and more."""
 
 NOTHING_SKIPPED = "HEARSCAPE_NO_SKIPS"
 OURS = ("pipeline", "flows", "trainer")
