@@ -101,8 +101,8 @@ def agreement(
     picture = unit_vectors(frames.mean(axis=0))
     cosines_T = np.clip(_products(frames, sound), -1.0, 1.0)
     cosine = np.clip(_products(picture, sound), -1.0, 1.0)
-    margin, shown, heard = (None, None, None) if prompts is None else class_measures(picture, sound, prompts, labels)
-    return AgreementMeasures(encoder_id, float(cosine), float(cosines_T.max()), margin, shown, heard)
+    of_classes = (None, None, None) if prompts is None else class_measures(picture, sound, prompts, labels)
+    return AgreementMeasures(encoder_id, float(cosine), float(cosines_T.max()), *of_classes)
 
 
 def class_measures(

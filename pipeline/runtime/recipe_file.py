@@ -65,8 +65,8 @@ def problems_of(error: ValidationError) -> list[str]:
         elif problem["type"] == "value_error" and isinstance(problem["input"], dict):  # several fields, which it names
             lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
         else:
-            got = "" if problem["loc"][-1:] == ("proxy",) else f" (got {mask_secrets(repr(problem['input']))[:200]})"
-            lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{got}")
+            value = "" if problem["loc"][-1:] == ("proxy",) else f" (got {mask_secrets(repr(problem['input']))[:200]})"
+            lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{value}")
     return lines
 
 
