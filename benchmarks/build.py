@@ -79,13 +79,13 @@ def media_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
-def render_samples(folder: Path) -> list[Path]:
-    """Renders six of the project's synthetic sources at 1080p."""
+def render_samples(folder: Path, num_sources: int = 6) -> list[Path]:
+    """Renders so many of the project's synthetic sources at 1080p."""
     from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415
     from pipeline.synthetic.render import render  # noqa: PLC0415
 
     paths = []
-    for spec in [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:6]:
+    for spec in [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:num_sources]:
         path = folder / f"{spec.name}.mp4"
         folder.mkdir(exist_ok=True)
         render(spec, path, scale=3.0)

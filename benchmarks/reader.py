@@ -28,6 +28,7 @@ import soundfile
 import torch
 import webdataset
 
+from benchmarks.build import media_files, render_samples
 from benchmarks.processes import Cost, cost_of
 from pipeline.dataset.manifest import Counts, Manifest, Rendition, write_manifest
 from pipeline.dataset.shards import Sample, SampleContent, ShardPlan, member_names, write_shard
@@ -40,7 +41,6 @@ from pipeline.schema import Bars, Span, clip_key
 from trainer.streaming.frames import as_pictures, decode_frames
 from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
 
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm"}
 CLIP_MS = 10_000
 MIN_MS = 2_000
 """Shortest clip that is cut."""
@@ -72,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="hearscape-reader-") as name:
         work = Path(name)
-        files = _files(options.folder) if options.folder else _rendered(work)
+        files = _usable_files(options.folder) if options.folder else render_samples(work, 3)
         count, seconds = _build(files, options.clips, work)
         print(
             f"{count} clips of {seconds / count:.1f} s on average, out of {len(files)} files; window {options.window} s"
@@ -81,26 +81,15 @@ def main() -> None:
             _report(work, rendition, count, options)
 
 
-def _files(folder: Path) -> list[Path]:
+def _usable_files(folder: Path) -> list[Path]:
     """The files with sound and a short side of at least the largest rendition."""
     usable = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            facts = probe(path)
-            is_kept = judge_file(facts, None, MIN_MS / 1000, ProbeSettings()).kept
-            if is_kept and facts.video is not None and min(facts.video.width, facts.video.height) >= max(RENDITIONS):
-                usable.append(path)
+    for path in media_files(folder):
+        facts = probe(path)
+        is_kept = judge_file(facts, None, MIN_MS / 1000, ProbeSettings()).kept
+        if is_kept and facts.video is not None and min(facts.video.width, facts.video.height) >= max(RENDITIONS):
+            usable.append(path)
     return usable
-
-
-def _rendered(work: Path) -> list[Path]:
-    from pipeline.synthetic.catalogue import catalogue  # noqa: PLC0415
-    from pipeline.synthetic.render import render  # noqa: PLC0415
-
-    specs = [spec for spec in catalogue() if spec.expected == "kept" and spec.height == 360][:3]
-    for spec in specs:
-        render(spec, work / f"{spec.name}.mp4", scale=3.0)
-    return [work / f"{spec.name}.mp4" for spec in specs]
 
 
 def _build(files: Sequence[Path], max_clips: int, work: Path) -> tuple[int, float]:
