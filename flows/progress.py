@@ -159,11 +159,8 @@ class Progress:
         self._sources[event.state.value] += 1
         self._num_bugs += event.code == BUG
         for outcome, number in event.clips.items():
-            is_state = outcome in (
-                State.KEPT,
-                State.REJECTED,
-                State.FAILED,
-            )  # otherwise it is the reason of a rejection
+            # an outcome that is no state is the reason of a rejection
+            is_state = outcome in (State.KEPT, State.REJECTED, State.FAILED)
             self._clips[outcome if is_state else State.REJECTED.value] += number
         self._running.pop(event.source_id, None)
         if not self._reused_only.pop(event.source_id, False):

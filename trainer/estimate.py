@@ -150,9 +150,8 @@ class Estimate:
         num_in_checkpoint = num_saved + 2 * num_trained  # Adam keeps two numbers for each weight
         num_in_memory = 2 * num_in_checkpoint + num_trained + num_frozen
         memory_bytes = BYTES * num_in_memory + activation_bytes * self.activation_scale
-        num_on_disk = (
-            2 * num_in_checkpoint + 2 * num_exported
-        )  # two checkpoints during a replacement; best and last model
+        # two checkpoints while one replaces the other; the best and the last model
+        num_on_disk = 2 * num_in_checkpoint + 2 * num_exported
         return StageCost(stage, settings.num_samples, operations, memory_bytes, BYTES * num_on_disk)
 
     def _prior(self) -> StageCost:
@@ -258,9 +257,8 @@ class Estimate:
         _, sound_pass = self._sound_network(self.recipe.invert.backbone, self.recipe.reader.window_seconds)
         operations, saved_bytes, num_encoder = self._guided(num_frames) if settings.guide_weight else (0.0, 0.0, 0)
         operations += sound_pass.operations * (1 + BACKWARD)
-        operations += (
-            num_frames * self.synthesis_pass.operations
-        )  # the discriminators' phases generate their own frames
+        # the discriminators' phases generate their own frames
+        operations += num_frames * self.synthesis_pass.operations
         num_discriminators = 0
         if settings.image_weight:
             num_judged = min(settings.judged_frames, num_frames)
