@@ -93,7 +93,9 @@ def _is_batch(num_clips: int, num_ranks: int, frames_per_clip: int | None) -> bo
     """
     if num_clips % num_ranks:
         return False
-    num_pictures = num_clips * (frames_per_clip or 0) / num_ranks
+    if frames_per_clip is None:
+        return True
+    num_pictures = num_clips // num_ranks * frames_per_clip
     return num_pictures <= GROUP_SIZE or num_pictures % GROUP_SIZE == 0
 
 
