@@ -184,12 +184,12 @@ def crossed(pictures: Embedded, sounds: Embedded) -> tuple[float, float, float]:
     for _ in range(NUM_RESAMPLES // 4):
         rows, columns = resample(picture_source_N), resample(sound_source_N)
         chosen = np.ix_(rows[has_sounds[rows]], columns)
-        is_matched = is_same_class[chosen]
+        chosen_scores, is_matched = scores[chosen], is_same_class[chosen]
         if is_matched.any() and not is_matched.all():
-            areas.append(auc(scores[chosen][is_matched], scores[chosen][~is_matched]))
+            areas.append(auc(chosen_scores[is_matched], chosen_scores[~is_matched]))
     low, high = np.quantile(areas, (0.025, 0.975))
-    is_matched = is_same_class[has_sounds]
-    return auc(scores[has_sounds][is_matched], scores[has_sounds][~is_matched]), float(low), float(high)
+    usable_scores, is_matched = scores[has_sounds], is_same_class[has_sounds]
+    return auc(usable_scores[is_matched], usable_scores[~is_matched]), float(low), float(high)
 
 
 def embed_photos(towers_of: TowersOf, items: Sequence[Item]) -> Embedded:
