@@ -66,6 +66,6 @@ def rule_line(wanted: AgreementSettings, rule: AgreementRule, *, has_encoders: b
             f"agreement: false accepts {100 * wanted.false_accept_rate:g} %, at a threshold that is calibrated on this dataset's own clips "
             "at the end of the build; until then every clip that passes the other rules is cut"
         )
-    of_classes = "".join(f", {label} {limit:.4g}" for label, limit in sorted(rule.per_class.items()))
+    class_limits = "".join(f", {label} {limit:.4g}" for label, limit in sorted(rule.per_class.items()))
     rate = f"{rule.words()}; " if rule.words() else ""
-    return f"agreement: {rule.min_agreement:.4g} or more{of_classes} ({rate}{ORIGINS[rule.origin or 'recipe']})"
+    return f"agreement: {rule.min_agreement:.4g} or more{class_limits} ({rate}{ORIGINS[rule.origin or 'recipe']})"

@@ -101,8 +101,10 @@ def agreement(
     picture = unit_vectors(frames.mean(axis=0))
     cosines_T = np.clip(_products(frames, sound), -1.0, 1.0)
     cosine = np.clip(_products(picture, sound), -1.0, 1.0)
-    of_classes = (None, None, None) if prompts is None else class_measures(picture, sound, prompts, labels)
-    return AgreementMeasures(encoder_id, float(cosine), float(cosines_T.max()), *of_classes)
+    margin, shown_class, heard_class = (
+        (None, None, None) if prompts is None else class_measures(picture, sound, prompts, labels)
+    )
+    return AgreementMeasures(encoder_id, float(cosine), float(cosines_T.max()), margin, shown_class, heard_class)
 
 
 def class_measures(
@@ -126,10 +128,10 @@ def class_measures(
     if nearest_to_sound is not None and is_own_C.any() and not is_own_C.all():
         margin = float(sound_cosines_C[is_own_C].max() - sound_cosines_C[~is_own_C].max())
     names = prompts.names
-    picture_class, sound_class = (
+    shown_class, heard_class = (
         None if index is None else names[index] for index in (nearest_to_picture, nearest_to_sound)
     )
-    return margin, picture_class, sound_class
+    return margin, shown_class, heard_class
 
 
 def _products(rows: NDArray[np.floating], vector_D: NDArray[np.floating]) -> NDArray[np.float64]:
