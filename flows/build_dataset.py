@@ -47,7 +47,7 @@ BUILD = Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 refused (the message says what to put right), 130 or 143 interrupted."""
+    """Exit codes: 0 done, 1 failed, 2 refused (the message says what to correct), 130 or 143 interrupted."""
     return run_command(BUILD, "python -m flows.build_dataset", arguments)
 
 

@@ -11,7 +11,7 @@ PROGRAM = "hearscape"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: those of the commands; 0 done, 1 failed, 2 refused (the message says what to put right), 130 interrupted."""
+    """Exit codes: those of the commands; 0 done, 1 failed, 2 refused (the message says what to correct), 130 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     with interruptible(" ".join([PROGRAM, *words])):
         from flows.commands import HEARSCAPE  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Recipes and a source list to start from: ``hearscape new FOLDER``."""
+"""Recipes, a source list and a batch script to start from: ``hearscape new FOLDER``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _run(options: argparse.Namespace, _: str) -> int:
 
 
 NEW = Command(
-    summary="write recipes and a source list to start from",
+    summary="write recipes, a source list and a batch script to start from",
     add_options=_add_options,
     run=_run,
     details="Writes into FOLDER/manifests. The command is refused if one of the files exists: it replaces none.",

@@ -112,7 +112,10 @@ class VideoJob:
 
 
 def _jobs(sounds: Sequence[Path], out: Path) -> list[VideoJob]:
-    """A job for every sound. ``out`` is a file for one sound, or a folder. Raises OutputError if two sounds share a path."""
+    """A job for every sound. ``out`` is a file for one sound, or a folder.
+
+    Raises OutputError for a file that is no mp4, for one file for several sounds, and if two sounds share a path.
+    """
     if out.suffix.lower() in OTHER_VIDEOS:
         raise OutputError(f"--out {out}: videos are written as mp4; name it {out.with_suffix(SUFFIX)}")
     if out.suffix.lower() == SUFFIX and not out.is_dir():

@@ -80,7 +80,7 @@ REPORT = Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 refused (the message says what to put right), 130 interrupted."""
+    """Exit codes: 0 done, 2 refused (the message says what to correct), 130 interrupted."""
     return run_command(REPORT, "python -m pipeline.report", arguments)
 
 
