@@ -164,24 +164,24 @@ def run_stages(recipe: FitRecipe) -> int:
         stats = Stats(recipe.folder if is_first else None)
         display = Display(Console(stderr=True) if is_first else None)
         run = Run(recipe.folder, recipe.run, plan.datasets, fabric, stats)
-        number = 0
+        signal_number = 0
         try:
             with signals_noted(run.signalled), display.shown():
                 for note in plan.notes:
                     display.say(note)
                 for name in plan.stages:
-                    if number := run.stop_wanted():
+                    if signal_number := run.stop_wanted():
                         break
                     ended = STAGES[name].fit(recipe, run, display)
                     display.say(f"{name}: {ended}, {recipe.folder / name}")
                     if ended == "stopped":
-                        number = run.stop_wanted()
+                        signal_number = run.stop_wanted()
                     if ended != "done":
                         break
         finally:
             stats.close()
     leave()
-    return number
+    return signal_number
 
 
 if __name__ == "__main__":
