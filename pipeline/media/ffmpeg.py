@@ -48,6 +48,8 @@ MAX_FPS = 500
 """Largest frame rate that is believed. With a variable rate a header may give the ticks of its clock, thousands per second."""
 MAX_PIXELS = 1 << 27
 """Largest picture: 16K (15360 x 8640)."""
+PICTURE_LIMIT = {"max_pixels": str(MAX_PIXELS)}
+"""Option of decoders, which then refuse a larger picture before they take memory for it."""
 
 
 ENDED_BY_SIGNAL = {255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
@@ -145,10 +147,13 @@ def opened(path: Path | str) -> Iterator[av.container.InputContainer]:
     if size == 0:
         raise MediaError("empty", "the file has zero bytes")
     try:
-        container = av.open(as_input(path), options=dict(INPUT_OPTIONS), metadata_errors="replace")
+        container = av.open(as_input(path), options=INPUT_OPTIONS | PICTURE_LIMIT, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError("not_media", f"not a video that ffmpeg can open ({size} bytes): {cause(error)}") from error
     with container:
+        for stream in container.streams.video:
+            if stream.codec_context is not None:  # its codec is known
+                stream.codec_context.options = PICTURE_LIMIT
         yield container
 
 
@@ -178,15 +183,25 @@ def _rotation(container: av.container.InputContainer, stream: av.VideoStream) ->
     raise MediaError("no_frames", "the video track holds no picture that can be decoded")
 
 
-def _video_facts(track: ChosenTrack[av.VideoStream], rotation: int) -> VideoFacts:
-    stream = track.stream
-    context = stream.codec_context
-    width, height = context.width, context.height
-    if min(width, height) < 1 or width * height > MAX_PIXELS:
+def _check_size(stream: av.VideoStream) -> None:
+    """Raises MediaError ``bad_size``. A decoder that refuses a picture for its size forgets the size: it is 0 x 0 then."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if min(width, height) < 1:
+        raise MediaError(
+            "bad_size", f"the header says no size of its pictures, or one of more than {MAX_PIXELS:,} pixels"
+        )
+    if width * height > MAX_PIXELS:
         raise MediaError(
             "bad_size",
-            f"the header says pictures of {width} x {height} pixels; at most {MAX_PIXELS} pixels can be decoded",
+            f"the header says pictures of {width} x {height} pixels; at most {MAX_PIXELS:,} pixels can be decoded",
         )
+
+
+def _video_facts(track: ChosenTrack[av.VideoStream], rotation: int) -> VideoFacts:
+    stream = track.stream
+    _check_size(stream)
+    context = stream.codec_context
+    width, height = context.width, context.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if aspect > 0 and aspect != 1:
         width = max(round(width * aspect), 1)
@@ -236,6 +251,8 @@ def probe(path: Path | str) -> MediaFacts:
         try:
             rotation = _rotation(container, video.stream) if video is not None else 0
         except (av.error.FFmpegError, IndexError) as error:  # IndexError: see pipeline.media.decoding
+            if video is not None:
+                _check_size(video.stream)
             raise MediaError("no_frames", f"no picture can be decoded: {cause(error)}") from error
         facts = MediaFacts(
             container=container.format.name,
