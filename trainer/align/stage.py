@@ -34,6 +34,7 @@ from trainer.engine.optimizing import adamw, gradients_of, learning_rate_share
 from trainer.engine.ranks import add_over_ranks, average_over_ranks, gather_items, gather_rows
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
+from trainer.engine.undo import Undo
 from trainer.streaming.reader import Batch, Reader, ReaderSettings
 
 if TYPE_CHECKING:
@@ -93,10 +94,10 @@ class Align(Learner):
 
         Raises FitError for a loss or gradient that is not finite, or a full device; the stage is then unchanged.
         """
-        with self.undone_on_failure():
-            return self._learn_from(batch)
+        with self.undone_on_failure() as undo:
+            return self._learn_from(batch, undo)
 
-    def _learn_from(self, batch: Batch) -> dict[str, float]:
+    def _learn_from(self, batch: Batch, undo: Undo) -> dict[str, float]:
         settings, before = self.settings, self.samples_seen
         # all that is random in a step follows from this seed, so that a checkpoint needs no random state
         torch.manual_seed(
@@ -132,7 +133,7 @@ class Align(Learner):
         rate = settings.learning_rate * learning_rate_share(before, settings.num_samples, settings.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        undo.step(self.optimizer, is_last=True)
         clamp_log_scale(self.log_scale)
         self.samples_seen += len(targets.labels)
         self.num_steps += 1

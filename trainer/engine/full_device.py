@@ -28,5 +28,5 @@ def out_of_memory(
     if now == 1:
         return f"{problem}: {stage}.micro_batch_size is 1 already; lower reader.num_frames, invert.guide.num_cutouts or the pictures' side"
     half = now // 2 if now // 2 <= group_size else now // 2 // group_size * group_size
-    said = f"it is {now}" if own is not None else f"it is none, so that {now} are computed at once"
-    return f"{problem}: set {stage}.micro_batch_size to {half}, {said}; a step learns from the same batch, in smaller parts"
+    value = f"it is {now}" if own is not None else f"it is none, so that {now} are computed at once"
+    return f"{problem}: set {stage}.micro_batch_size to {half}, {value}; a step learns from the same batch, in smaller parts"

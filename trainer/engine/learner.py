@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from trainer.engine.phases import Part, Phase, learn
 from trainer.engine.ranks import num_ranks
 from trainer.engine.run import Run, changes, ranks_agree
 from trainer.engine.stats import Display
+from trainer.engine.undo import Undo
 from trainer.engine.writing import BackgroundWriter
 from trainer.streaming.batches import Batch
 from trainer.streaming.reader import DatasetMix, Reader, ReaderSettings
@@ -99,33 +101,51 @@ class Learner:
 
         Raises FitError as ``undone_on_failure`` has it.
         """
+        due = [phase for phase in phases if self.num_steps % phase.every == 0]
         measures: dict[str, float] = {}
-        with self.undone_on_failure():
-            for phase in phases:
-                if self.num_steps % phase.every == 0:
-                    measures |= learn(phase, parts, networks, self.device, lambda: self.where(batch))
+        with self.undone_on_failure() as undo:
+            for phase in due:
+                step = partial(undo.step, phase.optimizer, is_last=phase is due[-1])
+                measures |= learn(phase, parts, networks, self.device, lambda: self.where(batch), step)
         return measures
 
     @contextmanager
-    def undone_on_failure(self) -> Iterator[None]:
+    def undone_on_failure(self) -> Iterator[Undo]:
         """Puts weights and numbers back to those from before the block, if a loss or gradient in it is not finite, or the device is full.
+        The block makes the steps of its optimizers by what it gets.
 
-        Raises FitError then. A device that is full on one of several ranks leaves the others in the middle of the step, where no rank
-        can write a checkpoint: OutOfMemoryError is raised, which ends this rank.
+        Raises FitError then. Raises OutOfMemoryError, which ends this rank, where the step cannot be undone: in the last optimizer's step,
+        and on one of several ranks, since the others are in the middle of theirs.
         """
-        tensors, numbers = {name: one.detach().clone() for name, one in self.tensors().items()}, self.numbers()
+        undo, numbers = Undo(self._statistics()), self.numbers()
         try:
-            yield
+            yield undo
         except FitError as error:
-            with suppress(EncoderError):  # weights that were not finite before this step
-                self.put(tensors, numbers, self.folder / CHECKPOINT)
+            self._undo(undo, numbers)
             raise FitError(f"{self.name}: {error}") from error
         except torch.OutOfMemoryError as error:
-            if num_ranks() > 1:
+            if num_ranks() > 1 or not undo.is_possible:
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the activations
-            self.put(tensors, numbers, self.folder / CHECKPOINT)
+            self._undo(undo, numbers)
             raise FitError(self.out_of_memory(error)) from error
+
+    def _undo(self, undo: Undo, numbers: Mapping[str, Any]) -> None:
+        undo.restore()
+        with suppress(EncoderError):  # weights that were not finite before this step
+            self.put(self.tensors(), numbers, self.folder / CHECKPOINT)
+
+    def _statistics(self) -> list[Tensor]:
+        """What a step changes besides weights and optimizers."""
+        learned = {
+            f"{prefix}.{name}" for prefix, network in self.networks().items() for name, _ in network.named_parameters()
+        }
+        kept_by_optimizers = tuple(f"{prefix}." for prefix in self.optimizers())
+        return [
+            tensor
+            for name, tensor in self.tensors().items()
+            if name not in learned and not name.startswith(kept_by_optimizers)
+        ]
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that a step changes, by name; not copied."""
@@ -277,12 +297,12 @@ def run_stage(
             save_every_samples=settings.save_every_samples,
         )
     except torch.OutOfMemoryError as error:
-        said = (
+        problem = (
             out_of_memory("the stage", settings, error, samples_per_step=None)
             if stage is None
             else stage.out_of_memory(error)
         )
-        raise FitError(f"{said}. {_what_stays(stage)}") from error
+        raise FitError(f"{problem}. {_what_stays(stage)}") from error
     except LostRankError as error:
         raise LostRankError(f"{error}. {_what_stays(stage)}") from error
     finally:
