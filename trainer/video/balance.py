@@ -18,32 +18,38 @@ from trainer.engine.ranks import gather_numbers
 
 KEPT = 0.7
 """Share of the running mean that stays when a new measurement comes."""
-SMALLEST = 1e-12
-"""Gradients below this length say nothing: their loss keeps its weight."""
+LARGEST_FACTOR = 1e4
+"""A loss whose gradient has nearly vanished is not multiplied by more, as in that paper's code."""
 
 
 class Balance:
     """Running means of the lengths of the losses' gradients at the styles of a clip."""
 
-    def __init__(self, names: tuple[str, ...], *, is_on: bool) -> None:
-        """``names``: the losses; the first is the reference. ``is_on``: whether ``factor`` balances, or is always 1."""
-        self.names, self.is_on = names, is_on
+    def __init__(self, weights: Mapping[str, float], *, is_on: bool) -> None:
+        """``weights``: of the losses, by name. The guide's is the reference, else the first. ``is_on``: whether losses are balanced, or
+        only measured."""
+        self.weights, self.is_on = weights, is_on
+        self.reference = "guide" if "guide" in weights else next(iter(weights))
         self.lengths: dict[str, float] = {}
         """Running means; empty before the first measurement."""
         self.is_due = False
         """Whether this step measures."""
-        self._squares = dict.fromkeys(names, 0.0)
-        self._num_clips = 0
+        self.clear()
 
     def factor(self, name: str) -> float:
         """What the loss is multiplied with, besides its weight. It is the same for all micro-batches and ranks of a step."""
-        reference, own = self.lengths.get(self.names[0], 0.0), self.lengths.get(name, 0.0)
-        return reference / own if self.is_on and min(reference, own) > SMALLEST else 1.0
+        reference, own = self.lengths.get(self.reference, 0.0), self.lengths.get(name, 0.0)
+        return min(reference / own, LARGEST_FACTOR) if self.is_on and min(reference, own) > 0 else 1.0
+
+    def sum_of(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses, balanced."""
+        first, *others = [weight * self.factor(name) * losses[name] for name, weight in self.weights.items()]
+        return sum(others, first)
 
     def measure(self, losses: Mapping[str, Tensor], styles_BTLD: Tensor) -> None:
         """Adds a micro-batch of the step. The losses are means over its clips; their graphs stay."""
         num_clips = len(styles_BTLD)
-        for name in self.names:
+        for name in self.weights:
             (gradient_BTLD,) = torch.autograd.grad(losses[name], styles_BTLD, retain_graph=True)
             self._squares[name] += float((gradient_BTLD.detach() * num_clips).square().sum())  # of each clip's own loss
         self._num_clips += num_clips
@@ -51,7 +57,7 @@ class Balance:
     def update(self, device: torch.device) -> dict[str, float]:
         """Ends a step that measures. Returns ``lengths`` as measures. Every rank must call it."""
         sums = gather_numbers([*self._squares.values(), float(self._num_clips)], device).sum(0).tolist()
-        for name, square in zip(self.names, sums[:-1], strict=True):
+        for name, square in zip(self.weights, sums[:-1], strict=True):
             measured = (square / max(1.0, sums[-1])) ** 0.5
             before = self.lengths.get(name, measured)
             self.lengths[name] = KEPT * before + (1 - KEPT) * measured
@@ -60,4 +66,4 @@ class Balance:
 
     def clear(self) -> None:
         """Forgets what was measured in a step that was not ended."""
-        self._squares, self._num_clips = dict.fromkeys(self.names, 0.0), 0
+        self._squares, self._num_clips = dict.fromkeys(self.weights, 0.0), 0

@@ -134,18 +134,9 @@ class Contest:
         losses = self._losses(styles_BTLD, self.drawn(styles_BTLD), clips)
         if balance.is_due:
             balance.measure(losses, styles_BTLD)
-        zero = styles_BTLD.new_zeros(())
-        loss = zero
-        for name, weight in self.weights.items():
-            loss = loss + weight * balance.factor(name) * losses.get(name, zero)
-        measures = {f"{name}_loss": losses.get(name, zero) for name in self.weights} | {"loss": loss}
-        return Terms(loss, {name: float(value.detach()) for name, value in measures.items()})
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weights of the losses of generated clips, by the settings."""
-        settings = self.settings
-        return {"image": settings.image_weight, "video": settings.video_weight, "guide": settings.guide_weight}
+        loss = balance.sum_of(losses)
+        measures = {f"{name}_loss": float(value.detach()) for name, value in losses.items()}
+        return Terms(loss, {**measures, "loss": float(loss.detach())})
 
     def _losses(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> dict[str, Tensor]:
         """The losses of generated clips that are not left out, by name."""

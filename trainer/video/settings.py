@@ -95,6 +95,12 @@ class VideoSettings(Settings):
         return self
 
     @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weights of the losses of generated clips that are not left out."""
+        weights = {"image": self.image_weight, "video": self.video_weight, "guide": self.guide_weight}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
     def discriminator_px(self) -> int:
         """Side of the video discriminator's input, in pixels."""
         return 4 << (len(self.discriminator_widths) - 1)
