@@ -82,7 +82,7 @@ def _measure(name: str, ranks: int, recipe: FitRecipe, options: argparse.Namespa
     words = ["-m", "trainer.fit", "--shards", options.shards, "--recipe", str(options.recipe), "--stages", name]
     words += ["--out", str(out), *(word for change in changes for word in ("--set", change))]
     if ranks > 1:
-        words = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", *words]
+        words = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", *words]
     whole = cost_of(lambda: _run([sys.executable, *words]))
     ticks = _ticks(out, name)
     samples_per_second = statistics.median(float(tick["samples_per_second"]) for tick in ticks)

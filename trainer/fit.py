@@ -1,6 +1,6 @@
 """Fit a model to built datasets: ``python -m trainer.fit --shards manifests/ [--recipe R.toml] [--stages align] [--dry-run]``.
 
-The same command continues an interrupted run. ``torchrun --nproc_per_node N -m trainer.fit ...`` fits on N processes.
+The same command continues an interrupted run. ``torchrun --nproc-per-node N -m trainer.fit ...`` fits on N processes.
 """
 
 from __future__ import annotations
@@ -170,12 +170,12 @@ def run_stages(recipe: FitRecipe) -> int:
                 for note in plan.notes:
                     display.say(note)
                 for name in plan.stages:
-                    if signal_number := run.stop_wanted():
+                    if signal_number := run.stop_signal():
                         break
                     ended = STAGES[name].fit(recipe, run, display)
                     display.say(f"{name}: {ended}, {recipe.folder / name}")
                     if ended == "stopped":
-                        signal_number = run.stop_wanted()
+                        signal_number = run.stop_signal()
                     if ended != "done":
                         break
         finally:

@@ -38,7 +38,7 @@ def fit_script(folder: Path) -> list[str]:
 
 def torchrun(folder: Path, words: Sequence[str]) -> list[str]:
     """The real command in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return [*launcher, *fit_script(folder), *words]
 
 

@@ -260,10 +260,10 @@ def test_a_dataset_that_is_gone_between_two_runs_is_told_and_the_checkpoint_stay
     kept = (out / "align" / "resume.safetensors").read_bytes()
     shutil.rmtree(sets / "two")
     assert main(named) == 2
-    said = capsys.readouterr().err
-    assert f"error: {out}/align/resume.safetensors does not fit what is to be read now: " in said
-    assert f"the dataset another ({sets}/two) is not there any more. Put back the datasets as they were" in said
-    assert f"To begin the stage anew, remove {out}/align, or choose another folder with --out" in said
+    printed = capsys.readouterr().err
+    assert f"error: {out}/align/resume.safetensors does not fit what is to be read now: " in printed
+    assert f"the dataset another ({sets}/two) is not there any more. Put back the datasets as they were" in printed
+    assert f"To begin the stage anew, remove {out}/align, or choose another folder with --out" in printed
     assert (out / "align" / "resume.safetensors").read_bytes() == kept
 
 
@@ -298,9 +298,11 @@ def test_a_device_that_is_full_in_align_names_the_micro_batch_to_try_and_loses_n
 
     monkeypatch.setattr(align_module, "backward_through", full)
     assert main(words(folder, out)) == 1
-    said = capsys.readouterr().err
-    assert "failed: align: the device has too little memory (CUDA out of memory. Tried to allocate 2.00 GiB.)" in said
-    assert "set align.micro_batch_size to 4, it is none, so that 8 are computed at once" in said
+    printed = capsys.readouterr().err
+    assert (
+        "failed: align: the device has too little memory (CUDA out of memory. Tried to allocate 2.00 GiB.)" in printed
+    )
+    assert "set align.micro_batch_size to 4, it is none, so that 8 are computed at once" in printed
     assert load_state(out / "align" / "resume.safetensors", "align")[1]["samples_seen"] == 16
     assert main(words(folder, out)) == 0
     first, second = (load_file(one / "align" / "last.safetensors") for one in (whole, out))
@@ -359,7 +361,7 @@ def command(folder: Path, ranks: int) -> list[str]:
     """The real command in so many processes, each of which is told of the small model first."""
     script = folder / "run_fit.py"
     script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return [*launcher, str(script), str(folder)]
 
 

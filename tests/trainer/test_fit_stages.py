@@ -90,7 +90,7 @@ def test_two_ranks_fit_both_stages_to_their_end(guided: Path, tmp_path: Path) ->
     script.write_text(SCRIPT)
     changes = (*SMALL, "run.tick_seconds=0.0001", "invert.validate_every_samples=8")
     ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(guided),
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(guided),
          *words(guided, out, "invert,video", *changes)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
@@ -168,7 +168,7 @@ def test_two_ranks_hold_the_same_networks(guided: Path, tmp_path: Path) -> None:
     script = tmp_path / "agree.py"
     script.write_text(AGREE)
     ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script),
          str(guided), str(out), *PACKAGED, "invert.guide={sound_kind = 'small', num_cutouts = 2}", *SMALL],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,

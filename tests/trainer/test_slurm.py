@@ -104,7 +104,7 @@ def test_a_job_whose_time_is_over_is_queued_again_and_ends_as_if_undisturbed(
     finally:
         again.kill()
     assert (tmp_path / "queue").read_text() == "requeue 17\n"  # it is done
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     undisturbed = subprocess.run(
         [*launcher, "-m", "trainer.fit", *options(folder, whole, end)],
         env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,

@@ -101,7 +101,7 @@ def fit(
         now = stage.samples_seen
         if now >= num_samples:
             ended = "done"
-        elif run.stop_wanted():
+        elif run.stop_signal():
             ended = "stopped"
         elif pause is not None and now - first >= pause:
             ended = "paused"

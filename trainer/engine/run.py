@@ -87,7 +87,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def stop_wanted(self) -> int:
+    def stop_signal(self) -> int:
         """The number of a signal that asked a rank to stop; 0 without one. All ranks get the same answer, and every rank must call it."""
         own = self.signalled[0] if self.signalled else 0
         return int(gather_numbers([float(own)], self.fabric.device).max())

@@ -68,8 +68,8 @@ class HeldOutClip:
     key: str
     source_id: str
     labels: tuple[str, ...]
-    sound_N: Samples
-    """Mono, at 44.1 kHz. Here N counts samples."""
+    sound_K: Samples
+    """Mono, at 44.1 kHz."""
     frames_THWC: Frames
     """Real frames, RGB."""
 
@@ -181,7 +181,7 @@ class _Proof:
         sources = [clip.source_id for clip in clips]
         self.apart_NN = mismatched(sources, self.labels)  # pairs of another source and class
         self.bootstrap = Bootstrap(sources, settings.num_resamples, settings.seed)
-        self.sounds_ND = judge.sound.embed_sounds([clip.sound_N for clip in clips], SOUND_HZ).astype(np.float64)
+        self.sounds_ND = judge.sound.embed_sounds([clip.sound_K for clip in clips], SOUND_HZ).astype(np.float64)
         self.classes, self.prompts_CD = self._prompts(classes)
         self.results: dict[str, float] = {
             "num_clips": float(len(clips)),
@@ -235,7 +235,7 @@ class _Proof:
     # embeddings of generated and real frames
 
     def _embed_generated(self, seed_index: int, partners_N: NDArray[np.intp]) -> _VideoEmbeddings:
-        sounds = [clip.sound_N for clip in self.clips]
+        sounds = [clip.sound_K for clip in self.clips]
         wrong_sounds = [sounds[partner] for partner in partners_N]
         seeds = [
             int(stable_hash("latent", self.settings.seed, seed_index, clip.key, length=15), 16) for clip in self.clips

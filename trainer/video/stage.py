@@ -69,19 +69,13 @@ class Video(SoundVideoStage):
             self.code_mean,
             make_image_discriminator(settings, prior_file).to(self.device) if settings.image_weight else None,
             self._video_discriminator().to(self.device) if settings.video_weight else None,
-            Balance(self._reference_first(), is_on=settings.balance_gradients),
+            Balance(settings.loss_weights, is_on=settings.balance_gradients),
             run.fabric.autocast,
         )
         self.phases = video_phases(self.contest)
         self.latest_measures: dict[str, float] = {}
         """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
         self.validation = VideoValidation(recipe, run, self.guide.encoder_ids)
-
-    def _reference_first(self) -> tuple[str, ...]:
-        """Names of the losses of generated clips. The first is what the others are balanced with: the guide's, if it is not left out."""
-        settings = self.settings
-        weights = {"guide": settings.guide_weight, "image": settings.image_weight, "video": settings.video_weight}
-        return tuple(name for name, weight in weights.items() if weight)
 
     def _video_discriminator(self) -> VideoDiscriminator:
         settings = self.settings

@@ -82,8 +82,8 @@ class VideoValidation:
         strips = []
         chosen = GenerateSettings(fps=SHOWN_FPS, seed=self._run.settings.seed)
         for clip in clips[: self._settings.num_shown]:
-            frames = list(generate(model, clip.sound_N, SOUND_HZ, chosen))
-            sound = sound_of_array(clip.sound_N, SOUND_HZ, clip.key)
+            frames = list(generate(model, clip.sound_K, SOUND_HZ, chosen))
+            sound = sound_of_array(clip.sound_K, SOUND_HZ, clip.key)
             write_mp4(folder / f"{samples_seen:010d}-{clip.key}.mp4", frames, SHOWN_FPS, sound)
             places = np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)
             strips += [frames[place] for place in places]

@@ -15,8 +15,8 @@ from trainer.streaming.reader import Reader
 
 def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Invert, Reader]:
     recipe, run = prepared(folder, out, *changes)
-    held = generator_file(recipe, run.folder)
+    prior_file = generator_file(recipe, run.folder)
     torch.manual_seed(run.settings.seed)
-    model = SoundVideoModel(model_config(recipe), held.generator())
+    model = SoundVideoModel(model_config(recipe), prior_file.generator())
     reader = clip_reader(recipe, run, "train", recipe.invert.batch_size, SIDE_PX, pictures=False)
-    return Invert(recipe, run, model, held.config), reader
+    return Invert(recipe, run, model, prior_file.config), reader

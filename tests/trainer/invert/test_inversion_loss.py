@@ -25,8 +25,8 @@ TEXTS_ND = torch.tensor([[0.8, 0.6], [0.0, 0.0]])
 
 def terms(**changes: object) -> dict[str, float]:
     settings = InvertSettings.model_validate({"sound_weight": 2.0, "text_weight": 3.0, "style_weight": 0.5, **changes})
-    found = inversion_terms(settings, PICTURES_KND, SOUNDS_ND, TEXTS_ND, torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
-    return {name: float(value) for name, value in found.items()}
+    losses = inversion_terms(settings, PICTURES_KND, SOUNDS_ND, TEXTS_ND, torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+    return {name: float(value) for name, value in losses.items()}
 
 
 def test_the_terms_by_hand() -> None:
@@ -36,9 +36,9 @@ def test_the_terms_by_hand() -> None:
 
 def test_the_text_can_be_compared_with_the_sound() -> None:
     # the first sound is (0, 1) in length 1: its cosine with the text is 0.6
-    found = terms(text_against="sound")
-    assert found["text_loss"] == pytest.approx(0.2)
-    assert found["loss"] == pytest.approx(1.0 + 0.6 + 1.25)
+    losses = terms(text_against="sound")
+    assert losses["text_loss"] == pytest.approx(0.2)
+    assert losses["loss"] == pytest.approx(1.0 + 0.6 + 1.25)
 
 
 @pytest.mark.parametrize(("against", "moves"), [("picture", True), ("sound", False)])
@@ -148,7 +148,7 @@ leave()
 def test_two_ranks_with_one_and_three_clips_have_the_mean_of_four(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(launcher, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -25,7 +25,7 @@ ALIKE = ("invert.backbone=test_convnext", "invert.truncation=1e-9", "invert.guid
 
 
 def test_a_step_takes_the_mean_from_before_and_moves_it_by_its_codes(guided: Path, tmp_path: Path) -> None:
-    seen = []
+    steps = []
     for size in ("none", "3"):
         stage, reader = stage_of(guided, tmp_path / size, *ALIKE, *ENCODER, f"invert.micro_batch_size={size}")
         batch = first_batch(reader)
@@ -40,10 +40,10 @@ def test_a_step_takes_the_mean_from_before_and_moves_it_by_its_codes(guided: Pat
         assert measures["style_loss"] == pytest.approx(float((codes - before).square().mean()), rel=1e-4)
         assert torch.allclose(model.style_mean, (before + codes.mean(0)) / 2, atol=1e-5)  # eight clips are a half-life
         gradients = [one.grad.flatten() for one in model.inversion.parameters() if one.grad is not None]
-        seen.append((torch.cat(gradients), model.style_mean.clone(), measures))
-    assert float((seen[0][0] - seen[1][0]).abs().max()) < 1e-4 * float(seen[0][0].abs().max())
-    assert torch.allclose(seen[0][1], seen[1][1], atol=1e-6)
-    assert seen[1][2] == pytest.approx(seen[0][2], rel=1e-4)
+        steps.append((torch.cat(gradients), model.style_mean.clone(), measures))
+    assert float((steps[0][0] - steps[1][0]).abs().max()) < 1e-4 * float(steps[0][0].abs().max())
+    assert torch.allclose(steps[0][1], steps[1][1], atol=1e-6)
+    assert steps[1][2] == pytest.approx(steps[0][2], rel=1e-4)
 
 
 def test_a_fit_in_two_runs_has_the_same_mean_and_video_goes_on_from_it(

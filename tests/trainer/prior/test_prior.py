@@ -210,7 +210,7 @@ def test_two_ranks_hold_the_same_networks(folder: Path, tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     changes = [f"prior.pictures={folder / 'pictures'}", "prior.ada_every=1"]
     ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script),
          str(folder / "fit.toml"), str(tmp_path / "run"), *changes],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
