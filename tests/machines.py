@@ -2,11 +2,13 @@
 
 python -m tests.machines                         every setting below, on the tests that compute
 python -m tests.machines --only SSE41 "one core" --tests tests/pipeline
+python -m tests.machines --all-rows              also settings that this machine runs exactly like an earlier one
 python -m tests.machines --everything            the whole suite under each setting: hours
 python -m tests.machines --python .venv-3.12/bin/python      also with another interpreter, which has the project installed
 
 A setting restricts instruction sets, threads or cores, changes the order of the tests, or keeps all cores busy. It cannot add
-instructions that this processor lacks; the table names those. The exit code is 1 if a test failed.
+instructions that this processor lacks; the table names those. The tests share the cores by files (``-n``), except where a setting
+is about threads or cores. The exit code is 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -23,29 +25,76 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parent.parent
 COMPUTING = (
     "tests/pipeline/agreement/test_agreement.py",
-    "tests/pipeline/dataset/test_dedup.py",
+    "tests/pipeline/agreement/test_calibration.py",
+    "tests/pipeline/agreement/test_roc.py",
     "tests/pipeline/build/test_embedder.py",
+    "tests/pipeline/build/test_packaged_filter.py",
+    "tests/pipeline/dataset/test_dedup.py",
+    "tests/pipeline/encoders/test_mel.py",
     "tests/pipeline/encoders/test_pairs.py",
     "tests/pipeline/encoders/test_picture_encoder.py",
+    "tests/pipeline/encoders/test_picture_network.py",
+    "tests/pipeline/encoders/test_small_pair.py",
     "tests/pipeline/encoders/test_sound_networks.py",
     "tests/pipeline/measure/test_measure.py",
-    "tests/pipeline/encoders/test_mel.py",
-    "tests/pipeline/build/test_packaged_filter.py",
     "tests/pipeline/measure/test_picture.py",
     "tests/pipeline/measure/test_previews.py",
     "tests/pipeline/measure/test_rhythm_match.py",
     "tests/pipeline/measure/test_scenes.py",
-    "tests/pipeline/encoders/test_small_pair.py",
     "tests/pipeline/measure/test_sound.py",
     "tests/pipeline/measure/test_speech.py",
-    "tests/trainer",
+    "tests/trainer/adversarial",
+    "tests/trainer/align",
+    "tests/trainer/engine/test_checkpoint.py",
+    "tests/trainer/engine/test_ema.py",
+    "tests/trainer/engine/test_optimizing.py",
+    "tests/trainer/engine/test_phases.py",
+    "tests/trainer/engine/test_run.py",
+    "tests/trainer/engine/test_undo.py",
+    "tests/trainer/invert",
+    "tests/trainer/model/test_filters.py",
+    "tests/trainer/model/test_generator.py",
+    "tests/trainer/model/test_half_precision_convolution.py",
+    "tests/trainer/model/test_layers.py",
+    "tests/trainer/model/test_load.py",
+    "tests/trainer/model/test_recurrent_block.py",
+    "tests/trainer/model/test_sound_video.py",
+    "tests/trainer/model/test_video_discriminator.py",
+    "tests/trainer/prior",
+    "tests/trainer/proof",
+    "tests/trainer/small_pair",
+    "tests/trainer/streaming/test_frames.py",
+    "tests/trainer/streaming/test_order.py",
+    "tests/trainer/streaming/test_samples.py",
+    "tests/trainer/streaming/test_torchcodec.py",
+    "tests/trainer/test_evaluate.py",
+    "tests/trainer/test_generate.py",
+    "tests/trainer/test_paper_recipe.py",
+    "tests/trainer/video",
 )
+"""Files and folders of tests that compare numbers: measures, encoders, agreement, the reader, networks, losses and stages. Left out are
+tests of commands, servers, processes and damaged files, and fits from one end to the other."""
 SEEDS = (1, 2, 3)
 """Seeds of random orders of the tests."""
 COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
+ISA, ATEN, THREADS = "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS"
+ISA_FLAGS: dict[str, tuple[str, ...]] = {
+    "SSE41": (),
+    "AVX2": ("avx2",),
+    "AVX512_CORE": ("avx_vnni", "avx512bw"),
+    "AVX512_CORE_BF16": ("avx512_vnni", "avx512_bf16"),
+    "AVX512_CORE_AMX": ("avx512_fp16", "amx_bf16"),
+}
+"""Limits of oneDNN's instruction set, rising: the flags in /proc/cpuinfo whose instructions each allows beyond the one before."""
+ATEN_FLAGS = {"default": (), "avx2": ("avx2",), "avx512": ("avx512bw",)}
+"""Instruction sets that ATen can be told to use, and the flags of /proc/cpuinfo that they need."""
+UNLIMITED = "AVX512_CORE_AMX"
+"""The limit where none is set: that of :mod:`pipeline.runtime.processor`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +108,73 @@ class Setting:
     """Number of cores that the tests may use. None: all."""
     num_busy: int = 0
     """Number of processes that keep a core busy beside the tests."""
+    in_one_process: bool = False
+    """Whether the tests run one after the other: those that share the cores by files have one thread each."""
     python: str = sys.executable
-    flags: tuple[str, ...] = ()
-    """Flags in /proc/cpuinfo without which the processor runs the setting like a smaller one."""
 
 
-def settings(pythons: Sequence[str] = ()) -> list[Setting]:
-    isa, aten = "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine has, and so which settings differ here."""
+
+    flags: frozenset[str]
+    """Of /proc/cpuinfo."""
+    aten: str
+    """The instruction set that ATen chooses by itself."""
+    num_cores: int
+    max_workers: int
+    """Largest number of files that are tested side by side."""
+
+    def num_workers(self, setting: Setting) -> int:
+        """Number of files that are tested side by side under the setting."""
+        return 1 if setting.in_one_process else min(self.max_workers, setting.cores or self.num_cores)
+
+    def conditions(self, setting: Setting) -> tuple[object, ...]:
+        """Equal for settings that are the same here."""
+        limit = list(ISA_FLAGS).index(setting.environment.get(ISA, UNLIMITED))
+        allowed = {flag for flags in list(ISA_FLAGS.values())[: limit + 1] for flag in flags}
+        cores = min(self.num_cores, setting.cores or self.num_cores)
+        threads = setting.environment.get(THREADS) or str(max(1, cores // self.num_workers(setting)))
+        rest = {name: value for name, value in setting.environment.items() if name not in (ISA, ATEN, THREADS)}
+        return (
+            frozenset(allowed & self.flags), setting.environment.get(ATEN, self.aten), threads, cores, self.num_workers(setting),
+            tuple(sorted(rest.items())), setting.arguments, setting.num_busy, setting.python,
+        )  # fmt: skip
+
+    def missing(self, setting: Setting) -> str:
+        """The flags that the setting asks for and this processor lacks, with commas between."""
+        limit, aten = setting.environment.get(ISA, "SSE41"), setting.environment.get(ATEN, "default")
+        return ", ".join(flag for flag in (*ISA_FLAGS[limit], *ATEN_FLAGS[aten]) if flag not in self.flags)
+
+    def same_because(self, setting: Setting, earlier: Setting) -> str:
+        """Why the two settings, whose conditions are equal, are the same here."""
+        first, last = sorted(list(ISA_FLAGS).index(each.environment.get(ISA, UNLIMITED)) for each in (setting, earlier))
+        between = [flag for flags in list(ISA_FLAGS.values())[first + 1 : last + 1] for flag in flags]
+        reasons = {
+            f"this processor has no {', '.join(between)}": bool(between),
+            "it is the limit where none is set": ISA in setting.environment and not between,
+            f"ATen takes {self.aten} by itself": ATEN in setting.environment,
+            f"each process has {setting.environment.get(THREADS)} thread there too": THREADS in setting.environment,
+            f"this machine has {self.num_cores} cores": setting.cores is not None,
+        }
+        return ", ".join(reason for reason, applies in reasons.items() if applies)
+
+
+def this_machine(max_workers: int | None = None) -> Machine:
+    """With as many files side by side as there are cores, if ``max_workers`` is None."""
+    words = frozenset(Path("/proc/cpuinfo").read_text().split())
     num_cores = len(os.sched_getaffinity(0))
+    return Machine(words, torch.backends.cpu.get_cpu_capability().lower(), num_cores, max_workers or num_cores)
+
+
+def settings(num_cores: int, pythons: Sequence[str] = ()) -> list[Setting]:
     return [
-        Setting("as it is"),
-        Setting("SSE41", {isa: "SSE41"}),
-        Setting("AVX2", {isa: "AVX2"}, flags=("avx2",)),
-        Setting("AVX512_CORE", {isa: "AVX512_CORE"}, flags=("avx512bw",)),
-        Setting("AVX512_CORE_BF16", {isa: "AVX512_CORE_BF16"}, flags=("avx512_bf16",)),
-        Setting("AVX512_CORE_AMX", {isa: "AVX512_CORE_AMX"}, flags=("amx_bf16",)),
-        Setting("ATen default", {aten: "default"}),
-        Setting("ATen avx2", {aten: "avx2"}, flags=("avx2",)),
-        Setting("ATen avx512", {aten: "avx512"}, flags=("avx512bw",)),
+        Setting("unchanged"),
+        *(Setting(limit, {ISA: limit}) for limit in ISA_FLAGS),
+        *(Setting(f"ATen {name}", {ATEN: name}) for name in ATEN_FLAGS),
         Setting("MKL_CBWR", {"MKL_CBWR": "COMPATIBLE"}),
-        Setting("OMP 1", {"OMP_NUM_THREADS": "1"}),
-        Setting("OMP 2", {"OMP_NUM_THREADS": "2"}),
+        Setting("OMP 1", {THREADS: "1"}),
+        Setting("OMP 2", {THREADS: "2"}, in_one_process=True),
         Setting("one core", cores=1),
         Setting("two cores", cores=2),
         Setting("busy neighbours", num_busy=num_cores),
@@ -89,12 +184,6 @@ def settings(pythons: Sequence[str] = ()) -> list[Setting]:
         ),
         *(Setting(f"python {path}", python=path) for path in pythons),
     ]
-
-
-def missing_flags(setting: Setting) -> str:
-    """The setting's flags that this processor lacks, with commas between."""
-    words = set(Path("/proc/cpuinfo").read_text().split())
-    return ", ".join(flag for flag in setting.flags if flag not in words)
 
 
 @contextlib.contextmanager
@@ -110,9 +199,11 @@ def busy(number: int) -> Iterator[None]:
             process.wait()
 
 
-def run(setting: Setting, tests: Sequence[str], log: Path) -> tuple[int, str, float]:
+def run(setting: Setting, tests: Sequence[str], num_workers: int, log: Path) -> tuple[int, str, float]:
     """Runs the tests under a setting. Returns the exit code, pytest's counts as text, and minutes."""
-    command = [setting.python, "-m", "pytest", "-q", *setting.arguments, *tests]
+    # files are handed out in the order in which they come, not by their numbers of tests, so that a random order stays one
+    parallel = ["-n", str(num_workers), "--dist", "loadfile", "--no-loadscope-reorder"] if num_workers > 1 else []
+    command = [setting.python, "-m", "pytest", "-q", *parallel, *setting.arguments, *tests]
     cores = sorted(os.sched_getaffinity(0))[: setting.cores]
     started = time.monotonic()
     with busy(setting.num_busy), log.open("w") as output:
@@ -129,15 +220,43 @@ def run(setting: Setting, tests: Sequence[str], log: Path) -> tuple[int, str, fl
     return code, ", ".join(" ".join(count) for count in counts), (time.monotonic() - started) / 60
 
 
+def table(chosen: Sequence[Setting], machine: Machine, tests: Sequence[str], logs: Path, *, all_rows: bool) -> bool:
+    """Prints a line for each setting, and runs those that differ from the ones before. Returns whether all tests passed."""
+    print(f"pytest's output is in {logs}\n{'setting':<28} {'result':<40} minutes")
+    before: dict[tuple[object, ...], Setting] = {}
+    passed = True
+    for number, setting in enumerate(chosen):
+        missing = machine.missing(setting)
+        if missing and ATEN in setting.environment:  # which ATen would take at its word, and be killed
+            print(f"{setting.name:<28} not run: this processor has no {missing}", flush=True)
+            continue
+        earlier = before.setdefault(machine.conditions(setting), setting)
+        same = f"as {earlier.name}: {machine.same_because(setting, earlier)}" if earlier is not setting else ""
+        if same and not all_rows:
+            print(f"{setting.name:<28} {same}", flush=True)
+            continue
+        code, counts, minutes = run(setting, tests, machine.num_workers(setting), logs / f"{number:02}.txt")
+        note = same or (f"this processor has no {missing}" if missing else "")
+        print(f"{setting.name:<28} {counts or f'ended with {code}':<40} {minutes:.1f}   {note}".rstrip(), flush=True)
+        passed &= code == 0
+    return passed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="settings by name")
-    parser.add_argument("--tests", nargs="+", default=COMPUTING, metavar="PATH", help="other tests")
+    parser.add_argument("--all-rows", action="store_true", help="run also what is the same as an earlier setting here")
+    parser.add_argument("--tests", nargs="+", metavar="PATH", help="other tests than those that compute")
     parser.add_argument("--everything", action="store_true", help="the whole suite")
+    parser.add_argument(
+        "-n", type=int, metavar="NUMBER", help="files tested side by side; default: the cores, and 1 for other tests"
+    )
     parser.add_argument("--python", nargs="+", default=(), metavar="PATH", help="other interpreters")
     parser.add_argument("--logs", type=Path, help="folder for pytest's output; default: a temporary one")
     options = parser.parse_args()
-    chosen = settings(options.python)
+    tests = ("tests",) if options.everything else tuple(options.tests or COMPUTING)
+    machine = this_machine(options.n or (None if tests == COMPUTING else 1))
+    chosen = settings(machine.num_cores, options.python)
     if options.only:
         unknown = set(options.only) - {setting.name for setting in chosen}
         if unknown:
@@ -147,16 +266,7 @@ def main() -> int:
         chosen = [setting for setting in chosen if setting.name in options.only]
     logs = options.logs or Path(tempfile.mkdtemp(prefix="hearscape-machines-"))
     logs.mkdir(parents=True, exist_ok=True)
-    tests = ("tests",) if options.everything else tuple(options.tests)
-    any_failed = False
-    print(f"pytest's output is in {logs}\n{'setting':<28} {'result':<40} minutes")
-    for number, setting in enumerate(chosen):
-        code, counts, minutes = run(setting, tests, logs / f"{number:02}.txt")
-        missing = missing_flags(setting)
-        note = f"   (this processor has no {missing})" if missing else ""
-        print(f"{setting.name:<28} {counts or f'ended with {code}':<40} {minutes:.1f}{note}", flush=True)
-        any_failed |= code != 0
-    return int(any_failed)
+    return int(not table(chosen, machine, tests, logs, all_rows=options.all_rows))
 
 
 if __name__ == "__main__":

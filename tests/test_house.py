@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from tests.conftest import SLOW_PLACES
+from tests.machines import COMPUTING, Machine, settings
 
 PROJECT = Path(__file__).parents[1]
 CONFIG: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())
@@ -127,6 +128,46 @@ def test_a_hook_runs_a_linter_of_the_environment(hook: dict[str, Any]) -> None:
 
 def test_the_places_of_slow_tests_are_there() -> None:
     assert [place for place in SLOW_PLACES if not (PROJECT / "tests" / place).exists()] == []
+
+
+def test_the_tests_that_compute_are_there_and_may_run_side_by_side() -> None:
+    for place in COMPUTING:
+        path = PROJECT / place
+        files = [path] if path.is_file() else sorted(path.glob("test_*.py"))
+        assert files, place
+        assert not any("mark.alone" in file.read_text() for file in files), place
+
+
+def test_a_setting_that_changes_nothing_on_a_machine_is_known_for_it() -> None:
+    """The first machine has AVX-512 and two cores, the second neither."""
+    avx512 = Machine(frozenset({"avx2", "avx512bw"}), "avx512", num_cores=2, max_workers=2)
+    avx2 = Machine(frozenset({"avx2"}), "avx2", num_cores=4, max_workers=4)
+    same: dict[Machine, dict[str, str]] = {avx512: {}, avx2: {}}
+    for machine, reasons in same.items():
+        unchanged, *others = settings(machine.num_cores)
+        for setting in others:
+            if machine.conditions(setting) == machine.conditions(unchanged):
+                reasons[setting.name] = machine.same_because(setting, unchanged)
+    assert same[avx512] == {
+        "AVX512_CORE": "this processor has no avx512_vnni, avx512_bf16, avx512_fp16, amx_bf16",
+        "AVX512_CORE_BF16": "this processor has no avx512_fp16, amx_bf16",
+        "AVX512_CORE_AMX": "it is the limit where none is set",
+        "ATen avx512": "ATen takes avx512 by itself",
+        "OMP 1": "each process has 1 thread there too",
+        "two cores": "this machine has 2 cores",
+    }
+    lacking = "avx512_vnni, avx512_bf16, avx512_fp16, amx_bf16"
+    assert same[avx2] == {
+        "AVX2": f"this processor has no avx_vnni, avx512bw, {lacking}",
+        "AVX512_CORE": f"this processor has no {lacking}",
+        "AVX512_CORE_BF16": "this processor has no avx512_fp16, amx_bf16",
+        "AVX512_CORE_AMX": "it is the limit where none is set",
+        "ATen avx2": "ATen takes avx2 by itself",
+        "OMP 1": "each process has 1 thread there too",
+    }
+    named = {setting.name: setting for setting in settings(4)}
+    assert avx2.missing(named["ATen avx512"]) == "avx512bw"
+    assert [avx2.num_workers(named[name]) for name in ("unchanged", "OMP 2", "one core", "two cores")] == [4, 1, 1, 2]
 
 
 def test_a_skip_fails_in_the_processes_of_xdist_too(tmp_path: Path) -> None:
