@@ -22,14 +22,20 @@ SETTINGS = CutSettings(renditions=(RenditionSettings(name="full", short_side_px=
 SOUND = noise(8.0, seed=7)
 
 
-def changing(folder: Path, change: list[str]) -> Path:
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight seconds of numbered frames with noise."""
+    path = tmp_path_factory.mktemp("film") / "film.mkv"
+    write_video(path, numbered_frames(range(200)), SOUND, fps=FPS, gop=25, audio_codec="pcm_s16le")
+    return path
+
+
+def changing(film: Path, folder: Path, change: list[str]) -> Path:
     """A transport stream that goes on for four seconds after four, the second half with other options of the encoder."""
-    write_video(folder / "film.mkv", numbered_frames(range(200)), SOUND, fps=FPS, gop=25, audio_codec="pcm_s16le")
     encoder = ["-c:v", "libx264", "-preset", "superfast", "-g", "25", "-c:a", "aac"]
     command = [ffmpeg_path(), "-v", "error", "-y"]
-    film = str(folder / "film.mkv")
-    subprocess.run([*command, "-i", film, "-t", "4", *encoder, str(folder / "0.ts")], check=True)
-    later = ["-ss", "4", "-i", film, *encoder, *change, "-output_ts_offset", "4", str(folder / "1.ts")]
+    subprocess.run([*command, "-i", str(film), "-t", "4", *encoder, str(folder / "0.ts")], check=True)
+    later = ["-ss", "4", "-i", str(film), *encoder, *change, "-output_ts_offset", "4", str(folder / "1.ts")]
     subprocess.run([*command, *later], check=True)
     (folder / "a.ts").write_bytes((folder / "0.ts").read_bytes() + (folder / "1.ts").read_bytes())
     return folder / "a.ts"
@@ -45,11 +51,14 @@ def sound_position(flac: Path) -> float:
 
 @pytest.mark.parametrize(
     "change",
-    [["-vf", "scale=640:384"], ["-ac", "2"], ["-vf", "scale=160:96", "-ac", "2"]],
-    ids=["size", "channels", "both"],
+    [
+        pytest.param(["-vf", "scale=640:384"], id="size", marks=pytest.mark.slow),
+        pytest.param(["-ac", "2"], id="channels", marks=pytest.mark.slow),
+        pytest.param(["-vf", "scale=160:96", "-ac", "2"], id="both"),
+    ],
 )
-def test_clips_on_both_sides_of_a_change_are_right(tmp_path: Path, change: list[str]) -> None:
-    path = changing(tmp_path, change)
+def test_clips_on_both_sides_of_a_change_are_right(film: Path, tmp_path: Path, change: list[str]) -> None:
+    path = changing(film, tmp_path, change)
     facts = probe(path)
     measured = measure_video(
         path,

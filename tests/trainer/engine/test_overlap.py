@@ -19,6 +19,8 @@ from trainer.engine.overlap import check_disjoint
 from trainer.fit import main
 from trainer.recipe import find_datasets
 
+TINY = Path(__file__).parents[3] / "manifests" / "recipes" / "fit-tiny.toml"
+
 
 def build(folder: Path, name: str, change: Callable[[ClipRow], ClipRow] = lambda row: row) -> None:
     write_dataset(Folder(folder / name), [change(row) for row in make_rows(24)], name=name)
@@ -49,7 +51,7 @@ def test_the_command_refuses_it_before_any_work(tmp_path: Path, capsys: pytest.C
     build(tmp_path / "sets", "one")
     build(tmp_path / "sets", "two", elsewhere)
     words = ["--shards", str(tmp_path / "sets"), "--stages", "align", "--out", str(tmp_path / "run"), "--dry-run"]
-    words += ["--set", "reader.picture_px=144"]
+    words += ["--recipe", str(TINY), "--set", "reader.picture_px=144"]
     assert main(words) == 2
     assert "videos are trained on in one dataset and held out in another" in capsys.readouterr().err
     assert main([*words, "--set", "weights={two = 0.0}"]) == 0
