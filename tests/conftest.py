@@ -36,21 +36,36 @@ SLOW_PLACES = (
     "flows/test_demo.py",
     "flows/test_prefect_faults.py",
     "flows/test_secrets.py",
+    "flows/test_early_interrupts.py",
+    "flows/test_runners.py",
     "flows/test_server.py",
     "flows/test_short_names.py",
-    "pipeline/build",
+    "pipeline/build/test_bad_input.py",
+    "pipeline/build/test_bugs.py",
+    "pipeline/build/test_build.py",
+    "pipeline/build/test_build_with_encoders.py",
+    "pipeline/build/test_calibrated_build.py",
+    "pipeline/build/test_changes.py",
+    "pipeline/build/test_embedder.py",
+    "pipeline/build/test_packaged_filter.py",
+    "pipeline/build/test_two_spellings.py",
+    "pipeline/build/test_withdraw.py",
+    "pipeline/build/test_withdrawn_files.py",
     "pipeline/fetch/test_fetch_failures.py",
     "pipeline/media/test_first_and_last_frames.py",
     "pipeline/media/test_joined_files.py",
     "pipeline/report/test_page.py",
-    "pipeline/synthetic",
+    "pipeline/synthetic/test_synthetic.py",
     "trainer/align/test_align.py",
     "trainer/engine/test_presence.py",
-    "trainer/invert",
+    "trainer/invert/test_guide.py",
+    "trainer/invert/test_invert.py",
+    "trainer/invert/test_style_mean.py",
     "trainer/prior/test_prior.py",
-    "trainer/small_pair",
+    "trainer/small_pair/test_small_pair.py",
     "trainer/streaming/test_data.py",
     "trainer/streaming/test_data_faults.py",
+    "trainer/streaming/test_torchcodec.py",
     "trainer/test_ablations.py",
     "trainer/test_demo.py",
     "trainer/test_evaluate.py",
@@ -60,10 +75,17 @@ SLOW_PLACES = (
     "trainer/test_generate.py",
     "trainer/test_rehearsal.py",
     "trainer/test_slurm.py",
-    "trainer/video",
+    "trainer/video/test_video_losses.py",
+    "trainer/video/test_video_runs.py",
     "test_wheel.py",
 )
-"""Folders and files below ``tests`` with a browser, a Prefect server, a fit, the wheel, builds of many files, or half a minute and more."""
+"""Folders and files below ``tests`` with a browser, a Prefect server, a fit, the wheel, builds of many files, or half a minute and more.
+
+There are three tiers. ``make test-fast`` passes what is neither in these places nor marked ``slow``: the unit tests of every package, with
+small media and networks, in one process. ``make test`` passes all. Tests marked ``alone`` come last there, one after the other, since
+they measure time or suspend processes. In a file that is mostly fast, single tests are marked: those that start interpreters or run a
+large network.
+"""
 
 NOTHING_SKIPPED = "HEARSCAPE_NO_SKIPS"
 OURS = ("pipeline", "flows", "trainer")
@@ -101,12 +123,19 @@ def freed_memory_is_poisoned() -> None:
         del buffers
 
 
+def is_slow(path: Path) -> bool:
+    return any(path.is_relative_to(Path(__file__).parent / place) for place in SLOW_PLACES)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where slow tests are left out, their files are not imported either: the imports take as long as many tests."""
+    return True if "not slow" in config.option.markexpr and is_slow(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of ``SLOW_PLACES``."""
-    tests = Path(__file__).parent
-    slow = [tests / place for place in SLOW_PLACES]
     for item in items:
-        if any(item.path.is_relative_to(place) for place in slow):
+        if is_slow(item.path):
             item.add_marker("slow")
 
 

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from tests.conftest import SLOW_PLACES
+from tests.conftest import SLOW_PLACES, is_slow
 from tests.machines import COMPUTING, Machine, settings
 
 PROJECT = Path(__file__).parents[1]
@@ -126,8 +126,20 @@ def test_a_hook_runs_a_linter_of_the_environment(hook: dict[str, Any]) -> None:
     assert f"$(BIN)/{program.name}" in (PROJECT / "Makefile").read_text()
 
 
-def test_the_places_of_slow_tests_are_there() -> None:
-    assert [place for place in SLOW_PLACES if not (PROJECT / "tests" / place).exists()] == []
+def test_the_places_of_slow_tests_are_there_and_no_test_in_them_is_marked_again() -> None:
+    places = [PROJECT / "tests" / place for place in SLOW_PLACES]
+    assert [place for place in places if not place.exists()] == []
+    marked = [path for path in PROJECT.glob("tests/**/test_*.py") if "pytest.mark.slow" in path.read_text()]
+    assert [path for path in marked if is_slow(path)] == []
+
+
+def test_every_package_has_tests_that_are_not_slow() -> None:
+    files: dict[Path, list[Path]] = {}  # by folder: tests mirrors the packages
+    for name in ("pipeline", "flows", "trainer"):
+        for path in (PROJECT / "tests" / name).rglob("test_*.py"):
+            files.setdefault(path.parent, []).append(path)
+    assert len(files) > 15
+    assert [folder for folder, paths in files.items() if all(map(is_slow, paths))] == []
 
 
 def test_the_tests_that_compute_are_there_and_may_run_side_by_side() -> None:
@@ -170,6 +182,7 @@ def test_a_setting_that_changes_nothing_on_a_machine_is_known_for_it() -> None:
     assert [avx2.num_workers(named[name]) for name in ("unchanged", "OMP 2", "one core", "two cores")] == [4, 1, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_skip_fails_in_the_processes_of_xdist_too(tmp_path: Path) -> None:
     """As in CI; and a logged error does."""
     (tmp_path / "test_here.py").write_text(

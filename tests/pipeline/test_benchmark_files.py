@@ -10,6 +10,7 @@ from pipeline.synthetic.video import write_video
 from tests.footage import FPS, SOUND_HZ, noise, numbered_frames
 
 
+@pytest.mark.slow
 def test_damaged_and_rejected_files_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They cost a build time as well. The second clip of the good file begins with the last few samples of a packet: fewer than 16,
     too few for FLAC's first block."""

@@ -82,6 +82,7 @@ def test_an_encoder_without_weights_is_an_objection_to_a_recipe(hub: str, monkey
     assert hub
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_choice_and_the_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paint_dataset(tmp_path / "sets" / "painted")
     words = ["--shards", str(tmp_path / "sets"), "--set", "reader.upscale=true", "--dry-run"]

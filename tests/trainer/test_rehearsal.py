@@ -67,7 +67,6 @@ def test_a_rehearsal_changes_sizes_and_nothing_else(path: Path, tmp_path: Path) 
         assert {name: generator[name] for name in kept} == {name: was[name] for name in kept}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All stages, two steps each in two runs, and a video of a sound at the end."""

@@ -125,6 +125,7 @@ def test_the_table_is_printed_and_the_calibration_stored(dataset: Path, capsys: 
     assert json.loads(capsys.readouterr().out)["auc"] == expected.auc
 
 
+@pytest.mark.slow
 def test_the_command_runs(dataset: Path) -> None:
     command = [sys.executable, "-m", "pipeline.agreement", "calibrate"]
     done = subprocess.run([*command, str(dataset)], capture_output=True, text=True, check=True)

@@ -58,6 +58,7 @@ def world(rng: np.random.Generator, num_sources: int, clips_per_source: int = 3)
     return PairScores(matched, source, wrong, picture, sound)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_in_simulation() -> None:
     truth = world(np.random.default_rng(999), 400, 1)
     area = auc(truth.matched, truth.mismatched)

@@ -182,6 +182,7 @@ def test_wrong_embeddings_are_refused(tmp_path: Path):
         write_embeddings([embedding(1), embedding(3, sound=np.full(16, np.inf))], Folder(tmp_path))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(samples_table, "_RUN_ROWS", 500)
     monkeypatch.setattr(samples_table, "_GROUP_ROWS", 500)

@@ -120,6 +120,7 @@ def test_resampling_keeps_the_tone_and_its_length():
     assert resampled(tone, RATE, RATE) is tone
 
 
+@pytest.mark.slow
 def test_importing_is_cheap():
     code = "import sys, pipeline.encoders.mel; print('librosa' in sys.modules, 'timm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -188,6 +188,7 @@ def test_the_settings_are_documented():
     assert pairs.NUMBERS_VERSION == 2
 
 
+@pytest.mark.slow
 def test_importing_fetches_nothing():
     code = (
         "import socket\n"

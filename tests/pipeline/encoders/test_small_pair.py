@@ -396,6 +396,7 @@ def test_the_calibration_belongs_to_the_weights(small):
     assert json.loads(path.read_text(encoding="utf-8"))["encoder_id"] == small.encoder_id
 
 
+@pytest.mark.slow
 def test_the_pair_needs_neither_open_clip_nor_timm():
     code = (
         "import sys\n"

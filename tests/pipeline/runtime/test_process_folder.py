@@ -71,6 +71,7 @@ def test_a_folder_that_somebody_else_may_have_made_is_not_used(tmp_path: Path, k
     assert {path.name for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_sockets_have_short_paths(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 50)
     deep.mkdir()

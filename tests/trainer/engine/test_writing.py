@@ -65,6 +65,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_the_writing_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     path, partial = tmp_path / "resume.safetensors", tmp_path / ".resume.safetensors.partial"
     script = tmp_path / "killed.py"

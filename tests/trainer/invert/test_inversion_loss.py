@@ -145,6 +145,7 @@ leave()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_with_one_and_three_clips_have_the_mean_of_four(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

@@ -38,6 +38,7 @@ def test_a_half_precision_map_one_wide_reads_nothing_but_its_input(
 @pytest.mark.parametrize(
     "module", ["flows.environment", "pipeline.encoders.small.towers", "trainer.model.sample", "trainer.stages"]
 )
+@pytest.mark.slow
 def test_what_computes_limits_the_instruction_set_first(module: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
     code = f"import {module}, os; print(os.environ['ONEDNN_MAX_CPU_ISA'])"

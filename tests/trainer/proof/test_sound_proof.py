@@ -168,6 +168,7 @@ def test_a_model_that_hears_the_beginning_alone_does_not_change_in_time() -> Non
     assert found["half_distance_changed"] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_numbers_and_seeds_average() -> None:
     model = random_model()
     few = clips(2)

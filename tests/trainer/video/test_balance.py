@@ -81,6 +81,7 @@ def test_without_the_guide_the_first_loss_is_the_reference() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_step_measures_its_losses_and_the_next_one_balances_them(guided: Path, tmp_path: Path) -> None:
     stage, reader = stage_of(guided, tmp_path, "video.measure_gradients_every=2")
     batch = first_batch(reader)
@@ -98,6 +99,7 @@ def test_a_step_measures_its_losses_and_the_next_one_balances_them(guided: Path,
     assert second["loss"] == pytest.approx(balanced, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_another_weight_is_the_share_of_the_gradient_that_it_says(guided: Path, tmp_path: Path) -> None:
     """At the styles, the balanced image loss pulls half as hard as the guide when its weight is half."""
     stage, reader = stage_of(guided, tmp_path, "video.image_weight=0.5", "video.video_weight=0.25")
