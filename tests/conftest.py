@@ -57,6 +57,7 @@ SLOW_PLACES = (
     "pipeline/report/test_page.py",
     "pipeline/synthetic/test_synthetic.py",
     "trainer/align/test_align.py",
+    "trainer/engine/test_compiled.py",
     "trainer/engine/test_presence.py",
     "trainer/invert/test_guide.py",
     "trainer/invert/test_invert.py",

@@ -12,6 +12,7 @@ import torch
 from pipeline.encoders.device import pick_device
 from pipeline.errors import EncoderError, RecipeError, UserError
 from trainer.engine.checkpoint import read_values
+from trainer.engine.compiling import check_compiler
 from trainer.engine.overlap import check_disjoint
 from trainer.engine.presence import check_present
 from trainer.engine.run import FitDataset
@@ -62,6 +63,8 @@ def make_fit_plan(recipe: FitRecipe) -> FitPlan:
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not is_first:
         return FitPlan(limited.recipe, tuple(names), tuple(datasets), limited.notes, {})
+    if recipe.run.compile:
+        check_compiler(pick_device(recipe.run.device, "run.device"))
     check_classes(limited.recipe, names, datasets)
     if datasets:
         check_present(datasets, list(sides_px.values()), upscale=recipe.reader.upscale, retries=recipe.reader.retries)

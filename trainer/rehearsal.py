@@ -200,7 +200,9 @@ def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
             "num_shown": 1,
         }
     )
-    run = recipe.run.model_copy(update={"out": str(out), "tick_seconds": 0.001, "pause_after_samples": 1})
+    run = recipe.run.model_copy(
+        update={"out": str(out), "tick_seconds": 0.001, "pause_after_samples": 1, "compile": False}
+    )
     return recipe.model_copy(
         update={
             "stages": tuple(stages),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.encoders.device import ComputeOptions, unit_rows
@@ -58,6 +58,8 @@ class Partner(Protocol):
 
     encoder_id: str
     width: int
+    network: nn.Module
+    """Of the picture encoder."""
 
     def resized(self, pictures_NCHW: Tensor) -> Tensor:
         """Square pictures at the size that the encoder sees, with gradients. Pictures of all sizes then go through it together."""
@@ -83,6 +85,7 @@ class OpenClipPartner:
         self.encoder = encoder
         self.encoder_id = encoder.encoder_id
         self.width = encoder.width
+        self.network: nn.Module = encoder.model.visual
         prepared = encoder.model.visual.preprocess_cfg
         size = prepared["size"]
         self._size = (size, size) if isinstance(size, int) else tuple(size)
@@ -131,7 +134,7 @@ class SmallPartner:
 
     def __init__(self, encoder: SmallPictureEncoder, device: torch.device, batch_size: int) -> None:
         self.encoder, self._batch_size = encoder, batch_size
-        self.network = encoder.network.to(device)
+        self.network: nn.Module = encoder.network.to(device)
         self._device = device
         self.encoder_id = encoder.encoder_id
         self.width = encoder.width

@@ -65,6 +65,7 @@ class Align(Learner):
         )
         torch.manual_seed(run.settings.seed)
         self.network = SoundNetwork(self.made.width, settings.backbone).to(self.device)
+        self.compile(self.network, self.partner.network)
         self.log_scale = nn.Parameter(torch.tensor(initial_log_scale(), device=self.device))
         self.optimizer = adamw(
             [*self.network.parameters(), self.log_scale], settings.learning_rate, settings.weight_decay

@@ -18,6 +18,7 @@ from pipeline.errors import CheckpointError, DataError, EncoderError, FitError, 
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
 from trainer.engine.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state, tensors_below
+from trainer.engine.compiling import compile_networks
 from trainer.engine.full_device import out_of_memory
 from trainer.engine.loop import BatchSource, Ended, Stage, fit
 from trainer.engine.phases import Part, Phase, learn
@@ -77,6 +78,11 @@ class Learner:
         return out_of_memory(
             self.name, settings, error, samples_per_step=self.samples_per_step(), group_size=self.group_size
         )
+
+    def compile(self, *networks: nn.Module | None) -> None:
+        """Compiles networks in place (:func:`compile_networks`), if ``run.compile`` is set."""
+        if self.run.settings.compile:
+            compile_networks(*networks)
 
     def draw_alike(self) -> None:
         """Seeds torch for the current step from the run's seed, the step's number and the rank.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from pipeline.errors import DataError, FitError
+from trainer.engine.compiling import uncompiled
 from trainer.engine.ranks import wait_for_all
 from trainer.engine.run import Run
 from trainer.engine.stats import Display, Tick, peak_memory_bytes
@@ -132,7 +133,8 @@ def _endless(reader: BatchSource) -> Iterator[Batch]:
 
 
 def _validate(stage: Stage, run: Run, display: Display) -> None:
-    measures = stage.validate()
+    with uncompiled():  # its batches have other sizes
+        measures = stage.validate()
     if not measures:
         return
     run.stats.write(stage.name, "validation", stage.samples_seen, measures)

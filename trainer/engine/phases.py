@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import FitError
+from trainer.engine.compiling import uncompiled
 from trainer.engine.optimizing import gradients_of
 from trainer.engine.ranks import add_over_ranks, gather_numbers
 
@@ -41,7 +43,8 @@ class Phase(Generic[Part]):
     measures: tuple[str, ...]
     """Names of the measures that ``loss`` returns."""
     is_main: bool = True
-    """Whether the optimizer belongs to this phase. A regulariser uses the optimizer of its network's main phase."""
+    """Whether the optimizer belongs to this phase. A regulariser uses the optimizer of its network's main phase; its loss is a penalty on
+    gradients, and is computed uncompiled."""
     max_gradient_norm: float = math.inf
     """Longer gradients are scaled down to this norm."""
 
@@ -73,8 +76,9 @@ def learn(
     phase.optimizer.zero_grad()
     measures: dict[str, float] = {}
     for part, share in parts:
-        terms = phase.loss(part)
-        (terms.loss * (share * phase.every)).backward()  # type: ignore[no-untyped-call]
+        with nullcontext() if phase.is_main else uncompiled():
+            terms = phase.loss(part)
+            (terms.loss * (share * phase.every)).backward()  # type: ignore[no-untyped-call]
         for name, value in terms.measures.items():
             measures[name] = measures.get(name, 0.0) + value * share
     add_over_ranks(gradients_of(parameters))

@@ -46,6 +46,10 @@ class RunSettings(Settings):
     deterministic: bool = False
     """Whether torch uses slower deterministic operations where it has them. On a CPU a fit is reproducible without it. On a GPU it is
     reproducible only with it; an operation without a deterministic form is logged as a warning."""
+    compile: bool = False
+    """Whether torch.compile compiles generator, discriminators and frozen picture encoder, and in align the sound network. It needs a C++
+    compiler. The first steps take minutes, the others less time; results differ by rounding. Steps of R1 and of path lengths, and
+    validations, run uncompiled."""
     tick_seconds: float = Field(10.0, gt=0)
     """Seconds from one line of progress and statistics to the next."""
     pause_after_samples: int | None = Field(None, ge=1)

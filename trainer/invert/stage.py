@@ -76,6 +76,7 @@ class Invert(SoundVideoStage):
     ) -> None:
         super().__init__(recipe, run, model, generator_config)
         self.settings = settings = recipe.invert
+        self.compile(self.model.generator.synthesis, self.guide.partner.network)
         self.optimizer = adamw(list(model.inversion.parameters()), settings.learning_rate, 0.01)
         longest = settings.max_gradient_norm
         self.phases = [Phase(NAME, self.optimizer, 1, self._loss, MEASURES, max_gradient_norm=longest)]

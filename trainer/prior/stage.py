@@ -59,6 +59,7 @@ class Prior(Learner):
         self.discriminator = discriminator.to(self.device).train()
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         """The average of the generator over training; this network draws the pictures and is exported."""
+        self.compile(self.generator.synthesis, self.discriminator)
         self.adversaries = Adversaries(
             settings,
             self.generator,

@@ -72,6 +72,8 @@ class Video(SoundVideoStage):
             Balance(settings.loss_weights, is_on=settings.balance_gradients),
             run.fabric.autocast,
         )
+        encoder = self.guide.partner.network if settings.guide_weight else None
+        self.compile(self.model.generator.synthesis, self.contest.image, self.contest.video, encoder)
         self.phases = video_phases(self.contest)
         self.latest_measures: dict[str, float] = {}
         """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
