@@ -17,8 +17,9 @@ from pipeline.encoders.device import pick_device
 from pipeline.runtime.recipe_file import read_recipe
 from pipeline.starter import recipe_path
 from trainer.align.frozen_encoders import OPENAI
+from trainer.counting import operations_per_second
 from trainer.engine.run import FitDataset
-from trainer.estimate import Estimate, operations_per_second
+from trainer.estimate import Estimate
 from trainer.needs import is_tag_cached, num_clips
 from trainer.plan import device_memory_bytes, time_text
 from trainer.prior.networks import generator_config

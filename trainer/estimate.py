@@ -1,15 +1,13 @@
 """Estimates what a fit will cost: the operations, device memory and checkpoint bytes of each stage. Nothing is measured.
 
-The networks are built without weights (torch's device ``meta``) and run once. Their convolutions and matrix products are counted; all
-other operations are left out. How often a step runs each network is written here, and must follow the stages. The result is an order of
-magnitude.
+One pass of each network is counted (``trainer.counting``). How often a step runs each network is written here, and must follow the stages.
+Losses, optimizers, augmentation, and text encoders, whose embeddings are kept, are left out. The result is an order of magnitude.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +15,12 @@ from functools import cached_property
 import open_clip
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.encoders.mel import MelConfig
 from pipeline.encoders.small.towers import PACKAGED, PictureNetwork
 from pipeline.encoders.small.trunks import PICTURE_SIDE_PX
 from pipeline.encoders.sound import SoundNetwork
+from trainer.counting import Accelerator, ForwardPass, count_pass
 from trainer.model.discriminator import Discriminator
 from trainer.model.generator import Generator, GeneratorConfig, build_discriminator, build_generator
 from trainer.model.sound_video import SoundVideoModel
@@ -33,12 +31,36 @@ BYTES = 4
 """Bytes of an fp32 number; weights and optimizer states are fp32."""
 SPACE_WIDTH = 512
 """Width of the embedding space that is assumed: that of ViT-B/32."""
-UTILISATION = 0.5
-"""Speed of a whole step, as a share of the speed of one large convolution."""
 BACKWARD = 2
-"""Cost of a backward pass to weights and inputs, in forward passes. To the inputs alone it is one forward pass."""
+"""Cost of a backward pass to weights and inputs, in forward passes."""
+TO_INPUTS = 1
+"""Cost of a backward pass through frozen weights, in forward passes."""
 SECOND_BACKWARD = 6
 """Cost of a penalty on a gradient, in forward passes: forward, gradient, and backward through both."""
+
+GENERATOR, IMAGE_DISCRIMINATOR = "generator", "image discriminator"
+SOUND_ENCODER, PICTURE_ENCODER = "sound encoder", "guide's picture encoder"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCost:
+    """What a stage spends on one network."""
+
+    network: str
+    forward: ForwardPass
+    passes: float
+    """Forward passes of one item, for each sample of the stage. Backward passes are told in forward passes."""
+    items_at_once: int
+    """Items of a micro-batch."""
+
+    @property
+    def operations(self) -> float:
+        """For each sample. Floating-point operations; an addition and a multiplication count as two."""
+        return self.passes * self.forward.operations
+
+    def seconds(self, accelerator: Accelerator) -> float:
+        """For each sample. Backward passes are assumed to take as long as the forward passes that they count as."""
+        return self.passes * accelerator.seconds(self.forward, self.items_at_once) / self.items_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,41 +69,18 @@ class StageCost:
 
     stage: str
     num_samples: int
-    operations_per_sample: float
-    """Floating-point operations; an addition and a multiplication count as two."""
+    networks: tuple[NetworkCost, ...]
     memory_bytes: float
     """Weights, their averages (EMA), optimizer states, the copy of these that a step keeps, and the activations of a micro-batch."""
     checkpoint_bytes: float
     """Disk space of the stage's files at their largest: while a checkpoint replaces the one before it, both are there."""
 
+    @property
+    def operations_per_sample(self) -> float:
+        return sum(one.operations for one in self.networks)
+
     def hours(self, operations_per_second: float) -> float:
         return self.num_samples * self.operations_per_sample / operations_per_second / 3600
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardPass:
-    """The cost of a network's forward pass for one item: one picture, sound or clip."""
-
-    operations: float
-    saved_bytes: float
-    """Size of the tensors that are kept for the backward pass, in fp32."""
-
-
-def _count(network: nn.Module, run: Callable[[], Tensor], num_items: int) -> ForwardPass:
-    """Runs ``network`` once for ``num_items``, and counts. A storage that several saved tensors share counts once, weights do not."""
-    weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    saved_bytes: dict[int, int] = {}
-
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            saved_bytes[storage._cdata] = storage.nbytes()
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
-    with FlopCounterMode(display=False) as counter, hooks:
-        run()
-    return ForwardPass(counter.get_total_flops() / num_items, sum(saved_bytes.values()) / num_items)
 
 
 @contextmanager
@@ -103,12 +102,14 @@ class Estimate:
     def __init__(self, recipe: FitRecipe, generator: GeneratorConfig) -> None:
         """``generator``: the one that the prior stage trains, or that invert and video use."""
         self.recipe, self._config = recipe, generator
-        self.activation_scale = 0.5 if recipe.run.precision == "bf16" else 1.0
+        self.is_half = recipe.run.precision == "bf16"
 
     @cached_property
     def generator(self) -> Generator:
         with torch.device("meta"):
-            return build_generator(self._config)
+            generator = build_generator(self._config)
+        generator.use_half(torch.bfloat16 if self.is_half else None)
+        return generator
 
     @cached_property
     def discriminator(self) -> Discriminator:
@@ -117,16 +118,15 @@ class Estimate:
 
     @cached_property
     def synthesis_pass(self) -> ForwardPass:
-        """Of the generator, for one picture."""
-        styles = torch.zeros(1, self.generator.num_ws, self._config.w_dim, device="meta", requires_grad=True)
-        return _count(self.generator, lambda: self.generator.synthesis(styles), 1)
+        """Of the generator, for one picture; its mapping network, which is small beside it, is left out."""
+        shape = (self.generator.num_ws, self._config.w_dim)
+        return count_pass(self.generator, lambda num: self.generator.synthesis(_input(num, *shape)))
 
-    @cached_property
-    def discriminator_pass(self) -> ForwardPass:
-        """For one picture."""
-        side_px, num_pictures = self._config.resolution, 4
-        pictures = torch.zeros(num_pictures, 3, side_px, side_px, device="meta", requires_grad=True)
-        return _count(self.discriminator, lambda: self.discriminator(pictures), num_pictures)
+    def discriminator_pass(self, half_dtype: torch.dtype | None) -> ForwardPass:
+        """For one picture. ``half_dtype``: the number type of the highest resolutions; None: float32."""
+        network, side_px = self.discriminator, self._config.resolution
+        network.half_dtype = half_dtype
+        return count_pass(network, lambda num: network(_input(num, 3, side_px, side_px)))
 
     def of(self, stage: str) -> StageCost | None:
         """The cost of a stage. None: the stage is not one of this package's four."""
@@ -137,7 +137,7 @@ class Estimate:
     def _cost(
         self,
         stage: str,
-        operations: float,
+        networks: Sequence[NetworkCost],
         *,
         num_saved: int,
         num_trained: int,
@@ -149,43 +149,37 @@ class Estimate:
         settings = getattr(self.recipe, stage)
         num_in_checkpoint = num_saved + 2 * num_trained  # Adam keeps two numbers for each weight
         num_in_memory = 2 * num_in_checkpoint + num_trained + num_frozen
-        memory_bytes = BYTES * num_in_memory + activation_bytes * self.activation_scale
+        memory_bytes = BYTES * num_in_memory + activation_bytes
         # two checkpoints while one replaces the other; the best and the last model
         num_on_disk = 2 * num_in_checkpoint + 2 * num_exported
-        return StageCost(stage, settings.num_samples, operations, memory_bytes, BYTES * num_on_disk)
+        return StageCost(stage, settings.num_samples, tuple(networks), memory_bytes, BYTES * num_on_disk)
 
     def _prior(self) -> StageCost:
         settings = self.recipe.prior
-        synthesis_operations, discriminator_operations = (
-            self.synthesis_pass.operations,
-            self.discriminator_pass.operations,
-        )
-        generator_step = synthesis_operations * (1 + BACKWARD) + discriminator_operations * BACKWARD
-        discriminator_step = synthesis_operations + 2 * discriminator_operations * (1 + BACKWARD)
+        synthesis_pass = self.synthesis_pass
+        discriminator_pass = self.discriminator_pass(torch.bfloat16 if self.is_half else None)
+        generated: float = 1 + BACKWARD + 1  # for the generator to learn from, and for the discriminator
+        judged: float = (
+            1 + TO_INPUTS + 2 * (1 + BACKWARD)
+        )  # by the generator's phase; generated and real pictures in its own
         if settings.path_weight:
-            generator_step += SECOND_BACKWARD * synthesis_operations * settings.path_batch_share / settings.path_every
+            generated += SECOND_BACKWARD * settings.path_batch_share / settings.path_every
         if settings.r1_gamma:
-            discriminator_step += SECOND_BACKWARD * discriminator_operations / settings.r1_every
+            judged += SECOND_BACKWARD / settings.r1_every
         num_generator, num_discriminator = _num_parameters(self.generator), _num_parameters(self.discriminator)
         micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size * settings.frames_per_clip)
         return self._cost(
             "prior",
-            generator_step + discriminator_step,
+            [
+                NetworkCost(GENERATOR, synthesis_pass, generated, micro_batch),
+                NetworkCost(IMAGE_DISCRIMINATOR, discriminator_pass, judged, micro_batch),
+            ],
             num_saved=2 * num_generator + num_discriminator,
             num_trained=num_generator + num_discriminator,
             num_frozen=0,
             num_exported=num_generator + num_discriminator,
-            activation_bytes=micro_batch * (self.synthesis_pass.saved_bytes + self.discriminator_pass.saved_bytes),
+            activation_bytes=micro_batch * (synthesis_pass.saved_bytes + discriminator_pass.saved_bytes),
         )
-
-    def _sound_network(self, backbone: str, seconds: float) -> tuple[nn.Module, ForwardPass]:
-        """A sound encoder, and the cost of a sound of ``seconds``."""
-        mel = MelConfig()
-        with torch.device("meta"):
-            network = SoundNetwork(SPACE_WIDTH, backbone)
-        num_frames = mel.num_frames(round(seconds * mel.sample_rate_hz))
-        mels = torch.zeros(2, 1, mel.num_mels, num_frames, device="meta")
-        return network, _count(network, lambda: network(mels), 2)
 
     @cached_property
     def _picture_encoder(self) -> tuple[int, ForwardPass]:
@@ -193,28 +187,46 @@ class Estimate:
         partner = self.recipe.align.partner
         if partner.is_packaged:
             network = PictureNetwork(PACKAGED["picture"]).to("meta")
-            side_px = PICTURE_SIDE_PX
-            pictures = torch.zeros(2, 3, side_px, side_px, device="meta", requires_grad=True)
             num_weights = sum(buffer.numel() for buffer in network.buffers())
-            return num_weights, _count(network, lambda: network(pictures), 2)
+            side_px = PICTURE_SIDE_PX  # it runs in float32
+            return num_weights, count_pass(network, lambda num: network(_input(num, 3, side_px, side_px)))
         with torch.device("meta"), _without_warnings():  # open_clip warns that the model has random weights
             model = open_clip.create_model(partner.picture_model, device="meta")
         size_px = model.visual.image_size
         height_px, width_px = (size_px, size_px) if isinstance(size_px, int) else size_px
-        pictures = torch.zeros(2, 3, height_px, width_px, device="meta", requires_grad=True)
-        return _num_parameters(model), _count(model, lambda: model.encode_image(pictures), 2)
+        shape = (3, height_px, width_px)
+        one = count_pass(model, lambda num: model.encode_image(_input(num, *shape)), autocast=self.is_half)
+        return _num_parameters(model), one
+
+    def _mel_shape(self, num_segments: int = 1) -> tuple[int, int]:
+        """Bands and frames of the mel of a window, or of one of its segments."""
+        mel = MelConfig()
+        num_frames = mel.num_frames(round(self.recipe.reader.window_seconds * mel.sample_rate_hz))
+        return mel.num_mels, num_frames // num_segments
+
+    @cached_property
+    def _sound_encoder(self) -> tuple[int, ForwardPass]:
+        """The number of weights of align's sound network, and the cost of a window of sound."""
+        with torch.device("meta"):
+            network = SoundNetwork(SPACE_WIDTH, self.recipe.align.backbone)
+        shape = (1, *self._mel_shape())
+        one = count_pass(network, lambda num: network(torch.zeros(num, *shape, device="meta")), autocast=self.is_half)
+        return _num_parameters(network), one
 
     def _align(self) -> StageCost:
         settings, reader = self.recipe.align, self.recipe.reader
-        network, sound_pass = self._sound_network(settings.backbone, reader.window_seconds)
+        num_weights, sound_pass = self._sound_encoder
         num_partner, picture_pass = self._picture_encoder
         num_views = 2  # the sound and its augmented view
-        passes = num_views * (2 + BACKWARD)  # the gradient cache runs the forward pass twice
-        num_weights = _num_parameters(network)
         num_sounds = num_views * min(settings.micro_batch_size or 1 << 30, reader.batch_size)
+        num_pictures = min(settings.partner.batch_size, reader.batch_size * reader.num_frames)
         return self._cost(
             "align",
-            sound_pass.operations * passes + picture_pass.operations * reader.num_frames,
+            [
+                # the gradient cache runs the forward pass twice
+                NetworkCost(SOUND_ENCODER, sound_pass, num_views * (2 + BACKWARD), num_sounds),
+                NetworkCost(PICTURE_ENCODER, picture_pass, reader.num_frames, num_pictures),
+            ],
             num_saved=num_weights,
             num_trained=num_weights,
             num_frozen=num_partner,
@@ -222,90 +234,112 @@ class Estimate:
             activation_bytes=num_sounds * sound_pass.saved_bytes,
         )
 
+    @cached_property
     def _model(self) -> SoundVideoModel:
         from trainer.invert.shared import model_config  # noqa: PLC0415
 
         with torch.device("meta"):
             return SoundVideoModel(model_config(self.recipe), self.generator)
 
-    def _guided(self, num_pictures: int) -> tuple[float, float, int]:
-        """Operations and saved bytes of ``num_pictures`` with the guide's loss, and the number of weights of its picture encoder."""
+    def _inversion_pass(self, num_segments: int) -> ForwardPass:
+        """Of the inversion encoder, for a window of sound, or for one of its segments."""
+        network, shape = self._model.inversion, self._mel_shape(num_segments)
+        return count_pass(network, lambda num: network(torch.zeros(num, *shape, device="meta")), autocast=self.is_half)
+
+    def _guided(self, num_pictures: int, num_clips: int) -> tuple[list[NetworkCost], float, int]:
+        """What the guide costs for ``num_pictures`` of a clip, its bytes to keep, and the weights of its picture encoder."""
         num_encoder, picture_pass = self._picture_encoder
-        num_cutouts = self.recipe.invert.guide.num_cutouts
-        operations = 2 * self.synthesis_pass.operations + 2 * num_cutouts * picture_pass.operations
-        saved_bytes = self.synthesis_pass.saved_bytes + num_cutouts * picture_pass.saved_bytes
-        return num_pictures * operations, num_pictures * saved_bytes, num_encoder
+        num_looks = num_pictures * self.recipe.invert.guide.num_cutouts
+        costs = [NetworkCost(PICTURE_ENCODER, picture_pass, num_looks * (1 + TO_INPUTS), num_looks * num_clips)]
+        if self.recipe.invert.guide.sound_kind == "align":
+            costs.append(NetworkCost("guide's sound encoder", self._sound_encoder[1], 1, num_clips))
+        return costs, num_looks * picture_pass.saved_bytes, num_encoder
 
     def _invert(self) -> StageCost:
-        settings, model = self.recipe.invert, self._model()
-        _, sound_pass = self._sound_network(settings.backbone, self.recipe.reader.window_seconds)
-        operations, saved_bytes, num_encoder = self._guided(1)
-        num_trained = _num_parameters(model.inversion)
+        settings, model = self.recipe.invert, self._model
         micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
+        window_pass, segment_pass = self._inversion_pass(1), self._inversion_pass(self.recipe.reader.num_frames)
+        guide, guide_bytes, num_encoder = self._guided(1, micro_batch)
+        num_trained = _num_parameters(model.inversion)
+        saved_bytes = self.synthesis_pass.saved_bytes + guide_bytes + window_pass.saved_bytes
         return self._cost(
             "invert",
-            operations + sound_pass.operations * (1 + BACKWARD),
+            [
+                NetworkCost(GENERATOR, self.synthesis_pass, 1 + TO_INPUTS, micro_batch),
+                # one half of the steps with windows, the other with segments
+                NetworkCost(SOUND_ENCODER, window_pass, (1 + BACKWARD) / 2, micro_batch),
+                NetworkCost(SOUND_ENCODER, segment_pass, (1 + BACKWARD) / 2, micro_batch),
+                *guide,
+            ],
             num_saved=num_trained,
             num_trained=num_trained,
             num_frozen=num_encoder + _num_parameters(self.generator),
             num_exported=_num_parameters(model),
-            activation_bytes=micro_batch * (saved_bytes + sound_pass.saved_bytes),
+            activation_bytes=micro_batch * saved_bytes,
         )
 
     def _video(self) -> StageCost:
-        settings, num_frames, model = self.recipe.video, self.recipe.reader.num_frames, self._model()
-        _, sound_pass = self._sound_network(self.recipe.invert.backbone, self.recipe.reader.window_seconds)
-        operations, saved_bytes, num_encoder = self._guided(num_frames) if settings.guide_weight else (0.0, 0.0, 0)
-        operations += sound_pass.operations * (1 + BACKWARD)
-        # the discriminators' phases generate their own frames
-        operations += num_frames * self.synthesis_pass.operations
-        num_discriminators = 0
-        if settings.image_weight:
-            num_judged = min(settings.judged_frames, num_frames)
-            num_discriminators += _num_parameters(self.discriminator)
-            operations += num_judged * (2 + 2 * (1 + BACKWARD)) * self.discriminator_pass.operations
-            saved_bytes += num_judged * self.discriminator_pass.saved_bytes
-        if settings.video_weight:
-            side_px = settings.discriminator_px
-            with torch.device("meta"):
-                discriminator = VideoDiscriminator(num_frames, side_px, settings.discriminator_widths)
-            clips = torch.zeros(2, num_frames, 3, side_px, side_px, device="meta", requires_grad=True)
-            clip_pass = _count(discriminator, lambda: discriminator(clips), 2)
-            num_discriminators += _num_parameters(discriminator)
-            operations += (2 + 3 * (1 + BACKWARD)) * clip_pass.operations
-            saved_bytes += 3 * clip_pass.saved_bytes
-        num_model = _num_parameters(model)
+        settings, num_frames, model = self.recipe.video, self.recipe.reader.num_frames, self._model
         micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
+        sound_pass = self._inversion_pass(num_frames)
+        judges, judges_bytes, num_discriminators = self._judges(micro_batch)
+        # the discriminators' phases generate their own frames
+        again = 1 if judges else 0
+        encoded = 1 + again + (BACKWARD if settings.inversion_learning_rate else 0)
+        drawn = 1 + again + (BACKWARD if settings.generator_learning_rate else TO_INPUTS)
+        guide, guide_bytes, num_encoder = (
+            self._guided(num_frames, micro_batch) if settings.guide_weight else ([], 0.0, 0)
+        )
+        frames_bytes = num_frames * (self.synthesis_pass.saved_bytes + sound_pass.saved_bytes)
+        num_model = _num_parameters(model)
         return self._cost(
             "video",
-            operations,
+            [
+                NetworkCost(GENERATOR, self.synthesis_pass, num_frames * drawn, num_frames * micro_batch),
+                NetworkCost(SOUND_ENCODER, sound_pass, num_frames * encoded, num_frames * micro_batch),
+                *judges,
+                *guide,
+            ],
             num_saved=2 * num_model + num_discriminators,
             num_trained=num_model - _num_parameters(self.generator) + num_discriminators,
             num_frozen=num_encoder,
             num_exported=num_model,
-            activation_bytes=micro_batch * (saved_bytes + sound_pass.saved_bytes),
+            activation_bytes=micro_batch * (frames_bytes + guide_bytes + judges_bytes),
         )
 
+    def _judges(self, num_clips: int) -> tuple[list[NetworkCost], float, int]:
+        """What the discriminators of the stage video cost for a clip, their bytes to keep, and their weights."""
+        settings, num_frames = self.recipe.video, self.recipe.reader.num_frames
+        costs, saved_bytes, num_weights = [], 0.0, 0
+        penalty = SECOND_BACKWARD / settings.r1_every if settings.r1_gamma else 0.0
+        if settings.image_weight:
+            one = self.discriminator_pass(None)  # the stage runs it in float32
+            num_judged = min(settings.judged_frames, num_frames)
+            passes = num_judged * (1 + TO_INPUTS + 2 * (1 + BACKWARD) + penalty)
+            costs.append(NetworkCost(IMAGE_DISCRIMINATOR, one, passes, num_judged * num_clips))
+            saved_bytes += num_judged * one.saved_bytes
+            num_weights += _num_parameters(self.discriminator)
+        if settings.video_weight:
+            side_px, sound_width = settings.discriminator_px, SPACE_WIDTH if settings.hears else 0
+            with torch.device("meta"):
+                network = VideoDiscriminator(
+                    num_frames, side_px, settings.discriminator_widths, sound_width=sound_width
+                )
 
-def operations_per_second(device: torch.device, precision: str) -> float:
-    """Estimated operations a second of a training step on this device: ``UTILISATION`` of a convolution that is timed for half a second."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    channels, side, batch = (256, 64, 16) if device.type == "cuda" else (64, 32, 8)
-    maps = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
-    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+            def run(num: int) -> Tensor:
+                clips = _input(num, num_frames, 3, side_px, side_px)
+                logits: Tensor = network(clips, torch.zeros(num, sound_width, device="meta") if sound_width else None)
+                return logits
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            one = count_pass(network, run, autocast=self.is_half)
+            num_batches = 3 if settings.hears and settings.mismatch_weight else 2  # generated, real, and mismatched
+            passes = 1 + TO_INPUTS + num_batches * (1 + BACKWARD) + penalty
+            costs.append(NetworkCost("video discriminator", one, passes, num_clips))
+            saved_bytes += num_batches * one.saved_bytes
+            num_weights += _num_parameters(network)
+        return costs, saved_bytes, num_weights
 
-    with torch.no_grad():
-        torch.nn.functional.conv2d(maps, weight, padding=1)
-        wait()
-        started, num_runs = time.perf_counter(), 0
-        while time.perf_counter() - started < 0.5:
-            torch.nn.functional.conv2d(maps, weight, padding=1)
-            wait()
-            num_runs += 1
-        elapsed_seconds = time.perf_counter() - started
-    operations = 2 * num_runs * maps.numel() * channels * 9
-    return UTILISATION * operations / elapsed_seconds
+
+def _input(*shape: int) -> Tensor:
+    """An input of a network that gradients go back to."""
+    return torch.zeros(shape, device="meta", requires_grad=True)

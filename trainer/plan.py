@@ -11,12 +11,13 @@ import torch
 
 from pipeline.encoders.device import pick_device
 from pipeline.errors import EncoderError, RecipeError, UserError
+from trainer.counting import operations_per_second
 from trainer.engine.checkpoint import read_values
 from trainer.engine.compiling import check_compiler
 from trainer.engine.overlap import check_disjoint
 from trainer.engine.presence import check_present
 from trainer.engine.run import FitDataset
-from trainer.estimate import Estimate, StageCost, operations_per_second
+from trainer.estimate import Estimate, StageCost
 from trainer.invert.shared import generator_file
 from trainer.needs import check_classes, check_disk, check_renditions, limit_batches, weights_to_fetch
 from trainer.prior.networks import generator_config

@@ -42,8 +42,10 @@ def test_frames_of_a_clip_count_in_video_and_not_in_invert() -> None:
     invert = [costs[number].of("invert") for number in (2, 4)]
     video = [costs[number].of("video") for number in (2, 4)]
     assert invert[0] is not None and invert[1] is not None and video[0] is not None and video[1] is not None
-    assert invert[0].operations_per_sample == invert[1].operations_per_sample
-    assert 1.7 < video[1].operations_per_sample / video[0].operations_per_sample < 2.0
+    # the encoder hears shorter segments, in one half of the steps
+    assert invert[0].operations_per_sample == pytest.approx(invert[1].operations_per_sample, rel=0.1)
+    # the image discriminator sees two frames of each clip, the sound is as long
+    assert 1.5 < video[1].operations_per_sample / video[0].operations_per_sample < 2.0
 
 
 def test_a_stage_that_is_not_known_has_no_cost() -> None:
