@@ -37,6 +37,7 @@ def test_a_picture_that_the_packaged_encoder_sees_counts() -> None:
     assert two.memory_bytes > one.memory_bytes
 
 
+@pytest.mark.slow
 def test_frames_of_a_clip_count_in_video_and_not_in_invert() -> None:
     costs = {number: estimate(f"reader.num_frames={number}") for number in (2, 4)}
     invert = [costs[number].of("invert") for number in (2, 4)]

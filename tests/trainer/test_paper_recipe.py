@@ -98,6 +98,7 @@ def test_cutouts_of_256_pixels_have_224_or_more() -> None:
     assert 254 <= max(sides) <= 256
 
 
+@pytest.mark.slow
 def test_the_stage_has_none_of_it(guided: Path, tmp_path: Path) -> None:
     """The small stage of the tests with the values of fit-paper."""
     recipe = read_recipe(FitRecipe, RECIPES / "fit-paper.toml")
@@ -124,6 +125,7 @@ def test_the_stage_has_none_of_it(guided: Path, tmp_path: Path) -> None:
     assert not torch.equal(model.style_mean, first_mean)
 
 
+@pytest.mark.slow
 def test_the_image_discriminator_is_new(guided: Path, tmp_path: Path) -> None:
     from trainer.model.load import read_generator_file
 

@@ -89,7 +89,7 @@ def test_bf16_is_close_to_fp32(tiny, aligned):
     assert 0.99 < exact.sound[0] @ rough.sound[0] < 0.9999999
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_the_number_of_threads_changes_no_number(tiny, aligned, precision):
     """Neither how many clips are embedded side by side, nor how many threads torch has for everything else."""
     clips, sounds = [frames(3, seed=seed) for seed in range(3)], [rain(1 + seed, seed) for seed in range(3)]

@@ -19,7 +19,7 @@ from tests.footage import FPS, SOUND_HZ, noise, number_in, numbered_frames
 
 SETTINGS = CutSettings(renditions=(RenditionSettings(name="full", short_side_px=192),), preset="veryfast")
 SOUND = noise(6.0, seed=7)
-CONTAINERS = ["mp4", "mov", "mkv", "ts", "flv"]
+CONTAINERS = ["mp4", "mkv", "ts", *(pytest.param(suffix, marks=pytest.mark.slow) for suffix in ("mov", "flv"))]
 
 
 @pytest.fixture(scope="module")

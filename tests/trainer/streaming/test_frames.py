@@ -21,7 +21,7 @@ from trainer.streaming.frames import as_pictures, decode_frames
 UNEVEN = [index * 0.04 + (0.013 if index % 3 == 1 else 0.0) + (0.5 if index > 60 else 0.0) for index in range(100)]
 
 
-@pytest.fixture(scope="module", params=["x264", "svt_av1"])
+@pytest.fixture(scope="module", params=["x264", pytest.param("svt_av1", marks=pytest.mark.slow)])
 def mp4(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return encoded(tmp_path_factory.mktemp("mp4"), request.param)
 
