@@ -60,7 +60,15 @@ def sound_offset_ms(flac: Path, expected_seconds: float) -> float:
     return (int(np.abs(match).argmax()) - SOUND_HZ) / SOUND_HZ * 1000 - expected_seconds * 1000
 
 
-@pytest.mark.parametrize("name", ["even.mp4", "even.mkv", "even.ts", "uneven.mkv", "uneven.mov"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "even.mp4",
+        "even.ts",
+        "uneven.mkv",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("even.mkv", "uneven.mov")),
+    ],
+)
 def test_picture_and_sound_start_where_the_span_does(folder: Path, tmp_path: Path, name: str) -> None:
     path = footage(folder, name)
     whole = pictures(path)

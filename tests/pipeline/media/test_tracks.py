@@ -73,7 +73,7 @@ def is_tone(samples: np.ndarray) -> bool:
     return bool(power.max() > 0.5 * power.sum())
 
 
-@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize("suffix", ["mkv", pytest.param("mp4", marks=pytest.mark.slow)])
 def test_the_default_flag_decides_before_size_and_order(parts: Path, tmp_path: Path, suffix: str) -> None:
     """Here the other picture is larger, and the other sound has more channels."""
     large = [np.full((240, 400, 3), 128, np.uint8)] * 75
