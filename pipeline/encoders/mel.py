@@ -6,6 +6,8 @@ Shape suffixes: B sounds, N samples, M mel bands, T mel frames.
 from __future__ import annotations
 
 import functools
+import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,7 +35,10 @@ class MelConfig(Settings):
     num_mels: int = Field(default=128, ge=1, le=2048)
     """Mel bands."""
     top_db: float = Field(default=80.0, gt=0)
-    """Decibels below the maximum that become 0."""
+    """Decibels below the reference that become 0."""
+    reference: Literal["maximum", "full_scale"] = "maximum"
+    """The level that becomes 1. maximum: the sound's own maximum, so that a mel does not tell how loud a sound is, and digital silence
+    becomes 1. full_scale: the largest that a sine of amplitude 1 reaches in any band; digital silence becomes 0."""
 
     def num_frames(self, num_samples: int) -> int:
         """Mel frames of a sound of ``num_samples`` samples: one more than whole hops, since frames are centred."""
@@ -51,11 +56,21 @@ def _filterbank(config: MelConfig) -> NDArray[np.float32]:
     return bank
 
 
-class LogMel(nn.Module):
-    """(B, N) sounds at ``config.sample_rate_hz`` -> (B, M, T) mels: power to dB re each sound's maximum, / top_db + 1.
+def _full_scale_db(fft_size: int, filters_MF: NDArray[np.float32]) -> float:
+    """The largest level of a sine of amplitude 1 in a band, in dB.
 
-    Equals ``librosa.power_to_db(librosa.feature.melspectrogram(...), ref=np.max, top_db=80) / 80 + 1`` within 1e-4. As in
-    librosa, digital silence gives ones, being equal to its own maximum. Computed in float32 under autocast too.
+    Its magnitude in its own bin is sum(window) / 2, which is fft_size / 4 for a Hann window, and half of that in the two bins beside it.
+    """
+    padded = np.pad(filters_MF, ((0, 0), (1, 1)))
+    power = float((padded[:, 1:-1] + 0.25 * (padded[:, :-2] + padded[:, 2:])).max()) * (fft_size / 4) ** 2
+    return 10 * math.log10(power)
+
+
+class LogMel(nn.Module):
+    """(B, N) sounds at ``config.sample_rate_hz`` -> (B, M, T) mels: power to dB re the reference, / top_db + 1.
+
+    With the reference ``maximum`` it equals ``librosa.power_to_db(librosa.feature.melspectrogram(...), ref=np.max, top_db=80) / 80 + 1``
+    within 1e-4. As in librosa, digital silence gives ones, being equal to its own maximum. Computed in float32 under autocast too.
     """
 
     window: Tensor
@@ -65,8 +80,10 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config or MelConfig()
         self.register_buffer("window", torch.hann_window(self.config.fft_size), persistent=False)
+        bank = _filterbank(self.config)
         # copied into memory of torch, which is aligned to 64 bytes: MKL's last digits may depend on the alignment
-        self.register_buffer("filters", torch.tensor(_filterbank(self.config)), persistent=False)
+        self.register_buffer("filters", torch.tensor(bank), persistent=False)
+        self.full_scale_db = _full_scale_db(self.config.fft_size, bank)
 
     def forward(self, sounds_BN: Tensor) -> Tensor:
         """Raises MediaError for NaN, infinity, or no samples at all."""
@@ -88,6 +105,8 @@ class LogMel(nn.Module):
             )
             power_BMT = self.filters @ (spectrum.real.square() + spectrum.imag.square())
             decibels = 10 * power_BMT.clamp_min(MIN_POWER).log10()
+            if self.config.reference == "full_scale":
+                return ((decibels - self.full_scale_db) / self.config.top_db + 1).clamp(0, 1)
             relative = decibels - decibels.amax((1, 2), keepdim=True)
             return relative.clamp_min(-self.config.top_db) / self.config.top_db + 1
 

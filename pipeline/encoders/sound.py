@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from pipeline.encoders.device import ComputeOptions, one_thread, unit_rows
 from pipeline.encoders.mel import LogMel, MelConfig, check_sound, resampled
+from pipeline.encoders.norms import Norm, with_group_norm
 from pipeline.encoders.weights import load_into, read_state_dict, reason
 from pipeline.errors import EncoderError
 from pipeline.schema import stable_hash
@@ -39,10 +40,12 @@ class SoundNetwork(nn.Module):
     Its state dict has SoundCLIP's published names: ``conv.*`` and ``feature_extractor.*``.
     """
 
-    def __init__(self, width: int = PUBLISHED_WIDTH, backbone: str = "resnet18") -> None:
+    def __init__(self, width: int = PUBLISHED_WIDTH, backbone: str = "resnet18", norm: Norm = "batch") -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 3, 3)
         self.feature_extractor = _timm_network(backbone, num_classes=width)
+        if norm == "group":
+            with_group_norm(self.feature_extractor)
 
     def forward(self, mels_B1MT: Tensor) -> Tensor:
         features: Tensor = self.feature_extractor(self.conv(mels_B1MT))
@@ -109,6 +112,8 @@ class AlignConfig(Settings):
     """Width of the embeddings."""
     backbone: str = "resnet18"
     """Name of the timm network."""
+    norm: Norm = "batch"
+    """Its normalisation. batch: as in the published weights, and in checkpoints of versions without this field."""
     num_frames: int = Field(default=SOUNDCLIP_FRAMES, ge=1)
     """Mel frames in one window of the network: 864 are 10.03 s."""
     layout: Literal["mel", "folded"] = "mel"
@@ -262,7 +267,7 @@ def load_soundclip(path: Path, sha256: str, running: ComputeOptions) -> MelSound
 def load_align(path: Path, sha256: str, running: ComputeOptions) -> MelSoundEncoder:
     """A checkpoint of the align stage. Raises EncoderError when the file does not fit."""
     config = read_align_config(path)
-    network = SoundNetwork(config.width, config.backbone)
+    network = SoundNetwork(config.width, config.backbone, config.norm)
     load_into(network, read_state_dict(path), path)
     return MelSoundEncoder(network, config, sound_id("align", sha256), running)
 

@@ -6,6 +6,7 @@ import librosa
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from pipeline.encoders.mel import LogMel, MelConfig, check_sound, resampled
 from pipeline.errors import MediaError
@@ -59,6 +60,35 @@ def test_a_batch_is_its_sounds_each_relative_to_its_own_maximum(front_end):
 
 def test_silence_is_all_ones(front_end):
     assert torch.equal(front_end(torch.zeros(1, RATE)), torch.ones(1, 128, 87))
+
+
+FULL_SCALE = MelConfig(reference="full_scale", top_db=100)
+
+
+def test_a_fixed_reference_tells_how_loud_a_sound_is():
+    """A sine of amplitude 1 in the narrowest band is at the top; 20 dB less are a fifth of the range of 100 dB; silence is 0."""
+    front_end = LogMel(FULL_SCALE)
+    filters = functional.pad(front_end.filters, (1, 1))
+    with_neighbours = filters[:, 1:-1] + 0.25 * (filters[:, :-2] + filters[:, 2:])  # what a Hann window spreads to
+    time = np.arange(RATE) / RATE
+    loud = np.sin(2 * np.pi * RATE / FULL_SCALE.fft_size * int(with_neighbours.amax(0).argmax()) * time)
+    sounds = torch.from_numpy(np.stack([loud, 0.1 * loud, 0 * loud]).astype(np.float32))
+    full, quieter, silent = front_end(sounds)[:, :, 10:-10].numpy()
+    assert full.max() == pytest.approx(1, abs=1e-3)
+    assert quieter.max() == pytest.approx(0.8, abs=1e-3)
+    assert not silent.any()
+
+
+def test_with_a_fixed_reference_a_moment_does_not_depend_on_another():
+    front_end = LogMel(FULL_SCALE)
+    noise = SOUNDS["noise"].astype(np.float32)
+    quiet = torch.from_numpy(0.05 * noise)
+    with_clap = quiet.clone()
+    with_clap[-2000:] = torch.from_numpy(noise[-2000:])
+    before = front_end(torch.stack([quiet, with_clap]))[:, :, :60]
+    assert torch.equal(before[0], before[1])
+    relative = LogMel()(torch.stack([quiet, with_clap]))[:, :, :60]
+    assert float((relative[0] - relative[1]).abs().max()) > 0.2
 
 
 def test_other_numbers_are_used(front_end):
