@@ -283,10 +283,8 @@ class Estimate:
         micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
         sound_pass = self._inversion_pass(num_frames)
         judges, judges_bytes, num_discriminators = self._judges(micro_batch)
-        # the discriminators' phases generate their own frames
-        again = 1 if judges else 0
-        encoded = 1 + again + (BACKWARD if settings.inversion_learning_rate else 0)
-        drawn = 1 + again + (BACKWARD if settings.generator_learning_rate else TO_INPUTS)
+        encoded = 1 + (BACKWARD if settings.inversion_learning_rate else 0)
+        drawn = 1 + (BACKWARD if settings.generator_learning_rate else TO_INPUTS)
         guide, guide_bytes, num_encoder = (
             self._guided(num_frames, micro_batch) if settings.guide_weight else ([], 0.0, 0)
         )

@@ -5,9 +5,9 @@ another number of ranks, make the same choices. In order:
 
 1. *crop*: a random part of the sound is moved to the start; silence follows it.
 2. *mix*: with some probability the uncropped sound of the neighbour in the batch is added (samples 0 and 1 are neighbours, 2 and 3, ...).
-   Its RMS level is a random number of decibels below the crop's. There is no random gain: a mel is relative to its own maximum, so that
-   only the ratio of two mixed sounds has an effect.
-3. *masks* on the mel (SpecAugment, Park et al. 2019): some bands and some spans of time are set to 0, the lowest value.
+   Its RMS level is a random number of decibels below the crop's.
+3. *gain*: the sound becomes louder or quieter by a random number of decibels. A mel that is relative to its own maximum does not change.
+4. *masks* on the mel (SpecAugment, Park et al. 2019): some bands and some spans of time are set to 0, the lowest value.
 
 Shape suffixes: B sounds, N samples, M mel bands, T mel frames.
 """
@@ -44,6 +44,9 @@ class AugmentSettings(Settings):
     mix_below_db: tuple[float, float] = (6.0, 20.0)
     """Distance of the neighbour's RMS level below the sound's own, in dB; drawn uniformly between the two numbers."""
 
+    max_gain_db: float = Field(6.0, ge=0, le=60)
+    """Largest change of the sound's level, in dB; drawn uniformly from minus to plus this number."""
+
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSettings:
         if self.mix_below_db[0] > self.mix_below_db[1]:
@@ -63,6 +66,8 @@ class AugmentChoices:
     """Width and place of each mask over mel bands."""
     time_masks: tuple[tuple[float, float], ...]
     """Width and place of each mask over mel frames."""
+    gain_db: float = 0.0
+    """Change of the level, in dB."""
 
 
 def draw(settings: AugmentSettings, *identity: object) -> AugmentChoices:
@@ -74,13 +79,13 @@ def draw(settings: AugmentSettings, *identity: object) -> AugmentChoices:
 
     crop = (float(rng.uniform(settings.min_crop, 1)), float(rng.random()))
     is_mixed, below_db = float(rng.random()) < settings.mix_probability, float(rng.uniform(*settings.mix_below_db))
-    return AugmentChoices(
-        crop, below_db if is_mixed else None, masks(settings.max_mel_mask), masks(settings.max_time_mask)
-    )
+    mel_masks, time_masks = masks(settings.max_mel_mask), masks(settings.max_time_mask)
+    gain_db = settings.max_gain_db * float(rng.uniform(-1, 1))
+    return AugmentChoices(crop, below_db if is_mixed else None, mel_masks, time_masks, gain_db)
 
 
 def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], choices_B: Sequence[AugmentChoices]) -> Tensor:
-    """The sounds (B, N), cropped and mixed. The first ``num_real_B`` samples of a row are sound, the rest is padding."""
+    """The sounds (B, N), cropped, mixed, and with another level. After the first ``num_real_B`` samples of a row comes padding."""
     changed_BN = torch.zeros_like(sounds_BN)
     for index, (choices, num_real) in enumerate(zip(choices_B, num_real_B, strict=True)):
         width, place = choices.crop
@@ -89,13 +94,13 @@ def augmented_sounds(sounds_BN: Tensor, num_real_B: Sequence[int], choices_B: Se
         crop = sounds_BN[index, start : start + length]
         changed_BN[index, :length] = crop
         neighbour = index ^ 1  # flips the last bit: 0 and 1, 2 and 3, ...
-        if choices.below_db is None or neighbour >= len(choices_B):
-            continue
-        other = sounds_BN[neighbour, : num_real_B[neighbour]]
-        crop_rms, other_rms = crop.square().mean().sqrt(), other.square().mean().sqrt()
-        # the clamp keeps a silent neighbour at 0
-        gain = 10 ** (-choices.below_db / 20) * crop_rms / other_rms.clamp_min(1e-8)
-        changed_BN[index, : len(other)] += gain * other
+        if choices.below_db is not None and neighbour < len(choices_B):
+            other = sounds_BN[neighbour, : num_real_B[neighbour]]
+            crop_rms, other_rms = crop.square().mean().sqrt(), other.square().mean().sqrt()
+            # the clamp keeps a silent neighbour at 0
+            share = 10 ** (-choices.below_db / 20) * crop_rms / other_rms.clamp_min(1e-8)
+            changed_BN[index, : len(other)] += share * other
+        changed_BN[index] *= 10 ** (choices.gain_db / 20)
     return changed_BN
 
 

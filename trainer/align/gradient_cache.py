@@ -5,9 +5,9 @@ micro-batch without activations; compute the loss of all embeddings and its grad
 again, with activations, and pass on its part of that gradient. The result is the gradient of the whole batch, at the cost of a second
 forward pass.
 
-This is exact for networks that treat every sample alone. BatchNorm in training normalises each micro-batch by itself: the gradients
-are then those of the loss with that normalisation, and the running statistics are updated once for each micro-batch, in the first
-pass. Layers with random numbers get the same numbers in both passes.
+This is exact for networks that treat every sample alone, as with GroupNorm. BatchNorm in training normalises each micro-batch by itself:
+the gradients are then those of the loss with that normalisation, and the running statistics are updated once for each micro-batch, in
+the first pass. Layers with random numbers get the same numbers in both passes.
 """
 
 from __future__ import annotations

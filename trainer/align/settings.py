@@ -6,6 +6,7 @@ from typing import Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.encoders.norms import Norm
 from pipeline.settings import Settings
 from trainer.align.augment import AugmentSettings
 from trainer.align.frozen_encoders import PartnerSettings
@@ -19,6 +20,9 @@ class AlignSettings(Settings):
     """The frozen picture and text encoder."""
     backbone: str = "resnet18"
     """Name of the timm network after the first convolution. The paper's is resnet18."""
+    norm: Norm = "group"
+    """Its normalisation. group: GroupNorm, by which every sound is alone. batch: BatchNorm, as in the published networks; a step then
+    depends on ``micro_batch_size``, since each micro-batch is normalised by itself."""
     num_samples: int = Field(1_000_000, ge=1)
     """Number of samples to learn from; a sample counts each time it is read."""
     validate_every_samples: int = Field(20_000, ge=1)

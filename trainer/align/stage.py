@@ -60,11 +60,12 @@ class Align(Learner):
             picture_id=self.partner.encoder_id,
             width=self.partner.width,
             backbone=settings.backbone,
+            norm=settings.norm,
             num_frames=mel.num_frames(num_samples),
             mel=mel,
         )
         torch.manual_seed(run.settings.seed)
-        self.network = SoundNetwork(self.made.width, settings.backbone).to(self.device)
+        self.network = SoundNetwork(self.made.width, settings.backbone, settings.norm).to(self.device)
         self.compile(self.network, self.partner.network)
         self.log_scale = nn.Parameter(torch.tensor(initial_log_scale(), device=self.device))
         self.optimizer = adamw(

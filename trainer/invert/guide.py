@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 ALIGN_CHECKPOINT = "align/best.safetensors"
 
 
-def cutouts(pictures_NCHW: Tensor, number: int, smallest: float) -> list[Tensor]:
-    """``number`` batches (N, C, side, side) of random squares; within a batch the place is the same for all pictures.
+def cutouts(pictures_NCHW: Tensor, places_K3: Tensor, smallest: float) -> list[Tensor]:
+    """K batches (N, C, side, side) of squares; within a batch the place is the same for all pictures. Differentiable.
 
-    The side is a random share, ``smallest`` to 1, of the picture's side. Random numbers come from torch's CPU generator. Differentiable.
+    The numbers of a place, each 0..1, give the side as a share between ``smallest`` and 1 of the picture's side, and the position across
+    and down as a share of the room that is left.
     """
     side = pictures_NCHW.shape[-1]
     squares = []
-    for _ in range(number):
-        share, across, down = torch.rand(3).tolist()
+    for share, across, down in places_K3.tolist():
         size = max(1, round(side * (smallest + (1 - smallest) * share)))
         left, top = round(across * (side - size)), round(down * (side - size))
         squares.append(pictures_NCHW[:, :, top : top + size, left : left + size])
@@ -95,12 +95,16 @@ class Guide:
         ]
         return self._texts.rows(texts)
 
-    def pictures(self, pictures_NCHW: Tensor) -> Tensor:
-        """(K, N, D): F_v of random cutouts of pictures, rows of length 1, with gradient.
+    def places(self) -> Tensor:
+        """(K, 3): random places of cutouts, from torch's CPU generator."""
+        return torch.rand(self.settings.num_cutouts, 3)
+
+    def pictures(self, pictures_NCHW: Tensor, places_K3: Tensor) -> Tensor:
+        """(K, N, D): F_v of cutouts of pictures, rows of length 1, with gradient.
 
         Values are clamped to -1..1, as in a picture file: values outside have no gradient.
         """
-        squares = cutouts(pictures_NCHW.clamp(-1, 1), self.settings.num_cutouts, self.settings.smallest_cutout)
+        squares = cutouts(pictures_NCHW.clamp(-1, 1), places_K3, self.settings.smallest_cutout)
         rows_PD = self.partner.look(torch.cat([self.partner.resized(squares_NCHW) for squares_NCHW in squares]))
         return rows_PD.view(len(squares), len(pictures_NCHW), -1)
 

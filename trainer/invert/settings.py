@@ -7,6 +7,7 @@ from typing import Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.encoders.norms import Norm
 from pipeline.encoders.pair import EncoderPairSettings, Sha256
 from pipeline.encoders.weights import is_url
 from pipeline.settings import Settings
@@ -49,6 +50,13 @@ class InvertSettings(Settings):
     """SHA-256 of that file. None: not checked; required for a URL."""
     backbone: str = "resnet18"
     """Name of the timm network that encodes mels. The paper's is resnet18."""
+    norm: Norm = "group"
+    """Its normalisation. group: GroupNorm, by which every sound is alone. batch: BatchNorm, as in the paper's network; a step then depends
+    on ``micro_batch_size``, since each micro-batch is normalised by itself."""
+    mel_reference: Literal["full_scale", "maximum"] = "full_scale"
+    """The level that the encoder's mels are relative to. full_scale: a fixed one, over a range of 100 dB, so that the encoder is told how
+    loud a sound is, and silence is the lowest input. maximum: that of the window, over 80 dB, as in the published script; a segment's mel
+    then depends on the loudest moment of its window, and digital silence is the highest input."""
     start_from_align: bool = True
     """Whether the encoder starts with the weights of the align stage's network, if that has the same backbone."""
     augment: AugmentSettings = AugmentSettings(min_crop=1.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor
 
+from pipeline.encoders.mel import MelConfig
 from pipeline.encoders.weights import cached_path, is_url, resolve_weights
 from pipeline.errors import CheckpointError
 from pipeline.settings import Settings
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from trainer.invert.settings import InvertRecipe
 
 PRIOR = "prior"
+TOP_DB = {"full_scale": 100.0, "maximum": 80.0}
+"""Range of the encoder's mels, in dB. A range below a fixed level must hold quiet recordings, too."""
 
 
 class SoundVideoStage(Learner):
@@ -126,6 +129,7 @@ def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
     """The config of the model that the stages invert and video train."""
     return SoundVideoConfig(
         backbone=recipe.invert.backbone,
+        norm=recipe.invert.norm,
         num_frames=recipe.reader.num_frames,
         window_seconds=recipe.reader.window_seconds,
         hidden_width=recipe.video.hidden_width,
@@ -134,6 +138,7 @@ def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
         pull=recipe.video.pull,
         truncation=recipe.invert.truncation,
         style_mean=recipe.invert.style_mean,
+        mel=MelConfig(reference=recipe.invert.mel_reference, top_db=TOP_DB[recipe.invert.mel_reference]),
     )
 
 
@@ -145,13 +150,11 @@ def clip_reader(
     side_px: int,
     *,
     pictures: bool = True,
-    mel: bool = False,
     whole: bool = False,
 ) -> Reader:
     """This rank's reader of the clips of a split, with frames of ``side_px`` (none without ``pictures``). Raises DataError.
 
-    ``whole``: it reads the clips of all ranks.
-    In training ``mel`` is False: the mels of the augmented sounds are computed instead.
+    ``whole``: it reads the clips of all ranks. Mels are not computed: the model has a front end of its own.
     """
-    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "pictures": pictures, "mel": mel}
+    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "pictures": pictures, "mel": False}
     return rank_reader(run.mixes(split), recipe.reader.model_copy(update=wanted), run, split, whole=whole)

@@ -58,6 +58,8 @@ class GuidedClips:
     """F_a of the clips' sounds."""
     texts_BD: Tensor
     """F_t of their captions or classes."""
+    latents_BZ: Tensor
+    """The latent whose styles each inversion is added to."""
 
     def split(self, size: int | None) -> Iterator[GuidedClips]:
         """Micro-batches of at most ``size`` clips; None: one of all."""
@@ -82,6 +84,8 @@ class Invert(SoundVideoStage):
         self.phases = [Phase(NAME, self.optimizer, 1, self._loss, MEASURES, max_gradient_norm=longest)]
         self._segment: int | None = None
         """The segment of the windows that is the input of this step. None: the whole windows."""
+        self._places_K3 = self.guide.places()
+        """The cutouts of this step."""
         self._judge: EncoderPair | None = None
         self._validation: Reader | None = None
         self._from_start: Mapping[str, object] = {}
@@ -116,6 +120,7 @@ class Invert(SoundVideoStage):
         # the same choice on every rank, so that all inputs of a step have one length
         chosen = (self.num_steps * 7919 + self.run.settings.seed) % (2 * self.model.config.num_frames)
         self._segment = chosen if chosen < self.model.config.num_frames else None
+        self._places_K3 = self.guide.places()
         parts = [(part, len(part.mels_BMT) / total) for part in self._guided(batch).split(settings.micro_batch_size)]
         measures = self.learn(self.phases, parts, [self.model], batch)
         self.code_mean.move(total)
@@ -126,21 +131,23 @@ class Invert(SoundVideoStage):
 
     def _guided(self, batch: Batch) -> GuidedClips:
         sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
-        return GuidedClips(self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD)
+        latents_BZ = torch.randn(len(batch), self.model.generator.z_dim).to(self.device)
+        return GuidedClips(self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD, latents_BZ)
 
     def _styles(self, part: GuidedClips) -> Tensor:
         model = self.model
         mels = part.mels_BMT
         if self._segment is not None:
             mels = model.segments_of(mels, part.seconds_B)[:, self._segment]
-        latents = torch.randn(len(mels), model.generator.z_dim).to(self.device)
         with self.run.fabric.autocast():
-            return model.invert(mels, model.base_styles(latents)).float()
+            return model.invert(mels, model.base_styles(part.latents_BZ)).float()
 
     def _loss(self, part: GuidedClips) -> Terms:
         styles_BLD = self._styles(part)
         self.code_mean.add(styles_BLD)
-        terms = guided_losses(self.settings, self.model, self.guide, styles_BLD, part.sounds_BD, part.texts_BD)
+        terms = guided_losses(
+            self.settings, self.model, self.guide, styles_BLD, self._places_K3, part.sounds_BD, part.texts_BD
+        )
         return Terms(terms["loss"], {name: float(value.detach()) for name, value in terms.items()})
 
     # validation
@@ -157,7 +164,7 @@ class Invert(SoundVideoStage):
         if self._validation is None:
             size = self.settings.batch_size
             side = self.model.generator.resolution
-            self._validation = clip_reader(self.recipe, self.run, "validation", size, side, pictures=False, mel=True)
+            self._validation = clip_reader(self.recipe, self.run, "validation", size, side, pictures=False)
             self._from_start = self._validation.state_dict()
         self._validation.load_state_dict(self._from_start)
         if self._judge is None:
@@ -195,12 +202,13 @@ class Invert(SoundVideoStage):
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The guide's embeddings (B, D) of the pictures of a batch's sounds, and the pictures (B, 3, H, W), about -1..1."""
-        if not len(batch) or batch.mels_BMT is None:
+        if not len(batch):
             side = self.model.generator.resolution
             empty = torch.zeros(0, self.guide.partner.width, device=self.device)
             return empty, torch.zeros(0, 3, side, side, device=self.device)
         latents = torch.randn(1, self.model.generator.z_dim).to(self.device).expand(len(batch), -1)
-        styles = self.model.invert(batch.mels_BMT.to(self.device), self.model.base_styles(latents))
+        mels_BMT = self.model.front_end(batch.sounds_BN.to(self.device))
+        styles = self.model.invert(mels_BMT, self.model.base_styles(latents))
         pictures = self.model.draw(styles)
         return self.guide.partner.look(pictures.clamp(-1, 1)), pictures
 
@@ -221,11 +229,12 @@ def guided_losses(
     model: SoundVideoModel,
     guide: Guide,
     styles_NLD: Tensor,
+    places_K3: Tensor,
     sounds_ND: Tensor,
     texts_ND: Tensor,
 ) -> dict[str, Tensor]:
     """The terms of L_enc for the pictures of ``styles_NLD``, and their weighted sum ``loss``."""
-    pictures_KND = guide.pictures(model.draw(styles_NLD))
+    pictures_KND = guide.pictures(model.draw(styles_NLD), places_K3)
     return inversion_terms(settings, pictures_KND, sounds_ND, texts_ND, styles_NLD - model.style_mean)
 
 

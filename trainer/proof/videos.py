@@ -24,7 +24,7 @@ Samples = NDArray[np.float32]
 def spliced(first_K: Samples, second_K: Samples) -> Samples:
     """(K,): the first half of one sound and the second half of another, as long as the shorter sound. Both halves have the same RMS level.
 
-    With different levels, the louder half would set the maximum that the mel is relative to, and the quieter half would nearly vanish.
+    With different levels, the louder half would set the maximum that a mel may be relative to, and the quieter half would nearly vanish.
     """
     length = min(len(first_K), len(second_K))
     halves = [first_K[: length // 2], second_K[length // 2 : length]]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -41,17 +41,24 @@ class Clips:
     reals_BTCHW: Tensor
     """Real frames, -1..1."""
     segments_BTMS: Tensor
-    """Mels of the segments of sound that drive the walk. In some clips the later segments are of another clip's sound."""
+    """Mels of the segments of sound that drive the walk. In spliced clips, the later frames and segments are another clip's."""
     sounds_BTD: Tensor
     """F_a of the clip that each segment comes from."""
     texts_BTD: Tensor
     """F_t of the clip that each segment comes from; zeros without caption and label."""
-    own_BD: Tensor
-    """F_a of the real clip's own sound."""
     other_BD: Tensor
     """F_a of another clip's sound."""
     differs_B: Tensor
-    """bool: whether that other clip shares no label with this one."""
+    """bool: whether that other clip shares no label with this one, and no part with it."""
+    latents_BZ: Tensor
+    """The latent whose styles the walk's inversions are added to."""
+    noise_BTN: Tensor
+    """The noise of the recurrent blocks."""
+
+    @property
+    def own_sounds(self) -> Tensor:
+        """(B, D): F_a of the sound that belongs to the clip; for a spliced clip the mean of both, of length 1."""
+        return functional.normalize(self.sounds_BTD.mean(1), dim=1)
 
     def split(self, size: int | None) -> Iterator[Clips]:
         """Micro-batches of at most ``size`` clips; None: one of all."""
@@ -80,17 +87,28 @@ class Contest:
     """Measures the gradients of the losses of generated clips, and weights them by it."""
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context for the precision of the networks."""
-    fakes: tuple[Clips, Tensor] | None = None
-    """The clips that were used last, and the frames that were generated for them."""
+    drawn_of: list[tuple[Clips, Tensor]] = field(default_factory=list)
+    """The clips of this step and the frames (B, T, C, H, W) that were generated for them, without gradient."""
+    chosen_J: Tensor | None = None
+    """Indices of the frames that the image discriminator gets in this step."""
+    places_K3: Tensor | None = None
+    """The guide's cutouts of this step."""
+
+    def begin(self, num_frames: int) -> None:
+        """Makes the random choices that all clips of a step of clips with ``num_frames`` frames share."""
+        self.end()
+        self.chosen_J = torch.randperm(num_frames)[: self.settings.judged_frames]
+        self.places_K3 = None if self.guide is None else self.guide.places()
+
+    def end(self) -> None:
+        """Frees the frames of a step."""
+        self.drawn_of = []
 
     def walked(self, clips: Clips) -> Tensor:
-        """(B, T, L, D): the styles of every frame, for new random latents and noise."""
-        model, device = self.model, clips.reals_BTCHW.device
-        batch, steps = clips.segments_BTMS.shape[:2]
-        base = model.base_styles(torch.randn(batch, model.generator.z_dim).to(device))
-        noise = torch.randn(batch, steps, model.num_noise).to(device)
+        """(B, T, L, D): the styles of every frame."""
+        base = self.model.base_styles(clips.latents_BZ)
         with self.autocast():
-            return model.walk(clips.segments_BTMS, base, noise).float()
+            return self.model.walk(clips.segments_BTMS, base, clips.noise_BTN).float()
 
     def drawn(self, styles_BTLD: Tensor) -> Tensor:
         """The frames (B, T, C, H, W) of the styles, about -1..1."""
@@ -103,10 +121,9 @@ class Contest:
         return clips_BTCHW if settings.augment is None else augment(clips_BTCHW, settings.augment_p, settings.augment)
 
     def judged(self, clips_BTCHW: Tensor) -> Tensor:
-        """(N, C, H, W): ``judged_frames`` random frames, the same of all clips. The last are left out if they do not fill a group."""
-        assert self.image is not None
-        chosen = torch.randperm(clips_BTCHW.shape[1])[: self.settings.judged_frames]
-        frames = clips_BTCHW[:, chosen].flatten(0, 1)
+        """(N, C, H, W): the frames for the image discriminator, augmented. The last are left out if they do not fill a group."""
+        assert self.image is not None and self.chosen_J is not None
+        frames = self.shown(clips_BTCHW[:, self.chosen_J]).flatten(0, 1)
         group = self.image.b4.group_size
         if group and len(frames) > group:
             frames = frames[: len(frames) - len(frames) % group]
@@ -127,11 +144,13 @@ class Contest:
 
     def generate(self, clips: Clips) -> Terms:
         """L_DI + L_Dv + λ_enc L_enc of generated clips."""
-        self.fakes = None
         balance = self.balance
         styles_BTLD = self.walked(clips)
         self.code_mean.add(styles_BTLD[:, 0])  # the first styles of a walk are an inversion, and nothing else
-        losses = self._losses(styles_BTLD, self.drawn(styles_BTLD), clips)
+        pictures_BTCHW = self.drawn(styles_BTLD)
+        if self.image is not None or self.video is not None:
+            self.drawn_of.append((clips, pictures_BTCHW.detach()))
+        losses = self._losses(styles_BTLD, pictures_BTCHW, clips)
         if balance.is_due:
             balance.measure(losses, styles_BTLD)
         loss = balance.sum_of(losses)
@@ -142,17 +161,16 @@ class Contest:
         """The losses of generated clips that are not left out, by name."""
         losses: dict[str, Tensor] = {}
         if self.image is not None:
-            losses["image"] = generator_loss(self.judge_image(self.judged(self.shown(pictures_BTCHW))))
+            losses["image"] = generator_loss(self.judge_image(self.judged(pictures_BTCHW)))
         if self.video is not None:
-            driving_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
-            losses["video"] = generator_loss(self.judge_video(self.shown(pictures_BTCHW), driving_BD))
+            losses["video"] = generator_loss(self.judge_video(self.shown(pictures_BTCHW), clips.own_sounds))
         if self.guide is not None:
             losses["guide"] = self._guided(styles_BTLD, pictures_BTCHW, clips)
         return losses
 
     def _guided(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> Tensor:
-        assert self.guide is not None
-        pictures_KND = self.guide.pictures(pictures_BTCHW.flatten(0, 1))
+        assert self.guide is not None and self.places_K3 is not None
+        pictures_KND = self.guide.pictures(pictures_BTCHW.flatten(0, 1), self.places_K3)
         sounds_ND, texts_ND = clips.sounds_BTD.flatten(0, 1), clips.texts_BTD.flatten(0, 1)
         return inversion_terms(self.invert, pictures_KND, sounds_ND, texts_ND, styles_BTLD - self.model.style_mean)[
             "loss"
@@ -160,15 +178,17 @@ class Contest:
 
     @torch.no_grad()
     def generated(self, clips: Clips) -> Tensor:
-        """Generated frames (B, T, C, H, W), without gradient. The frames for the latest clips are cached, so that phases share them."""
-        if self.fakes is None or self.fakes[0] is not clips:
-            self.fakes = (clips, self.drawn(self.walked(clips)))
-        return self.fakes[1]
+        """(B, T, C, H, W): the frames for these clips, without gradient. What the generator's phase has drawn in this step is used."""
+        for drawn_for, pictures_BTCHW in self.drawn_of:
+            if drawn_for is clips:
+                return pictures_BTCHW
+        self.drawn_of.append((clips, self.drawn(self.walked(clips))))
+        return self.drawn_of[-1][1]
 
     def discriminate_images(self, clips: Clips) -> Terms:
         """L_DI: frames of generated clips against frames of real ones."""
-        fake = self.judge_image(self.judged(self.shown(self.generated(clips))))
-        real = self.judge_image(self.judged(self.shown(clips.reals_BTCHW)))
+        fake = self.judge_image(self.judged(self.generated(clips)))
+        real = self.judge_image(self.judged(clips.reals_BTCHW))
         loss = discriminator_loss(real, fake)
         return Terms(
             loss,
@@ -177,10 +197,9 @@ class Contest:
 
     def discriminate_videos(self, clips: Clips) -> Terms:
         """L_Dv: generated clips, and real clips with a sound of another class, against real clips with their own sound."""
-        driving_BD = functional.normalize(clips.sounds_BTD.mean(1), dim=1)
-        fake = self.judge_video(self.shown(self.generated(clips)), driving_BD)
+        fake = self.judge_video(self.shown(self.generated(clips)), clips.own_sounds)
         shown = self.shown(clips.reals_BTCHW)
-        real = self.judge_video(shown, clips.own_BD)
+        real = self.judge_video(shown, clips.own_sounds)
         loss = discriminator_loss(real, fake)
         measures = {"video_discriminator_loss": float(loss.detach()), "video_real_score": float(real.detach().mean())}
         if self.video is not None and self.video.sound_width and self.settings.mismatch_weight:
@@ -190,13 +209,13 @@ class Contest:
 
     def r1_images(self, clips: Clips) -> Terms:
         """gamma / 2 · R1 of the image discriminator, at real frames after augmentation: the mean over frames, not over clips."""
-        frames = self.judged(self.shown(clips.reals_BTCHW)).detach().requires_grad_()
+        frames = self.judged(clips.reals_BTCHW).detach().requires_grad_()
         return self._r1(self.judge_image(frames), frames, "image_r1")
 
     def r1_videos(self, clips: Clips) -> Terms:
         """gamma / 2 · R1 of the video discriminator, at real clips after augmentation."""
         shown = self.shown(clips.reals_BTCHW).detach().requires_grad_()
-        return self._r1(self.judge_video(shown, clips.own_BD), shown, "video_r1")
+        return self._r1(self.judge_video(shown, clips.own_sounds), shown, "video_r1")
 
     def _r1(self, logits: Tensor, shown: Tensor, name: str) -> Terms:
         penalty = r1_penalty(logits, shown)

@@ -67,7 +67,7 @@ class Video(SoundVideoStage):
             self.model,
             self.guide if settings.guide_weight else None,
             self.code_mean,
-            make_image_discriminator(settings, prior_file).to(self.device) if settings.image_weight else None,
+            self._image_discriminator(prior_file).to(self.device) if settings.image_weight else None,
             self._video_discriminator().to(self.device) if settings.video_weight else None,
             Balance(settings.loss_weights, is_on=settings.balance_gradients),
             run.fabric.autocast,
@@ -78,6 +78,13 @@ class Video(SoundVideoStage):
         self.latest_measures: dict[str, float] = {}
         """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
         self.validation = VideoValidation(recipe, run, self.guide.encoder_ids)
+
+    def _image_discriminator(self, prior_file: GeneratorFile) -> Discriminator:
+        """In the recipe's precision, as in the prior stage."""
+        discriminator = make_image_discriminator(self.settings, prior_file)
+        if self.run.settings.precision == "bf16":
+            discriminator.half_dtype = torch.bfloat16
+        return discriminator
 
     def _video_discriminator(self) -> VideoDiscriminator:
         settings = self.settings
@@ -130,6 +137,7 @@ class Video(SoundVideoStage):
         ]
         self.model.inversion.train()
         self.code_mean.begin()
+        self.contest.begin(batch.frames_BTCHW.shape[1])
         networks = [network for name, network in self.networks().items() if name != "average"]
         balance = self.contest.balance
         balance.is_due = self.num_steps % self.settings.measure_gradients_every == 0
@@ -139,7 +147,7 @@ class Video(SoundVideoStage):
                 self.latest_measures |= balance.update(self.device)
         finally:
             balance.clear()
-            self.contest.fakes = None
+            self.contest.end()
             self.model.inversion.eval()
         settings = self.settings
         self.code_mean.move(total)
@@ -151,29 +159,40 @@ class Video(SoundVideoStage):
         return self.latest_measures
 
     def _clips(self, batch: Batch) -> Clips:
-        """The clips of a batch, on the device. In some clips the sound changes to the next clip's at a random segment."""
+        """The clips of a batch, on the device. Some are spliced: frames and sound change to the next clip's at a random segment.
+
+        Real clips are spliced, too: the video discriminator would else learn that a change is a sign of generated clips.
+        """
         own_BD = self.guide.sounds(batch)
         texts_BD = self.guide.texts(batch, *self.identity())
-        segments = self.model.segments_of(self.heard_mels(batch), batch.seconds_B)
-        batch_size, steps = segments.shape[:2]
+        segments_BTMS = self.model.segments_of(self.heard_mels(batch), batch.seconds_B)
+        batch_size, steps = segments_BTMS.shape[:2]
         order = torch.arange(batch_size).roll(-1)
         change_B = torch.randint(1, steps, (batch_size,))
         change_B = torch.where(torch.rand(batch_size) < self.settings.spliced_share, change_B, steps)
         changed_BT = (torch.arange(steps) >= change_B[:, None]).to(self.device)
-        differs = [not set(batch.labels[one]) & set(batch.labels[int(other)]) for one, other in enumerate(order)]
+        differs_B = torch.tensor(
+            [not set(batch.labels[one]) & set(batch.labels[int(other)]) for one, other in enumerate(order)],
+            dtype=torch.bool,
+        )
 
         def spliced(rows: Tensor) -> Tensor:
-            repeated = rows[:, None].expand(-1, steps, -1)
-            return torch.where(changed_BT[:, :, None], repeated[order], repeated)
+            """(B, T, ...) of rows (B, T, ...): those of the next clip where the clip has changed to it."""
+            return torch.where(changed_BT.view(batch_size, steps, *[1] * (rows.ndim - 2)), rows[order], rows)
 
+        def repeated(rows_BD: Tensor) -> Tensor:
+            return rows_BD[:, None].expand(-1, steps, -1)
+
+        model = self.model
         return Clips(
-            reals_BTCHW=batch.frames_BTCHW.to(self.device).float() / 127.5 - 1,
-            segments_BTMS=torch.where(changed_BT[:, :, None, None], segments[order], segments),
-            sounds_BTD=spliced(own_BD),
-            texts_BTD=spliced(texts_BD),
-            own_BD=own_BD,
+            reals_BTCHW=spliced(batch.frames_BTCHW.to(self.device)).float() / 127.5 - 1,
+            segments_BTMS=spliced(segments_BTMS),
+            sounds_BTD=spliced(repeated(own_BD)),
+            texts_BTD=spliced(repeated(texts_BD)),
             other_BD=own_BD[order],
-            differs_B=torch.tensor(differs, dtype=torch.bool, device=self.device),
+            differs_B=(differs_B & (change_B == steps)).to(self.device),
+            latents_BZ=torch.randn(batch_size, model.generator.z_dim).to(self.device),
+            noise_BTN=torch.randn(batch_size, steps, model.num_noise).to(self.device),
         )
 
     # validation

@@ -60,6 +60,18 @@ def test_a_silent_neighbour_adds_nothing() -> None:
     assert torch.equal(mixed[1], sounds[1])
 
 
+def test_a_gain_changes_the_level_of_the_whole() -> None:
+    sounds = torch.ones(2, 100)
+    louder = AugmentChoices((0.5, 0.0), None, (), (), gain_db=6.0)
+    changed = augmented_sounds(sounds, [100, 100], [louder, PLAIN])
+    assert float(changed[0, :50].mean()) == pytest.approx(10 ** (6 / 20))
+    assert not changed[0, 50:].any()
+    assert torch.equal(changed[1], sounds[1])
+    gains_db = [draw(AugmentSettings(max_gain_db=6.0), seed).gain_db for seed in range(200)]
+    assert -6 <= min(gains_db) < -4 and 4 < max(gains_db) <= 6
+    assert draw(AugmentSettings(max_gain_db=0.0), 0).gain_db == 0
+
+
 def test_masks_cover_their_share_from_edge_to_edge() -> None:
     mels = torch.ones(2, 100, 50)
     first = AugmentChoices((1.0, 0.0), None, mel_masks=((0.1, 0.0), (0.15, 0.9999)), time_masks=((0.3, 0.5),))
