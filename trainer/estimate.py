@@ -311,7 +311,7 @@ class Estimate:
         costs, saved_bytes, num_weights = [], 0.0, 0
         penalty = SECOND_BACKWARD / settings.r1_every if settings.r1_gamma else 0.0
         if settings.image_weight:
-            one = self.discriminator_pass(None)  # the stage runs it in float32
+            one = self.discriminator_pass(torch.bfloat16 if self.is_half else None)
             num_judged = min(settings.judged_frames, num_frames)
             passes = num_judged * (1 + TO_INPUTS + 2 * (1 + BACKWARD) + penalty)
             costs.append(NetworkCost(IMAGE_DISCRIMINATOR, one, passes, num_judged * num_clips))
