@@ -202,7 +202,7 @@ def test_a_clip_of_one_segment_has_no_halves() -> None:
 
 def test_a_class_without_words_is_left_out_of_the_class_accuracy(caplog: pytest.LogCaptureFixture) -> None:
     some = [
-        HeldOutClip(clip.key, clip.source_id, ("hum",) if clip.labels == ("low",) else clip.labels, clip.sound_N, clip.frames_THWC)
+        HeldOutClip(clip.key, clip.source_id, ("hum",) if clip.labels == ("low",) else clip.labels, clip.sound_K, clip.frames_THWC)
         for clip in clips(2)
     ]  # fmt: skip
     found = prove(Painter(follows), some, judge())
@@ -220,14 +220,14 @@ def test_too_little_to_compare_is_refused() -> None:
     ):
         with pytest.raises(DataError, match=words):
             comparable(few)
-    same = [HeldOutClip(clip.key, "one", clip.labels, clip.sound_N, clip.frames_THWC) for clip in made]
+    same = [HeldOutClip(clip.key, "one", clip.labels, clip.sound_K, clip.frames_THWC) for clip in made]
     with pytest.raises(DataError, match="6 labelled clips of 1 sources"):
         prove(Painter(follows), same, judge())
 
 
 def test_a_clip_that_has_everything_in_common_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     made = clips(2)
-    both = HeldOutClip("both", "another", ("low", "mid", "high"), made[0].sound_N, made[0].frames_THWC)
+    both = HeldOutClip("both", "another", ("low", "mid", "high"), made[0].sound_K, made[0].frames_THWC)
     assert comparable([*made, both]) == made
     assert "1 clips share a source or a label with every other and were left out, such as both" in caplog.text
     assert prove(Painter(follows), [*made, both], judge())["num_clips"] == 6
@@ -273,7 +273,7 @@ def test_clips_out_of_shards_and_the_packaged_pair(tmp_path: Path) -> None:
     assert found[0].key == "validation-fire-000_00000000_00001000"
     assert found[0].source_id == "paired/validation-fire-000"
     assert found[0].labels == ("fire",)
-    assert found[0].sound_N.shape == (44_100,), "the silence that fills the window is part of the sound"
+    assert found[0].sound_K.shape == (44_100,), "the silence that fills the window is part of the sound"
     assert found[0].frames_THWC.shape == (3, 48, 48, 3)
     red, _, blue = found[0].frames_THWC.reshape(-1, 3).mean(0)
     assert red > 2 * blue
