@@ -261,21 +261,21 @@ class Estimate:
         window_pass, segment_pass = self._inversion_pass(1), self._inversion_pass(self.recipe.reader.num_frames)
         guide, guide_bytes, num_encoder = self._guided(1, micro_batch)
         num_trained = _num_parameters(model.inversion)
-        saved_bytes = self.synthesis_pass.saved_bytes + guide_bytes + window_pass.saved_bytes
+        saved_bytes = self.synthesis_pass.saved_bytes + guide_bytes
         return self._cost(
             "invert",
             [
                 NetworkCost(GENERATOR, self.synthesis_pass, 1 + TO_INPUTS, micro_batch),
                 # one half of the steps with windows, the other with segments
-                NetworkCost(SOUND_ENCODER, window_pass, (1 + BACKWARD) / 2, micro_batch),
-                NetworkCost(SOUND_ENCODER, segment_pass, (1 + BACKWARD) / 2, micro_batch),
+                NetworkCost(SOUND_ENCODER, window_pass, (1 + BACKWARD) / 2, settings.batch_size),
+                NetworkCost(SOUND_ENCODER, segment_pass, (1 + BACKWARD) / 2, settings.batch_size),
                 *guide,
             ],
             num_saved=num_trained,
             num_trained=num_trained,
             num_frozen=num_encoder + _num_parameters(self.generator),
             num_exported=_num_parameters(model),
-            activation_bytes=micro_batch * saved_bytes,
+            activation_bytes=micro_batch * saved_bytes + settings.batch_size * window_pass.saved_bytes,
         )
 
     def _video(self) -> StageCost:
@@ -288,13 +288,14 @@ class Estimate:
         guide, guide_bytes, num_encoder = (
             self._guided(num_frames, micro_batch) if settings.guide_weight else ([], 0.0, 0)
         )
-        frames_bytes = num_frames * (self.synthesis_pass.saved_bytes + sound_pass.saved_bytes)
+        frames_bytes = num_frames * self.synthesis_pass.saved_bytes
+        sound_bytes = num_frames * sound_pass.saved_bytes
         num_model = _num_parameters(model)
         return self._cost(
             "video",
             [
                 NetworkCost(GENERATOR, self.synthesis_pass, num_frames * drawn, num_frames * micro_batch),
-                NetworkCost(SOUND_ENCODER, sound_pass, num_frames * encoded, num_frames * micro_batch),
+                NetworkCost(SOUND_ENCODER, sound_pass, num_frames * encoded, num_frames * settings.batch_size),
                 *judges,
                 *guide,
             ],
@@ -302,7 +303,8 @@ class Estimate:
             num_trained=num_model - _num_parameters(self.generator) + num_discriminators,
             num_frozen=num_encoder,
             num_exported=num_model,
-            activation_bytes=micro_batch * (frames_bytes + guide_bytes + judges_bytes),
+            activation_bytes=micro_batch * (frames_bytes + guide_bytes + judges_bytes)
+            + settings.batch_size * sound_bytes,
         )
 
     def _judges(self, num_clips: int) -> tuple[list[NetworkCost], float, int]:

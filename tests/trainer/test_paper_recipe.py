@@ -37,7 +37,6 @@ OURS: dict[str, tuple[Any, Any]] = {
     "align.augment.max_gain_db": (6.0, 0.0),
     "invert.augment.max_gain_db": (6.0, 0.0),
     "align.norm": ("group", "batch"),
-    "invert.norm": ("group", "batch"),
     "invert.mel_reference": ("full_scale", "maximum"),
     "invert.start_from_align": (True, False),
     "invert.style_mean": ("generator", "encoder"),
@@ -83,7 +82,7 @@ def test_the_documentation_names_each_switch() -> None:
     tables = {"align.augment.min_crop": "align.augment", "align.augment.mix_probability": "align.augment",
               "invert.augment.mix_probability": "invert.augment", "invert.augment.num_masks": "invert.augment",
               "align.augment.max_gain_db": "align.augment", "invert.augment.max_gain_db": "invert.augment",
-              "align.norm": "invert.norm"}  # fmt: skip
+              }  # fmt: skip
     assert [name for name in OURS if f"| `{tables.get(name, name)}` |" not in text] == []
 
 

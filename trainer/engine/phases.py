@@ -30,6 +30,10 @@ class Terms:
     """Means over the micro-batch."""
 
 
+def _nothing() -> None:
+    """Does nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Phase(Generic[Part]):
     """One optimizer step. The loss of a phase that runs every n-th step is multiplied by n."""
@@ -47,6 +51,10 @@ class Phase(Generic[Part]):
     gradients, and is computed uncompiled."""
     max_gradient_norm: float = math.inf
     """Longer gradients are scaled down to this norm."""
+    before: Callable[[], None] = _nothing
+    """Called before the first micro-batch; gradients are 0 then."""
+    after: Callable[[], None] = _nothing
+    """Called after the last micro-batch. It may add to the gradients."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -75,12 +83,14 @@ def learn(
         parameter.requires_grad_()
     phase.optimizer.zero_grad()
     measures: dict[str, float] = {}
+    phase.before()
     for part, share in parts:
         with nullcontext() if phase.is_main else uncompiled():
             terms = phase.loss(part)
             (terms.loss * (share * phase.every)).backward()  # type: ignore[no-untyped-call]
         for name, value in terms.measures.items():
             measures[name] = measures.get(name, 0.0) + value * share
+    phase.after()
     add_over_ranks(gradients_of(parameters))
     length = float(torch.nn.utils.clip_grad_norm_(parameters, phase.max_gradient_norm))
     sums = gather_numbers([measures.get(name, 0.0) for name in phase.measures], device).sum(0)

@@ -7,7 +7,6 @@ from typing import Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.encoders.norms import Norm
 from pipeline.encoders.pair import EncoderPairSettings, Sha256
 from pipeline.encoders.weights import is_url
 from pipeline.settings import Settings
@@ -50,9 +49,6 @@ class InvertSettings(Settings):
     """SHA-256 of that file. None: not checked; required for a URL."""
     backbone: str = "resnet18"
     """Name of the timm network that encodes mels. The paper's is resnet18."""
-    norm: Norm = "group"
-    """Its normalisation. group: GroupNorm, by which every sound is alone. batch: BatchNorm, as in the paper's network; a step then depends
-    on ``micro_batch_size``, since each micro-batch is normalised by itself."""
     mel_reference: Literal["full_scale", "maximum"] = "full_scale"
     """The level that the encoder's mels are relative to. full_scale: a fixed one, over a range of 100 dB, so that the encoder is told how
     loud a sound is, and silence is the lowest input. maximum: that of the window, over 80 dB, as in the published script; a segment's mel
@@ -90,7 +86,7 @@ class InvertSettings(Settings):
     batch_size: int = Field(32, ge=1)
     """Clips in one step, over all ranks."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Clips of one rank whose activations are in memory at once. None: all clips."""
+    """Clips of one rank whose pictures are in memory at once. Their sounds always pass together. None: all clips."""
     learning_rate: float = Field(5e-4, gt=0)
     """Learning rate of AdamW after the warm-up; it falls along a cosine to 0."""
     max_gradient_norm: float = Field(1.0, gt=0)

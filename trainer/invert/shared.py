@@ -129,7 +129,6 @@ def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
     """The config of the model that the stages invert and video train."""
     return SoundVideoConfig(
         backbone=recipe.invert.backbone,
-        norm=recipe.invert.norm,
         num_frames=recipe.reader.num_frames,
         window_seconds=recipe.reader.window_seconds,
         hidden_width=recipe.video.hidden_width,

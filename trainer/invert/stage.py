@@ -32,6 +32,7 @@ from trainer.invert.guide import ALIGN_CHECKPOINT, Guide
 from trainer.invert.inversion_loss import inversion_terms
 from trainer.invert.judge import judged_pictures, judged_sounds, load_judge
 from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
+from trainer.invert.whole_batch import WholeBatch
 from trainer.model.generator import GeneratorConfig
 from trainer.model.pictures import grid, to_uint8, write_png
 from trainer.model.sound_video import SoundVideoModel
@@ -60,6 +61,8 @@ class GuidedClips:
     """F_t of their captions or classes."""
     latents_BZ: Tensor
     """The latent whose styles each inversion is added to."""
+    rows_B: Tensor
+    """Index of each clip in the batch."""
 
     def split(self, size: int | None) -> Iterator[GuidedClips]:
         """Micro-batches of at most ``size`` clips; None: one of all."""
@@ -81,7 +84,22 @@ class Invert(SoundVideoStage):
         self.compile(self.model.generator.synthesis, self.guide.partner.network)
         self.optimizer = adamw(list(model.inversion.parameters()), settings.learning_rate, 0.01)
         longest = settings.max_gradient_norm
-        self.phases = [Phase(NAME, self.optimizer, 1, self._loss, MEASURES, max_gradient_norm=longest)]
+        self.phases = [
+            Phase(
+                NAME,
+                self.optimizer,
+                1,
+                self._loss,
+                MEASURES,
+                max_gradient_norm=longest,
+                before=self._invert_all,
+                after=self._pass_back,
+            )
+        ]
+        self._clips: GuidedClips | None = None
+        """All clips of this step on this rank."""
+        self._styles: WholeBatch | None = None
+        """The styles of their inversions."""
         self._segment: int | None = None
         """The segment of the windows that is the input of this step. None: the whole windows."""
         self._places_K3 = self.guide.places()
@@ -121,7 +139,8 @@ class Invert(SoundVideoStage):
         chosen = (self.num_steps * 7919 + self.run.settings.seed) % (2 * self.model.config.num_frames)
         self._segment = chosen if chosen < self.model.config.num_frames else None
         self._places_K3 = self.guide.places()
-        parts = [(part, len(part.mels_BMT) / total) for part in self._guided(batch).split(settings.micro_batch_size)]
+        self._clips = self._guided(batch)
+        parts = [(part, len(part.rows_B) / total) for part in self._clips.split(settings.micro_batch_size)]
         measures = self.learn(self.phases, parts, [self.model], batch)
         self.code_mean.move(total)
         self.share_statistics()
@@ -132,19 +151,32 @@ class Invert(SoundVideoStage):
     def _guided(self, batch: Batch) -> GuidedClips:
         sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
         latents_BZ = torch.randn(len(batch), self.model.generator.z_dim).to(self.device)
-        return GuidedClips(self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD, latents_BZ)
+        rows_B = torch.arange(len(batch), device=self.device)
+        return GuidedClips(self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD, latents_BZ, rows_B)
 
-    def _styles(self, part: GuidedClips) -> Tensor:
-        model = self.model
-        mels = part.mels_BMT
+    def _invert_all(self) -> None:
+        """Computes the styles of all clips of the step."""
+        if self._clips is not None and len(self._clips.rows_B):
+            styles_BLD = self._inverted(self._clips)
+            self.code_mean.add(styles_BLD)
+            self._styles = WholeBatch(styles_BLD)
+
+    def _inverted(self, clips: GuidedClips) -> Tensor:
+        """(B, L, D): the inversions of the clips, or of one segment of each."""
+        model, mels = self.model, clips.mels_BMT
         if self._segment is not None:
-            mels = model.segments_of(mels, part.seconds_B)[:, self._segment]
+            mels = model.segments_of(mels, clips.seconds_B)[:, self._segment]
         with self.run.fabric.autocast():
-            return model.invert(mels, model.base_styles(part.latents_BZ)).float()
+            return model.invert(mels, model.base_styles(clips.latents_BZ)).float()
+
+    def _pass_back(self) -> None:
+        if self._styles is not None:
+            self._styles.pass_back()
+        self._clips = self._styles = None
 
     def _loss(self, part: GuidedClips) -> Terms:
-        styles_BLD = self._styles(part)
-        self.code_mean.add(styles_BLD)
+        assert self._styles is not None
+        styles_BLD = self._styles.of(part.rows_B)
         terms = guided_losses(
             self.settings, self.model, self.guide, styles_BLD, self._places_K3, part.sounds_BD, part.texts_BD
         )

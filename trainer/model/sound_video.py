@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.encoders.mel import LogMel, MelConfig
-from pipeline.encoders.norms import Norm, with_group_norm
 from pipeline.errors import EncoderError
 from pipeline.settings import Settings
 from trainer.model.generator import Generator
@@ -41,8 +40,6 @@ class SoundVideoConfig(Settings):
     """Version of this format."""
     backbone: str = "resnet18"
     """Name of the timm network that encodes mels."""
-    norm: Norm = "batch"
-    """Its normalisation. Models of versions without this field have BatchNorm."""
     num_frames: int = Field(default=5, ge=2, le=256)
     """Frames of a training clip. A window of sound is cut into this many segments, and each gives the styles of one frame."""
     window_seconds: float = Field(default=10.0, gt=0, le=600)
@@ -87,9 +84,7 @@ class SoundInversion(nn.Module):
     mean_code: Tensor | None
     """(L, D): w̄_a, the running mean of the codes ŵ_a, which training updates. None: it is not computed."""
 
-    def __init__(
-        self, backbone: str, norm: Norm, groups: Sequence[int], w_dim: int, start_mean_D: Tensor | None = None
-    ) -> None:
+    def __init__(self, backbone: str, groups: Sequence[int], w_dim: int, start_mean_D: Tensor | None = None) -> None:
         """``groups``: the number of layers of each group. ``start_mean_D``: first value of the mean of the codes, for every layer.
 
         Raises EncoderError for a network that timm does not know.
@@ -99,8 +94,6 @@ class SoundInversion(nn.Module):
             raise EncoderError(f"timm has no network named {backbone!r}; the paper's is 'resnet18'")
         self.conv = nn.Conv2d(1, 3, 3)
         self.body = timm.create_model(backbone, pretrained=False, num_classes=0)
-        if norm == "group":
-            with_group_norm(self.body)
         self.num_features = int(getattr(self.body, "num_features"))  # noqa: B009
         self.w_dim = w_dim
         self.norm = nn.LayerNorm(self.num_features)
@@ -145,7 +138,7 @@ class SoundVideoModel(nn.Module):
         generator.freeze_input()
         groups = [len(group) for group in generator.layer_groups]
         start_mean = generator.w_avg if config.style_mean == "encoder" else None
-        self.inversion = SoundInversion(config.backbone, config.norm, groups, generator.w_dim, start_mean)
+        self.inversion = SoundInversion(config.backbone, groups, generator.w_dim, start_mean)
         self._sizes = groups if config.blocks == "three" else [sum(groups)]
         w_dim, num_features, width = generator.w_dim, self.inversion.num_features, config.hidden_width
         if config.blocks == "one_equal":

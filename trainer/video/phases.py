@@ -25,6 +25,7 @@ from trainer.engine.phases import Phase, Terms
 from trainer.invert.guide import Guide
 from trainer.invert.inversion_loss import CodeMean, inversion_terms
 from trainer.invert.settings import InvertSettings
+from trainer.invert.whole_batch import WholeBatch
 from trainer.model.discriminator import Discriminator
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.video_discriminator import VideoDiscriminator
@@ -54,6 +55,8 @@ class Clips:
     """The latent whose styles the walk's inversions are added to."""
     noise_BTN: Tensor
     """The noise of the recurrent blocks."""
+    rows_B: Tensor
+    """Index of each clip in the batch."""
 
     @property
     def own_sounds(self) -> Tensor:
@@ -87,22 +90,40 @@ class Contest:
     """Measures the gradients of the losses of generated clips, and weights them by it."""
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     """Context for the precision of the networks."""
+    clips: Clips | None = None
+    """All clips of this step on this rank."""
+    styles: WholeBatch | None = None
+    """The styles of their walks, in the phase of the generator."""
     drawn_of: list[tuple[Clips, Tensor]] = field(default_factory=list)
-    """The clips of this step and the frames (B, T, C, H, W) that were generated for them, without gradient."""
+    """The micro-batches of this step and the frames (B, T, C, H, W) that were generated for them, without gradient."""
     chosen_J: Tensor | None = None
     """Indices of the frames that the image discriminator gets in this step."""
     places_K3: Tensor | None = None
     """The guide's cutouts of this step."""
 
-    def begin(self, num_frames: int) -> None:
-        """Makes the random choices that all clips of a step of clips with ``num_frames`` frames share."""
+    def begin(self, clips: Clips) -> None:
+        """Takes all clips of a step, and makes the random choices that they share."""
         self.end()
-        self.chosen_J = torch.randperm(num_frames)[: self.settings.judged_frames]
+        self.clips = clips
+        self.chosen_J = torch.randperm(clips.reals_BTCHW.shape[1])[: self.settings.judged_frames]
         self.places_K3 = None if self.guide is None else self.guide.places()
 
     def end(self) -> None:
-        """Frees the frames of a step."""
-        self.drawn_of = []
+        """Frees what a step keeps."""
+        self.clips, self.styles, self.drawn_of = None, None, []
+
+    def walk_all(self) -> None:
+        """Computes the styles of all clips of the step."""
+        if self.clips is None or not len(self.clips.rows_B):
+            return
+        styles_BTLD = self.walked(self.clips)
+        self.code_mean.add(styles_BTLD[:, 0])  # the first styles of a walk are an inversion, and nothing else
+        self.styles = WholeBatch(styles_BTLD)
+
+    def pass_back(self) -> None:
+        """Passes the gradients at the styles on to encoder and blocks."""
+        if self.styles is not None:
+            self.styles.pass_back()
 
     def walked(self, clips: Clips) -> Tensor:
         """(B, T, L, D): the styles of every frame."""
@@ -144,9 +165,9 @@ class Contest:
 
     def generate(self, clips: Clips) -> Terms:
         """L_DI + L_Dv + λ_enc L_enc of generated clips."""
+        assert self.styles is not None
         balance = self.balance
-        styles_BTLD = self.walked(clips)
-        self.code_mean.add(styles_BTLD[:, 0])  # the first styles of a walk are an inversion, and nothing else
+        styles_BTLD = self.styles.of(clips.rows_B)
         pictures_BTCHW = self.drawn(styles_BTLD)
         if self.image is not None or self.video is not None:
             self.drawn_of.append((clips, pictures_BTCHW.detach()))
@@ -243,6 +264,8 @@ def video_phases(contest: Contest) -> Sequence[Phase[Clips]]:
             contest.generate,
             ("image_loss", "video_loss", "guide_loss", "loss"),
             max_gradient_norm=settings.max_gradient_norm,
+            before=contest.walk_all,
+            after=contest.pass_back,
         )
     ]
     judges: list[tuple[str, nn.Module | None, Any, Any, tuple[str, ...], str]] = [

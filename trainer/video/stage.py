@@ -132,12 +132,11 @@ class Video(SoundVideoStage):
         total = int(gather_numbers([len(batch)], self.device).sum())
         if not total:
             return {}
-        parts = [
-            (part, len(part.reals_BTCHW) / total) for part in self._clips(batch).split(self.settings.micro_batch_size)
-        ]
+        clips = self._clips(batch)
+        parts = [(part, len(part.rows_B) / total) for part in clips.split(self.settings.micro_batch_size)]
         self.model.inversion.train()
         self.code_mean.begin()
-        self.contest.begin(batch.frames_BTCHW.shape[1])
+        self.contest.begin(clips)
         networks = [network for name, network in self.networks().items() if name != "average"]
         balance = self.contest.balance
         balance.is_due = self.num_steps % self.settings.measure_gradients_every == 0
@@ -193,6 +192,7 @@ class Video(SoundVideoStage):
             differs_B=(differs_B & (change_B == steps)).to(self.device),
             latents_BZ=torch.randn(batch_size, model.generator.z_dim).to(self.device),
             noise_BTN=torch.randn(batch_size, steps, model.num_noise).to(self.device),
+            rows_B=torch.arange(batch_size, device=self.device),
         )
 
     # validation

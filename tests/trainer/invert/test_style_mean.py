@@ -34,7 +34,7 @@ def test_a_step_takes_the_mean_from_before_and_moves_it_by_its_codes(guided: Pat
             model.style_mean.add_(0.25)  # as if it had moved already
             before = model.style_mean.clone()
             stage._segment = 0  # what the first step hears
-            codes = stage._styles(stage._guided(batch))
+            codes = stage._inverted(stage._guided(batch))
         measures = stage.step(batch)
         assert stage._segment == 0
         assert measures["style_loss"] == pytest.approx(float((codes - before).square().mean()), rel=1e-4)

@@ -64,7 +64,7 @@ def test_a_half_precision_map_two_wide_gives_its_weights_a_gradient() -> None:
 
 
 def test_from_the_shortest_input_on_no_map_is_one_wide() -> None:
-    encoder = SoundInversion("resnet18", "batch", [4, 4], 16).eval()
+    encoder = SoundInversion("resnet18", [4, 4], 16).eval()
     widths: list[int] = []
     for module in encoder.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -152,7 +152,7 @@ def test_the_guide_asks_every_frame_for_the_sound_it_has(guided: Path, tmp_path:
     stage, reader = stage_of(guided, tmp_path, *alike)
     clips = stage._clips(first_batch(reader))
     contest, invert = stage.contest, stage.recipe.invert
-    contest.begin(2)
+    contest.begin(clips)
     with torch.no_grad():
         styles = contest.walked(clips)
         pictures = contest.drawn(styles)
@@ -302,7 +302,7 @@ def test_r1_of_frames_is_their_mean_whatever_their_number(guided: Path, tmp_path
     clips = stage._clips(first_batch(reader))
     contest = stage.contest
     assert contest.image is not None
-    contest.begin(2)
+    contest.begin(clips)
     found = contest.r1_images(clips)
     frames = clips.reals_BTCHW[:, contest.chosen_J].flatten(0, 1)
     lengths = []
