@@ -59,6 +59,7 @@ def test_published_sound_weights_make_pairs_too(tiny, aligned, soundclip, wav2cl
         assert f"{kind} was made for ViT-B/32, not for {TINY}" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_id_follows_the_numbers_not_the_paths(tiny, aligned, tmp_path):
     base = settings(tiny, aligned)
     moved = tmp_path / "elsewhere.safetensors"

@@ -75,6 +75,7 @@ def test_settings_without_arguments_are_the_packaged_pair(small, tmp_path):
     assert sum(path.stat().st_size for path in (*PACKAGED.values(), *TRUNKS.values())) < 9e6
 
 
+@pytest.mark.slow
 def test_painted_scenes_agree_with_their_own_sounds_only(small, scenes):
     found = small.embed_clips([frames for frames, _ in scenes.values()], [sound for _, sound in scenes.values()], RATE)
     cosines = found.picture @ found.sound.T
@@ -407,6 +408,7 @@ def test_the_pair_needs_neither_open_clip_nor_timm():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_sound_network_fitted_to_the_packaged_picture_tower_is_its_partner(small, scenes, tmp_path):
     path = tmp_path / "best.safetensors"
     torch.manual_seed(0)

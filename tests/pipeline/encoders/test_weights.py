@@ -129,6 +129,7 @@ def test_what_a_killed_fetch_left_is_removed_and_one_that_runs_is_not(server, tm
     assert {path.name for path in cache.iterdir()} == {fetched.name, ".fetching-running", ".fetching-begun"}
 
 
+@pytest.mark.slow
 def test_offline_says_where_to_put_the_file_by_hand(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -93,6 +93,7 @@ def test_a_retry_after_beyond_patience_is_not_waited_for(server: FaultyServer, g
     assert server.hits() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "code"),
     [(Fault.RESET, "connection"), (Fault.TRUNCATE, "truncated"), (Fault.STALL, "stalled")],
@@ -153,6 +154,7 @@ def test_a_large_file_is_refused_before_it_is_fetched(server: FaultyServer, get:
     assert str(error) == f"{len(body)} bytes or more, over download.max_bytes (2000000)"
 
 
+@pytest.mark.slow
 def test_the_time_limit_holds_for_a_body_that_keeps_coming(server: FaultyServer, get: Get, video: bytes) -> None:
     settings = QUICK.model_copy(update={"timeout_seconds": 4.0, "min_bytes_per_second": 1.0})
     url = server.serve("/a.mp4", Answer(body=video, fault=Fault.DRIP, fault_after=100, drip_seconds=0.01))

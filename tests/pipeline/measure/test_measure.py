@@ -86,6 +86,7 @@ def test_a_section_is_measured_alone(tmp_path: Path) -> None:
     assert [clip.span for clip in measure(tmp_path / "a.mp4", (3500, 5900)).clips] == [Span(3520, 5520)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
 def test_a_file_that_is_cut_off_is_told_from_a_whole_one(tmp_path: Path, name: str) -> None:
     """In Matroska only the container tells a length, and the sound may well end after the picture that is left."""

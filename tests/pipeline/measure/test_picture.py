@@ -52,10 +52,12 @@ def test_a_photograph_stands_still(tmp_path: Path) -> None:
     assert measured(tmp_path, [view()[0]] * 50).still_share == 1.0
 
 
+@pytest.mark.slow
 def test_grain_alone_is_not_still(tmp_path: Path) -> None:
     assert measured(tmp_path, view()).still_share == 0.0
 
 
+@pytest.mark.slow
 def test_doubled_frames_are_not_still(tmp_path: Path) -> None:
     frames = view(4.0)
     assert measured(tmp_path, [frames[index // 4 * 4] for index in range(100)], 4.0).still_share == 0.0

@@ -135,6 +135,7 @@ def measured(tmp_path: Path, flashes: tuple[float, ...], heard: tuple[float, ...
     return clip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lag", [0.0, 0.5, 0.9])
 def test_lightning_with_thunder_is_found_in_a_decode(tmp_path: Path, lag: float) -> None:
     found = measured(tmp_path, FLASHES, later(lag)).in_time
@@ -145,12 +146,14 @@ def test_lightning_with_thunder_is_found_in_a_decode(tmp_path: Path, lag: float)
     assert found.motion_match is not None and found.motion_match > 0.75
 
 
+@pytest.mark.slow
 def test_bursts_at_other_times_match_less_in_a_decode(tmp_path: Path) -> None:
     found = measured(tmp_path, FLASHES[:3], (8.0, 5.7)).in_time
     assert found is not None and found.light_match is not None
     assert found.light_match < 0.3
 
 
+@pytest.mark.slow
 def test_steady_sound_and_no_sound_have_no_match(tmp_path: Path) -> None:
     assert measured(tmp_path, FLASHES, ()).in_time == TimeMeasures()
     assert measured(tmp_path, FLASHES, None).in_time is None

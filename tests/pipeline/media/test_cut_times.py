@@ -64,6 +64,7 @@ def sound_position(flac: Path) -> float:
     return int(np.abs(match).argmax()) / SOUND_HZ - 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_a_picture_that_begins_late_is_not_pulled_forward(film: Path, tmp_path: Path, suffix: str) -> None:
     path = with_late_picture(film, tmp_path / f"late.{suffix}", 0.4)
@@ -89,6 +90,7 @@ def test_a_gap_at_the_end_of_a_clip_is_no_loss(tmp_path: Path, suffix: str) -> N
     assert caught.value.code == "cut_short"
 
 
+@pytest.mark.slow
 def test_a_track_that_is_not_taken_does_not_move_the_others(film: Path, tmp_path: Path) -> None:
     """The sound in another language begins half a second before all else: time 0 is where it begins."""
     inputs = ["-i", str(film), "-itsoffset", "-0.5", "-i", str(film)]

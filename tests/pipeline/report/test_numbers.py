@@ -56,6 +56,7 @@ def test_every_rule_of_the_judge_is_in_the_catalogue() -> None:
     assert {measure.name for measure in MEASURES} <= columns
 
 
+@pytest.mark.slow
 def test_each_slider_says_what_the_judge_says_at_every_step(tmp_path: Path) -> None:
     rows = make_rows(300)
     write_samples(rows, Folder(tmp_path))

@@ -123,6 +123,7 @@ def test_nothing_else_is_served(dataset: Make) -> None:
         assert server.url.startswith("http://127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_a_browser_that_hangs_up_is_no_error(dataset: Make, caplog: pytest.LogCaptureFixture) -> None:
     folder, _ = dataset(20)
     with served(folder) as server, caplog.at_level(logging.DEBUG, logger="pipeline.report.serve"):
@@ -138,6 +139,7 @@ def test_a_browser_that_hangs_up_is_no_error(dataset: Make, caplog: pytest.LogCa
     assert told.levelno == logging.DEBUG
 
 
+@pytest.mark.slow
 def test_an_old_report_is_made_anew_before_it_is_served(dataset: Make) -> None:
     folder, _ = dataset(20)
     make_report(folder.url, settings=FEW)

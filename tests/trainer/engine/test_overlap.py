@@ -47,6 +47,7 @@ def test_a_video_that_is_held_out_elsewhere_is_refused_by_name(tmp_path: Path) -
     check_disjoint(find_datasets(str(tmp_path), {"two": 0.0}))
 
 
+@pytest.mark.slow
 def test_the_command_refuses_it_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(tmp_path / "sets", "one")
     build(tmp_path / "sets", "two", elsewhere)

@@ -331,6 +331,7 @@ def test_grid_reads_like_a_page() -> None:
     assert page[::2, ::2, 0].tolist() == [[0, 1], [2, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["official", "zip", "legacy", "safetensors"])
 def test_damage_anywhere_is_an_error_with_a_name(form: str, tmp_path: Path) -> None:
     """Bytes changed, cut out or cut off: a generator comes out, or a GeneratorError; nothing else is raised."""

@@ -262,6 +262,7 @@ def test_a_spliced_sound_has_two_halves_of_one_loudness() -> None:
     assert not silent[500:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_clips_out_of_shards_and_the_packaged_pair(tmp_path: Path) -> None:
     paired.build_paired(tmp_path, {"validation": 2})
