@@ -1,5 +1,5 @@
 # make demo    builds a dataset from the synthetic sources, fits a tiny model to it, makes videos of sounds
-# make test    passes the tests, in parallel; make test-fast those that take three minutes; PYTEST_ARGS="tests/pipeline/media -x" some of them
+# make test    passes the tests, in parallel; make test-fast the quick ones; PYTEST_ARGS="tests/pipeline/media -x" some of them
 # make check   linters, types, import contracts, the documentation  make clean   removes what the demo made
 # make docs    builds the documentation and serves it on this machine
 PYTHON ?= python3
