@@ -208,7 +208,7 @@ class Estimate:
     def _sound_encoder(self) -> tuple[int, ForwardPass]:
         """The number of weights of align's sound network, and the cost of a window of sound."""
         with torch.device("meta"):
-            network = SoundNetwork(SPACE_WIDTH, self.recipe.align.backbone)
+            network = SoundNetwork(SPACE_WIDTH, self.recipe.align.backbone, self.recipe.align.norm)
         shape = (1, *self._mel_shape())
         one = count_pass(network, lambda num: network(torch.zeros(num, *shape, device="meta")), autocast=self.is_half)
         return _num_parameters(network), one

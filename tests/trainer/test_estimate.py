@@ -43,12 +43,16 @@ def test_frames_of_a_clip_count_in_video_and_not_in_invert() -> None:
     invert = [costs[number].of("invert") for number in (2, 4)]
     video = [costs[number].of("video") for number in (2, 4)]
     assert invert[0] is not None and invert[1] is not None and video[0] is not None and video[1] is not None
-    # the encoder hears shorter segments, in one half of the steps
-    assert invert[0].operations_per_sample == pytest.approx(invert[1].operations_per_sample, rel=0.1)
-    few, many = ({network.network: network.operations for network in cost.networks} for cost in video if cost)
+    (few, many), (few_in_video, many_in_video) = (
+        [{network.network: network.operations for network in cost.networks} for cost in both if cost]
+        for both in (invert, video)
+    )
     for name in ("generator", "guide's picture encoder"):
-        assert many[name] == pytest.approx(2 * few[name]), name
-    assert many["image discriminator"] == few["image discriminator"]  # it gets two frames of each clip
+        assert many[name] == few[name], name
+        assert many_in_video[name] == pytest.approx(2 * few_in_video[name]), name
+    assert (
+        many_in_video["image discriminator"] == few_in_video["image discriminator"]
+    )  # it gets two frames of each clip
 
 
 def test_a_stage_that_is_not_known_has_no_cost() -> None:

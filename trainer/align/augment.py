@@ -43,7 +43,6 @@ class AugmentSettings(Settings):
     """Probability that a sound is mixed with its neighbour in the batch."""
     mix_below_db: tuple[float, float] = (6.0, 20.0)
     """Distance of the neighbour's RMS level below the sound's own, in dB; drawn uniformly between the two numbers."""
-
     max_gain_db: float = Field(6.0, ge=0, le=60)
     """Largest change of the sound's level, in dB; drawn uniformly from minus to plus this number."""
 

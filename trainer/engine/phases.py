@@ -68,13 +68,14 @@ def learn(
     networks: Sequence[nn.Module],
     device: torch.device,
     where: Callable[[], str],
-    step: Callable[[], None] | None = None,
+    step: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """Makes one optimizer step over the micro-batches of all ranks, and returns the means of the measures.
 
     Each part comes with its share of the samples of all ranks. ``networks`` are all networks of the stage: parameters that do not learn
     in this phase get no gradients. Every rank must call it, also a rank without parts. Raises FitError, and makes no step, for a loss
-    or gradient that is not finite; ``where`` returns the batch, for the message. ``step`` makes the optimizer's step; None: the optimizer.
+    or gradient that is not finite; ``where`` returns the batch, for the message. ``step`` makes the optimizer's step, and returns whether
+    the weights are finite: FitError if not. None: the optimizer makes it.
     """
     for network in networks:
         network.requires_grad_(False)
@@ -98,5 +99,10 @@ def learn(
     if not all(math.isfinite(value) for value in [length, *measures.values()]):
         values = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
         raise FitError(f"the loss of the phase {phase.name} is not finite ({values}, gradient {length:.4g}) {where()}")
-    (step or phase.optimizer.step)()
+    if step is None:
+        phase.optimizer.step()
+    elif not step():
+        raise FitError(
+            f"the step of the phase {phase.name} left weights that are not finite {where()}; try a lower learning rate"
+        )
     return measures

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import FitError
-
 
 class Undo:
     """The weights, optimizers and statistics that a step changes, as they were before it."""
@@ -22,10 +20,10 @@ class Undo:
         self.is_possible = True
         """False while the last optimizer makes its step: nothing else can fail after it, so its weights are not copied."""
 
-    def step(self, optimizer: torch.optim.Optimizer, *, is_last: bool) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, *, is_last: bool) -> bool:
         """Makes the optimizer's step. ``is_last``: no other step follows.
 
-        Raises FitError if the weights are not finite after it. After the last step it does not look: that could not be undone.
+        Returns whether the weights are finite after it. After the last step it does not look: that could not be undone.
         """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         if not is_last and optimizer not in self._optimizers:
@@ -34,8 +32,7 @@ class Undo:
         self.is_possible = not is_last
         optimizer.step()
         self.is_possible = True
-        if not is_last and not bool(torch.nn.utils.get_total_norm([weight.detach() for weight in weights]).isfinite()):
-            raise FitError("a step of the optimizer left weights that are not finite; try a lower learning rate")
+        return is_last or bool(torch.nn.utils.get_total_norm([weight.detach() for weight in weights]).isfinite())
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -141,7 +141,10 @@ class Invert(SoundVideoStage):
         self._places_K3 = self.guide.places()
         self._clips = self._guided(batch)
         parts = [(part, len(part.rows_B) / total) for part in self._clips.split(settings.micro_batch_size)]
-        measures = self.learn(self.phases, parts, [self.model], batch)
+        try:
+            measures = self.learn(self.phases, parts, [self.model], batch)
+        finally:
+            self._clips = self._styles = None
         self.code_mean.move(total)
         self.share_statistics()
         self.num_steps += 1
@@ -170,9 +173,9 @@ class Invert(SoundVideoStage):
             return model.invert(mels, model.base_styles(clips.latents_BZ)).float()
 
     def _pass_back(self) -> None:
+        """Passes the gradients at the styles on to the encoder."""
         if self._styles is not None:
             self._styles.pass_back()
-        self._clips = self._styles = None
 
     def _loss(self, part: GuidedClips) -> Terms:
         assert self._styles is not None

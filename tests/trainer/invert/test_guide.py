@@ -28,20 +28,20 @@ def guide_of(folder: Path, out: Path, *changes: str) -> Guide:
 
 
 def test_cutouts_are_squares_of_all_pictures_alike() -> None:
-    places = torch.arange(20.0).expand(2, 3, 20, 20)  # each pixel tells its column
+    columns = torch.arange(20.0).expand(2, 3, 20, 20)  # each pixel tells its column
     torch.manual_seed(0)
-    chosen = torch.rand(200, 3)
-    found = cutouts(places, chosen, 0.5)
-    assert len(found) == 200
-    sides = [cut.shape[-1] for cut in found]
-    assert {cut.shape for cut in found} == {(2, 3, side, side) for side in sides}
+    places_K3 = torch.rand(200, 3)
+    squares = cutouts(columns, places_K3, 0.5)
+    assert len(squares) == 200
+    sides = [cut.shape[-1] for cut in squares]
+    assert {cut.shape for cut in squares} == {(2, 3, side, side) for side in sides}
     assert (min(sides), max(sides)) == (10, 20)
-    lefts, rights = ([int(cut[0, 0, 0, place]) for cut in found] for place in (0, -1))
+    lefts, rights = ([int(cut[0, 0, 0, place]) for cut in squares] for place in (0, -1))
     assert [right - left + 1 for left, right in zip(lefts, rights, strict=True)] == sides
     assert (min(lefts), max(rights)) == (0, 19)
     assert len(set(lefts)) > 5
-    assert all(torch.equal(*both) for both in zip(found, cutouts(places, chosen, 0.5), strict=True))
-    assert [cut.shape[-1] for cut in cutouts(places, chosen[:5], 1.0)] == [20] * 5
+    assert all(torch.equal(*both) for both in zip(squares, cutouts(columns, places_K3, 0.5), strict=True))
+    assert [cut.shape[-1] for cut in cutouts(columns, places_K3[:5], 1.0)] == [20] * 5
 
 
 def test_a_gradient_comes_back_through_cutouts() -> None:

@@ -298,7 +298,10 @@ def test_a_loss_that_is_not_finite_changes_nothing(folder: Path, tmp_path: Path)
         phase.optimizer.param_groups[0]["lr"] = (
             1e30  # the generator's loss and gradient are finite, its weights then are not
         )
-    with pytest.raises(FitError, match="prior: a step of the optimizer left weights that are not finite"):
+    with pytest.raises(
+        FitError,
+        match=r"prior: the step of the phase generator left weights that are not finite after 4 samples in the batch of",
+    ):
         stage.step(next(batches))
     after = stage.tensors()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
@@ -311,7 +314,7 @@ def test_the_command_stops_with_a_checkpoint_where_a_loss_is_not_finite(
     out = tmp_path / "run"
     assert main(words(folder, out, "prior.generator_learning_rate=1e30")) == 1
     said = capsys.readouterr().err
-    assert "failed: prior: a step of the optimizer left weights that are not finite" in said
+    assert "failed: prior: the step of the phase generator left weights that are not finite" in said
     assert "the same command goes on from it" in said
     assert main(words(folder, out)) == 0
     assert load_state(out / "prior" / "resume.safetensors", "prior")[1]["samples_seen"] == 16

@@ -90,8 +90,7 @@ def test_pictures_come_to_fit_the_sound(guided: Path, tmp_path: Path) -> None:
     batch = first_batch(reader)
     told = [dict(stage.step(batch)) for _ in range(16)]
     assert set(told[0]) == {"image_loss", "video_loss", "guide_loss", "loss", "guide_gradient"}
-    first = told[0]["guide_loss"]  # of a model that has learned nothing
-    last = sum(one["guide_loss"] for one in told[-3:]) / 3
+    first, last = (sum(one["guide_loss"] for one in some) / 3 for some in (told[:3], told[-3:]))
     assert last < first - 0.1
     assert all(one["loss"] == pytest.approx(stage.settings.guide_weight * one["guide_loss"]) for one in told)
 
@@ -262,7 +261,7 @@ def test_micro_batches_change_no_gradient(guided: Path, tmp_path: Path) -> None:
         of_parameters = [one.grad for network in networks for one in network.parameters()]
         gradients.append(torch.cat([one.flatten() for one in of_parameters if one is not None]))
     assert len(gradients[0]) > 10_000
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[0].abs().max()))
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-4 * float(gradients[0].abs().max())
     assert measures[1] == pytest.approx(measures[0], rel=1e-4)
 
 
