@@ -80,7 +80,8 @@ class VideoSettings(Settings):
     batch_size: int = Field(16, ge=1)
     """Clips in one step, over all ranks."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Clips of one rank whose frames are in memory at once. Their sounds and styles always pass together. None: all clips."""
+    """Clips of one rank whose frames are in memory at once. Their sounds and styles always pass together. The image discriminator
+    compares pictures within a micro-batch, and random transforms are drawn for each. None: all clips."""
     max_gradient_norm: float = Field(5.0, gt=0)
     """Longer gradients of the model are scaled down to this norm."""
     num_shown: int = Field(4, ge=1, le=64)
