@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
-import re
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
+from pipeline.runtime.html_page import asset, filled, policy, script_of
+
+PACKAGE = "pipeline.report"
 SCRIPTS = ("base.js", "charts.js", "whatif.js", "gallery.js", "sections.js", "main.js")
 CHART_LIBRARY = "vendor/echarts.common.min.js"
 """Apache ECharts 6.1.0, ``dist/echarts.common.min.js`` of its npm package, unchanged. Its licence stands beside it."""
@@ -27,28 +26,18 @@ def render_page(
     measures: list[dict[str, str]],
 ) -> str:
     """The page as HTML. ``measures``: name, label and unit of every measure that a clip may have."""
-    charts = _asset(CHART_LIBRARY)
-    script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+    charts = asset(PACKAGE, CHART_LIBRARY)
+    script = script_of([asset(PACKAGE, name) for name in SCRIPTS])
     data = {"facts": facts, "gallery": gallery, "what_if": what_if, "measures": measures}
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {_hash(charts)} {_hash(script)}",
-            "style-src 'unsafe-inline'",
-            _FROM_DISK,
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
     parts = {
-        "policy": policy,
+        "policy": policy([charts, script], _FROM_DISK),
         "title": html.escape(f"{facts['name']}: dataset report"),
-        "style": _asset("page.css"),
+        "style": asset(PACKAGE, "page.css"),
         "data": script_json(data),
         "charts": charts,
         "script": script,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], _asset("page.html"))
+    return filled(asset(PACKAGE, "page.html"), parts)
 
 
 def as_served(page: str) -> str:
@@ -62,11 +51,3 @@ def script_json(value: Any) -> str:
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text.encode("utf-8", "replace").decode()
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _asset(name: str) -> str:
-    return (resources.files("pipeline.report") / "assets" / name).read_text(encoding="utf-8")

@@ -1,21 +1,5 @@
 // Puts the page together.
-const THEMES = ["system", "light", "dark"];
-const darkWanted = matchMedia("(prefers-color-scheme: dark)");
-let theme = "system";
-
-function applyTheme() {
-  const dark = theme === "dark" || (theme === "system" && darkWanted.matches);
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  document.getElementById("theme").textContent = `Theme: ${theme}`;
-  redrawAll();
-}
-
-document.getElementById("theme").addEventListener("click", () => {
-  theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-  applyTheme();
-});
-darkWanted.addEventListener("change", applyTheme);
-applyTheme();
+document.addEventListener("themechange", redrawAll);
 
 const parts = [summarySection, compareSection, funnelSection, gallerySection, measuresSection, agreementSection, balanceSection, sourcesSection, failuresSection, timingsSection, recipeSection];
 document.getElementById("main").replaceChildren(...parts.map((make) => make()).filter(Boolean));
