@@ -188,17 +188,13 @@ def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> 
     """Generates and writes a video. Returns its row of the contact sheet. Raises MediaError for a sound that cannot be used."""
     from trainer.rendering.contact_sheet import SheetRow, shown_frames, tile  # noqa: PLC0415
     from trainer.rendering.sound_file import open_sound  # noqa: PLC0415
-    from trainer.rendering.sound_to_video import encode_sound, frames_of, num_frames_of, styles_of  # noqa: PLC0415
+    from trainer.rendering.sound_to_video import video_of  # noqa: PLC0415
     from trainer.rendering.video_writer import write_mp4  # noqa: PLC0415
 
     sound = open_sound(job.sound)
-    encoded = encode_sound(model, sound, settings.seconds)
-    styles_SLD = styles_of(
-        model, encoded.features_SF, settings.seed, settings.truncation, use_blocks=settings.use_blocks
-    )
-    num_frames = num_frames_of(encoded.seconds, settings)
+    video = video_of(model, sound, settings)
+    num_frames, encoded = video.num_frames, video.encoded
     seconds = num_frames / settings.fps
-    generated_frames = frames_of(model, styles_SLD, num_frames, settings)
     sheet_frames = set(shown_frames(num_frames))
     tiles: list[NDArray[np.uint8]] = []
 
@@ -208,7 +204,7 @@ def _make(job: VideoJob, model: SoundVideoModel, settings: GenerateSettings) -> 
                 tiles.append(tile(frame))
             yield frame
 
-    with _with_progress(keep_tiles(generated_frames), num_frames, job.video.name) as frames:
+    with _with_progress(keep_tiles(video.frames), num_frames, job.video.name) as frames:
         write_mp4(job.video, frames, settings.fps, sound, crf=settings.crf)
     side = settings.resolution or model.generator.resolution
     print(  # noqa: T201

@@ -30,7 +30,7 @@ from trainer.rendering.sound_to_video import (
     styles_of,
     walk_noise,
 )
-from trainer.rendering.video_writer import write_mp4
+from trainer.rendering.video_writer import write_mp4, write_with_sound
 
 RATE_HZ = 44_100
 
@@ -277,6 +277,21 @@ def test_the_sound_is_as_long_as_the_picture(tmp_path: Path) -> None:
         _, encoded, _ = decoded(tmp_path / "a.mp4")
         loud = abs(encoded[round(1.2 * RATE_HZ) : round(1.8 * RATE_HZ)]).max()
         assert loud < 1e-3 if seconds == 0.5 else loud > 0.2
+
+
+def test_a_video_gets_another_sound_and_keeps_its_pictures(tmp_path: Path) -> None:
+    frames = [np.full((16, 16, 3), 12 * number, np.uint8) for number in range(20)]
+    write_mp4(tmp_path / "a.mp4", frames, 10, sound_of_array(tone(500, 2.0), RATE_HZ))
+    write_with_sound(tmp_path / "b.mp4", tmp_path / "a.mp4", sound_of_array(tone(3000, 5.0, 8000), 8000))
+    (seen, _, _), (kept, encoded, rate_hz) = decoded(tmp_path / "a.mp4"), decoded(tmp_path / "b.mp4")
+    np.testing.assert_array_equal(kept, seen)
+    assert len(encoded) / rate_hz == pytest.approx(2.0, abs=0.15)
+    assert pitch_hz(encoded[2000:14_000, 0], rate_hz) == pytest.approx(3000, abs=5)
+    (tmp_path / "text.mp4").write_text("no video")
+    for name in ("text.mp4", "none.mp4"):
+        with pytest.raises(MediaError, match=f"{name}: it is no video that can be read"):
+            write_with_sound(tmp_path / "c.mp4", tmp_path / name, sound_of_array(tone(500, 1.0), RATE_HZ))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "text.mp4"]
 
 
 def test_pictures_and_sound_are_written_as_they_come(tmp_path: Path) -> None:

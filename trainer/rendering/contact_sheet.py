@@ -74,19 +74,20 @@ def draw_sheet(rows: Sequence[SheetRow]) -> NDArray[np.uint8]:
         for place, frame in enumerate(row.frames):
             left = LABEL_PX + place * tile_width + (tile_width - TILE_PX) // 2
             sheet.paste(Image.fromarray(tile(frame)), (left, top))
-        sheet.paste(Image.fromarray(_strip(row)), (LABEL_PX, top + TILE_PX))
+        sheet.paste(Image.fromarray(strip(row.mel_MT, row.sound_share)), (LABEL_PX, top + TILE_PX))
     return np.asarray(sheet)
 
 
-def _strip(row: SheetRow) -> NDArray[np.uint8]:
-    """The spectrogram, (STRIP_PX, width of all frames, 3) RGB, high frequencies on top."""
-    width = NUM_SHOWN * TILE_PX
-    strip = np.zeros((STRIP_PX, width, 3), np.uint8)
-    sound_px = max(1, min(width, round(width * row.sound_share)))
-    grey = (np.flipud(row.mel_MT).clip(0, 1) * 255).astype(np.uint8)
-    scaled = cv2.resize(grey, (sound_px, STRIP_PX), interpolation=cv2.INTER_AREA)
-    strip[:, :sound_px] = cv2.applyColorMap(scaled, cv2.COLORMAP_MAGMA)[:, :, ::-1]
-    return strip
+def strip(
+    mel_MT: NDArray[np.float32], sound_share: float, width_px: int = NUM_SHOWN * TILE_PX, height_px: int = STRIP_PX
+) -> NDArray[np.uint8]:
+    """The spectrogram, (height_px, width_px, 3) RGB, high frequencies on top; black after the share of the width that has sound."""
+    drawn = np.zeros((height_px, width_px, 3), np.uint8)
+    sound_px = max(1, min(width_px, round(width_px * sound_share)))
+    grey = (np.flipud(mel_MT).clip(0, 1) * 255).astype(np.uint8)
+    scaled = cv2.resize(grey, (sound_px, height_px), interpolation=cv2.INTER_AREA)
+    drawn[:, :sound_px] = cv2.applyColorMap(scaled, cv2.COLORMAP_MAGMA)[:, :, ::-1]
+    return drawn
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: float) -> list[str]:

@@ -188,6 +188,26 @@ def draw_pictures(model: SoundVideoModel, styles_BLD: Tensor, resolution: int | 
     return drawn_BHWC
 
 
+@dataclass(frozen=True, slots=True)
+class GeneratedVideo:
+    """The video of a sound."""
+
+    encoded: SoundFeatures
+    num_frames: int
+    frames: Iterator[NDArray[np.uint8]]
+    """(H, W, 3), uint8 RGB, each generated when it is read."""
+
+
+def video_of(model: SoundVideoModel, sound: Sound, settings: GenerateSettings) -> GeneratedVideo:
+    """The video of a sound. Raises MediaError, before the first frame, for a sound that cannot be used."""
+    encoded = encode_sound(model, sound, settings.seconds)
+    styles_SLD = styles_of(
+        model, encoded.features_SF, settings.seed, settings.truncation, use_blocks=settings.use_blocks
+    )
+    num_frames = num_frames_of(encoded.seconds, settings)
+    return GeneratedVideo(encoded, num_frames, frames_of(model, styles_SLD, num_frames, settings))
+
+
 def generate(
     model: SoundVideoModel, sound: NDArray[np.floating], rate_hz: int, settings: GenerateSettings | None = None
 ) -> Iterator[NDArray[np.uint8]]:
@@ -195,7 +215,4 @@ def generate(
 
     Raises MediaError, before the first frame, for a sound without samples, or with NaN or infinity.
     """
-    chosen = settings or GenerateSettings()
-    encoded = encode_sound(model, sound_of_array(sound, rate_hz), chosen.seconds)
-    styles_SLD = styles_of(model, encoded.features_SF, chosen.seed, chosen.truncation, use_blocks=chosen.use_blocks)
-    return frames_of(model, styles_SLD, num_frames_of(encoded.seconds, chosen), chosen)
+    return video_of(model, sound_of_array(sound, rate_hz), settings or GenerateSettings()).frames

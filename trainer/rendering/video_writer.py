@@ -8,6 +8,7 @@ Shape suffixes: N samples, C channels; H W rows and columns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
 
-from pipeline.errors import OutputError
+from pipeline.errors import MediaError, OutputError
 from trainer.rendering.sound_file import Samples, Sound
 
 THREADS = 4
@@ -38,10 +39,32 @@ def write_mp4(
     Raises OutputError if the file cannot be written, ValueError for no frames or frames of different sizes, and the errors that
     ``frames`` and ``sound`` raise.
     """
+    with _written(path) as container:
+        return _encode(container, iter(frames), Fraction(fps).limit_denominator(MOST_PER_SECOND), sound, crf)
+
+
+def write_with_sound(path: Path, picture: Path, sound: Sound) -> None:
+    """Writes the mp4 ``path``: the picture track of the mp4 ``picture``, not encoded again, with another sound, as :func:`write_mp4` does.
+
+    Raises MediaError if ``picture`` cannot be read or has no picture, OutputError if ``path`` cannot be written, and the errors that
+    ``sound`` raises.
+    """
+    try:
+        with av.open(picture, mode="r") as source, _written(path) as container:
+            if not source.streams.video or not source.streams.video[0].average_rate:
+                raise MediaError("no_video", f"{picture}: it has no picture track")
+            _copy(container, source, sound, str(picture))
+    except av.error.FFmpegError as error:
+        raise MediaError("not_media", f"{picture}: it is no video that can be read: {error.strerror}") from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[av.container.OutputContainer]:
+    """An mp4 with its index first, under a temporary name that becomes ``path`` where no error is raised."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with av.open(partial, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
-            count = _encode(container, iter(frames), Fraction(fps).limit_denominator(MOST_PER_SECOND), sound, crf)
+            yield container
         partial.replace(path)
     except av.error.FFmpegError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
@@ -49,7 +72,31 @@ def write_mp4(
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    return count
+
+
+def _copy(
+    container: av.container.OutputContainer, source: av.container.InputContainer, sound: Sound, name: str
+) -> None:
+    picture = source.streams.video[0]
+    fps = picture.average_rate
+    assert fps is not None
+    copied = container.add_stream_from_template(picture)
+    track = _SoundTrack(container, sound)
+    for count, packet in enumerate(_packets(source, name), 1):
+        packet.stream = copied
+        container.mux(packet)
+        track.encode_until(count / fps)
+    track.end()
+
+
+def _packets(source: av.container.InputContainer, name: str) -> Iterator[av.Packet[av.VideoStream]]:
+    """The packets of the picture. Raises MediaError, so that an error of the source is not taken for one of the file that is written."""
+    try:
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:  # not the empty packet at the end
+                yield packet
+    except av.error.FFmpegError as error:
+        raise MediaError("damaged", f"{name}: its picture cannot be read: {error.strerror}") from error
 
 
 def _encode(
