@@ -84,6 +84,26 @@ class Stats:
         self._boards.clear()
 
 
+def fitted_seconds(folder: Path) -> float | None:
+    """How long the stages of a run learned, in seconds, validations and pauses left out. None: ``stats.jsonl`` does not say."""
+    try:
+        lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    seconds, last_seen = 0.0, dict[str, float]()
+    for line in lines:
+        try:
+            values = json.loads(line)
+            if values["kind"] != "tick":
+                continue
+            stage, samples_seen = str(values["stage"]), float(values["samples_seen"])
+            seconds += (samples_seen - last_seen.get(stage, 0.0)) / float(values["samples_per_second"])
+        except (ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue  # the last line of a run that was killed while it wrote
+        last_seen[stage] = samples_seen
+    return seconds or None
+
+
 def _stays(line: str, stage: str, samples_seen: int) -> bool:
     try:
         values = json.loads(line)

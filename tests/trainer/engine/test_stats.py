@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer.engine.stats import Display, Stats, Tick
+from trainer.engine.stats import Display, Stats, Tick, fitted_seconds
 
 TICK = Tick(
     stage="align", samples_seen=1500, num_samples=6000, samples_per_second=81.25, data_wait_share=0.034,
@@ -59,3 +59,14 @@ def test_what_is_not_finite_is_null_and_other_stages_stay(tmp_path: Path) -> Non
         ("video", 30, 2.0),
     ]
     assert read[0]["scale"] == 3.0
+
+
+def test_the_time_of_a_fit_is_that_of_its_ticks(tmp_path: Path) -> None:
+    assert fitted_seconds(tmp_path) is None
+    stats = Stats(tmp_path)
+    for stage, samples_seen, rate in (("align", 10, 5.0), ("align", 30, 10.0), ("video", 30, 1.0)):
+        stats.write(stage, "tick", samples_seen, {"samples_per_second": rate})
+    stats.write("video", "validation", 30, {"right_minus_wrong": 0.5})
+    with (tmp_path / "stats.jsonl").open("a") as file:
+        file.write('{"stage": "video", "ki')  # killed while it wrote
+    assert fitted_seconds(tmp_path) == 10 / 5 + 20 / 10 + 30 / 1
