@@ -63,6 +63,7 @@ SLOW_PLACES = (
     "trainer/invert/test_invert.py",
     "trainer/invert/test_style_mean.py",
     "trainer/prior/test_prior.py",
+    "trainer/result_page/test_result_page.py",
     "trainer/small_pair/test_small_pair.py",
     "trainer/streaming/test_data.py",
     "trainer/streaming/test_data_faults.py",

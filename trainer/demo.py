@@ -1,7 +1,7 @@
 """Fit and test a small model on the demo's dataset: ``python -m trainer.demo``, after ``python -m flows.demo``.
 
-Fits the tiny recipe, generates a video for the sound of every held-out sample, draws a contact sheet, and measures whether the sound
-matters. The same command continues an interrupted run.
+Fits the tiny recipe, generates a video for the sound of every held-out sample, draws a contact sheet, measures whether the sound
+matters, and writes a page that shows all of it. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SourceListError
-from pipeline.runtime.commands import Command, run_command
+from pipeline.runtime.commands import DONE, FAILED, Command, run_command
+from pipeline.runtime.interrupts import INTERRUPTED
+
+if TYPE_CHECKING:
+    from trainer.result_page.videos import PageSound
 
 RECIPE = "fit-tiny"
 HELD_OUT = "validation"
@@ -39,8 +44,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one setting of the recipe")
 
 
-def held_out_files(folder: Path) -> list[Path]:
-    """The source files of the split ``validation`` in the folder's ``sources.csv``. Raises SourceListError if it lists none."""
+def held_out_sounds(folder: Path) -> list[PageSound]:
+    """The source files of the split ``validation`` in the folder's ``sources.csv``, with their classes. Raises SourceListError if it
+    lists none.
+    """
+    from trainer.result_page.videos import PageSound  # noqa: PLC0415 (after --help)
+
     table = folder / "sources.csv"
     try:
         with table.open(encoding="utf-8", newline="") as file:
@@ -49,10 +58,16 @@ def held_out_files(folder: Path) -> list[Path]:
         raise SourceListError(
             f"{table}: {error.strerror}; build the demo's dataset first: python -m flows.demo"
         ) from error
-    files = [folder / unquote(Path(urlsplit(row["url"]).path).name) for row in rows]
-    if not files:
+    sounds = [
+        PageSound(
+            folder / unquote(Path(urlsplit(row["url"]).path).name),
+            tuple(label for label in (row.get("label") or "").split("|") if label),
+        )
+        for row in rows
+    ]
+    if not sounds:
         raise SourceListError(f"{table}: none of its sources is of the split {HELD_OUT}")
-    return files
+    return sounds
 
 
 def _run(options: argparse.Namespace, _: str) -> int:
@@ -60,7 +75,7 @@ def _run(options: argparse.Namespace, _: str) -> int:
     from trainer import evaluate, fit, generate  # noqa: PLC0415
 
     out = Path(options.out)
-    sounds = held_out_files(Path(options.sources))
+    sounds = held_out_sounds(Path(options.sources))
     changes = [word for change in options.set for word in ("--set", change)]
     started = time.monotonic()
     code = fit.main(["--shards", options.shards, "--recipe", recipe_path(RECIPE), "--out", str(out), *changes])
@@ -69,14 +84,29 @@ def _run(options: argparse.Namespace, _: str) -> int:
     minutes = (time.monotonic() - started) / 60
     print(f"model     {out} (fitted in {minutes:.1f} min)", flush=True)  # noqa: T201
     size = ["--seconds", str(MAX_SECONDS), "--resolution", str(VIDEO_PX)]
-    paths = ["--sound", *map(str, sounds), "--out", str(out / "videos"), "--sheet", str(out / "sheet.png")]
-    code = generate.main(["--checkpoint", str(out), *paths, *size, "--overwrite"])
-    if code:
-        return code
-    report = ["--json", str(out / "sound-matters.json"), "--overwrite"]
-    return evaluate.main(
+    files = [str(sound.path) for sound in sounds]
+    paths = ["--sound", *files, "--out", str(out / "videos"), "--sheet", str(out / "sheet.png")]
+    made = generate.main(["--checkpoint", str(out), *paths, *size, "--overwrite"])
+    if made not in (DONE, FAILED):
+        return made
+    measures = out / "sound-matters.json"
+    report = ["--json", str(measures), "--overwrite"]
+    measured = evaluate.main(
         ["--checkpoint", str(out), "--shards", options.shards, "--split", HELD_OUT, "--seeds", str(SEEDS), *report]
     )
+    if measured == INTERRUPTED:
+        return measured
+    _write_page(out, options.shards, sounds, measures if measured == DONE else None)
+    return made or measured
+
+
+def _write_page(out: Path, shards: str, sounds: list[PageSound], measures: Path | None) -> None:
+    from trainer.rendering.sound_to_video import GenerateSettings  # noqa: PLC0415 (after --help)
+    from trainer.result_page.make import PageSource, write_page  # noqa: PLC0415
+
+    settings = GenerateSettings(seconds=MAX_SECONDS, resolution=VIDEO_PX)
+    source = PageSource(out, shards, sounds, out / "videos", settings, measures, RECIPE)
+    print(f"page      {write_page(source)}")  # noqa: T201
 
 
 DEMO = Command(summary="fit a tiny model to the demo's dataset, and test it", add_options=_add_options, run=_run)

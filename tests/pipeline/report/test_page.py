@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +19,10 @@ from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.serve import open_report
 from pipeline.runtime.folder import Folder
 from pipeline.schema import State
+from tests.browsing import CHROMIUM, NO_CHROMIUM, launched, until
 from tests.reported import HOSTILE, JUDGE, KOREAN, make_rows, write_dataset, write_previews
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 NUM_CLIPS = 60
 PAGE_OF_CLIPS = 48  # that the page shows at once
 FEW = ReportSettings(gallery=GallerySettings(max_clips=4))
@@ -34,14 +30,8 @@ FEW = ReportSettings(gallery=GallerySettings(max_clips=4))
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        # a container's root has no sandbox of its own; only pages of these tests are opened
-        opened = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
+    with launched() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +93,6 @@ def served(folder: Folder) -> Iterator[str]:
         yield server.url
         server.shutdown()
         thread.join()
-
-
-def until(page: Any, script: str, seconds: float = 60) -> Any:
-    """What the script gives once it is true. (Playwright's own waiting needs eval, which the page's policy forbids.)"""
-    deadline = time.monotonic() + seconds
-    while not (found := page.evaluate(script)) and time.monotonic() < deadline:
-        page.wait_for_timeout(50)
-    return found
 
 
 def facts_of(folder: Folder) -> dict[str, Any]:
