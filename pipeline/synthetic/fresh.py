@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from pipeline.synthetic import rhythm
 from pipeline.synthetic.textures import (
     Colour,
     Floats,
@@ -68,15 +69,16 @@ class Streaks:
                 (Tile(to_bytes(np.clip(streaks, 0, 1) * brightness * light), height, width), speed, slant)
             )
 
-    def on(self, picture: Image, t: float) -> Image:
-        """``picture`` with the streaks of time ``t`` (seconds) added to it."""
+    def on(self, picture: Image, t: float, density: float = 1.0) -> Image:
+        """``picture`` with the streaks of time ``t`` (seconds) added to it; ``density`` is a factor on their light."""
         for tile, speed, slant in self._layers:
-            picture = add_light(picture, tile.at(slant * speed * t, -speed * t), (200, 210, 222))
+            streaks = shaded(tile.at(slant * speed * t, -speed * t), times=density)
+            picture = add_light(picture, streaks, (200, 210, 222))
         return picture
 
 
 class Rain:
-    """Rain on a lake before wooded hills: streaks, rings on the water, and fog."""
+    """Rain on a lake before wooded hills: streaks, rings on the water, and fog. It thickens with :func:`rhythm.shower`."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "rain")
@@ -89,11 +91,13 @@ class Rain:
         rows = height - shore
         self._make_lake(rng, rows, width)
         self._streaks = Streaks(rng, height, width)
-        count = round(90 * seconds)
+        self._seed = seed
+        count = round(180 * seconds)
         # when each drop meets the lake, in seconds, and where (x, y), in pixels
-        self._drops = np.stack(
+        drops = np.stack(
             [rng.uniform(-0.7, seconds, count), rng.uniform(0, width, count), rng.beta(1.1, 1.4, count) * rows], axis=-1
         )
+        self._drops = drops[rng.uniform(0, 1, count) < rhythm.shower(seed, drops[:, 0])]
 
     def _paint_land(self, rng: np.random.Generator, shore: int, width: int, daylight: Floats) -> Image:
         tint = rng.uniform(0.8, 1.1)
@@ -149,7 +153,8 @@ class Rain:
         lake = over(self._lake, self._crest_layer, 0.5 * smoothstep(waves, 0.55, 0.95))
         lake = over(lake, self._trough_layer, 0.6 * smoothstep(1 - waves, 0.55, 0.95))
         lake = add_light(lake, self._rings(t), (176, 186, 190))
-        return self._streaks.on(np.concatenate([land, lake]), t)
+        density = 0.2 + 1.6 * float(rhythm.shower(self._seed, t))
+        return self._streaks.on(np.concatenate([land, lake]), t, density)
 
 
 # colours of the grass, far and near: in summer, in autumn, under snow

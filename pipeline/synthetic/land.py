@@ -32,7 +32,7 @@ from pipeline.synthetic.textures import (
 
 
 class Fire:
-    """A wood fire at night: flames, glowing logs, and rising sparks."""
+    """A wood fire at night: flames that follow :func:`rhythm.draught` and leap at a crackle, glowing logs, and rising sparks."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "fire")
@@ -60,6 +60,9 @@ class Fire:
         distance = np.hypot((x - self._centre) / 1.7, y - self._base + 0.02 * height) / height
         self._log_heat = self._log_alpha * np.exp(-((distance / 0.09) ** 2))
         self._embers = Tile(fractal(rng, 256, 512, slope=1.0), height, width)
+        self._seed = seed
+        self._crackles = rhythm.crackles(seed, seconds)
+        self._risen = rhythm.Travelled(lambda times: 0.3 + 1.4 * rhythm.draught(seed, times), seconds)
         # height at the start and speed, as shares of the way up; drift in picture heights, phase
         self._sparks = [
             (rng.uniform(0, 1), rng.uniform(0.25, 0.6), rng.normal(0, 0.12), rng.uniform(0, 7)) for _ in range(60)
@@ -98,20 +101,27 @@ class Fire:
         rough = 0.6 + 0.8 * fractal(rng, height, width, slope=0.9, stretch=(1, 3))[..., None]
         return shaded(logs * rough), alpha.astype(np.float32) / 255
 
-    def _heat(self, t: float) -> Floats:
+    def _strength(self, t: float) -> float:
+        """How strongly it burns: 1 on average, 0.5 to about 2."""
+        leap = sum(crackle.strength * _leap(t - crackle.seconds) for crackle in self._crackles)
+        return 0.5 + 0.8 * float(rhythm.draught(self._seed, t)) + 0.6 * min(leap, 1.0)
+
+    def _heat(self, t: float, strength: float) -> Floats:
         """Heat of the flames, 0..1: a cone that noise bends and roughens."""
-        large_flames, small_flames = self._large_flames.at(0, 150 * t), self._small_flames.at(11 * t, 260 * t)
-        lean = self._aside + (large_flames - 0.5) * 1.5 * np.maximum(self._up, 0)
-        body = (
-            1.12 - np.maximum(self._up, -0.4 * self._up) * 1.15 - np.abs(lean) * (0.75 + 0.9 * np.maximum(self._up, 0))
-        )
-        heat = body + (small_flames - 0.5) * 1.1 * (0.35 + np.maximum(self._up, 0)) + (large_flames - 0.5) * 0.5
+        risen = self._risen(t)
+        large_flames, small_flames = self._large_flames.at(0, 150 * risen), self._small_flames.at(11 * t, 260 * risen)
+        up = self._up * np.float32(1 / (0.3 + 0.7 * strength))
+        raised = np.maximum(up, 0)
+        lean = self._aside + (large_flames - 0.5) * 1.5 * raised
+        body = 1.12 - np.maximum(up, -0.4 * up) * 1.15 - np.abs(lean) * (0.75 + 0.9 * raised)
+        heat = body + (small_flames - 0.5) * 1.1 * (0.35 + raised) + (large_flames - 0.5) * 0.5
         return np.asarray(np.clip(heat * 1.15, 0, 1) * smoothstep(self._up, -0.13, 0.03))
 
     def __call__(self, t: float) -> Image:
-        flicker = 0.34 + 0.05 * math.sin(11 * t) + 0.04 * math.sin(17.3 * t + 1) + 0.03 * math.sin(29 * t)
+        strength = self._strength(t)
+        flicker = 0.34 * strength + 0.05 * math.sin(11 * t) + 0.04 * math.sin(17.3 * t + 1) + 0.03 * math.sin(29 * t)
         picture = add_light(self._ground, self._glow * flicker, (255, 120, 40))
-        flames = cv2.resize(coloured(self._heat(t), self._flames), (self._width, self._height))
+        flames = cv2.resize(coloured(self._heat(t, strength), self._flames), (self._width, self._height))
         embers = smoothstep(self._embers.at(3 * t, 0), 0.46, 0.85) * self._log_heat * (0.6 + flicker)
         picture = over(np.asarray(cv2.add(picture, flames), dtype=np.uint8), self._logs, 0.86 * self._log_alpha)
         picture = add_light(picture, np.clip(embers, 0, 1), (255, 96, 20))
@@ -120,13 +130,29 @@ class Fire:
 
     def _draw_sparks(self, picture: Image, t: float) -> None:
         for start, speed, drift, phase in self._sparks:
-            up = (start + speed * t) % 1.0
-            x = self._centre + self._height * (drift * (0.5 + up) + 0.05 * up * math.sin(5 * t + phase))
-            y = self._base * (1 - up)
-            if up > 0.2 and 1 <= x < self._width - 1 and picture[int(y), int(x), 0] < 120:
-                brightness = 1 - 0.8 * up
-                colour = (255 * brightness, 150 * brightness, 50 * brightness)
-                cv2.circle(picture, eighths(np.array([x, y])), 7, colour, -1, cv2.LINE_AA, 3)
+            self._draw_spark(picture, (start + speed * t) % 1.0, drift, phase + 5 * t)
+        for number, crackle in enumerate(self._crackles):
+            age_seconds = t - crackle.seconds
+            if 0 < age_seconds < 4:
+                first = 9 * number % len(self._sparks)
+                for _, speed, drift, phase in self._sparks[first : first + round(9 * crackle.strength)]:
+                    self._draw_spark(picture, 1.5 * speed * age_seconds, 2 * drift, phase + 5 * t)
+
+    def _draw_spark(self, picture: Image, up: float, drift: float, angle: float) -> None:
+        """``up``: share of the way up. Not drawn low in the flames, on what is bright, and outside."""
+        x = self._centre + self._height * (drift * (0.5 + up) + 0.05 * up * math.sin(angle))
+        y = self._base * (1 - up)
+        if 0.2 < up < 1 and 1 <= x < self._width - 1 and picture[int(y), int(x), 0] < 120:
+            brightness = 1 - 0.8 * up
+            colour = (255 * brightness, 150 * brightness, 50 * brightness)
+            cv2.circle(picture, eighths(np.array([x, y])), 7, colour, -1, cv2.LINE_AA, 3)
+
+
+def _leap(age_seconds: float) -> float:
+    """How high flames leap after a crackle, 0..1: up within 0.06 s, then down exponentially."""
+    if not 0 <= age_seconds < 1.5:
+        return 0.0
+    return min(age_seconds / 0.06, 1.0) * math.exp(-age_seconds / 0.22)
 
 
 class Wind:
@@ -152,6 +178,7 @@ class Wind:
             fractal(rng, 256, 256, slope=1.7, stretch=(1, 1.6)), (x - width / 2) * depth * 0.22, depth * 45
         )
         self._x, self._y = x, y
+        self._run = rhythm.Travelled(lambda times: 0.3 + 1.4 * rhythm.gust(seed, times), seconds)
         self._bend = (height * (0.012 + 0.06 * y / rows)).astype(np.float32)
         # x and height in pixels, phase
         self._blades = [
@@ -185,8 +212,10 @@ class Wind:
         sky = over(self._sky, self._cloud_layer, smoothstep(cloud, 0.46, 0.62))
         sky = over(sky, self._shade_layer, 0.8 * smoothstep(cloud, 0.6, 0.9))
         sky = over(sky, self._hill_layer, self._hills)
-        gusts = self._gusts.at(-52 * t, 9 * t)
-        push = (gusts - 0.3) * (0.35 + 1.0 * strength) + 0.06 * np.sin(9 * t + self._x * 0.09 + self._y * 0.13)
+        run = self._run(t)
+        gusts = self._gusts.at(-52 * run, 9 * run)
+        flutter = (0.02 + 0.08 * strength) * np.sin(9 * t + self._x * 0.09 + self._y * 0.13)
+        push = (gusts - 0.3) * (0.35 + 1.0 * strength) + flutter
         moved_x, moved_y = self._x + push * self._bend, self._y + 0.35 * push * self._bend
         remapped = cv2.remap(self._field, moved_x, moved_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         field = np.asarray(remapped, dtype=np.uint8)
@@ -199,7 +228,8 @@ class Wind:
         up = np.linspace(0, 1, 7)
         stems, ears = [], []
         for x, height_px, phase in self._blades:
-            bend = 0.16 + 0.5 * strength + 0.1 * math.sin(5.2 * t + phase) + 0.07 * math.sin(2.1 * t - x * 0.02)
+            flutter = (0.02 + 0.16 * strength) * math.sin(5.2 * t + phase)
+            bend = 0.16 + 0.5 * strength + flutter + 0.07 * math.sin(2.1 * t - x * 0.02)
             stem_y = self._height + 3 - height_px * up * (1 - 0.25 * bend * bend * up)
             stem = np.stack([x + height_px * bend * up**2, stem_y], axis=-1)
             stems.append((stem * 8).round().astype(np.int32))
@@ -255,30 +285,36 @@ class Thunder:
             cv2.polylines(bolt, [(line * 8).round().astype(np.int32)], False, brightness, thickness_px, cv2.LINE_AA, 3)
         halo = cv2.GaussianBlur(bolt, (0, 0), height / 90) * 1.6 + cv2.GaussianBlur(bolt, (0, 0), height / 22) * 1.4
         y, x = np.mgrid[:height, :width].astype(np.float32)
-        cloud_light = np.exp(-np.hypot((x - start[0]) / 1.5, (y - 0.12 * height)) / (0.42 * height))
+        cloud_light = 0.12 + 0.88 * np.exp(-np.hypot((x - start[0]) / 1.5, (y - 0.12 * height)) / (0.42 * height))
         return np.clip(bolt + halo, 0, 1), cloud_light.astype(np.float32)
 
     def __call__(self, t: float) -> Image:
         clouds = 0.5 * (self._clouds.at(14 * t, 3 * t) + self._clouds.at(-9 * t + 200, 90 - 5 * t)) + self._lift
         field = np.clip(0.4 + 2.0 * (clouds - 0.5), 0, 1)
-        brightnesses = [strike.strength * _flash(t - strike.flash_seconds) for strike in self._strikes]
-        flashes = [
-            (*light, brightness) for light, brightness in zip(self._bolts, brightnesses, strict=True) if brightness > 0
+        ages = [t - strike.flash_seconds for strike in self._strikes]
+        lit = [
+            (*lights, age, strike.strength)
+            for lights, age, strike in zip(self._bolts, ages, self._strikes, strict=True)
+            if 0 <= age < rhythm.FLASH_SECONDS
         ]
-        for _, cloud_light, brightness in flashes:
-            field = field + cloud_light * brightness * 0.5 * (0.35 + clouds)
+        for _, cloud_light, age, strength in lit:
+            field = field + cloud_light * (max(_flash(age), _glow(age)) * strength * 0.45) * (0.35 + clouds)
         picture = coloured(np.clip(field, 0, 1), self._colours)
-        for bolt_light, _, brightness in flashes:
-            picture = add_light(picture, bolt_light * brightness, (222, 226, 255))
+        for bolt_light, _, age, strength in lit:
+            if _flash(age) > 0.01:
+                picture = add_light(picture, bolt_light * (_flash(age) * strength), (222, 226, 255))
         return self._streaks.on(over(picture, self._land, self._land_alpha), t)
 
 
 def _flash(age_seconds: float) -> float:
     """Brightness of a bolt, 0..1: two strokes, 0.2 s apart, that fade exponentially."""
-    if not 0 <= age_seconds < rhythm.FLASH_SECONDS:
-        return 0.0
     second_stroke = math.exp(-(age_seconds - 0.2) / 0.14) if age_seconds >= 0.2 else 0.0
     return max(math.exp(-age_seconds / 0.09), 0.85 * second_stroke)
+
+
+def _glow(age_seconds: float) -> float:
+    """Light inside the clouds while the thunder rolls, 0..1: it fades to nothing in ``rhythm.FLASH_SECONDS``."""
+    return 0.9 * math.exp(-age_seconds / 0.9) * (1 - age_seconds / rhythm.FLASH_SECONDS)
 
 
 def _jagged_line(rng: np.random.Generator, start: Floats, end: Floats, roughness: float) -> Floats:

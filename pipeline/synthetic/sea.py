@@ -51,9 +51,12 @@ _LIGHTS: tuple[tuple[tuple[Colour, ...], Colour, Colour, tuple[Colour, ...]], ..
     ),
 )
 
+_RUN_UP_BEGINS, _RUN_UP_SHARE = 0.35, 0.3
+"""The phase of a wave, of which 0.5 is the loudest, at which water begins to run up the beach, and for which share of the wave."""
+
 
 class Ocean:
-    """Waves run up a beach under drifting clouds and a low sun; the edge of the water follows :func:`rhythm.swell`."""
+    """Waves run up a beach under drifting clouds and a low sun; a wave breaks and runs up at each :func:`rhythm.swell`."""
 
     def __init__(self, seed: int, height: int, width: int, seconds: float) -> None:
         rng = generator(seed, "ocean")
@@ -63,6 +66,7 @@ class Ocean:
         self._make_sky(rng, sky)
         self._make_sea(rng, sea)
         self._make_beach(rng)
+        self._surged = rhythm.Travelled(lambda times: 0.3 + 1.4 * rhythm.swell(seed, times), seconds)
 
     def _make_sky(self, rng: np.random.Generator, sky: tuple[Colour, ...]) -> None:
         height, width, horizon = self._height, self._width, self._horizon
@@ -108,21 +112,26 @@ class Ocean:
         self._wave_front_layer = uniform_image(rows, width, (24, 60, 66))
 
     def _water(self, t: float) -> Image:
-        slopes = self._waves[0].at(6 * t, 22 * t) + self._waves[1].at(-9 * t, 31 * t) - 1.0
+        surged = self._surged(t)
+        slopes = self._waves[0].at(6 * surged, 22 * surged) + self._waves[1].at(-9 * surged, 31 * surged) - 1.0
         water = coloured(np.clip(self._darkness - 0.68 * slopes * self._wave_contrast, 0.06, 1), self._sea_colours)
         return add_light(water, smoothstep(slopes, 0.09, 0.3) * self._sun_reflection, self._sun_colour)
 
     def _surf(self, water: Image, t: float) -> Image:
         rows = len(self._rows)
-        swell = float(rhythm.swell(self._seed, t))
-        edge_row = rows * (0.74 + 0.15 * swell) + rows * 0.035 * self._edge.at(18 * t, 0)
+        swell, phase = float(rhythm.swell(self._seed, t)), float(rhythm.wave_phase(self._seed, t)) % 1.0
+        run_up = _run_up(phase)
+        edge_row = rows * (0.71 + 0.2 * run_up) + rows * 0.035 * self._edge.at(18 * t, 0)
         px_inside = edge_row - self._rows
-        lace = self._lace.at(5 * t, rows * 0.15 * (1 - swell))
+        lace = self._lace.at(5 * t, rows * 0.2 * (1 - run_up))
         foam = np.exp(-np.maximum(px_inside, 0) / (rows * (0.03 + 0.07 * swell))) * (1.25 - lace)
-        crest_row = rows * (0.36 + 0.2 * swell) - rows * 0.05 * self._edge.at(9 * t + self._width, 0)
-        from_crest = (self._rows - crest_row) / (rows * 0.05)
-        breaking = np.exp(-np.abs(from_crest) * np.where(from_crest < 0, 3.0, 1.0)) * (1.15 - 0.9 * lace) * swell**1.5
-        wave_front = np.exp(-((from_crest - 1.2) ** 2)) * 0.35 * (0.3 + 0.7 * swell)
+        tumbling = self._lace.at(5 * t, -70 * self._surged(t))
+        crest_row = rows * (0.3 + 0.34 * phase) - rows * 0.05 * self._edge.at(9 * t + self._width, 0)
+        from_crest = (self._rows - crest_row) / (rows * (0.03 + 0.05 * swell))
+        breaking = (
+            np.exp(-np.abs(from_crest) * np.where(from_crest < 0, 3.0, 1.0)) * (1.15 - 0.9 * tumbling) * swell**1.5
+        )
+        wave_front = np.exp(-((from_crest - 1.2) ** 2)) * 0.35 * swell
         water = over(water, self._wave_front_layer, wave_front)
         water = over(water, self._foam_layer, np.clip(1.1 * breaking + foam, 0, 0.95))
         return over(self._sand, water, np.clip(px_inside / 2 + 0.5, 0, 1))
@@ -131,6 +140,13 @@ class Ocean:
         cover = smoothstep(self._clouds.at(7 * t, 0), 0.48, 0.78) * self._cloud_rows
         sky = over(self._sky, self._cloud_layer, 0.75 * cover)
         return np.concatenate([sky, self._surf(self._water(t), t)])
+
+
+def _run_up(phase: float) -> float:
+    """How far the water has run up the beach, 0..1, at a phase of its wave, 0..1: fast up while it roars, slowly back."""
+    since = (phase - _RUN_UP_BEGINS) % 1.0
+    share = since / _RUN_UP_SHARE if since < _RUN_UP_SHARE else (1.0 - since) / (1.0 - _RUN_UP_SHARE)
+    return share * share * (3 - 2 * share)
 
 
 class Underwater:

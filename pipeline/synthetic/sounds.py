@@ -1,6 +1,6 @@
 """Nature sounds, synthesised from shaped noise, impulses, short tones and bubbles.
 
-Swells, gusts and strikes come at the same times as in the picture (:mod:`pipeline.synthetic.rhythm`). The two channels
+Swells, gusts, showers, crackles and strikes come at the same times as in the picture (:mod:`pipeline.synthetic.rhythm`). The two channels
 share these times and differ in their noise. ``rate`` is in samples per second.
 """
 
@@ -89,7 +89,7 @@ def _rain(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
     for hz, decay, per_second, gain in ((4200, 0.0012, 500, 1.1), (2400, 0.002, 260, 1.2), (1100, 0.004, 40, 1.6)):
         drops = _impulses(rng, len(t), rate, per_second, 0.7)
         sound += gain * signal.fftconvolve(drops, _ringing(rng, rate, hz, decay))[: len(t)]
-    return sound
+    return np.asarray(sound * (0.4 + 1.2 * _interpolated(t, lambda times: rhythm.shower(seed, times))))
 
 
 def _ocean(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
@@ -103,9 +103,15 @@ def _fire(seed: int, rng: np.random.Generator, t: Floats, rate: int) -> Floats:
     sound = 0.45 * shaped_noise(rng, len(t), rate, _band(40, 260, 0.5)) + 0.1 * shaped_noise(
         rng, len(t), rate, _band(900, 6000)
     )
-    for hz, decay, per_second, gain in ((3600, 0.0012, 22, 1.4), (1900, 0.003, 9, 1.8), (750, 0.008, 1.6, 2.4)):
+    for hz, decay, per_second, gain in ((3600, 0.0012, 22, 1.4), (1900, 0.003, 9, 1.8)):
         snaps = _impulses(rng, len(t), rate, per_second, 0.9)
         sound += gain * signal.fftconvolve(snaps, _ringing(rng, rate, hz, decay))[: len(t)]
+    sound *= 0.4 + 1.2 * _interpolated(t, lambda times: rhythm.draught(seed, times))
+    crackles = np.zeros(len(t))
+    for crackle in rhythm.crackles(seed, len(t) / rate):
+        height = 9 * crackle.strength * rng.choice((-1.0, 1.0))
+        crackles[min(round((crackle.seconds + rng.uniform(0, 0.01)) * rate), len(t) - 1)] += height
+    sound += signal.fftconvolve(crackles, _ringing(rng, rate, 750, 0.008))[: len(t)]
     return np.asarray(np.tanh(sound / 4) * 4)
 
 
