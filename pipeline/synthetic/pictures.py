@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from pipeline.synthetic.fresh import Rain, River, Waterfall
-from pipeline.synthetic.land import Fire, Thunder, Wind
+from pipeline.synthetic.land import Fire, Wind
 from pipeline.synthetic.sea import Ocean, Underwater
+from pipeline.synthetic.storm import Thunder
 from pipeline.synthetic.textures import Grain, Image, Painter, generator, uniform_image
 
 PAINTERS: dict[str, Callable[[int, int, int, float], Painter]] = {
