@@ -18,6 +18,7 @@ def estimate(*changes: str) -> Estimate:
     return Estimate(recipe, generator_config(recipe.prior))
 
 
+@pytest.mark.slow
 def packaged_picture_operations() -> float:
     """Two for each weight of a convolution at each place of its output (padding ``SAME``)."""
     network, _ = trunk("picture")

@@ -133,6 +133,7 @@ def zeros_in_the_middle(data: bytes) -> bytes:
     return data[:middle] + bytes(4096) + data[middle + 4096 :]
 
 
+@pytest.mark.slow
 def with_record(content: SampleContent, num_frames: int, num_samples: int) -> SampleContent:
     sizes = {"width": 160, "height": 96, "num_frames": num_frames}
     told = {**content.record, "renditions": {"96": sizes}, "cut": {"num_samples": num_samples}}

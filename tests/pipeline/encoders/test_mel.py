@@ -41,6 +41,7 @@ def front_end():
     return LogMel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOUNDS)
 def test_equals_librosa(front_end, name):
     sound = SOUNDS[name].astype(np.float32)

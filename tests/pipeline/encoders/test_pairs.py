@@ -33,6 +33,7 @@ def settings(tiny, aligned, **changes) -> EncoderPairSettings:
     return EncoderPairSettings(**{**values, **changes})
 
 
+@pytest.mark.slow
 def test_a_pair_embeds_clips_one_by_one(tiny, aligned, picture):
     pair = load_pair(settings(tiny, aligned))
     clips = [frames(4), frames(3, 60, 60, seed=1)]
@@ -59,6 +60,7 @@ def test_published_sound_weights_make_pairs_too(tiny, aligned, soundclip, wav2cl
         assert f"{kind} was made for ViT-B/32, not for {TINY}" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_id_follows_the_numbers_not_the_paths(tiny, aligned, tmp_path):
     base = settings(tiny, aligned)
@@ -90,7 +92,9 @@ def test_bf16_is_close_to_fp32(tiny, aligned):
     assert 0.99 < exact.sound[0] @ rough.sound[0] < 0.9999999
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_number_of_threads_changes_no_number(tiny, aligned, precision):
     """Neither how many clips are embedded side by side, nor how many threads torch has for everything else."""
     clips, sounds = [frames(3, seed=seed) for seed in range(3)], [rain(1 + seed, seed) for seed in range(3)]

@@ -76,6 +76,7 @@ def test_settings_without_arguments_are_the_packaged_pair(small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_painted_scenes_agree_with_their_own_sounds_only(small, scenes):
     found = small.embed_clips([frames for frames, _ in scenes.values()], [sound for _, sound in scenes.values()], RATE)
     cosines = found.picture @ found.sound.T

@@ -106,6 +106,7 @@ def test_another_file_than_the_sum_says_is_not_kept(server, tmp_path):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"), [("absent.pt", "answered 404"), ("short.pt", "gave 1000 bytes|cannot fetch")]
 )

@@ -124,6 +124,7 @@ def test_no_server_at_all(get: Get) -> None:
     assert str(failure(get, url)) == "the connection failed: Connection refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Fault.DRIP, Fault.STALL_BEFORE_HEADERS, Fault.DRIP_HEADERS])
 def test_a_drip_is_a_stall(server: FaultyServer, get: Get, store: DownloadStore, video: bytes, fault: Fault) -> None:
     url = server.serve("/a.mp4", Answer(body=video, fault=fault, fault_after=2000))

@@ -269,7 +269,6 @@ def test_links_that_nothing_can_fetch(get: Get) -> None:
         assert failure(get, url).code == "unsupported_url", url
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_told(server: FaultyServer, video: bytes, tmp_path: Path) -> None:
     script = """
 import resource, sys

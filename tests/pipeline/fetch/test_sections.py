@@ -98,7 +98,6 @@ def test_a_section_of_a_plain_link_is_the_whole_file(server: FaultyServer, get: 
     assert (hidden.offset_ms, hidden.num_bytes) == (0, len(clock))
 
 
-@pytest.mark.slow
 def test_a_section_that_stalls_is_stopped(server: FaultyServer, get: Get, store: DownloadStore, clock: bytes) -> None:
     server.serve("/clock.mp4", Answer(body=clock, fault=Fault.STALL, fault_after=len(clock) // 4))
     page = b"<html><body><video src='/clock.mp4'></video></body></html>"

@@ -49,11 +49,12 @@ def sound_position(flac: Path) -> float:
     return int(np.abs(match).argmax()) / SOUND_HZ - 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(["-vf", "scale=640:384"], id="size", marks=pytest.mark.slow),
-        pytest.param(["-ac", "2"], id="channels", marks=pytest.mark.slow),
+        pytest.param(["-vf", "scale=640:384"], id="size"),
+        pytest.param(["-ac", "2"], id="channels"),
         pytest.param(["-vf", "scale=160:96", "-ac", "2"], id="both"),
     ],
 )

@@ -66,7 +66,8 @@ def sound_offset_ms(flac: Path, expected_seconds: float) -> float:
         "even.mp4",
         "even.ts",
         "uneven.mkv",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("even.mkv", "uneven.mov")),
+        "even.mkv",
+        "uneven.mov",
     ],
 )
 def test_picture_and_sound_start_where_the_span_does(folder: Path, tmp_path: Path, name: str) -> None:
@@ -106,7 +107,6 @@ def test_both_renditions_have_their_size_and_closed_groups(folder: Path, tmp_pat
         assert seen[0] == 25 + round(start * FPS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["x264", "svt_av1"])
 def test_the_same_cut_is_the_same_bytes(folder: Path, tmp_path: Path, codec: str) -> None:
     path = footage(folder, "even.mp4")
@@ -123,7 +123,6 @@ def test_the_same_cut_is_the_same_bytes(folder: Path, tmp_path: Path, codec: str
     assert set(sums[0]) == {"full.mp4", "half.mp4", "sound.flac"}
 
 
-@pytest.mark.slow
 def test_nvenc_takes_the_options_that_it_is_given(folder: Path, tmp_path: Path) -> None:
     """Where there is none, ffmpeg reads all of them before it looks for one."""
     path = footage(folder, "even.mp4")

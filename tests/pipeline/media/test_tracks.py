@@ -73,7 +73,7 @@ def is_tone(samples: np.ndarray) -> bool:
     return bool(power.max() > 0.5 * power.sum())
 
 
-@pytest.mark.parametrize("suffix", ["mkv", pytest.param("mp4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
 def test_the_default_flag_decides_before_size_and_order(parts: Path, tmp_path: Path, suffix: str) -> None:
     """Here the other picture is larger, and the other sound has more channels."""
     large = [np.full((240, 400, 3), 128, np.uint8)] * 75
@@ -96,7 +96,7 @@ def test_without_flags_the_larger_picture_is_taken(parts: Path, tmp_path: Path) 
     assert (facts.sound.num_tracks, facts.sound.chosen_by) == (1, None)
 
 
-@pytest.mark.parametrize("suffix", ["mkv", "mp4", pytest.param("mov", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "mov"])
 @pytest.mark.parametrize("is_marked", [True, False])
 def test_a_cover_in_front_is_no_film(parts: Path, tmp_path: Path, suffix: str, is_marked: bool) -> None:
     """Marked or not, one large picture does not stand for the film, even with the default flag."""

@@ -57,7 +57,6 @@ def test_an_earlier_build_is_compared_and_out_is_written_to(dataset: Make, tmp_p
     assert not now.exists("report.html")
 
 
-@pytest.mark.slow
 def test_rejected_clips_are_shown_from_their_previews(dataset: Make) -> None:
     folder, rows = dataset(60)
     row = next(row for row in rows if row.state is State.REJECTED and row.start_ms > 0)
@@ -82,7 +81,6 @@ def test_the_page_asks_for_nothing_and_runs_nothing_else(dataset: Make) -> None:
     assert json.loads(script_json({"a": HOSTILE})) == {"a": HOSTILE}
 
 
-@pytest.mark.slow
 def test_the_page_keeps_to_its_size(dataset: Make, caplog: pytest.LogCaptureFixture) -> None:
     folder, _ = dataset(60)
     whole = Path(make_report(folder.url).page).stat().st_size

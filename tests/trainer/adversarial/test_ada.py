@@ -186,6 +186,7 @@ def test_every_frame_of_a_clip_is_changed_in_the_same_way(name: str) -> None:
     assert torch.allclose(augment(clips, 1.0, only(name))[:, 0], alone, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_pass(name: str) -> None:
     given = pictures(8).requires_grad_()

@@ -171,7 +171,6 @@ def test_a_shard_that_stays_away_is_named_once_and_not_asked_for_again_and_again
     assert server.hits(path) == hits
 
 
-@pytest.mark.slow
 def test_with_copies_every_shard_is_fetched_once(dataset: Path, server: FaultyServer, tmp_path: Path):
     settings = SETTINGS.model_copy(update={"cache_dir": str(tmp_path), "num_workers": 2})
     one = reader(server.url("/data"), settings)

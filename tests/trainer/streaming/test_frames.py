@@ -70,6 +70,7 @@ def check_against_a_whole_decode(mp4: bytes, times: list[float]) -> list[int]:
     return numbers
 
 
+@pytest.mark.slow
 def test_each_time_gives_the_frame_that_is_shown_then(mp4: bytes):
     numbers = check_against_a_whole_decode(mp4, TIMES)
     assert numbers[-6:] == [0, 0, 12, 12, 99, 99]
