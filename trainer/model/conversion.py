@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pipeline.encoders.weights import resolve_weights
@@ -13,8 +14,13 @@ from trainer.model.generator_file import GeneratorFile
 from trainer.model.load import read_generator_file, save_generator
 
 
-def convert(source: str, target: Path, sha256: str | None = None, *, generator_only: bool = False) -> list[str]:
-    """Writes ``target``; returns a description of ``source``, in lines. Raises GeneratorError or EncoderError."""
+def convert(
+    source: str, target: Path, sha256: str | None = None, *, generator_only: bool = False, half: bool = False
+) -> list[str]:
+    """Writes ``target``, with ``half`` as 16-bit floats; returns a description of ``source`` in lines.
+
+    Raises GeneratorError or EncoderError.
+    """
     if target.suffix != ".safetensors":
         raise GeneratorError(f"{target} should end in .safetensors, which is what is written")
     if not target.parent.is_dir():
@@ -23,8 +29,15 @@ def convert(source: str, target: Path, sha256: str | None = None, *, generator_o
     generator = file.generator()
     with_judge = file.discriminator_config is not None and not generator_only
     judge = file.discriminator() if with_judge else None
-    save_generator(target, file.config, generator, file.discriminator_config if with_judge else None, judge)
-    return description(file, generator, judge)
+    encoder = None if file.encoder_config is None else file.frame_codes(torch.device("cpu")).encoder
+    judge_config = file.discriminator_config if with_judge else None
+    lines = description(file, generator, judge)
+    if half:
+        for network in (generator, judge, encoder):
+            if network is not None:
+                network.half()
+    save_generator(target, file.config, generator, judge_config, judge, file.encoder_config, encoder)
+    return lines
 
 
 def description(file: GeneratorFile, generator: Generator, judge: nn.Module | None) -> list[str]:
@@ -41,6 +54,7 @@ def description(file: GeneratorFile, generator: Generator, judge: nn.Module | No
         f"  parameters     {num_parameters(generator.mapping):,} mapping, {num_parameters(generator.synthesis):,} synthesis",
         f"  half precision {config.num_half} highest resolutions, clamp {config.conv_clamp}",
         f"  discriminator  {f'{num_parameters(judge):,} parameters' if judge is not None else 'none'}",
+        f"  frame encoder  {'there is one' if file.encoder_config is not None else 'none'}",
         f"  weights        SHA-256 {weights_sha256(generator)}",
     ]
     return lines + [f"  note: {note}" for note in file.notes]

@@ -18,13 +18,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="OUT.safetensors", type=Path, help="the file to write")
     parser.add_argument("--sha256", help="of IN; a URL needs it")
     parser.add_argument("--generator-only", action="store_true", help="leave the discriminator out")
+    parser.add_argument(
+        "--half", action="store_true", help="store 16-bit floats: half the size, for a file that training starts from"
+    )
 
 
 def _run(options: argparse.Namespace, _: str) -> int:
     from trainer.model.conversion import convert  # noqa: PLC0415 (after --help)
 
     try:
-        lines = convert(options.source, options.target, options.sha256, generator_only=options.generator_only)
+        lines = convert(
+            options.source, options.target, options.sha256, generator_only=options.generator_only, half=options.half
+        )
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return REFUSED

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.settings import Settings
+from trainer.model.code_mapping import CodeMapping
 from trainer.model.discriminator import Discriminator
 from trainer.model.layers import MappingNetwork
 from trainer.model.stylegan2 import BASE, NoiseMode, StyleGan2Synthesis
@@ -45,6 +46,11 @@ class GeneratorConfig(Settings):
     """Number of colour channels of a picture."""
     mapping_layers: int = Field(default=8, ge=1, le=64)
     """Layers of the mapping network."""
+    styles: Literal["w", "w_plus"] = "w"
+    """What the mapping network gives. w: one style for all layers. w_plus: a style for each layer, as a prior by reconstruction learns;
+    ``z_dim`` is then the number of layers that take a style times ``w_dim``."""
+    code_width: int = Field(default=512, ge=1, le=65536)
+    """w_plus: width of the mapping network's layers."""
     channel_base: int = Field(default=32768, ge=1, le=2**24)
     """The channels at a resolution are this number divided by the resolution, at most ``channel_max``."""
     channel_max: int = Field(default=512, ge=1, le=65536)
@@ -92,6 +98,10 @@ class GeneratorConfig(Settings):
                 raise ValueError(
                     f"widths {self.widths}: stylegan2 at {self.resolution} pixels takes {steps}, from 1 up"
                 )
+        if self.styles == "w_plus" and (self.z_dim != self.num_ws * self.w_dim or self.c_dim):
+            raise ValueError(
+                f"styles w_plus: give z_dim {self.num_ws * self.w_dim}, the {self.num_ws} layers' {self.w_dim} numbers, and c_dim 0"
+            )
         if self.num_critical >= self.num_layers - 1:
             raise ValueError(f"num_critical {self.num_critical} leaves too few of {self.num_layers} layers")
         if self.kind == "stylegan3":
@@ -101,6 +111,15 @@ class GeneratorConfig(Settings):
             if any(max(a, b) > MAX_RATIO * min(a, b) for a, b in pairwise(rates)):
                 raise ValueError(f"rates grow more than {MAX_RATIO} times from a layer to the next: take more layers")
         return self
+
+    @property
+    def num_ws(self) -> int:
+        """Number of layers that take a style."""
+        return 2 * int(math.log2(self.resolution // BASE)) + 2 if self.kind == "stylegan2" else self.num_layers + 2
+
+    def with_codes(self) -> GeneratorConfig:
+        """The same synthesis network behind a mapping to W+."""
+        return self.model_copy(update={"styles": "w_plus", "z_dim": self.num_ws * self.w_dim})
 
 
 class LayerGroups(NamedTuple):
@@ -120,7 +139,9 @@ class Generator(nn.Module):
     ``mapping(z)`` returns W+ (B, L, D). ``synthesis(ws)`` takes W (B, D) or W+. The state dict has the published names.
     """
 
-    def __init__(self, mapping: MappingNetwork, synthesis: StyleGan2Synthesis | StyleGan3Synthesis) -> None:
+    def __init__(
+        self, mapping: MappingNetwork | CodeMapping, synthesis: StyleGan2Synthesis | StyleGan3Synthesis
+    ) -> None:
         super().__init__()
         self.mapping, self.synthesis = mapping, synthesis
         self.z_dim, self.c_dim, self.w_dim = mapping.z_dim, mapping.c_dim, mapping.w_dim
@@ -145,7 +166,7 @@ class Generator(nn.Module):
 
     @property
     def w_avg(self) -> Tensor:
-        """(D,): the average style, the target of truncation."""
+        """(D,), or (L, D) for ``w_plus``: the average style, the target of truncation."""
         return self.mapping.w_avg
 
     @property
@@ -160,7 +181,8 @@ class Generator(nn.Module):
         For StyleGAN2 it does nothing. The frozen style is not saved with the weights.
         """
         if isinstance(self.synthesis, StyleGan3Synthesis):
-            self.synthesis.input.frozen_w_D = (self.w_avg if w_D is None else w_D).detach().clone()
+            average_D = self.w_avg if self.w_avg.ndim == 1 else self.w_avg[0]
+            self.synthesis.input.frozen_w_D = (average_D if w_D is None else w_D).detach().clone()
 
     def use_magnitude_beta(self, beta: float) -> None:
         """StyleGAN3: sets the weight of the old magnitude in each update, 0..1. For StyleGAN2 it does nothing."""
@@ -212,15 +234,20 @@ def build_generator(
             channels_last=channels_last,
             recompute=recompute,
         )
-    mapping = MappingNetwork(
+    return Generator(_build_mapping(config, synthesis.num_ws), synthesis)
+
+
+def _build_mapping(config: GeneratorConfig, num_ws: int) -> MappingNetwork | CodeMapping:
+    if config.styles == "w_plus":
+        return CodeMapping(config.w_dim, num_ws, width=config.code_width, num_layers=config.mapping_layers)
+    return MappingNetwork(
         config.z_dim,
         config.c_dim,
         config.w_dim,
-        synthesis.num_ws,
+        num_ws,
         num_layers=config.mapping_layers,
         w_avg_beta=config.w_avg_beta,
     )
-    return Generator(mapping, synthesis)
 
 
 def build_discriminator(config: GeneratorConfig, *, channels_last: bool = True) -> Discriminator:
@@ -267,8 +294,8 @@ def latents(seeds: list[int], z_dim: int) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_w_avg(mapping: MappingNetwork, num_latents: int = NUM_FOR_AVERAGE) -> Tensor:
-    """(D,): the mean style of ``num_latents`` fixed latents, for files without an average style.
+def estimate_w_avg(mapping: MappingNetwork | CodeMapping, num_latents: int = NUM_FOR_AVERAGE) -> Tensor:
+    """(D,), or (L, D) for ``w_plus``: the mean style of ``num_latents`` fixed latents, for files without an average style.
 
     For a conditional network the latents go through its classes in turn.
     """
@@ -278,10 +305,11 @@ def estimate_w_avg(mapping: MappingNetwork, num_latents: int = NUM_FOR_AVERAGE) 
     c_BC = None
     if mapping.c_dim:
         c_BC = torch.eye(mapping.c_dim, device=device)[torch.arange(num_latents, device=device) % mapping.c_dim]
-    total = torch.zeros(mapping.w_dim, device=device, dtype=torch.float64)
+    total = torch.zeros(mapping.w_avg.shape, device=device, dtype=torch.float64)
     for first in range(0, num_latents, 1000):
         labels = None if c_BC is None else c_BC[first : first + 1000]
-        total += mapping(z_BZ[first : first + 1000], labels)[:, 0].double().sum(0)
+        ws_BLD = mapping(z_BZ[first : first + 1000], labels)
+        total += (ws_BLD[:, 0] if total.ndim == 1 else ws_BLD).double().sum(0)
     return (total / num_latents).float()
 
 

@@ -1,4 +1,4 @@
-"""The contents of a generator's file, independent of its format: config, tensors by name, and notes of the reader."""
+"""The contents of a generator's file, independent of its format: configs, tensors by name, and notes of the reader."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import GeneratorError
 from pipeline.settings import Settings
 from trainer.model.discriminator import BASE, Discriminator
+from trainer.model.frame_encoder import FrameCodes, FrameEncoderConfig
 from trainer.model.generator import (
     Generator,
     GeneratorConfig,
@@ -62,7 +63,7 @@ class DiscriminatorConfig(Settings):
 
 @dataclass(frozen=True, slots=True)
 class GeneratorFile:
-    """A generator, and maybe a discriminator, read from a file. Tensors have the published names."""
+    """A generator, and maybe a discriminator and an encoder of frames, read from a file. Tensors have the published names."""
 
     origin: str
     """Name of the file, for messages."""
@@ -74,6 +75,8 @@ class GeneratorFile:
     discriminator_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What the reader had to add or choose, for messages."""
+    encoder_config: FrameEncoderConfig | None = None
+    encoder_tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def generator(
         self,
@@ -108,6 +111,18 @@ class GeneratorFile:
         network = build_discriminator_of(self.discriminator_config, channels_last=channels_last)
         fill(network, self.discriminator_tensors, self.origin)
         return network.eval()
+
+    def frame_codes(self, device: torch.device) -> FrameCodes:
+        """The encoder of frames, in eval mode, without gradients. Raises GeneratorError if the file has none, or its tensors do not fit,
+        and EncoderError for features that cannot be had."""
+        if self.encoder_config is None:
+            raise GeneratorError(
+                f"{self.origin} holds no encoder of frames; a prior that learns by reconstruction (prior.reconstruction) writes one"
+            )
+        codes = FrameCodes(self.encoder_config, self.config.num_ws, self.config.w_dim, device)
+        fill(codes.encoder, self.encoder_tensors, self.origin)
+        codes.encoder.eval().requires_grad_(False)
+        return codes
 
 
 def build_discriminator_of(config: DiscriminatorConfig, *, channels_last: bool = True) -> Discriminator:

@@ -1,7 +1,7 @@
 """Loads generators from official pickles, rosinality's checkpoints and our own safetensors. Nothing in a file is executed.
 
-Our files hold the generator's tensors under ``generator.``, those of a discriminator under ``discriminator.``, and both configs as JSON
-in the header.
+Our files hold the generator's tensors under ``generator.``, those of a discriminator under ``discriminator.`` and of an encoder of frames
+under ``encoder.``, and their configs as JSON in the header.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.errors import GeneratorError
 from trainer.model.formats.official import read_official
 from trainer.model.formats.rosinality import read_rosinality
 from trainer.model.formats.torch_files import is_torch_file, read_torch_file
+from trainer.model.frame_encoder import FrameEncoderConfig
 from trainer.model.generator import Generator, GeneratorConfig
 from trainer.model.generator_file import DiscriminatorConfig, GeneratorFile, checked_config
 from trainer.model.stylegan3 import FirForm
@@ -77,16 +78,24 @@ def save_generator(
     generator: nn.Module,
     discriminator_config: DiscriminatorConfig | None = None,
     discriminator: nn.Module | None = None,
+    encoder_config: FrameEncoderConfig | None = None,
+    encoder: nn.Module | None = None,
 ) -> None:
-    """Write ``path`` (safetensors, the configs in its header), through a temporary name."""
+    """Writes ``path`` (safetensors, the configs in its header), through a temporary name."""
     configs = {
         "version": VERSION,
         "generator": config.model_dump(mode="json"),
         "discriminator": None if discriminator_config is None else discriminator_config.model_dump(mode="json"),
     }
-    tensors = _named("generator", generator)
-    if discriminator is not None:
-        tensors |= _named("discriminator", discriminator)
+    if encoder_config is not None:
+        configs["encoder"] = encoder_config.model_dump(mode="json")
+    networks = {"generator": generator, "discriminator": discriminator, "encoder": encoder}
+    tensors = {
+        name: tensor
+        for prefix, network in networks.items()
+        if network is not None
+        for name, tensor in _named(prefix, network).items()
+    }
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(configs)})
     partial.replace(path)
@@ -114,8 +123,8 @@ def _read_own(path: Path) -> GeneratorFile:
     if not isinstance(configs, dict) or configs.get("version") != VERSION:
         raise GeneratorError(f"{path} is a generator of another version of this format; version {VERSION} is known")
     origin = str(path)
-    judge = configs.get("discriminator")
-    by_network: dict[str, dict[str, torch.Tensor]] = {"generator": {}, "discriminator": {}}
+    judge, encoder = configs.get("discriminator"), configs.get("encoder")
+    by_network: dict[str, dict[str, torch.Tensor]] = {"generator": {}, "discriminator": {}, "encoder": {}}
     for name, tensor in tensors.items():
         network, _, rest = name.partition(".")
         if network not in by_network:
@@ -128,4 +137,6 @@ def _read_own(path: Path) -> GeneratorFile:
         by_network["generator"],
         None if judge is None else checked_config(DiscriminatorConfig, judge, origin),
         by_network["discriminator"],
+        encoder_config=None if encoder is None else checked_config(FrameEncoderConfig, encoder, origin),
+        encoder_tensors=by_network["encoder"],
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.engine.ranks import gather_rows, num_ranks
 from trainer.engine.run import Run
 from trainer.model.generator import Generator
-from trainer.model.pictures import grid, pictures, write_png
+from trainer.model.pictures import grid, pictures, to_uint8, write_png
 from trainer.prior.fidelity import Fidelity
 from trainer.prior.pictures import PictureFolder
 from trainer.streaming.reader import Reader
@@ -20,6 +20,7 @@ STAGE = "prior"
 FIRST_MEASURED_SEED = 1_000_000
 """First seed of the pictures that are measured; the grid shows the seeds 0, 1, ..."""
 DRAWN_AT_ONCE = 16
+PAIRS_IN_A_ROW = 8
 
 
 def write_grid(generator: Generator, num_seeds: int, truncation: float, samples_seen: int, run: Run) -> None:
@@ -30,6 +31,21 @@ def write_grid(generator: Generator, num_seeds: int, truncation: float, samples_
     joined = grid(drawn)
     write_png(folder / f"{samples_seen:010d}.png", joined)
     run.stats.picture(STAGE, "samples", samples_seen, joined)
+
+
+def write_pairs(reals_NCHW: Tensor, drawn_NCHW: Tensor, samples_seen: int, run: Run) -> None:
+    """Writes real pictures, -1..1, each above its reconstruction, to ``samples/SEEN-reconstructed.png``, and to TensorBoard."""
+    folder = run.stage_folder(STAGE) / "samples"
+    folder.mkdir(exist_ok=True)
+    columns = min(len(reals_NCHW), PAIRS_IN_A_ROW)
+    rows = [
+        part
+        for start in range(0, len(reals_NCHW), columns)
+        for part in (reals_NCHW[start : start + columns], drawn_NCHW[start : start + columns])
+    ]
+    joined = grid(to_uint8(torch.cat(rows)).cpu(), columns)
+    write_png(folder / f"{samples_seen:010d}-reconstructed.png", joined)
+    run.stats.picture(STAGE, "reconstructed", samples_seen, joined)
 
 
 def real_features(

@@ -10,6 +10,7 @@ from pipeline.encoders.weights import resolve_weights
 from pipeline.errors import RecipeError
 from trainer.model.discriminator import BASE
 from trainer.model.generator import GeneratorConfig
+from trainer.model.generator_file import GeneratorFile
 from trainer.model.load import read_generator_file
 from trainer.prior.fidelity import check_fidelity
 from trainer.prior.settings import GROUP_SIZE, PriorSettings
@@ -28,14 +29,31 @@ def clips_per_group(num_frames: int) -> int:
     return GROUP_SIZE // math.gcd(GROUP_SIZE, num_frames)
 
 
+PAINTED = "painted"
+"""The value of ``prior.init`` for the packaged generator of painted scenes."""
+PAINTED_FILE = Path(__file__).parent / "painted" / "generator.safetensors"
+
+
+def read_init(settings: PriorSettings) -> GeneratorFile | None:
+    """The file that training starts from. None: ``init`` is not set. Raises GeneratorError or EncoderError."""
+    if settings.init is None:
+        return None
+    if settings.init == PAINTED:
+        return read_generator_file(PAINTED_FILE)
+    return read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
+
+
 def generator_config(settings: PriorSettings) -> GeneratorConfig:
     """The config of the generator that is trained. Raises GeneratorError, EncoderError or RecipeError if ``init`` cannot be used."""
-    if settings.init is None:
-        config = settings.generator or DEFAULT_GENERATOR
+    wanted = settings.generator
+    if settings.reconstruction is not None and (wanted is not None or settings.init is None):
+        wanted = (wanted or DEFAULT_GENERATOR).with_codes()
+    init_file = read_init(settings)
+    if init_file is None:
+        config = wanted or DEFAULT_GENERATOR
     else:
-        init_file = read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
         config = init_file.config
-        if settings.generator is not None and not _same_network(settings.generator, config):
+        if wanted is not None and not _same_network(wanted, config):
             raise RecipeError(
                 f"prior.generator: is not the network that prior.init ({settings.init}) holds: {config.model_dump_json()}; "
                 f"leave it out"
@@ -44,6 +62,11 @@ def generator_config(settings: PriorSettings) -> GeneratorConfig:
             raise RecipeError(
                 f"prior.frozen_blocks: {settings.init} holds no discriminator, and a random one has to learn; leave it out"
             )
+    if settings.reconstruction is not None and config.styles != "w_plus":
+        raise RecipeError(
+            f"prior.reconstruction: {settings.init} maps to one style for all layers (W), and codes have one for each; leave "
+            f"prior.init out"
+        )
     if config.c_dim or config.num_colours != 3:
         raise RecipeError(
             f"prior: a generator with {config.c_dim} classes and {config.num_colours} colours cannot be trained here; "

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders.weights import resolve_weights
 from trainer.adversarial.ada import augment
 from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, path_lengths, r1_penalty
 from trainer.engine.ema import average_weight
@@ -22,10 +21,10 @@ from trainer.engine.phases import Phase, Terms
 from trainer.engine.ranks import num_ranks
 from trainer.model.discriminator import Discriminator
 from trainer.model.filters import blur
+from trainer.model.frame_encoder import FrameCodes
 from trainer.model.generator import Generator, build_generator, widths_of
 from trainer.model.generator_file import DiscriminatorConfig, build_discriminator_of
-from trainer.model.load import read_generator_file
-from trainer.prior.networks import generator_config
+from trainer.prior.networks import generator_config, read_init
 from trainer.prior.settings import GROUP_SIZE, PriorSettings
 
 GENERATOR_MEASURES = ("generator_loss",)
@@ -131,12 +130,18 @@ def make_networks(settings: PriorSettings) -> tuple[Generator, Discriminator, Di
         conv_clamp=config.conv_clamp,
         group_size=GROUP_SIZE,
     )
-    if settings.init is None:
+    init_file = read_init(settings)
+    if init_file is None:
         return build_generator(config), build_discriminator_of(judge_config), judge_config
-    init_file = read_generator_file(resolve_weights(settings.init, settings.init_sha256, field="prior.init"))
     if init_file.discriminator_config is None:
         return init_file.generator(), build_discriminator_of(judge_config), judge_config
     return init_file.generator(), init_file.discriminator(), init_file.discriminator_config
+
+
+def start_encoder(settings: PriorSettings, device: torch.device) -> FrameCodes | None:
+    """The encoder of frames of the file ``init``. None: it holds none, or ``init`` is not set."""
+    init_file = read_init(settings)
+    return None if init_file is None or init_file.encoder_config is None else init_file.frame_codes(device)
 
 
 def prior_phases(adversaries: Adversaries) -> Sequence[Phase[Tensor]]:
@@ -145,9 +150,9 @@ def prior_phases(adversaries: Adversaries) -> Sequence[Phase[Tensor]]:
     path_every = settings.path_every if settings.path_weight else None
     r1_every = settings.r1_every if settings.r1_gamma else None
     generator, discriminator = adversaries.generator, adversaries.discriminator
-    of_generator = _adam(generator.parameters(), settings.generator_learning_rate, settings.betas, path_every)
+    of_generator = adam(generator.parameters(), settings.generator_learning_rate, settings.betas, path_every)
     learning = discriminator.parameters_below(settings.frozen_blocks)
-    of_discriminator = _adam(learning, settings.discriminator_learning_rate, settings.betas, r1_every)
+    of_discriminator = adam(learning, settings.discriminator_learning_rate, settings.betas, r1_every)
     phases = [Phase("generator", of_generator, 1, adversaries.generator_main, GENERATOR_MEASURES)]
     if path_every is not None:
         phases.append(Phase("path_length", of_generator, path_every, adversaries.path_length, PATH_MEASURES, False))
@@ -165,8 +170,9 @@ def prior_phases(adversaries: Adversaries) -> Sequence[Phase[Tensor]]:
     return phases
 
 
-def _adam(
+def adam(
     parameters: Iterable[nn.Parameter], rate: float, betas: tuple[float, float], every: int | None
 ) -> torch.optim.Optimizer:
+    """Adam whose rate and betas allow for a regulariser that shares it every ``every`` steps. None: there is none."""
     rate, betas = lazy_adam_settings(rate, betas, every)
     return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=1e-8)

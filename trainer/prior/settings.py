@@ -10,6 +10,7 @@ from pipeline.settings import Settings
 from trainer.adversarial.ada import AdaSettings
 from trainer.model.generator import GeneratorConfig
 from trainer.prior.fidelity import FidelitySettings
+from trainer.prior.reconstruction_settings import ReconstructionSettings
 from trainer.streaming.reader import ReaderSettings
 
 GROUP_SIZE = 4
@@ -25,7 +26,8 @@ class PriorSettings(Settings):
     pictures: str | None = None
     """Folder of pictures to learn from, with all folders below it. None: the frames of the datasets."""
     init: str | None = None
-    """Path or URL of a generator to start from, in any supported format. None: random weights."""
+    """Path or URL of a generator to start from, in any supported format; or painted, the packaged one, which knows the painted scenes of
+    the demo. None: random weights."""
     init_sha256: str | None = None
     """SHA-256 of ``init``. None: not checked; required for a URL."""
     generator: GeneratorConfig | None = None
@@ -95,6 +97,9 @@ class PriorSettings(Settings):
     """Number of pictures in the grid of generated pictures: the seeds 0, 1, 2, ..."""
     grid_truncation: float = Field(1.0, ge=0, le=1)
     """psi of the grid: the distance of its styles from the average style, as a share."""
+    reconstruction: ReconstructionSettings | None = None
+    """Learns by reconstruction: an encoder of frames learns together with the generator, which is faster than learning from a discriminator
+    alone. The generator then has ``styles = "w_plus"``. None: StyleGAN2-ADA's training."""
     fidelity: FidelitySettings = FidelitySettings()
     """How generated pictures are compared with real ones."""
 
@@ -106,6 +111,8 @@ class PriorSettings(Settings):
             raise ValueError("init_sha256 is given without init")
         if self.frozen_blocks and self.init is None:
             raise ValueError("frozen_blocks is given without init: blocks with random weights must be trained")
+        if self.reconstruction is not None and self.path_weight:
+            raise ValueError("path_weight has no meaning with reconstruction; leave it out")
         size = self.micro_batch_size
         if size is not None and size > GROUP_SIZE and size % GROUP_SIZE:
             raise ValueError(f"micro_batch_size {size}: take a multiple of {GROUP_SIZE}, or fewer than that")

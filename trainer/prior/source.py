@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from trainer.prior.settings import PriorRecipe
 
 
-def make_source(recipe: PriorRecipe, run: Run, *, shuffle: bool) -> Reader | PictureFolder:
-    """This rank's batches of real pictures, with the generator's resolution. Raises DataError."""
+def make_source(recipe: PriorRecipe, run: Run, *, shuffle: bool, split: str = "train") -> Reader | PictureFolder:
+    """This rank's batches of real pictures, with the generator's resolution. A folder of pictures has no splits. Raises DataError."""
     settings = recipe.prior
     side_px = generator_config(settings).resolution
     rank, ranks = run.fabric.global_rank, num_ranks()
@@ -48,9 +48,9 @@ def make_source(recipe: PriorRecipe, run: Run, *, shuffle: bool) -> Reader | Pic
         "mel": False,
     }
     return Reader(
-        run.mixes("train"),
+        run.mixes(split),
         recipe.reader.model_copy(update=wanted),
-        split="train",
+        split=split,
         seed=run.settings.seed,
         rank=rank,
         num_ranks=ranks,

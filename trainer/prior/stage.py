@@ -22,11 +22,14 @@ from trainer.engine.loop import Ended
 from trainer.engine.ranks import average_over_ranks, gather_numbers
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
+from trainer.model.frame_encoder import FrameCodes
 from trainer.model.load import save_generator
-from trainer.prior.drawn_pictures import fake_features, real_features, write_grid
+from trainer.prior.drawn_pictures import fake_features, real_features, write_grid, write_pairs
 from trainer.prior.fidelity import Fidelity
 from trainer.prior.networks import clips_per_group, generator_config
-from trainer.prior.phases import Adversaries, make_networks, prior_phases
+from trainer.prior.phases import Adversaries, make_networks, prior_phases, start_encoder
+from trainer.prior.reconstruction import Reconstruction, reconstruction_phases
+from trainer.prior.reconstruction_settings import ReconstructionSettings
 from trainer.prior.settings import GROUP_SIZE
 from trainer.prior.source import make_source
 from trainer.streaming.batches import Batch
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "prior"
+AVERAGES = ("w_avg", "spread", "magnitude_ema")
+"""Names of buffers of the generator that are averages over its pictures."""
+NUM_RECONSTRUCTED = 32
+"""Largest number of frames whose reconstructions a validation shows."""
 
 
 class Prior(Learner):
@@ -67,7 +74,14 @@ class Prior(Learner):
             torch.zeros((), device=self.device),
             settings.ada_fixed_p or 0.0,
         )
-        self.phases = prior_phases(self.adversaries)
+        self.average_codes: FrameCodes | None = None
+        """The average of the encoder of frames over training; this one is exported. None: the prior does not learn by reconstruction."""
+        self.reconstruction = None if settings.reconstruction is None else self._reconstruction(settings.reconstruction)
+        self.phases = (
+            prior_phases(self.adversaries)
+            if self.reconstruction is None
+            else reconstruction_phases(self.reconstruction)
+        )
         self.sign_sum, self.sign_count = 0.0, 0.0
         """Sum and number of the signs of the discriminator's outputs for real pictures since the last adaptation."""
         self.latest_measures: dict[str, float] = {}
@@ -75,6 +89,15 @@ class Prior(Learner):
         self.fidelity = Fidelity(settings.fidelity, self.device) if settings.fidelity.num_pictures else None
         """None: fidelity is not measured."""
         self._real_NF: Tensor | None = None
+
+    def _reconstruction(self, settings: ReconstructionSettings) -> Reconstruction:
+        codes = start_encoder(self.settings, self.device)
+        if codes is None:
+            codes = FrameCodes(settings.encoder, self.generator.num_ws, self.generator.w_dim, self.device)
+        codes.encoder.train().requires_grad_()
+        self.average_codes = copy.copy(codes)
+        self.average_codes.encoder = copy.deepcopy(codes.encoder).eval().requires_grad_(False)
+        return Reconstruction(settings, self.adversaries, codes)
 
     def samples_per_step(self) -> int:
         frames = 1 if self.settings.pictures is not None else self.settings.frames_per_clip
@@ -95,18 +118,35 @@ class Prior(Learner):
             return {}
         self.adversaries.blur_px = self.settings.blur_at(self.samples_seen)
         parts = [(part, part.shape[0] * part.shape[1] / total) for part in self._micro_batches(reals_BTCHW)]
-        self.latest_measures |= self.learn(self.phases, parts, [self.generator, self.discriminator], batch)
-        # every rank has drawn other latents: the running averages are averaged over ranks
-        averages = [one for name, one in self.generator.named_buffers() if name.endswith(("w_avg", "magnitude_ema"))]
-        average_over_ranks([*averages, self.adversaries.path_mean])
+        networks = [network for name, network in self.networks().items() if not name.startswith("average")]
         settings = self.settings
         weight = average_weight(total, settings.ema_half_life, self.samples_seen, settings.ema_ramp_up)
+        if self.reconstruction is not None:
+            self.reconstruction.set_rates(self.phases, self.samples_seen)
+        try:
+            self.latest_measures |= self.learn(self.phases, parts, networks, batch)
+            if self.reconstruction is not None:
+                self.reconstruction.learn_average(weight)
+        finally:
+            if self.reconstruction is not None:
+                self.reconstruction.drawn_of.clear()
+        # every rank has drawn other latents: the running averages are averaged over ranks
+        averages = [one for name, one in self.generator.named_buffers() if name.endswith(AVERAGES)]
+        average_over_ranks([*averages, self.adversaries.path_mean])
         move_average(self.average, self.generator, weight)
+        if self.reconstruction is not None and self.average_codes is not None:
+            move_average(self.average_codes.encoder, self.reconstruction.codes.encoder, weight)
         self._adapt_augmentation(total)
         self.num_steps += 1
         self.samples_seen += total
-        losses = self.latest_measures["generator_loss"] + self.latest_measures["discriminator_loss"]
-        return {"loss": losses, **self.latest_measures, "augment_p": self.adversaries.p}
+        return {"loss": self._loss(), **self.latest_measures, "augment_p": self.adversaries.p}
+
+    def _loss(self) -> float:
+        """What the progress shows."""
+        measures = self.latest_measures
+        if self.reconstruction is not None:
+            return measures["reconstruction_loss"]
+        return measures["generator_loss"] + measures["discriminator_loss"]
 
     def _reals(self, batch: Batch) -> Tensor:
         """(B, T, 3, H, W), -1..1, mirrored half of the time. The last clips are left out if their pictures do not fill a group."""
@@ -155,6 +195,8 @@ class Prior(Learner):
         settings = self.settings
         if self.run.fabric.is_global_zero:
             write_grid(self.average, settings.grid_seeds, settings.grid_truncation, self.samples_seen, self.run)
+        if self.average_codes is not None:
+            self._show_reconstructions(self.average_codes)
         if self.fidelity is None:
             return {}
         if self._real_NF is None:
@@ -171,6 +213,22 @@ class Prior(Learner):
                 self._save_generator(BEST)
         return measures
 
+    def _show_reconstructions(self, codes: FrameCodes) -> None:
+        """Writes frames of the validation split, each beside its reconstruction; of the training split if there is no other."""
+        source = make_source(
+            self.recipe, self.run, shuffle=False, split="validation" if self.run.mixes("validation") else "train"
+        )
+        try:
+            batch = next(iter(source), None)
+        finally:
+            source.close()
+        if batch is None or not self.run.fabric.is_global_zero:
+            return
+        reals = (batch.frames_BTCHW[:, 0].to(self.device).float() / 127.5 - 1)[:NUM_RECONSTRUCTED]
+        with torch.no_grad():
+            drawn = self.average.synthesis(codes(reals), noise_mode="const")
+        write_pairs(reals, drawn, self.samples_seen, self.run)
+
     # checkpoints
 
     def export(self) -> None:
@@ -179,10 +237,22 @@ class Prior(Learner):
             self._save_generator(BEST)
 
     def _save_generator(self, name: str) -> None:
-        save_generator(self.folder / name, self.made, self.average, self.discriminator_config, self.discriminator)
+        codes = self.average_codes
+        save_generator(
+            self.folder / name,
+            self.made,
+            self.average,
+            self.discriminator_config,
+            self.discriminator,
+            None if codes is None else codes.config,
+            None if codes is None else codes.encoder,
+        )
 
     def networks(self) -> Mapping[str, nn.Module]:
-        return {"generator": self.generator, "average": self.average, "discriminator": self.discriminator}
+        networks = {"generator": self.generator, "average": self.average, "discriminator": self.discriminator}
+        if self.reconstruction is not None and self.average_codes is not None:
+            networks |= {"encoder": self.reconstruction.codes.encoder, "average_encoder": self.average_codes.encoder}
+        return networks
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         return {f"optimizer_{phase.name}": phase.optimizer for phase in self.phases if phase.is_main}

@@ -25,9 +25,11 @@ from pipeline.errors import EncoderError, GeneratorError
 from tests.trainer.model.networks import TINY, TINY2, TINY3R, TINY3T, tiny, tiny_judge
 from tests.trainer.model.official_form import official_pickle, rosinality_discriminator_state, rosinality_state
 from trainer.model.convert import main as convert_main
+from trainer.model.features import FeatureSettings
 from trainer.model.formats.symbolic_pickle import read_pickle
 from trainer.model.formats.torch_files import plain_number, storage_in_pickle, tensor_of
-from trainer.model.generator import Generator, GeneratorConfig, estimate_w_avg, latents, widths_of
+from trainer.model.frame_encoder import FrameCodes, FrameEncoderConfig
+from trainer.model.generator import Generator, GeneratorConfig, build_generator, estimate_w_avg, latents, widths_of
 from trainer.model.generator_file import DiscriminatorConfig
 from trainer.model.load import load_generator, read_generator_file, save_generator
 from trainer.model.pictures import grid, pictures
@@ -281,6 +283,22 @@ def test_converting_keeps_the_network(kind: str, tmp_path: Path, capsys: pytest.
     _same(read_generator_file(target).discriminator(), read_generator_file(source).discriminator())
     assert convert_main([str(source), str(target), "--generator-only"]) == 0
     assert not any(name.startswith("discriminator.") for name in load_file(target))
+
+
+def test_converting_keeps_the_encoder_of_frames_and_halves_the_file_on_demand(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = TINY2.model_copy(update={"code_width": 16}).with_codes()
+    encoder = FrameEncoderConfig(width=16, features=FeatureSettings(picture_px=32))
+    codes = FrameCodes(encoder, config.num_ws, config.w_dim, torch.device("cpu"))
+    source, target = tmp_path / "own.safetensors", tmp_path / "half.safetensors"
+    save_generator(source, config, build_generator(config), encoder_config=encoder, encoder=codes.encoder)
+    assert convert_main([str(source), str(target), "--half"]) == 0
+    assert target.stat().st_size < 0.6 * source.stat().st_size
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    kept = read_generator_file(target).frame_codes(torch.device("cpu"))
+    torch.testing.assert_close(kept(pictures), codes(pictures), rtol=0, atol=5e-3)
+    z = torch.randn(2, config.z_dim)
+    torch.testing.assert_close(load_generator(target)(z), load_generator(source)(z), rtol=0, atol=2e-2)
 
 
 def test_converting_nonsense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
