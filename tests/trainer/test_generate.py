@@ -114,8 +114,8 @@ def test_a_long_sound_is_heard_as_the_model_hears_it_at_once(model: SoundVideoMo
     assert encoded.mel_MT.shape == (128, round(7.8 / 0.5 * 64))
     carried = styles_of(model, encoded.features_SF, seed=4)
     noise = walk_noise(4, 16, model.num_noise)
-    base = model.base_styles(torch.randn(16, generator=torch.Generator().manual_seed(4))[None])
-    torch.testing.assert_close(carried, model.walk(segments[None], base, noise[None])[0], rtol=1e-4, atol=1e-4)
+    start = model.start(torch.randn(16, generator=torch.Generator().manual_seed(4))[None])
+    torch.testing.assert_close(carried, model.walk(segments[None], start, noise[None])[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_last_segment_that_is_hardly_there_is_left_out(model: SoundVideoModel) -> None:
@@ -477,6 +477,7 @@ def test_a_model_of_the_invert_stage_shows_each_segment_alone(
     model = random_model()
     features = encode_sound(model, open_sound(tmp_path / "a.wav")).features_SF
     alone = styles_of(model, features, use_blocks=False)
-    base = model.base_styles(torch.randn(16, generator=torch.Generator().manual_seed(0))[None])
-    torch.testing.assert_close(alone, base + model.inversion.offsets(features))
+    start = model.start(torch.randn(16, generator=torch.Generator().manual_seed(0))[None])
+    wanted = start.base_BLD + model.inversion.offsets(features, features[:, :0])
+    torch.testing.assert_close(alone, wanted)
     assert abs(alone - styles_of(model, features)).max() > 0.01

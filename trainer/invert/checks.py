@@ -10,6 +10,7 @@ from pipeline.encoders.weights import is_url
 from pipeline.errors import EncoderError, RecipeError
 from trainer.align.frozen_encoders import check_partner
 from trainer.invert.settings import GuideSettings
+from trainer.invert.shared import PRIOR, generator_file
 
 if TYPE_CHECKING:
     from trainer.invert.settings import InvertRecipe
@@ -28,6 +29,25 @@ def check_guide(settings: GuideSettings, recipe: InvertRecipe, field: str) -> No
         )
 
 
+def check_codes(recipe: InvertRecipe, field: str) -> None:
+    """Raises RecipeError if the generator's file will have no encoder of frames."""
+    generator, is_trained_here = recipe.invert.generator, recipe.stages is None or PRIOR in recipe.stages
+    if generator is None and is_trained_here:
+        if recipe.prior.reconstruction is None:
+            raise RecipeError(
+                f"{field}: the stage prior writes an encoder of frames only if it learns by reconstruction; add the table "
+                f"[prior.reconstruction], or leave out [{field}]"
+            )
+        return
+    if generator is None or not is_url(generator):
+        file = generator_file(recipe, recipe.folder)
+        if file.encoder_config is None:
+            raise RecipeError(
+                f"{field}: {file.origin} holds no encoder of frames; take the generator of a prior that learned by reconstruction, or "
+                f"leave out [{field}]"
+            )
+
+
 def check_invert(recipe: InvertRecipe) -> None:
     """Raises UserError for settings that can be refused before any work."""
     settings = recipe.invert
@@ -36,6 +56,8 @@ def check_invert(recipe: InvertRecipe) -> None:
     if recipe.reader.num_frames < 2:
         raise RecipeError("reader.num_frames: a clip of one frame is no video; take 2 or more, the paper's are 5")
     generator = settings.generator
+    if settings.codes is not None:
+        check_codes(recipe, "invert.codes")
     if generator is None:
         return
     if is_url(generator) and settings.generator_sha256 is None:

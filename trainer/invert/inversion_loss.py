@@ -1,8 +1,9 @@
-"""L_enc, the loss of an inversion, and w̄_a, the mean of the encoder's codes that its last term may take.
+"""L_enc, the loss of an inversion; w̄_a, the mean of the encoder's codes that its last term may take; and the distance from real codes.
 
     L_enc = L_CLIP(a↔v) + L_CLIP(a↔t) + λ_b |ŵ_a - w̄|²    ("Sound-Guided Semantic Video Generation", section 3.1)
 
-Shape suffixes: B clips, N pictures, K cutouts of each, L layers that take a style each, D numbers of a style or of the space.
+Shape suffixes: B clips, N pictures, K cutouts of each or inversions of a sound, L layers that take a style each, D numbers of a style or
+of the space.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from trainer.engine.ranks import add_over_ranks
 from trainer.invert.guide import clip_loss
 from trainer.invert.settings import InvertSettings
 from trainer.model.sound_video import SoundVideoModel
+
+LEAST_MOTION = 1e-4
+"""Clips whose codes move by less than this share of the codes' mean square distance from the average style count as this much."""
 
 
 def inversion_terms(
@@ -43,6 +47,29 @@ def inversion_terms(
         + settings.style_weight * terms["style_loss"]
     )
     return terms
+
+
+def code_loss(drawn: Tensor, codes: Tensor, scale: Tensor, mean_share: float) -> Tensor:
+    """(): for each sound the distance between its code and the nearest of its K inversions, and ``mean_share`` times the mean of all.
+
+    ``drawn`` is (B, K, L, D) and ``codes`` (B, L, D); or of walks, (B, K, T, L, D), and the codes of T frames. A distance is the mean
+    square over all that is not B or K, divided by ``scale``. The nearest of several (Guzman-Rivera and others,
+    "Multiple Choice Learning", 2012) lets a sound keep several pictures; the mean of squares alone would give their average.
+    """
+    distances_BK = (drawn - codes[:, None]).square().flatten(2).mean(2) / scale
+    return distances_BK.amin(1).mean() + mean_share * distances_BK.mean()
+
+
+def motion_loss(moved_BJLD: Tensor, codes_BJLD: Tensor, counts_B: Tensor, scale: Tensor) -> Tensor:
+    """(): how far the movement from frame to frame is from that of the codes, as a share of the codes' own: 1 for a picture at rest.
+
+    A movement is how the numbers of J neighbouring frames differ from their mean over these. Clips count where ``counts_B`` is true.
+    """
+    wanted_BJLD = codes_BJLD - codes_BJLD.mean(1, keepdim=True)
+    apart_B = (moved_BJLD - moved_BJLD.mean(1, keepdim=True) - wanted_BJLD).square().flatten(1).mean(1)
+    own_B = wanted_BJLD.square().flatten(1).mean(1)
+    least = LEAST_MOTION * scale * len(own_B)
+    return (apart_B * counts_B).sum() / (own_B * counts_B).sum().clamp_min(least)
 
 
 class CodeMean:

@@ -40,6 +40,21 @@ class GuideSettings(Settings):
         return self
 
 
+class CodeSettings(Settings):
+    """How E_a learns from codes: those in W+ of the frames of a sound's own clip, by the encoder of frames in the generator's file."""
+
+    weight: float = Field(1.0, gt=0)
+    """Weight of the distance between the inversions of a sound and the code of a frame that belongs to it, as a share of the codes' mean
+    square distance from the average style."""
+    draws: int = Field(4, ge=1, le=256)
+    """Latents that are drawn for each sound. Of their inversions the nearest to the code counts, so that a sound keeps several pictures."""
+    mean_share: float = Field(0.3, ge=0)
+    """Weight of the mean over these inversions beside the nearest one, so that none stays far from all codes."""
+    alone_share: float = Field(0.7, ge=0, le=1)
+    """Share of the stage that learns from codes alone. No picture is drawn in it, so that a step costs a small part of others. In the rest
+    L_enc is added."""
+
+
 class InvertSettings(Settings):
     """How the sound inversion encoder E_a is fitted: ŵ_a = E_a(x_a) + w."""
 
@@ -57,8 +72,14 @@ class InvertSettings(Settings):
     """Whether the encoder starts with the weights of the align stage's network, if that has the same backbone."""
     augment: AugmentSettings = AugmentSettings(min_crop=1.0)
     """Augmentation of the encoder's input, here and in the stage ``video``. The targets F_a are those of the sounds without it."""
-    truncation: float = Field(0.7, gt=0, le=1)
-    """psi of w, the style that the inversion is added to. The paper's authors use 0.7."""
+    truncation: float = Field(0.7, ge=0, le=1)
+    """psi of w, the style that the inversion is added to. The paper's authors use 0.7. 0: the generator's average style."""
+    latent_width: int = Field(0, ge=0, le=65536)
+    """Numbers of the latent that the encoder gets beside the sound, so that one sound has several inversions. 0: none, as in the paper; a
+    latent then only chooses w."""
+    codes: CodeSettings | None = None
+    """Learns from the codes of real frames, too. The generator's prior must have learned by reconstruction. None: from L_enc alone, as in
+    the paper."""
     guide: GuideSettings = GuideSettings()
     """The encoders whose space compares pictures with sounds."""
     sound_weight: float = Field(1.0, ge=0)
@@ -95,6 +116,19 @@ class InvertSettings(Settings):
     """The encoders whose measures choose the best model. They should not be the guide's, which the model may learn to deceive."""
 
 
+class WalkMotion(Protocol):
+    """The settings of the fast path that decide the shapes of its weights, and what is read for it."""
+
+    @property
+    def fps(self) -> float: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+
 class WalkSettings(Protocol):
     """The settings of the video stage that decide the shapes of the model's weights."""
 
@@ -109,6 +143,9 @@ class WalkSettings(Protocol):
 
     @property
     def pull(self) -> bool: ...
+
+    @property
+    def motion(self) -> WalkMotion | None: ...
 
 
 class InvertRecipe(AlignRecipe, Protocol):

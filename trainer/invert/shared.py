@@ -28,7 +28,7 @@ from trainer.streaming.batches import Batch
 from trainer.streaming.reader import Reader
 
 if TYPE_CHECKING:
-    from trainer.invert.settings import InvertRecipe
+    from trainer.invert.settings import CodeSettings, InvertRecipe
 
 PRIOR = "prior"
 TOP_DB = {"full_scale": 100.0, "maximum": 80.0}
@@ -98,6 +98,11 @@ class SoundVideoStage(Learner):
         average_over_ranks([one for one in self.model.inversion.buffers() if one.is_floating_point()])
 
 
+def draws_pictures(codes: CodeSettings | None, samples_seen: int, num_samples: int) -> bool:
+    """Whether a step of a stage draws pictures. False: it learns from codes alone."""
+    return codes is None or samples_seen >= codes.alone_share * num_samples
+
+
 def generator_file(recipe: InvertRecipe, folder: Path) -> GeneratorFile:
     """The run's generator: ``invert.generator``, else the prior stage's. Raises CheckpointError, GeneratorError or EncoderError."""
     location = recipe.invert.generator
@@ -127,7 +132,10 @@ def generator_px(recipe: InvertRecipe) -> int | None:
 
 def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
     """The config of the model that the stages invert and video train."""
+    motion = recipe.video.motion
     return SoundVideoConfig(
+        motion_fps=0.0 if motion is None else motion.fps,
+        motion_width=64 if motion is None else motion.width,
         backbone=recipe.invert.backbone,
         num_frames=recipe.reader.num_frames,
         window_seconds=recipe.reader.window_seconds,
@@ -136,6 +144,7 @@ def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
         blocks=recipe.video.blocks,
         pull=recipe.video.pull,
         truncation=recipe.invert.truncation,
+        latent_width=recipe.invert.latent_width,
         style_mean=recipe.invert.style_mean,
         mel=MelConfig(reference=recipe.invert.mel_reference, top_db=TOP_DB[recipe.invert.mel_reference]),
     )
@@ -149,11 +158,22 @@ def clip_reader(
     side_px: int,
     *,
     pictures: bool = True,
+    bursts: bool = False,
     whole: bool = False,
 ) -> Reader:
     """This rank's reader of the clips of a split, with frames of ``side_px`` (none without ``pictures``). Raises DataError.
 
-    ``whole``: it reads the clips of all ranks. Mels are not computed: the model has a front end of its own.
+    ``bursts``: with the neighbouring frames that the fast path learns from. ``whole``: it reads the clips of all ranks. Mels are not
+    computed: the model has a front end of its own.
     """
-    wanted = {"picture_px": side_px, "batch_size": batch_size, "last_batch": None, "pictures": pictures, "mel": False}
+    wanted: dict[str, object] = {
+        "picture_px": side_px,
+        "batch_size": batch_size,
+        "last_batch": None,
+        "pictures": pictures,
+        "mel": False,
+    }
+    motion = recipe.video.motion
+    if bursts and motion is not None:
+        wanted |= {"burst_frames": motion.frames, "burst_fps": motion.fps}
     return rank_reader(run.mixes(split), recipe.reader.model_copy(update=wanted), run, split, whole=whole)

@@ -10,7 +10,7 @@ each, D numbers of a style or of the space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,10 +29,12 @@ from trainer.engine.ranks import gather_items, gather_numbers, gather_rows
 from trainer.engine.run import Run
 from trainer.engine.stats import Display
 from trainer.invert.guide import ALIGN_CHECKPOINT, Guide
-from trainer.invert.inversion_loss import inversion_terms
+from trainer.invert.inversion_loss import code_loss, inversion_terms
 from trainer.invert.judge import judged_pictures, judged_sounds, load_judge
-from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
+from trainer.invert.shared import SoundVideoStage, clip_reader, draws_pictures, generator_file, model_config
 from trainer.invert.whole_batch import WholeBatch
+from trainer.model.code_mapping import CodeMapping
+from trainer.model.frame_encoder import FrameCodes
 from trainer.model.generator import GeneratorConfig
 from trainer.model.pictures import grid, to_uint8, write_png
 from trainer.model.sound_video import SoundVideoModel
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 NAME = "invert"
 MEASURES = ("sound_loss", "text_loss", "style_loss", "loss")
+CODE_MEASURES = ("code_loss", "loss")
 NUM_SHOWN = 16
 """Largest number of pictures in the grid of a validation."""
 
@@ -59,8 +62,10 @@ class GuidedClips:
     """F_a of the clips' sounds."""
     texts_BD: Tensor
     """F_t of their captions or classes."""
-    latents_BZ: Tensor
-    """The latent whose styles each inversion is added to."""
+    codes_BLD: Tensor
+    """Codes of frames that belong to the sounds; without ``invert.codes``, (B, 0, D)."""
+    latents_BKZ: Tensor
+    """The latents of the K inversions of each sound."""
     rows_B: Tensor
     """Index of each clip in the batch."""
 
@@ -83,19 +88,13 @@ class Invert(SoundVideoStage):
         self.settings = settings = recipe.invert
         self.compile(self.model.generator.synthesis, self.guide.partner.network)
         self.optimizer = adamw(list(model.inversion.parameters()), settings.learning_rate, 0.01)
-        longest = settings.max_gradient_norm
-        self.phases = [
-            Phase(
-                NAME,
-                self.optimizer,
-                1,
-                self._loss,
-                MEASURES,
-                max_gradient_norm=longest,
-                before=self._invert_all,
-                after=self._pass_back,
-            )
-        ]
+        self.frame_codes: FrameCodes | None = None
+        """The encoder of frames. None: no codes are learned from."""
+        if settings.codes is not None:
+            self.frame_codes = generator_file(recipe, run.folder).frame_codes(self.device)
+        measures = MEASURES if settings.codes is None else ("code_loss", *MEASURES)
+        self.drawn_phase = self._phase(self._loss, measures)
+        self.code_phase = self._phase(self._code_terms, CODE_MEASURES)
         self._clips: GuidedClips | None = None
         """All clips of this step on this rank."""
         self._styles: WholeBatch | None = None
@@ -107,6 +106,16 @@ class Invert(SoundVideoStage):
         self._judge: EncoderPair | None = None
         self._validation: Reader | None = None
         self._from_start: Mapping[str, object] = {}
+
+    def _phase(self, loss: Callable[[GuidedClips], Terms], measures: tuple[str, ...]) -> Phase[GuidedClips]:
+        longest = self.settings.max_gradient_norm
+        before, after = self._invert_all, self._pass_back
+        return Phase(NAME, self.optimizer, 1, loss, measures, max_gradient_norm=longest, before=before, after=after)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the current step draws pictures. False: it learns from codes alone."""
+        return draws_pictures(self.settings.codes, self.samples_seen, self.settings.num_samples)
 
     def networks(self) -> Mapping[str, nn.Module]:
         return {"inversion": self.model.inversion}
@@ -142,7 +151,8 @@ class Invert(SoundVideoStage):
         self._clips = self._guided(batch)
         parts = [(part, len(part.rows_B) / total) for part in self._clips.split(settings.micro_batch_size)]
         try:
-            measures = self.learn(self.phases, parts, [self.model], batch)
+            phase = self.drawn_phase if self.draws else self.code_phase
+            measures = self.learn([phase], parts, [self.model], batch)
         finally:
             self._clips = self._styles = None
         self.code_mean.move(total)
@@ -152,25 +162,45 @@ class Invert(SoundVideoStage):
         return {**measures, "learning_rate": rate}
 
     def _guided(self, batch: Batch) -> GuidedClips:
-        sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
-        latents_BZ = torch.randn(len(batch), self.model.generator.z_dim).to(self.device)
+        sounds_BD = texts_BD = torch.zeros(len(batch), self.guide.partner.width, device=self.device)
+        if self.draws:
+            sounds_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
+        num_draws = 1 if self.settings.codes is None else self.settings.codes.draws
+        latents_BKZ = torch.randn(len(batch), num_draws, self.model.generator.z_dim).to(self.device)
         rows_B = torch.arange(len(batch), device=self.device)
-        return GuidedClips(self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD, latents_BZ, rows_B)
+        codes_BLD = self._codes(batch)
+        return GuidedClips(self.heard_mels(batch), batch.seconds_B, sounds_BD, texts_BD, codes_BLD, latents_BKZ, rows_B)
+
+    def _codes(self, batch: Batch) -> Tensor:
+        """(B, L, D): the code of a frame of each clip: that of the segment that is heard, or a random one for whole windows."""
+        generator = self.model.generator
+        if self.frame_codes is None or not len(batch):
+            num_layers = 0 if self.frame_codes is None else generator.num_ws
+            return torch.zeros(len(batch), num_layers, generator.w_dim, device=self.device)
+        frames_BTCHW = batch.frames_BTCHW
+        chosen_B = torch.randint(frames_BTCHW.shape[1], (len(batch),))
+        if self._segment is not None:
+            chosen_B = torch.full_like(chosen_B, self._segment)
+        frames_BCHW = frames_BTCHW[torch.arange(len(batch)), chosen_B].to(self.device)
+        return self.frame_codes(frames_BCHW.float() / 127.5 - 1)
 
     def _invert_all(self) -> None:
         """Computes the styles of all clips of the step."""
         if self._clips is not None and len(self._clips.rows_B):
-            styles_BLD = self._inverted(self._clips)
-            self.code_mean.add(styles_BLD)
-            self._styles = WholeBatch(styles_BLD)
+            styles_BKLD = self._inverted(self._clips)
+            self.code_mean.add(styles_BKLD[:, 0])
+            self._styles = WholeBatch(styles_BKLD)
 
     def _inverted(self, clips: GuidedClips) -> Tensor:
-        """(B, L, D): the inversions of the clips, or of one segment of each."""
-        model, mels = self.model, clips.mels_BMT
+        """(B, K, L, D): the inversions of the clips, or of one segment of each."""
+        model, mels, num_draws = self.model, clips.mels_BMT, clips.latents_BKZ.shape[1]
         if self._segment is not None:
             mels = model.segments_of(mels, clips.seconds_B)[:, self._segment]
         with self.run.fabric.autocast():
-            return model.invert(mels, model.base_styles(clips.latents_BZ)).float()
+            features_BF = model.inversion.features(mels)
+            features_NF = features_BF.repeat_interleave(num_draws, 0)
+            styles_N1LD = model.inverted(features_NF[:, None], model.start(clips.latents_BKZ.flatten(0, 1)))
+        return styles_N1LD.view(len(features_BF), num_draws, *styles_N1LD.shape[2:]).float()
 
     def _pass_back(self) -> None:
         """Passes the gradients at the styles on to the encoder."""
@@ -179,11 +209,25 @@ class Invert(SoundVideoStage):
 
     def _loss(self, part: GuidedClips) -> Terms:
         assert self._styles is not None
-        styles_BLD = self._styles.of(part.rows_B)
+        styles_BKLD = self._styles.of(part.rows_B)
         terms = guided_losses(
-            self.settings, self.model, self.guide, styles_BLD, self._places_K3, part.sounds_BD, part.texts_BD
+            self.settings, self.model, self.guide, styles_BKLD[:, 0], self._places_K3, part.sounds_BD, part.texts_BD
         )
-        return Terms(terms["loss"], {name: float(value.detach()) for name, value in terms.items()})
+        measures = {name: float(value.detach()) for name, value in terms.items()}
+        if self.settings.codes is None:
+            return Terms(terms["loss"], measures)
+        of_codes = self._code_terms(part)
+        loss = terms["loss"] + of_codes.loss
+        return Terms(loss, {**of_codes.measures, **measures, "loss": float(loss.detach())})
+
+    def _code_terms(self, part: GuidedClips) -> Terms:
+        """The distance of inversions from codes, weighted."""
+        codes, mapping = self.settings.codes, self.model.generator.mapping
+        assert self._styles is not None and codes is not None and isinstance(mapping, CodeMapping)
+        scale = mapping.spread.square().mean()
+        distance = code_loss(self._styles.of(part.rows_B), part.codes_BLD, scale, codes.mean_share)
+        loss = codes.weight * distance
+        return Terms(loss, {"code_loss": float(distance.detach()), "loss": float(loss.detach())})
 
     # validation
 
@@ -243,7 +287,7 @@ class Invert(SoundVideoStage):
             return empty, torch.zeros(0, 3, side, side, device=self.device)
         latents = torch.randn(1, self.model.generator.z_dim).to(self.device).expand(len(batch), -1)
         mels_BMT = self.model.front_end(batch.sounds_BN.to(self.device))
-        styles = self.model.invert(mels_BMT, self.model.base_styles(latents))
+        styles = self.model.invert(mels_BMT, self.model.start(latents))
         pictures = self.model.draw(styles)
         return self.guide.partner.look(pictures.clamp(-1, 1)), pictures
 
@@ -290,5 +334,5 @@ def fit_invert(recipe: InvertRecipe, run: Run, display: Display) -> Ended:
     if settings.start_from_align:
         start_hearing(model, run.folder / ALIGN_CHECKPOINT)
     side = model.generator.resolution
-    source = clip_reader(recipe, run, "train", settings.batch_size, side, pictures=False)
+    source = clip_reader(recipe, run, "train", settings.batch_size, side, pictures=settings.codes is not None)
     return run_stage(lambda: Invert(recipe, run, model, prior_file.config), source, settings, run, display)

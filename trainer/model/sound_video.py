@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import timm
 import torch
@@ -22,6 +22,8 @@ from torch.nn import functional
 from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.errors import EncoderError
 from pipeline.settings import Settings
+from trainer.model.code_mapping import CodeMapping
+from trainer.model.fast_path import FastPath, Heard
 from trainer.model.generator import Generator
 from trainer.model.recurrent_block import Blocks, RecurrentBlock, width_of_one_block
 
@@ -53,8 +55,15 @@ class SoundVideoConfig(Settings):
     about as many parameters as three blocks of ``hidden_width`` (the paper's ablation)."""
     pull: bool = True
     """Whether a block also moves the styles towards the inversion of the current segment. Not in the paper."""
-    truncation: float = Field(default=0.7, gt=0, le=1)
-    """psi of the style that a sound's inversion is added to."""
+    motion_fps: float = Field(default=0.0, ge=0, le=240)
+    """Moments of the fast path to the second. 0: there is none, as in the paper."""
+    motion_width: int = Field(default=64, ge=1, le=65536)
+    """Numbers of its state."""
+    truncation: float = Field(default=0.7, ge=0, le=1)
+    """psi of the style that a sound's inversion is added to. 0: the average style."""
+    latent_width: int = Field(default=0, ge=0, le=65536)
+    """Numbers of the latent that the inversion encoder gets beside the sound, so that one sound has several inversions. 0: none, as in the
+    paper; a latent then only chooses the style that the inversion is added to."""
     style_mean: Literal["generator", "encoder"] = "generator"
     """The style that training keeps inversions near. generator: its average style. encoder: the mean of the inversions, which is kept
     with the encoder's weights."""
@@ -63,6 +72,10 @@ class SoundVideoConfig(Settings):
 
     @model_validator(mode="after")
     def _has_segments(self) -> Self:
+        if self.motion_fps and self.num_moments < self.num_frames:
+            raise ValueError(
+                f"motion_fps {self.motion_fps:g}: fewer moments than the {self.num_frames} segments of a window"
+            )
         if self.segment_samples < 1:
             raise ValueError(f"a window of {self.window_seconds:g} s has no {self.num_frames} segments of sound")
         return self
@@ -73,9 +86,31 @@ class SoundVideoConfig(Settings):
         return self.window_seconds / self.num_frames
 
     @property
+    def num_moments(self) -> int:
+        """Moments of the fast path in a window."""
+        return round(self.window_seconds * self.motion_fps)
+
+    @property
     def segment_samples(self) -> int:
         """Length of a segment, in samples of sound."""
         return round(self.segment_seconds * self.mel.sample_rate_hz)
+
+
+class Start(NamedTuple):
+    """What a latent decides before any sound is heard."""
+
+    base_BLD: Tensor
+    """w, the style that inversions are added to."""
+    latent_BN: Tensor
+    """The numbers of the latent that the inversion encoder gets."""
+
+    def rows(self, rows: slice | Tensor) -> Start:
+        """Some rows of the batch."""
+        return Start(self.base_BLD[rows], self.latent_BN[rows])
+
+    def repeated(self, count: int) -> Start:
+        """Each row ``count`` times."""
+        return Start(self.base_BLD.repeat_interleave(count, 0), self.latent_BN.repeat_interleave(count, 0))
 
 
 class SoundInversion(nn.Module):
@@ -84,8 +119,16 @@ class SoundInversion(nn.Module):
     mean_code: Tensor | None
     """(L, D): w̄_a, the running mean of the codes ŵ_a, which training updates. None: it is not computed."""
 
-    def __init__(self, backbone: str, groups: Sequence[int], w_dim: int, start_mean_D: Tensor | None = None) -> None:
-        """``groups``: the number of layers of each group. ``start_mean_D``: first value of the mean of the codes, for every layer.
+    def __init__(
+        self,
+        backbone: str,
+        groups: Sequence[int],
+        w_dim: int,
+        start_mean: Tensor | None = None,
+        *,
+        latent_width: int = 0,
+    ) -> None:
+        """``groups``: the number of layers of each group. ``start_mean``: first value of the mean of the codes, (D,) or (L, D).
 
         Raises EncoderError for a network that timm does not know.
         """
@@ -99,13 +142,13 @@ class SoundInversion(nn.Module):
         self.norm = nn.LayerNorm(self.num_features)
         self.heads = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(self.num_features, self.num_features),
+                nn.Linear(self.num_features + latent_width, self.num_features),
                 nn.GELU(),
                 nn.Linear(self.num_features, layers * w_dim),
             )
             for layers in groups
         )
-        mean_LD = None if start_mean_D is None else start_mean_D.expand(sum(groups), w_dim).clone()
+        mean_LD = None if start_mean is None else start_mean.expand(sum(groups), w_dim).clone()
         self.register_buffer("mean_code", mean_LD)
 
     def features(self, mels_BMT: Tensor) -> Tensor:
@@ -114,14 +157,15 @@ class SoundInversion(nn.Module):
         rows: Tensor = self.norm(self.body(self.conv(mels_BMT.unsqueeze(1))))
         return rows
 
-    def offsets(self, features_BF: Tensor) -> Tensor:
-        """(B, L, D): offsets in W+ from features."""
-        parts = [head(features_BF).view(len(features_BF), -1, self.w_dim) for head in self.heads]
+    def offsets(self, features_BF: Tensor, latent_BN: Tensor) -> Tensor:
+        """(B, L, D): offsets in W+ from features and the numbers of a latent."""
+        inputs = torch.cat([features_BF, latent_BN.to(features_BF.dtype)], 1)
+        parts = [head(inputs).view(len(inputs), -1, self.w_dim) for head in self.heads]
         return torch.cat(parts, 1)
 
-    def forward(self, mels_BMT: Tensor) -> Tensor:
+    def forward(self, mels_BMT: Tensor, latent_BN: Tensor) -> Tensor:
         """(B, M, T) mels of any length -> (B, L, D), the offsets that are added to the styles of a latent."""
-        return self.offsets(self.features(mels_BMT))
+        return self.offsets(self.features(mels_BMT), latent_BN)
 
 
 class SoundVideoModel(nn.Module):
@@ -138,7 +182,9 @@ class SoundVideoModel(nn.Module):
         generator.freeze_input()
         groups = [len(group) for group in generator.layer_groups]
         start_mean = generator.w_avg if config.style_mean == "encoder" else None
-        self.inversion = SoundInversion(config.backbone, groups, generator.w_dim, start_mean)
+        self.inversion = SoundInversion(
+            config.backbone, groups, generator.w_dim, start_mean, latent_width=config.latent_width
+        )
         self._sizes = groups if config.blocks == "three" else [sum(groups)]
         w_dim, num_features, width = generator.w_dim, self.inversion.num_features, config.hidden_width
         if config.blocks == "one_equal":
@@ -147,11 +193,17 @@ class SoundVideoModel(nn.Module):
             RecurrentBlock(size, w_dim, num_features, width, config.noise_width, has_pull=config.pull)
             for size in self._sizes
         )
+        self.motion: FastPath | None = None
+        """The fast path. None: the model has none."""
+        if config.motion_fps:
+            mapping = generator.mapping
+            spread = mapping.spread if isinstance(mapping, CodeMapping) else torch.ones(generator.num_ws, w_dim)
+            self.motion = FastPath(num_features, config.motion_width, spread)
         self.front_end = LogMel(config.mel)
 
     @property
     def w_avg(self) -> Tensor:
-        """(D,): the generator's average style."""
+        """(D,) or (L, D): the generator's average style."""
         return self.generator.w_avg
 
     @property
@@ -160,31 +212,32 @@ class SoundVideoModel(nn.Module):
         mean_code = self.inversion.mean_code
         return self.w_avg if mean_code is None else mean_code
 
-    def base_styles(self, z_BZ: Tensor, truncation: float | None = None) -> Tensor:
-        """(B, L, D): w, the truncated styles of latents, without gradient. ``truncation`` None: psi of the config."""
+    def start(self, z_BZ: Tensor, truncation: float | None = None) -> Start:
+        """The truncated styles of latents, without gradient, and their numbers for the encoder. ``truncation`` None: psi of the config."""
         psi = self.config.truncation if truncation is None else truncation
+        latent_BN = z_BZ[:, : self.config.latent_width]
+        if psi == 0:  # a mapping to W+ takes many passes
+            return Start(self.w_avg.expand(len(z_BZ), self.generator.num_ws, -1), latent_BN)
         with torch.no_grad():
-            ws_BLD: Tensor = self.generator.mapping(z_BZ, truncation_psi=psi)
-        return ws_BLD
+            return Start(self.generator.mapping(z_BZ, truncation_psi=psi), latent_BN)
 
-    def invert(self, mels_BMT: Tensor, base_BLD: Tensor) -> Tensor:
+    def invert(self, mels_BMT: Tensor, start: Start) -> Tensor:
         """(B, L, D): ŵ_a = E_a(x_a) + w (section 3.1), for mels of any length."""
-        offsets_BLD: Tensor = self.inversion(mels_BMT)
-        return base_BLD + offsets_BLD
+        offsets_BLD: Tensor = self.inversion(mels_BMT, start.latent_BN)
+        return start.base_BLD + offsets_BLD
 
-    def walk(self, segments_BSMT: Tensor, base_BLD: Tensor, noise_BSN: Tensor) -> Tensor:
+    def walk(self, segments_BSMT: Tensor, start: Start, noise_BSN: Tensor) -> Tensor:
         """(B, S, L, D): the styles of every segment. The first is its inversion; each later one is computed from the one before.
 
         ``noise_BSN`` is standard normal, with ``num_noise`` numbers for each segment.
         """
         features = self.inversion.features(segments_BSMT.flatten(0, 1))
-        return self.carry(features.view(*segments_BSMT.shape[:2], -1), base_BLD, noise_BSN)
+        return self.carry(features.view(*segments_BSMT.shape[:2], -1), start, noise_BSN)
 
-    def carry(self, features_BSF: Tensor, base_BLD: Tensor, noise_BSN: Tensor) -> Tensor:
+    def carry(self, features_BSF: Tensor, start: Start, noise_BSN: Tensor) -> Tensor:
         """Like ``walk``, from the features of the segments: those of a long sound fit into memory, its mels do not."""
-        batch, steps = features_BSF.shape[:2]
-        offsets = self.inversion.offsets(features_BSF.flatten(0, 1))
-        inverted_BSLD = offsets.view(batch, steps, *base_BLD.shape[1:]) + base_BLD[:, None]
+        steps = features_BSF.shape[1]
+        inverted_BSLD = self.inverted(features_BSF, start)
         styles = inverted_BSLD[:, 0]
         all_styles = [styles]
         hidden: list[Tensor | None] = [None] * len(self.blocks)
@@ -204,6 +257,28 @@ class SoundVideoModel(nn.Module):
             styles = torch.cat(parts, 1)
             all_styles.append(styles)
         return torch.stack(all_styles, 1)
+
+    def inverted(self, features_BSF: Tensor, start: Start) -> Tensor:
+        """(B, S, L, D): the inversions of segments, from their features."""
+        batch, steps = features_BSF.shape[:2]
+        offsets = self.inversion.offsets(features_BSF.flatten(0, 1), start.repeated(steps).latent_BN)
+        return offsets.view(batch, steps, *start.base_BLD.shape[1:]) + start.base_BLD[:, None]
+
+    def follow(self, sound_K: Tensor, features_SF: Tensor, before: Heard | None) -> tuple[Tensor, Heard | None]:
+        """(R, W): the states of the fast path over a sound, in whole windows, and what a following part goes on from.
+
+        ``features_SF`` are those of the sound's segments. Without a fast path W is 0.
+        """
+        config, states = self.config, [features_SF[:0, :0]]
+        if self.motion is None:
+            return states[0], None
+        for number, window_K in enumerate(self.windows_of(sound_K)):
+            own_SF = features_SF[number * config.num_frames : (number + 1) * config.num_frames]
+            missing = config.num_frames - len(own_SF)  # a last window without sound at its end
+            own_SF = torch.cat([own_SF, own_SF[-1:].expand(missing, -1)])
+            rows, before = self.motion.follow(self.front_end(window_K[None]), own_SF[None], config.num_moments, before)
+            states.append(rows[0])
+        return torch.cat(states[1:]), before
 
     @property
     def num_noise(self) -> int:
@@ -246,7 +321,11 @@ class SoundVideoModel(nn.Module):
         config = self.config
         window = round(config.window_seconds * config.mel.sample_rate_hz)
         num_segments = max(1, math.ceil(len(sound_K) / (window / config.num_frames)))
-        padded = functional.pad(sound_K, (0, -len(sound_K) % window)) if len(sound_K) else sound_K
-        windows = padded.view(-1, window) if len(padded) else padded[None]
-        parts = [self.segments_of(self.front_end(part)) for part in torch.split(windows, 16)]
+        parts = [self.segments_of(self.front_end(part)) for part in torch.split(self.windows_of(sound_K), 16)]
         return torch.cat(parts).flatten(0, 1)[:num_segments]
+
+    def windows_of(self, sound_K: Tensor) -> Tensor:
+        """(windows, samples): a mono sound in windows; the last is filled up with silence."""
+        window = round(self.config.window_seconds * self.config.mel.sample_rate_hz)
+        padded = functional.pad(sound_K, (0, -len(sound_K) % window)) if len(sound_K) else sound_K
+        return padded.view(-1, window) if len(padded) else padded[None]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trainer.model.generator import latents
 from trainer.model.sound_video import SoundVideoModel
-from trainer.rendering.sound_to_video import draw_pictures, walk_noise
+from trainer.rendering.sound_to_video import draw_pictures, motion_at, walk_noise
 
 Frames = NDArray[np.uint8]
 Samples = NDArray[np.float32]
@@ -59,20 +59,19 @@ def draw_videos(
         videos_at_once = max(1, batch_size // length)
         for start in range(0, len(indices), videos_at_once):
             batch = indices[start : start + videos_at_once]
-            base_BLD = model.base_styles(
-                latents([seeds[i] for i in batch], model.generator.z_dim).to(device), truncation
-            )
-            segments_BSMT = torch.stack([segments[i] for i in batch])
+            start_of = model.start(latents([seeds[i] for i in batch], model.generator.z_dim).to(device), truncation)
+            features_NF = model.inversion.features(torch.cat([segments[i] for i in batch]))
+            features_BSF = features_NF.view(len(batch), length, -1)
             if use_blocks:
                 noise_BSN = torch.stack([walk_noise(seeds[i], length, model.num_noise) for i in batch]).to(device)
-                styles_BSLD = model.walk(segments_BSMT, base_BLD, noise_BSN)
+                styles_BSLD = model.carry(features_BSF, start_of, noise_BSN)
             else:
-                styles_BSLD = torch.stack(
-                    [
-                        model.invert(segments_SMT, base_LD.expand(length, -1, -1))
-                        for segments_SMT, base_LD in zip(segments_BSMT, base_BLD, strict=True)
-                    ]
-                )
+                styles_BSLD = model.inverted(features_BSF, start_of)
+            middles = [(number + 0.5) * model.config.segment_seconds for number in range(length)]
+            for row, index in enumerate(batch):
+                sound_K = torch.from_numpy(sounds[index]).to(device)
+                motion_RW, _ = model.follow(sound_K, features_BSF[row], None)
+                styles_BSLD[row] += motion_at(model, motion_RW, middles)
             parts = [draw_pictures(model, styles) for styles in torch.split(styles_BSLD.flatten(0, 1), batch_size)]
             frames = np.concatenate(parts).reshape(len(batch), length, *parts[0].shape[1:])
             videos |= dict(zip(batch, frames, strict=True))

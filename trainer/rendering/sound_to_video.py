@@ -2,12 +2,13 @@
 
     sound     |-- window --|-- window --|-- w         encoded window by window, as in training
     segments  | 0 | 1 | 2 | 3 | 4 | 5 | 6 |           each gives one row of styles, at its middle
+    moments   ,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,, of the fast path, if the model has one; each adds to the styles
     frames    ........................................ their styles are interpolated between the segments by a smooth curve
 
 Memory holds the features and the styles of each segment: about 70 MB for an hour at 1024 pixels.
 
-Shape suffixes: S segments, F features, L layers that take a style each, D numbers of a style, N noise numbers, A instants,
-M mel bands, T mel frames, B frames of a batch, C H W of pictures.
+Shape suffixes: S segments, F features, R moments of the fast path, W numbers of its state, L layers that take a style each, D numbers of a
+style, N noise numbers, A instants, M mel bands, T mel frames, B frames of a batch, C H W of pictures.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.nn import functional
 
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
+from trainer.model.fast_path import Heard
 from trainer.model.generator import latents
 from trainer.model.pictures import to_uint8
 from trainer.model.sound_video import SoundVideoModel
@@ -68,6 +70,8 @@ class SoundFeatures:
 
     features_SF: Tensor
     """Features of the inversion encoder for each segment."""
+    motion_RW: Tensor
+    """States of the fast path, ``motion_fps`` to the second; W is 0 if the model has none."""
     mel_MT: NDArray[np.float32]
     """The model's spectrogram of the sound, 0..1, for display: at most ``MOST_COLUMNS`` columns."""
     seconds: float
@@ -83,12 +87,17 @@ def encode_sound(model: SoundVideoModel, sound: Sound, seconds: float | None = N
     config, device = model.config, model.w_avg.device
     rate_hz = config.mel.sample_rate_hz
     features: list[Tensor] = []
+    motion: list[Tensor] = []
+    before: Heard | None = None
     mels: list[Tensor] = []
     num_samples = 0
     size = WINDOWS_AT_ONCE * round(config.window_seconds * rate_hz)
     for chunk in _chunks(sound.mono(rate_hz, seconds), size):
-        segments_SMT = model.segments_of_sound(torch.from_numpy(chunk).to(device))
+        sound_K = torch.from_numpy(chunk).to(device)
+        segments_SMT = model.segments_of_sound(sound_K)
         features.append(model.inversion.features(segments_SMT))
+        states_RW, before = model.follow(sound_K, features[-1], before)
+        motion.append(states_RW)
         shown_SMT = functional.adaptive_avg_pool2d(segments_SMT, (segments_SMT.shape[1], SHOWN_COLUMNS))
         mels.append(shown_SMT.half().cpu())
         num_samples += len(chunk)
@@ -98,7 +107,9 @@ def encode_sound(model: SoundVideoModel, sound: Sound, seconds: float | None = N
     mel_MT = torch.cat(mels).permute(1, 0, 2).flatten(1)[:, :num_columns].float()
     if num_columns > MOST_COLUMNS:
         mel_MT = functional.adaptive_avg_pool2d(mel_MT[None], (len(mel_MT), MOST_COLUMNS))[0]
-    return SoundFeatures(torch.cat(features)[:num_segments], mel_MT.numpy(), sound_seconds)
+    num_moments = max(1, math.ceil(sound_seconds * config.motion_fps))
+    motion_RW = torch.cat(motion)[:num_moments]
+    return SoundFeatures(torch.cat(features)[:num_segments], motion_RW, mel_MT.numpy(), sound_seconds)
 
 
 def _chunks(blocks: Iterator[Samples], size: int) -> Iterator[Samples]:
@@ -134,11 +145,11 @@ def styles_of(
 ) -> Tensor:
     """The styles (S, L, D) of every segment, on the CPU, for the latent and the noise of a seed."""
     device = model.w_avg.device
-    base_1LD = model.base_styles(latents([seed], model.generator.z_dim).to(device), truncation)
+    start = model.start(latents([seed], model.generator.z_dim).to(device), truncation)
     if not use_blocks:
-        return (base_1LD + model.inversion.offsets(features_SF)).cpu()
+        return model.inverted(features_SF[None], start)[0].cpu()
     noise_SN = walk_noise(seed, len(features_SF), model.num_noise).to(device)
-    return model.carry(features_SF[None], base_1LD, noise_SN[None])[0].cpu()
+    return model.carry(features_SF[None], start, noise_SN[None])[0].cpu()
 
 
 def interpolate_styles(styles_SLD: Tensor, times: Sequence[float], at: Sequence[float]) -> Tensor:
@@ -161,6 +172,21 @@ def interpolate_styles(styles_SLD: Tensor, times: Sequence[float], at: Sequence[
     return torch.from_numpy(curve(at_A)).to(styles_SLD.dtype)
 
 
+@torch.no_grad()
+def motion_at(model: SoundVideoModel, motion_RW: Tensor, at: Sequence[float]) -> Tensor | float:
+    """(A, L, D): what the fast path adds to the styles at these times, in seconds. 0 if the model has none.
+
+    Between the middles of its moments states are interpolated linearly; before the first and after the last they are constant.
+    """
+    if model.motion is None:
+        return 0.0
+    place_A = (torch.tensor(at, device=motion_RW.device) * model.config.motion_fps - 0.5).clamp(0, len(motion_RW) - 1)
+    first_A = place_A.long().clamp_max(max(0, len(motion_RW) - 2))
+    next_A = (first_A + 1).clamp_max(len(motion_RW) - 1)
+    states_AW = motion_RW[first_A].lerp(motion_RW[next_A], (place_A - first_A)[:, None].clamp(0, 1))
+    return model.motion.residuals(states_AW)
+
+
 def num_frames_of(sound_seconds: float, settings: GenerateSettings) -> int:
     """Number of frames of the video. The last frame may end after the sound, by less than its length."""
     seconds = sound_seconds if settings.seconds is None else settings.seconds
@@ -168,14 +194,15 @@ def num_frames_of(sound_seconds: float, settings: GenerateSettings) -> int:
 
 
 def frames_of(
-    model: SoundVideoModel, styles_SLD: Tensor, num_frames: int, settings: GenerateSettings
+    model: SoundVideoModel, styles_SLD: Tensor, motion_RW: Tensor, num_frames: int, settings: GenerateSettings
 ) -> Iterator[NDArray[np.uint8]]:
     """The frames (H, W, 3), uint8 RGB, generated a batch at a time. Frame i has the styles at i / fps seconds."""
     step = model.config.segment_seconds
     times = [(segment + 0.5) * step for segment in range(len(styles_SLD))]
     for first in range(0, num_frames, settings.batch_size):
         at = [frame / settings.fps for frame in range(first, min(first + settings.batch_size, num_frames))]
-        yield from draw_pictures(model, interpolate_styles(styles_SLD, times, at), settings.resolution)
+        styles_ALD = interpolate_styles(styles_SLD, times, at).to(motion_RW.device)
+        yield from draw_pictures(model, styles_ALD + motion_at(model, motion_RW, at), settings.resolution)
 
 
 @torch.no_grad()
@@ -205,7 +232,7 @@ def video_of(model: SoundVideoModel, sound: Sound, settings: GenerateSettings) -
         model, encoded.features_SF, settings.seed, settings.truncation, use_blocks=settings.use_blocks
     )
     num_frames = num_frames_of(encoded.seconds, settings)
-    return GeneratedVideo(encoded, num_frames, frames_of(model, styles_SLD, num_frames, settings))
+    return GeneratedVideo(encoded, num_frames, frames_of(model, styles_SLD, encoded.motion_RW, num_frames, settings))
 
 
 def generate(

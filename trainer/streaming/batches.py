@@ -1,6 +1,6 @@
 """Batches: what a batch holds, and how a worker reads the samples of one.
 
-Shape suffixes: B samples; T frames, C=3 colours, H, W pixels; N samples of sound; M mel bands, T mel frames.
+Shape suffixes: B samples; T frames, K neighbouring frames, C=3 colours, H, W pixels; N samples of sound; M mel bands, T mel frames.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Batch:
     """Log-mel spectrograms (``pipeline.encoders.mel``). None: the settings do not ask for them."""
     seconds_B: Tensor
     """Length of the sound in each window, in seconds, float32; the rest of the window is silence."""
+    bursts_BKCHW: Tensor | None = None
+    """Neighbouring frames, RGB, uint8. None: the settings do not ask for them."""
+    burst_starts_B: Tensor | None = None
+    """Number of the first of them, counted from the window's start at ``burst_fps``, int64."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -128,7 +132,13 @@ class Work(torch.utils.data.Dataset[ReadResult]):
         frames_BTCHW = torch.empty((count, decoder.num_pictures, 3, side, side), dtype=torch.uint8)
         sounds_BN = torch.empty((count, decoder.num_sound_samples))
         mels_BMT = torch.empty((count, *decoder.mel_shape)) if chosen.mel else None
+        bursts_BKCHW = burst_starts_B = None
+        if decoder.num_in_burst:
+            bursts_BKCHW = torch.empty((count, decoder.num_in_burst, 3, side, side), dtype=torch.uint8)
+            burst_starts_B = torch.tensor([sample.burst_start for _, sample in samples], dtype=torch.int64)
         for row, (_, sample) in enumerate(samples):
+            if bursts_BKCHW is not None:
+                bursts_BKCHW[row] = torch.from_numpy(sample.burst_KCHW)
             frames_BTCHW[row] = torch.from_numpy(sample.frames_TCHW)
             sounds_BN[row] = torch.from_numpy(sample.sound_N)
             if mels_BMT is not None and sample.mel_MT is not None:
@@ -143,6 +153,8 @@ class Work(torch.utils.data.Dataset[ReadResult]):
             sounds_BN=sounds_BN,
             mels_BMT=mels_BMT,
             seconds_B=torch.tensor([sample.seconds for _, sample in samples], dtype=torch.float32),
+            bursts_BKCHW=bursts_BKCHW,
+            burst_starts_B=burst_starts_B,
         )
 
 

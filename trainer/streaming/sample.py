@@ -1,6 +1,6 @@
 """Decodes one sample: from the bytes of its members to frames, sound and mel. Webdataset reads the tar.
 
-Shape suffixes: T frames, C=3 colours, H, W pixels; N samples of sound; M mel bands.
+Shape suffixes: T frames, K neighbouring frames, C=3 colours, H, W pixels; N samples of sound; M mel bands.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class SampleSettings(Settings):
     window_seconds: float = Field(default=10.0, gt=0)
     """Length of the window that frames and sound are read from, in seconds: at a random place in the clip when shuffling, else in its
     middle. A shorter clip is read whole, and silence follows its sound."""
+    burst_frames: int = Field(default=0, ge=0, le=256)
+    """Neighbouring frames that are read beside the others, ``burst_fps`` to the second, from a random moment of the window when shuffling,
+    else in its middle. They show how pictures move. 0: none. A window that is too short for them repeats its last frame."""
+    burst_fps: float = Field(default=12.5, gt=0, le=240)
+    """Rate of the neighbouring frames. They begin at a whole multiple of its period after the window's start."""
     crop: Literal["random", "centre"] = "random"
     """Place of the square along the frame's long side, the same for all frames of a sample. random: only when shuffling, else centre."""
     upscale: bool = False
@@ -78,6 +83,9 @@ class Decoded:
     labels: tuple[str, ...]
     caption: str | None
     frames_TCHW: npt.NDArray[np.uint8]
+    burst_KCHW: npt.NDArray[np.uint8]
+    burst_start: int
+    """Number of the first frame of the burst, counted from the window's start at ``burst_fps``."""
     sound_N: Sound
     mel_MT: Tensor | None
     seconds: float
@@ -108,6 +116,7 @@ class SampleDecoder:
         num_samples = round(settings.window_seconds * self._config.sample_rate_hz)
         self.num_sound_samples = num_samples if settings.sound else 0
         self.num_pictures = settings.num_frames if settings.pictures else 0
+        self.num_in_burst = settings.burst_frames if settings.pictures else 0
         self.mel_shape = (self._config.num_mels, self._config.num_frames(num_samples))
 
     def decode(self, place: Place, tar: bytes, draw: RandomChoices) -> Decoded:
@@ -119,9 +128,21 @@ class SampleDecoder:
         mel_MT = self._log_mel(torch.from_numpy(sound_N)[None])[0] if self._log_mel else None
         num_frames = self._settings.num_frames
         wanted = [start + (i + draw.number("frame", i)) * seconds / num_frames for i in range(self.num_pictures)]
+        burst_start, burst = self._burst(seconds, draw)
         with _blaming("mp4"):
-            frames_TCHW = self._frames(members["mp4"], wanted, draw)
-        return Decoded(place.key, *facts, frames_TCHW, sound_N, mel_MT, seconds)
+            frames_NCHW = self._frames(members["mp4"], [*wanted, *(start + moment for moment in burst)], draw)
+        frames_TCHW, burst_KCHW = frames_NCHW[: len(wanted)], frames_NCHW[len(wanted) :]
+        return Decoded(place.key, *facts, frames_TCHW, burst_KCHW, burst_start, sound_N, mel_MT, seconds)
+
+    def _burst(self, seconds: float, draw: RandomChoices) -> tuple[int, list[float]]:
+        """The number of the first neighbouring frame, and the times of all, in seconds from the window's start."""
+        count, fps = self.num_in_burst, self._settings.burst_fps
+        if not count:
+            return 0, []
+        last = max(0, int(seconds * fps) - count)  # the last number that leaves room for all
+        first = min(last, int(draw.number("burst") * (last + 1)))
+        latest = max(0.0, seconds - 1 / fps)
+        return first, [min((first + index + 0.5) / fps, latest) for index in range(count)]
 
     def _sound(self, data: bytes, draw: RandomChoices) -> tuple[Sound, float, float]:
         """Mono sound of the window, with silence after a clip that is too short; start and length of the sound, in seconds."""

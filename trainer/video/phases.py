@@ -4,15 +4,15 @@ total = L_Dv + L_DI + λ_enc L_enc ("Sound-Guided Semantic Video Generation", se
 loss, lazy R1, and for the video discriminator pairs of a clip and a sound (Reed et al., arXiv:1605.05396, section 4.2): a real clip
 with the sound of another class counts as wrong.
 
-Shape suffixes: B clips, T frames (one for each segment of sound), M mel bands, C H W of pictures, L layers that take a style
-each, D numbers of a style or of the space.
+Shape suffixes: B clips, K walks of a clip, T frames (one for each segment of sound), J neighbouring frames, R moments of the fast path, W
+numbers of its state, M mel bands, C H W of pictures, L layers that take a style each, D numbers of a style or of the space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,12 @@ from trainer.adversarial.ada import augment
 from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, r1_penalty
 from trainer.engine.phases import Phase, Terms
 from trainer.invert.guide import Guide
-from trainer.invert.inversion_loss import CodeMean, inversion_terms
+from trainer.invert.inversion_loss import CodeMean, code_loss, inversion_terms, motion_loss
 from trainer.invert.settings import InvertSettings
 from trainer.invert.whole_batch import WholeBatch
+from trainer.model.code_mapping import CodeMapping
 from trainer.model.discriminator import Discriminator
+from trainer.model.fast_path import FastPath
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.video.balance import Balance
@@ -51,10 +53,20 @@ class Clips:
     """F_a of another clip's sound."""
     differs_B: Tensor
     """bool: whether that other clip shares no label with this one, and no part with it."""
-    latents_BZ: Tensor
-    """The latent whose styles the walk's inversions are added to."""
-    noise_BTN: Tensor
-    """The noise of the recurrent blocks."""
+    codes_BTLD: Tensor
+    """Codes of the real frames; without ``video.codes``, (B, T, 0, D)."""
+    latents_BKZ: Tensor
+    """The latents of the K walks of each clip. The first walk is drawn."""
+    noise_BKTN: Tensor
+    """The noise of the recurrent blocks in each walk."""
+    mels_BMT: Tensor
+    """Mels of the clips' own windows."""
+    is_whole_B: Tensor
+    """bool: whether the clip is not spliced."""
+    burst_codes_BJLD: Tensor
+    """Codes of J neighbouring real frames of the clip's own window; without a fast path, J or L is 0."""
+    burst_starts_B: Tensor
+    """The moment of the first of them, counted from the window's start."""
     rows_B: Tensor
     """Index of each clip in the batch."""
 
@@ -94,6 +106,8 @@ class Contest:
     """All clips of this step on this rank."""
     styles: WholeBatch | None = None
     """The styles of their walks, in the phase of the generator."""
+    moved: WholeBatch | None = None
+    """What the fast path adds to the styles of their neighbouring frames."""
     drawn_of: list[tuple[Clips, Tensor]] = field(default_factory=list)
     """The micro-batches of this step and the frames (B, T, C, H, W) that were generated for them, without gradient."""
     chosen_J: Tensor | None = None
@@ -110,26 +124,50 @@ class Contest:
 
     def end(self) -> None:
         """Frees what a step keeps."""
-        self.clips, self.styles, self.drawn_of = None, None, []
+        self.clips, self.styles, self.moved, self.drawn_of = None, None, None, []
 
     def walk_all(self) -> None:
         """Computes the styles of all clips of the step."""
         if self.clips is None or not len(self.clips.rows_B):
             return
-        styles_BTLD = self.walked(self.clips)
-        self.code_mean.add(styles_BTLD[:, 0])  # the first styles of a walk are an inversion, and nothing else
-        self.styles = WholeBatch(styles_BTLD)
+        features_BTF = self.features(self.clips)
+        styles_BKTLD = self.walked(self.clips, features_BTF)
+        self.code_mean.add(styles_BKTLD[:, 0, 0])  # the first styles of a walk are an inversion, and nothing else
+        self.styles = WholeBatch(styles_BKTLD)
+        if self.model.motion is not None and self.settings.motion is not None:
+            self.moved = WholeBatch(self._moved(self.model.motion, self.clips, features_BTF.detach()))
+
+    def _moved(self, motion: FastPath, clips: Clips, features_BTF: Tensor) -> Tensor:
+        """(B, J, L, D): what the fast path adds to the styles of the neighbouring frames."""
+        with self.autocast():
+            states_BRW, _ = motion.follow(clips.mels_BMT, features_BTF, self.model.config.num_moments)
+            places_BJ = clips.burst_starts_B[:, None] + torch.arange(
+                clips.burst_codes_BJLD.shape[1], device=states_BRW.device
+            )
+            places_BJ = places_BJ.clamp_max(states_BRW.shape[1] - 1)
+            states_BJW = states_BRW.gather(1, places_BJ[:, :, None].expand(-1, -1, states_BRW.shape[2]))
+            return motion.residuals(states_BJW).float()
 
     def pass_back(self) -> None:
-        """Passes the gradients at the styles on to encoder and blocks."""
-        if self.styles is not None:
-            self.styles.pass_back()
+        """Passes the gradients at the styles on to encoder, blocks and fast path."""
+        for part in (self.styles, self.moved):
+            if part is not None:
+                part.pass_back()
 
-    def walked(self, clips: Clips) -> Tensor:
-        """(B, T, L, D): the styles of every frame."""
-        base = self.model.base_styles(clips.latents_BZ)
+    def features(self, clips: Clips) -> Tensor:
+        """(B, T, F): the features of the segments."""
         with self.autocast():
-            return self.model.walk(clips.segments_BTMS, base, clips.noise_BTN).float()
+            features_NF = self.model.inversion.features(clips.segments_BTMS.flatten(0, 1))
+        return features_NF.view(*clips.segments_BTMS.shape[:2], -1)
+
+    def walked(self, clips: Clips, features_BTF: Tensor) -> Tensor:
+        """(B, K, T, L, D): the styles of every frame, in each of a clip's walks."""
+        model, (num_clips, num_walks) = self.model, clips.latents_BKZ.shape[:2]
+        start = model.start(clips.latents_BKZ.flatten(0, 1))
+        with self.autocast():
+            features_NTF = features_BTF.repeat_interleave(num_walks, 0)
+            styles_NTLD = model.carry(features_NTF, start, clips.noise_BKTN.flatten(0, 1))
+        return styles_NTLD.view(num_clips, num_walks, *styles_NTLD.shape[1:]).float()
 
     def drawn(self, styles_BTLD: Tensor) -> Tensor:
         """The frames (B, T, C, H, W) of the styles, about -1..1."""
@@ -167,7 +205,8 @@ class Contest:
         """L_DI + L_Dv + λ_enc L_enc of generated clips."""
         assert self.styles is not None
         balance = self.balance
-        styles_BTLD = self.styles.of(clips.rows_B)
+        styles_BKTLD = self.styles.of(clips.rows_B)
+        styles_BTLD = styles_BKTLD[:, 0]
         pictures_BTCHW = self.drawn(styles_BTLD)
         if self.image is not None or self.video is not None:
             self.drawn_of.append((clips, pictures_BTCHW.detach()))
@@ -176,6 +215,24 @@ class Contest:
             balance.measure(losses, styles_BTLD)
         loss = balance.sum_of(losses)
         measures = {f"{name}_loss": float(value.detach()) for name, value in losses.items()}
+        if self.settings.codes is not None:
+            of_codes = self.compare_codes(clips)
+            loss, measures = loss + of_codes.loss, of_codes.measures | measures
+        return Terms(loss, {**measures, "loss": float(loss.detach())})
+
+    def compare_codes(self, clips: Clips) -> Terms:
+        """The distance of the walks from the codes of real frames, weighted. Nothing is drawn."""
+        codes, mapping = self.settings.codes, self.model.generator.mapping
+        assert self.styles is not None and codes is not None and isinstance(mapping, CodeMapping)
+        walks_BKTLD, scale = self.styles.of(clips.rows_B), mapping.spread.square().mean()
+        distance = code_loss(walks_BKTLD, clips.codes_BTLD, scale, codes.mean_share)
+        loss, measures = codes.weight * distance, {"code_loss": float(distance.detach())}
+        if self.moved is not None and self.settings.motion is not None:
+            unlike = motion_loss(self.moved.of(clips.rows_B), clips.burst_codes_BJLD, clips.is_whole_B, scale)
+            loss, measures = (
+                loss + self.settings.motion.weight * unlike,
+                measures | {"motion_loss": float(unlike.detach())},
+            )
         return Terms(loss, {**measures, "loss": float(loss.detach())})
 
     def _losses(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> dict[str, Tensor]:
@@ -203,7 +260,7 @@ class Contest:
         for drawn_for, pictures_BTCHW in self.drawn_of:
             if drawn_for is clips:
                 return pictures_BTCHW
-        self.drawn_of.append((clips, self.drawn(self.walked(clips))))
+        self.drawn_of.append((clips, self.drawn(self.walked(clips, self.features(clips))[:, 0])))
         return self.drawn_of[-1][1]
 
     def discriminate_images(self, clips: Clips) -> Terms:
@@ -243,10 +300,23 @@ class Contest:
         return Terms(penalty * (self.settings.r1_gamma / 2), {name: float(penalty.detach())})
 
 
+def code_phase(contest: Contest, phases: Sequence[Phase[Clips]]) -> Phase[Clips]:
+    """The phase of the model where codes alone teach, with the optimizer of ``video_phases``."""
+    drawn = phases[0]
+    return replace(drawn, loss=contest.compare_codes, measures=(*code_measures(contest.settings), "loss"))
+
+
+def code_measures(settings: VideoSettings) -> tuple[str, ...]:
+    """Names of the measures of what learns from codes."""
+    return ("code_loss",) * (settings.codes is not None) + ("motion_loss",) * (settings.motion is not None)
+
+
 def video_phases(contest: Contest) -> Sequence[Phase[Clips]]:
     """The phases in the order in which a step runs them."""
     settings, model = contest.settings, contest.model
     learning: list[tuple[nn.Module, float]] = [(model.blocks, settings.block_learning_rate)]
+    if model.motion is not None and settings.motion is not None:
+        learning.append((model.motion, settings.motion.learning_rate))
     if settings.inversion_learning_rate is not None:
         learning.append((model.inversion, settings.inversion_learning_rate))
     if settings.generator_learning_rate is not None:
@@ -262,7 +332,7 @@ def video_phases(contest: Contest) -> Sequence[Phase[Clips]]:
             optimizer,
             1,
             contest.generate,
-            ("image_loss", "video_loss", "guide_loss", "loss"),
+            ("image_loss", "video_loss", "guide_loss", *code_measures(settings), "loss"),
             max_gradient_norm=settings.max_gradient_norm,
             before=contest.walk_all,
             after=contest.pass_back,

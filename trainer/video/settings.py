@@ -9,8 +9,23 @@ from pydantic import Field, model_validator
 from pipeline.encoders.pair import EncoderPairSettings
 from pipeline.settings import Settings
 from trainer.adversarial.ada import AdaSettings
-from trainer.invert.settings import InvertRecipe
+from trainer.invert.settings import CodeSettings, InvertRecipe
 from trainer.model.recurrent_block import Blocks
+
+
+class MotionSettings(Settings):
+    """The fast path: how a sound moves the picture from frame to frame. It learns from the codes of neighbouring frames."""
+
+    fps: float = Field(12.5, gt=0, le=240)
+    """Moments to the second, and rate of the neighbouring frames that are read of each clip."""
+    frames: int = Field(12, ge=2, le=256)
+    """Neighbouring frames that are read of each clip."""
+    width: int = Field(64, ge=1, le=65536)
+    """Numbers of the state."""
+    weight: float = Field(1.0, gt=0)
+    """Weight of the distance from how the codes of these frames differ from their mean, as a share of these differences."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Learning rate of AdamW for the fast path."""
 
 
 class VideoSettings(Settings):
@@ -37,6 +52,10 @@ class VideoSettings(Settings):
     weights then mean the same at every resolution and for every guide. Without the guide, L_Dv is scaled to L_DI."""
     measure_gradients_every: int = Field(16, ge=1)
     """Steps from one measurement of these gradients to the next. They are logged as image_gradient, video_gradient and guide_gradient."""
+    codes: CodeSettings | None = None
+    """Learns from the codes of real frames, too: the walk of a sound goes near those of its own clip. None: not, as in the paper."""
+    motion: MotionSettings | None = None
+    """The fast path, which moves the picture between segments; it needs ``codes``. None: there is none, as in the paper."""
     hears: bool = True
     """Whether the video discriminator gets the sound too, and learns that a real clip with another clip's sound is wrong."""
     mismatch_weight: float = Field(0.5, ge=0)
@@ -93,6 +112,10 @@ class VideoSettings(Settings):
     def _check_weights(self) -> Self:
         if not (self.guide_weight or self.image_weight or self.video_weight):
             raise ValueError("guide_weight, image_weight and video_weight are all 0: nothing would be learned")
+        if self.motion is not None and self.codes is None:
+            raise ValueError(
+                "motion learns from the codes of neighbouring frames: add the table codes, or leave motion out"
+            )
         return self
 
     @property

@@ -22,8 +22,8 @@ from trainer.engine.loop import Ended
 from trainer.engine.ranks import gather_numbers
 from trainer.engine.run import Run, changes
 from trainer.engine.stats import Display
-from trainer.invert.checks import check_invert
-from trainer.invert.shared import SoundVideoStage, clip_reader, generator_file, model_config
+from trainer.invert.checks import check_codes, check_invert
+from trainer.invert.shared import SoundVideoStage, clip_reader, draws_pictures, generator_file, model_config
 from trainer.invert.stage import NAME as INVERT
 from trainer.model.discriminator import Discriminator
 from trainer.model.generator import build_discriminator
@@ -33,7 +33,7 @@ from trainer.model.sound_video_file import load_model
 from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.streaming.batches import Batch
 from trainer.video.balance import Balance
-from trainer.video.phases import Clips, Contest, video_phases
+from trainer.video.phases import Clips, Contest, code_phase, video_phases
 from trainer.video.settings import VideoSettings
 from trainer.video.validation import BEST_BY, VideoValidation
 
@@ -75,6 +75,8 @@ class Video(SoundVideoStage):
         encoder = self.guide.partner.network if settings.guide_weight else None
         self.compile(self.model.generator.synthesis, self.contest.image, self.contest.video, encoder)
         self.phases = video_phases(self.contest)
+        self.code_phase = code_phase(self.contest, self.phases)
+        self.frame_codes = None if settings.codes is None else prior_file.frame_codes(self.device)
         self.latest_measures: dict[str, float] = {}
         """The latest value of every measure: some phases do not run in every step. Checkpoints store it as ``told``."""
         self.validation = VideoValidation(recipe, run, self.guide.encoder_ids)
@@ -94,6 +96,11 @@ class Video(SoundVideoStage):
             settings.discriminator_widths,
             sound_width=self.guide.partner.width if settings.hears else 0,
         )
+
+    @property
+    def draws(self) -> bool:
+        """Whether the current step draws pictures. False: it learns from codes alone."""
+        return draws_pictures(self.settings.codes, self.samples_seen, self.settings.num_samples)
 
     def networks(self) -> Mapping[str, nn.Module]:
         networks: dict[str, nn.Module] = {"model": self.model, "average": self.average}
@@ -139,9 +146,10 @@ class Video(SoundVideoStage):
         self.contest.begin(clips)
         networks = [network for name, network in self.networks().items() if name != "average"]
         balance = self.contest.balance
-        balance.is_due = self.num_steps % self.settings.measure_gradients_every == 0
+        balance.is_due = self.draws and self.num_steps % self.settings.measure_gradients_every == 0
+        phases = self.phases if self.draws else [self.code_phase]
         try:
-            self.latest_measures |= self.learn(self.phases, parts, networks, batch)
+            self.latest_measures |= self.learn(phases, parts, networks, batch)
             if balance.is_due:
                 self.latest_measures |= balance.update(self.device)
         finally:
@@ -162,9 +170,11 @@ class Video(SoundVideoStage):
 
         Real clips are spliced, too: the video discriminator would else learn that a change is a sign of generated clips.
         """
-        own_BD = self.guide.sounds(batch)
-        texts_BD = self.guide.texts(batch, *self.identity())
-        segments_BTMS = self.model.segments_of(self.heard_mels(batch), batch.seconds_B)
+        own_BD = texts_BD = torch.zeros(len(batch), self.guide.partner.width, device=self.device)
+        if self.draws:
+            own_BD, texts_BD = self.guide.sounds(batch), self.guide.texts(batch, *self.identity())
+        mels_BMT = self.heard_mels(batch)
+        segments_BTMS = self.model.segments_of(mels_BMT, batch.seconds_B)
         batch_size, steps = segments_BTMS.shape[:2]
         order = torch.arange(batch_size).roll(-1)
         change_B = torch.randint(1, steps, (batch_size,))
@@ -182,18 +192,40 @@ class Video(SoundVideoStage):
         def repeated(rows_BD: Tensor) -> Tensor:
             return rows_BD[:, None].expand(-1, steps, -1)
 
-        model = self.model
+        model, codes = self.model, self.settings.codes
+        num_walks = 1 if codes is None else codes.draws
+        starts_B = torch.zeros(batch_size, dtype=torch.int64) if batch.burst_starts_B is None else batch.burst_starts_B
+        reals_BTCHW = spliced(batch.frames_BTCHW.to(self.device)).float() / 127.5 - 1
         return Clips(
-            reals_BTCHW=spliced(batch.frames_BTCHW.to(self.device)).float() / 127.5 - 1,
+            reals_BTCHW=reals_BTCHW,
             segments_BTMS=spliced(segments_BTMS),
             sounds_BTD=spliced(repeated(own_BD)),
             texts_BTD=spliced(repeated(texts_BD)),
             other_BD=own_BD[order],
             differs_B=(differs_B & (change_B == steps)).to(self.device),
-            latents_BZ=torch.randn(batch_size, model.generator.z_dim).to(self.device),
-            noise_BTN=torch.randn(batch_size, steps, model.num_noise).to(self.device),
+            codes_BTLD=self._codes(reals_BTCHW),
+            latents_BKZ=torch.randn(batch_size, num_walks, model.generator.z_dim).to(self.device),
+            noise_BKTN=torch.randn(batch_size, num_walks, steps, model.num_noise).to(self.device),
+            mels_BMT=mels_BMT,
+            is_whole_B=(change_B == steps).to(self.device),
+            burst_codes_BJLD=self._codes(self._bursts(batch)),
+            burst_starts_B=starts_B.to(self.device),
             rows_B=torch.arange(batch_size, device=self.device),
         )
+
+    def _bursts(self, batch: Batch) -> Tensor:
+        """(B, J, C, H, W): the neighbouring frames of a batch, -1..1; J is 0 if none were read."""
+        if batch.bursts_BKCHW is None:
+            return torch.zeros(len(batch), 0, *batch.frames_BTCHW.shape[2:], device=self.device)
+        return batch.bursts_BKCHW.to(self.device).float() / 127.5 - 1
+
+    def _codes(self, reals_BTCHW: Tensor) -> Tensor:
+        """(B, T, L, D): the codes of real frames; L is 0 if none are learned from."""
+        batch_size, steps = reals_BTCHW.shape[:2]
+        if self.frame_codes is None or not batch_size * steps:
+            return torch.zeros(batch_size, steps, 0, self.model.generator.w_dim, device=self.device)
+        codes_NLD = self.frame_codes(reals_BTCHW.flatten(0, 1))
+        return codes_NLD.view(batch_size, steps, *codes_NLD.shape[1:])
 
     # validation
 
@@ -221,7 +253,7 @@ def start_model(recipe: VideoRecipe, run: Run) -> tuple[SoundVideoModel, Generat
         raise CheckpointError(f"{run.folder / INVERT / BEST} is not there: run the stage invert before this one")
     inverted, header = load_model(path)
     wanted = model_config(recipe)
-    blocks = {"blocks", "pull", "hidden_width", "noise_width"}
+    blocks = {"blocks", "pull", "hidden_width", "noise_width", "motion_fps", "motion_width"}
     if differing := changes(header.model.model_dump(exclude=blocks), wanted.model_dump(exclude=blocks)):
         raise CheckpointError(
             f"{path} is of another model ({'; '.join(differing)}): set back what was changed, or run the stage invert anew "
@@ -237,11 +269,13 @@ def fit_video(recipe: VideoRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one. Writes ``best.safetensors`` and ``last.safetensors``."""
     model, prior_file = start_model(recipe, run)
     settings = recipe.video
-    source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution)
+    source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution, bursts=True)
     return run_stage(lambda: Video(recipe, run, model, prior_file), source, settings, run, display)
 
 
 def check_video(recipe: VideoRecipe) -> None:
     """Raises UserError for settings that can be refused before any work."""
     check_invert(recipe)
+    if recipe.video.codes is not None:
+        check_codes(recipe, "video.codes")
     check_pair(recipe.video.judge, "video.judge")

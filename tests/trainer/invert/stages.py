@@ -18,5 +18,6 @@ def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Invert, Reader]:
     prior_file = generator_file(recipe, run.folder)
     torch.manual_seed(run.settings.seed)
     model = SoundVideoModel(model_config(recipe), prior_file.generator())
-    reader = clip_reader(recipe, run, "train", recipe.invert.batch_size, SIDE_PX, pictures=False)
+    pictures = recipe.invert.codes is not None
+    reader = clip_reader(recipe, run, "train", recipe.invert.batch_size, SIDE_PX, pictures=pictures)
     return Invert(recipe, run, model, prior_file.config), reader

@@ -79,7 +79,7 @@ def test_in_the_stage_video_the_inversions_of_first_segments_move_it(guided: Pat
         stage.draw_alike()
         with torch.no_grad():
             segments = stage._clips(batch).segments_BTMS
-            codes = model.invert(segments[:, 0], model.base_styles(torch.zeros(8, model.generator.z_dim)))
+            codes = model.invert(segments[:, 0], model.start(torch.zeros(8, model.generator.z_dim)))
         stage.step(batch)
         assert torch.allclose(model.style_mean, (before + codes.mean(0)) / 2, atol=1e-5)
         assert torch.equal(stage.average.style_mean, model.style_mean)

@@ -58,17 +58,17 @@ def test_a_pull_of_nearly_nothing_is_no_pull() -> None:
 @pytest.mark.parametrize("step", [1, 2])
 def test_without_the_pull_sound_comes_through_the_memory_alone(step: int) -> None:
     model = model_with(pull=False)
-    base = model.base_styles(torch.randn(2, GENERATOR.z_dim))
+    start = model.start(torch.randn(2, GENERATOR.z_dim))
     features = torch.randn(2, 3, model.inversion.num_features)
     noise = torch.randn(2, 3, model.num_noise)
     other = features.clone()
     other[:, step] += 1
-    apart_S = (model.carry(features, base, noise) - model.carry(other, base, noise)).abs().amax((0, 2, 3))
+    apart_S = (model.carry(features, start, noise) - model.carry(other, start, noise)).abs().amax((0, 2, 3))
     assert (apart_S > 0).tolist() == [index >= step for index in range(3)]
     for block in model.blocks:
         assert isinstance(block, RecurrentBlock)
         torch.nn.init.zeros_(block.residual.weight)
-    walked = model.carry(features, base, noise)
+    walked = model.carry(features, start, noise)
     assert torch.equal(walked, walked[:, :1].expand_as(walked))
 
 

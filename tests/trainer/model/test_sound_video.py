@@ -65,12 +65,12 @@ def differing_steps(one_BSLD: Tensor, other_BSLD: Tensor) -> list[int]:
 
 
 def test_sound_becomes_styles_becomes_pictures(model: SoundVideoModel) -> None:
-    base = model.base_styles(latents(0))
+    start = model.start(latents(0))
     num_layers = model.generator.num_ws
-    assert base.shape == (2, num_layers, 16)
-    inverted = model.invert(mels(0)[:, 0], base)
-    walked = model.walk(mels(0), base, noise(model, 0))
-    assert inverted.shape == base.shape
+    assert start.base_BLD.shape == (2, num_layers, 16)
+    inverted = model.invert(mels(0)[:, 0], start)
+    walked = model.walk(mels(0), start, noise(model, 0))
+    assert inverted.shape == start.base_BLD.shape
     assert walked.shape == (2, STEPS, num_layers, 16)
     assert model.draw(walked[:, -1]).shape == (2, 3, 16, 16)
     assert model.num_noise == 3 * CONFIG.noise_width
@@ -78,13 +78,27 @@ def test_sound_becomes_styles_becomes_pictures(model: SoundVideoModel) -> None:
 
 
 def test_an_inversion_is_the_style_and_what_the_encoder_adds(model: SoundVideoModel) -> None:
-    base = model.base_styles(latents(0))
-    offsets = model.inversion(mels(0)[:, 0])
-    assert torch.equal(model.invert(mels(0)[:, 0], base), base + offsets)
+    start = model.start(latents(0))
+    offsets = model.inversion(mels(0)[:, 0], start.latent_BN)
+    assert torch.equal(model.invert(mels(0)[:, 0], start), start.base_BLD + offsets)
     assert float(offsets.std()) > 0.1
     wanted = model.w_avg + CONFIG.truncation * (model.generator.mapping(latents(0)) - model.w_avg)
-    assert torch.allclose(base, wanted, atol=1e-6)
-    assert torch.allclose(model.base_styles(latents(0), 1.0), model.generator.mapping(latents(0)), atol=1e-6)
+    assert torch.allclose(start.base_BLD, wanted, atol=1e-6)
+    assert torch.allclose(model.start(latents(0), 1.0).base_BLD, model.generator.mapping(latents(0)), atol=1e-6)
+
+
+def test_a_latent_gives_the_encoder_its_first_numbers_and_one_sound_several_pictures() -> None:
+    torch.manual_seed(1)
+    config = CONFIG.model_copy(update={"latent_width": 3, "truncation": 0.0})
+    model = SoundVideoModel(config, build_generator(GENERATOR)).eval().requires_grad_(False)
+    start = model.start(latents(0))
+    assert torch.equal(start.latent_BN, latents(0)[:, :3])
+    assert torch.equal(start.base_BLD, model.w_avg.expand_as(start.base_BLD))
+    one, other = (model.invert(mels(0)[:, 0], model.start(latents(seed))) for seed in (0, 1))
+    assert float((one - other).std()) > 0.01
+    alike = latents(0).clone()
+    alike[:, 3:] = 0
+    assert torch.equal(model.invert(mels(0)[:, 0], model.start(alike)), one)
 
 
 def test_groups_of_layers_have_heads_and_blocks_of_their_own(model: SoundVideoModel) -> None:
@@ -92,30 +106,30 @@ def test_groups_of_layers_have_heads_and_blocks_of_their_own(model: SoundVideoMo
     assert [block.num_layers for block in model.blocks] == sizes
     shapes = [head[-1].out_features for head in model.inversion.heads]
     assert shapes == [size * 16 for size in sizes]
-    base, steady = model.base_styles(latents(0)), noise(model, 0)
-    before = model.walk(mels(0), base, steady)
+    start, steady = model.start(latents(0)), noise(model, 0)
+    before = model.walk(mels(0), start, steady)
     block = model.blocks[1]
     kept = block.pull.clone()
     block.pull += 1.0
-    after = model.walk(mels(0), base, steady)
+    after = model.walk(mels(0), start, steady)
     block.pull.copy_(kept)
     moved_L = (before - after).abs().amax((0, 1, 3)) > 1e-6
     assert moved_L.nonzero()[:, 0].tolist() == list(model.generator.layer_groups.middle)
 
 
 def test_a_walk_begins_at_the_inversion_of_the_first_segment(model: SoundVideoModel) -> None:
-    base = model.base_styles(latents(0))
-    walked = model.walk(mels(0), base, noise(model, 0))
-    assert torch.allclose(walked[:, 0], model.invert(mels(0)[:, 0], base), atol=1e-5)
+    start = model.start(latents(0))
+    walked = model.walk(mels(0), start, noise(model, 0))
+    assert torch.allclose(walked[:, 0], model.invert(mels(0)[:, 0], start), atol=1e-5)
 
 
 def test_a_step_goes_half_way_to_the_segment_that_is_heard() -> None:
     model = random_model()
     for block in model.blocks:
         torch.nn.init.zeros_(block.residual.weight)
-    base = model.base_styles(latents(0))
-    walked = model.walk(mels(0), base, noise(model, 0))
-    wanted = model.invert(mels(0)[:, 1], base)
+    start = model.start(latents(0))
+    walked = model.walk(mels(0), start, noise(model, 0))
+    wanted = model.invert(mels(0)[:, 1], start)
     assert torch.allclose(walked[:, 1], walked[:, 0] + START_PULL * (wanted - walked[:, 0]), atol=1e-5)
 
 
@@ -123,16 +137,16 @@ def test_a_step_goes_half_way_to_the_segment_that_is_heard() -> None:
 @pytest.mark.parametrize("step", range(STEPS))
 def test_each_segment_is_heard_in_its_own_frame_and_later_ones(blocks: str, step: int) -> None:
     model = random_model() if blocks == "three" else one_block()
-    base, steady = model.base_styles(latents(0)), noise(model, 0)
+    start, steady = model.start(latents(0)), noise(model, 0)
     changed = mels(0)
     changed[:, step] = mels(1)[:, step]
-    found = differing_steps(model.walk(mels(0), base, steady), model.walk(changed, base, steady))
+    found = differing_steps(model.walk(mels(0), start, steady), model.walk(changed, start, steady))
     assert found == list(range(step, STEPS))
 
 
 def test_noise_changes_every_frame_but_the_first(model: SoundVideoModel) -> None:
-    base = model.base_styles(latents(0))
-    found = differing_steps(model.walk(mels(0), base, noise(model, 0)), model.walk(mels(0), base, noise(model, 1)))
+    start = model.start(latents(0))
+    found = differing_steps(model.walk(mels(0), start, noise(model, 0)), model.walk(mels(0), start, noise(model, 1)))
     assert found == list(range(1, STEPS))
 
 
@@ -142,7 +156,7 @@ def test_a_gradient_reaches_every_part_that_learns() -> None:
         if not one.any():  # the last scale of each residual block hides what is before it
             torch.nn.init.constant_(one, 0.5)
     model.requires_grad_(True)
-    walked = model.walk(mels(0), model.base_styles(latents(0)), noise(model, 0))
+    walked = model.walk(mels(0), model.start(latents(0)), noise(model, 0))
     model.draw(walked.flatten(0, 1)).square().mean().backward()
     named = [*model.inversion.named_parameters(), *model.blocks.named_parameters()]
     assert [name for name, one in named if one.grad is None or not bool(one.grad.any())] == []
@@ -153,14 +167,14 @@ def test_one_block_carries_all_layers() -> None:
     model = one_block()
     assert [block.num_layers for block in model.blocks] == [model.generator.num_ws]
     assert model.num_noise == CONFIG.noise_width
-    walked = model.walk(mels(0), model.base_styles(latents(0)), noise(model, 0))
+    walked = model.walk(mels(0), model.start(latents(0)), noise(model, 0))
     assert walked.shape == (2, STEPS, model.generator.num_ws, 16)
 
 
 def test_features_that_are_there_already_give_the_same_walk(model: SoundVideoModel) -> None:
-    base, steady = model.base_styles(latents(0)), noise(model, 0)
+    start, steady = model.start(latents(0)), noise(model, 0)
     features = torch.stack([model.inversion.features(mels(0)[:, step]) for step in range(STEPS)], 1)
-    assert torch.allclose(model.carry(features, base, steady), model.walk(mels(0), base, steady), atol=1e-5)
+    assert torch.allclose(model.carry(features, start, steady), model.walk(mels(0), start, steady), atol=1e-5)
 
 
 def test_a_window_is_heard_when_generating_as_in_training(model: SoundVideoModel) -> None:
@@ -212,7 +226,7 @@ def test_a_file_holds_the_whole_model(tmp_path: Path, model: SoundVideoModel) ->
     assert [name for name, one in loaded.named_parameters() if one.requires_grad] == []
     drawn = []
     for each in (model, loaded):
-        walked = each.walk(mels(0), each.base_styles(latents(0)), noise(each, 0))
+        walked = each.walk(mels(0), each.start(latents(0)), noise(each, 0))
         drawn.append(each.draw(walked.flatten(0, 1)))
     assert differing(dict(model.state_dict()), dict(loaded.state_dict())) == []
     torch.testing.assert_close(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,38 @@ def test_without_shuffle_they_come_from_the_middle(numbered: Path):
     assert batch.captions == tuple(f"caption {i}" if i % 2 else None for i in range(8))
     assert batch.source_ids == tuple(f"s{i:03d}" for i in range(8))
     assert batch.datasets == ("numbered",) * 8
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_neighbouring_frames_are_read_beside_the_others(numbered: Path, shuffle: bool):
+    """The clips have 25 frames a second, so that a burst of 12.5 takes every second one."""
+    settings = SETTINGS.model_copy(update={"burst_frames": 4, "burst_fps": FPS / 2})
+    batch, plain = (next(iter(reader(numbered, one, shuffle=shuffle))) for one in (settings, SETTINGS))
+    assert torch.equal(batch.frames_BTCHW, plain.frames_BTCHW) and plain.bursts_BKCHW is None
+    assert batch.bursts_BKCHW is not None and batch.burst_starts_B is not None
+    assert batch.bursts_BKCHW.shape == (8, 4, *batch.frames_BTCHW.shape[2:])
+    starts = batch.burst_starts_B.tolist()
+    for key, burst, sound, start in zip(
+        batch.keys, batch.bursts_BKCHW.numpy(), batch.sounds_BN.numpy(), starts, strict=True
+    ):
+        index = index_of(key)
+        numbers = [number_shown(picture) for picture in burst]
+        assert [later - earlier for earlier, later in pairwise(numbers)] == [2, 2, 2]
+        mono = sound_of(index).mean(axis=1)
+        window = next(int(n) for n in np.flatnonzero(mono == sound[0]) if mono[n + 1] == sound[1]) / 44_100
+        moment = (numbers[0] - 50 * (index % NUM_CLIPS)) / FPS - window
+        assert start * 2 / FPS - 0.001 <= moment <= (start + 1) * 2 / FPS
+        assert 0 <= start <= 12 - 4
+    assert (len(set(starts)) > 1) == shuffle
+
+
+def test_a_burst_that_is_longer_than_its_clip_ends_with_the_last_frame(numbered: Path):
+    settings = SETTINGS.model_copy(update={"burst_frames": 20, "burst_fps": FPS / 2})  # 1.6 s, and the window has 1 s
+    batch = next(iter(reader(numbered, settings, shuffle=False)))
+    assert batch.bursts_BKCHW is not None and batch.burst_starts_B is not None
+    assert batch.burst_starts_B.tolist() == [0] * 8
+    assert torch.equal(batch.bursts_BKCHW[:, -1], batch.bursts_BKCHW[:, 14])
+    assert not torch.equal(batch.bursts_BKCHW[:, 0], batch.bursts_BKCHW[:, 10])
 
 
 def test_the_mel_is_that_of_the_sound(numbered: Path):

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from tests.trainer.guided import SIDE_PX, prepared
-from tests.trainer.sounding import GENERATOR
 from trainer.invert.shared import clip_reader, generator_file, model_config
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.sound_video_file import SoundVideoHeader, save_model
@@ -25,13 +24,14 @@ def save_inverted(folder: Path, out: Path, *changes: str) -> Path:
     """What the invert stage leaves in a run; its encoder has learned nothing, but it is loud."""
     recipe, _ = prepared(folder, out, *changes)
     torch.manual_seed(5)
-    model = SoundVideoModel(model_config(recipe), generator_file(recipe, out).generator())
+    prior_file = generator_file(recipe, out)
+    model = SoundVideoModel(model_config(recipe), prior_file.generator())
     for head in model.inversion.heads:
         assert isinstance(head, nn.Sequential)
         last = head[-1]
         assert isinstance(last, nn.Linear)
         nn.init.normal_(last.weight, 0, 0.1)
-    header = SoundVideoHeader(stage="invert", model=model.config, generator=GENERATOR)
+    header = SoundVideoHeader(stage="invert", model=model.config, generator=prior_file.config)
     path = out / "invert" / "best.safetensors"
     path.parent.mkdir(parents=True)
     save_model(path, header, model)
@@ -43,7 +43,7 @@ def stage_of(folder: Path, out: Path, *changes: str) -> tuple[Video, Reader]:
         save_inverted(folder, out, *(change for change in changes if change.startswith(("reader.", "invert."))))
     recipe, run = prepared(folder, out, *changes)
     model, held = start_model(recipe, run)
-    reader = clip_reader(recipe, run, "train", recipe.video.batch_size, SIDE_PX)
+    reader = clip_reader(recipe, run, "train", recipe.video.batch_size, SIDE_PX, bursts=True)
     return Video(recipe, run, model, held), reader
 
 

@@ -1,0 +1,116 @@
+"""The video stage learns from the codes of its clips' own frames."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.guided import copied, differing, fit
+from tests.trainer.invert.test_codes import changes  # noqa: F401 (a fixture)
+from tests.trainer.sounding import tone
+from tests.trainer.video.stages import THREE, first_batch, stage_of
+from trainer.invert.inversion_loss import motion_loss
+from trainer.model.sound_video_file import load_model
+from trainer.rendering.sound_to_video import GenerateSettings, generate
+from trainer.streaming.batches import Batch
+from trainer.video.settings import VideoSettings
+from trainer.video.stage import Video
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # webdataset leaves files open
+
+CODES = "video.codes={draws = 3, alone_share = 0.5}"
+
+
+def test_at_first_codes_alone_teach_and_then_everything(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
+    stage, reader = stage_of(guided, tmp_path, *changes, CODES, THREE, "video.num_samples=16")
+    batches = list(reader)
+    reader.close()
+    judges = {"image": stage.contest.image, "video": stage.contest.video}
+    before = {name: copied(judge.state_dict()) for name, judge in judges.items() if judge is not None}
+    blocks = copied(stage.model.blocks.state_dict())
+    first = dict(stage.step(batches[0]))
+    assert set(first) == {"code_loss", "loss"}
+    for name, judge in judges.items():
+        assert judge is not None and differing(judge.state_dict(), before[name]) == []
+    assert differing(stage.model.blocks.state_dict(), blocks) != []
+    second = stage.step(batches[1])
+    assert {"code_loss", "image_loss", "video_loss", "guide_loss", "video_discriminator_loss"} <= set(second)
+
+
+def test_walks_come_near_the_codes(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
+    wanted = ("video.num_samples=100000", "video.inversion_learning_rate=1e-3", "video.block_learning_rate=3e-3")
+    stage, reader = stage_of(guided, tmp_path, *changes, CODES, THREE, *wanted)
+    batch = first_batch(reader)
+    losses = [stage.step(batch)["code_loss"] for _ in range(40)]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+def test_a_step_is_the_same_in_micro_batches(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
+    after = []
+    alone = "video.codes={draws = 3, alone_share = 1.0}"
+    for size in ("none", "3"):
+        stage, reader = stage_of(guided, tmp_path / size, *changes, alone, THREE, f"video.micro_batch_size={size}")
+        stage.step(first_batch(reader))
+        after.append(copied(stage.model.blocks.state_dict()))
+    for name, one in after[0].items():
+        torch.testing.assert_close(one, after[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_run_ends_with_a_model(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
+    assert fit(guided, tmp_path, "invert,video", *changes, CODES) == 0
+    model, _ = load_model(tmp_path / "video" / "last.safetensors")
+    assert model.config.latent_width == 4
+
+
+MOTION = "video.motion={frames = 4, fps = 8.0, width = 8, learning_rate = 1e-2}"
+
+
+def motion_stage(guided: Path, out: Path, *wanted: str) -> tuple[Video, Batch]:
+    stage, reader = stage_of(guided, out, *wanted, CODES, MOTION, THREE, "video.num_samples=100000")
+    return stage, first_batch(reader)
+
+
+def test_the_fast_path_learns_how_the_codes_move(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
+    """The clips of the dataset stand still, so that their bursts are exchanged for ones that brighten with the sound."""
+    stage, batch = motion_stage(guided, tmp_path, *changes, "video.spliced_share=0")
+    assert stage.model.motion is not None and batch.bursts_BKCHW is not None
+    brightness = torch.linspace(0.2, 1.0, 4)[:, None, None, None]
+    batch = dataclasses.replace(batch, bursts_BKCHW=(batch.frames_BTCHW[:, :1] * brightness).to(torch.uint8))
+    before = copied(stage.model.motion.state_dict())
+    losses = [stage.step(batch)["motion_loss"] for _ in range(40)]
+    assert losses[0] == pytest.approx(1, abs=0.1)
+    assert sum(losses[-4:]) / 4 < 0.97
+    assert set(differing(stage.model.motion.state_dict(), before)) == set(before) - {"spread_LD"}
+
+
+def test_clips_that_are_spliced_or_stand_still_teach_no_motion() -> None:
+    codes = torch.zeros(3, 4, 1, 2)
+    codes[0] = torch.linspace(0, 1, 4)[:, None, None]
+    codes[1] = torch.linspace(0, 100, 4)[:, None, None]
+    still, whole = torch.zeros_like(codes), torch.tensor([True, False, True])
+    one = torch.tensor(1.0)
+    assert float(motion_loss(still, codes, whole, one)) == pytest.approx(1)
+    assert float(motion_loss(codes + 5, codes, whole, one)) == pytest.approx(0, abs=1e-6)
+    assert float(motion_loss(still, codes, torch.zeros(3), one)) == 0
+
+
+def test_a_model_with_a_fast_path_is_fitted_saved_and_moves(
+    guided: Path,
+    tmp_path: Path,
+    changes: tuple[str, ...],  # noqa: F811
+) -> None:
+    assert fit(guided, tmp_path, "invert,video", *changes, CODES, MOTION) == 0
+    model, _ = load_model(tmp_path / "video" / "last.safetensors")
+    assert model.config.motion_fps == 8.0 and model.motion is not None
+    frames = list(generate(model, tone(400, 1.0), 44_100, GenerateSettings(fps=8.0)))
+    assert len(frames) == 8
+
+
+def test_motion_without_codes_is_refused() -> None:
+    with pytest.raises(ValueError, match="motion learns from the codes of neighbouring frames"):
+        VideoSettings.model_validate({"motion": {}})
