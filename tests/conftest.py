@@ -61,6 +61,7 @@ SLOW_PLACES = (
     "pipeline/media/test_tracks.py",
     "pipeline/report/test_files.py",
     "pipeline/report/test_page.py",
+    "pipeline/synthetic/test_follows.py",
     "pipeline/synthetic/test_synthetic.py",
     "test_wheel.py",
     "trainer/align/test_align.py",

@@ -48,7 +48,7 @@ class Candidate:
 CANDIDATES = (
     Candidate("fit-1024", 1024, 20_000, True),
     Candidate("fit-256", 256, 2000, True),
-    Candidate("fit-tiny", 32, 0, False),
+    Candidate("fit-tiny", 64, 0, False),
 )
 """Sorted from the largest. The first one without objections is chosen; the last one runs anywhere."""
 
@@ -138,8 +138,7 @@ def choose_recipe(shards: str, out: str | None = None) -> Choice:
     circumstances = circumstances_of(find_datasets(shards, {}))
     started_with = _started_with(out)
     chosen: Candidate | None = None
-    others: list[str] = []
-    chosen_cost = ""
+    costs_and_reasons: dict[Candidate, tuple[str, str]] = {}
     speed = {precision: operations_per_second(pick_device("auto"), precision) for precision in ("fp32", "bf16")}
     for candidate in CANDIDATES:
         recipe = read_recipe(FitRecipe, candidate.path)
@@ -153,17 +152,17 @@ def choose_recipe(shards: str, out: str | None = None) -> Choice:
         is_continued = started_with is not None and candidate.name == f"fit-{started_with}"
         reasons = [] if is_continued else objections(candidate, recipe, circumstances, memory_bytes)
         if is_continued or (chosen is None and started_with is None and not reasons):
-            chosen, chosen_cost = candidate, cost_text
-        else:
-            why_not = "; ".join(reasons) or (
-                "its videos are smaller" if started_with is None else "the run has another"
-            )
-            others.append(
-                f"         not {candidate.name}, videos of {candidate.side_px} pixels, {cost_text}: {why_not}"
-            )
+            chosen = candidate
+        why_not = "; ".join(reasons) or ("its videos are smaller" if started_with is None else "the run has another")
+        costs_and_reasons[candidate] = (cost_text, why_not)
     last = chosen or CANDIDATES[-1]
+    others = [
+        f"         not {candidate.name}, videos of {candidate.side_px} pixels, {cost_text}: {why_not}"
+        for candidate, (cost_text, why_not) in costs_and_reasons.items()
+        if candidate is not last
+    ]
     reason = f"{out} was started with it" if started_with is not None and chosen else _reason(circumstances)
-    head = f"recipe   {last.name}, videos of {last.side_px} pixels, {chosen_cost or 'not counted'}: {reason}"
+    head = f"recipe   {last.name}, videos of {last.side_px} pixels, {costs_and_reasons[last][0]}: {reason}"
     return Choice(last.path, (head, *others, f"         to choose another: --recipe {last.path.parent}/NAME.toml"))
 
 

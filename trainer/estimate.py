@@ -1,36 +1,28 @@
 """Estimates what a fit will cost: the operations, device memory and checkpoint bytes of each stage. Nothing is measured.
 
-One pass of each network is counted (``trainer.counting``). How often a step runs each network is written here, and must follow the stages.
+One pass of each network is counted (:mod:`trainer.passes`). How often a step runs each network is written here, and must follow the stages.
 Losses, optimizers, augmentation, and text encoders, whose embeddings are kept, are left out. The result is an order of magnitude.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import open_clip
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.encoders.mel import MelConfig
-from pipeline.encoders.small.towers import PACKAGED, PictureNetwork
-from pipeline.encoders.small.trunks import PICTURE_SIDE_PX
-from pipeline.encoders.sound import SoundNetwork
 from trainer.counting import Accelerator, ForwardPass, count_pass
-from trainer.model.discriminator import Discriminator
-from trainer.model.generator import Generator, GeneratorConfig, build_discriminator, build_generator
-from trainer.model.sound_video import SoundVideoModel
+from trainer.invert.settings import CodeSettings
+from trainer.model.frame_encoder import FrameEncoderConfig
+from trainer.model.generator import GeneratorConfig
 from trainer.model.video_discriminator import VideoDiscriminator
+from trainer.passes import SPACE_WIDTH, Passes, input_of, num_parameters
+from trainer.prior.reconstruction_settings import ReconstructionSettings
 from trainer.recipe import FitRecipe
 
 BYTES = 4
 """Bytes of an fp32 number; weights and optimizer states are fp32."""
-SPACE_WIDTH = 512
-"""Width of the embedding space that is assumed: that of ViT-B/32."""
 BACKWARD = 2
 """Cost of a backward pass to weights and inputs, in forward passes."""
 TO_INPUTS = 1
@@ -40,6 +32,7 @@ SECOND_BACKWARD = 6
 
 GENERATOR, IMAGE_DISCRIMINATOR = "generator", "image discriminator"
 SOUND_ENCODER, PICTURE_ENCODER = "sound encoder", "guide's picture encoder"
+FEATURES, FRAME_ENCODER = "features of frames", "encoder of frames"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,50 +76,12 @@ class StageCost:
         return self.num_samples * self.operations_per_sample / operations_per_second / 3600
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _num_parameters(*networks: nn.Module) -> int:
-    return sum(parameter.numel() for network in networks for parameter in network.parameters())
-
-
 class Estimate:
-    """The costs of a recipe's stages. Each network is counted once, when it is first needed."""
+    """The costs of a recipe's stages."""
 
     def __init__(self, recipe: FitRecipe, generator: GeneratorConfig) -> None:
         """``generator``: the one that the prior stage trains, or that invert and video use."""
-        self.recipe, self._config = recipe, generator
-        self.is_half = recipe.run.precision == "bf16"
-
-    @cached_property
-    def generator(self) -> Generator:
-        with torch.device("meta"):
-            generator = build_generator(self._config)
-        generator.use_half(torch.bfloat16 if self.is_half else None)
-        return generator
-
-    @cached_property
-    def discriminator(self) -> Discriminator:
-        with torch.device("meta"):
-            return build_discriminator(self._config)
-
-    @cached_property
-    def synthesis_pass(self) -> ForwardPass:
-        """Of the generator, for one picture; its mapping network, which is small beside it, is left out."""
-        shape = (self.generator.num_ws, self._config.w_dim)
-        return count_pass(self.generator, lambda num: self.generator.synthesis(_input(num, *shape)))
-
-    def discriminator_pass(self, half_dtype: torch.dtype | None) -> ForwardPass:
-        """For one picture. ``half_dtype``: the number type of the highest resolutions; None: float32."""
-        network, side_px = self.discriminator, self._config.resolution
-        network.half_dtype = half_dtype
-        return count_pass(network, lambda num: network(_input(num, 3, side_px, side_px)))
+        self.recipe, self.passes = recipe, Passes(recipe, generator)
 
     def of(self, stage: str) -> StageCost | None:
         """The cost of a stage. None: the stage is not one of this package's four."""
@@ -156,17 +111,22 @@ class Estimate:
 
     def _prior(self) -> StageCost:
         settings = self.recipe.prior
-        synthesis_pass = self.synthesis_pass
-        discriminator_pass = self.discriminator_pass(torch.bfloat16 if self.is_half else None)
+        synthesis_pass = self.passes.synthesis_pass
+        discriminator_pass = self.passes.discriminator_pass(torch.bfloat16 if self.passes.is_half else None)
         generated: float = 1 + BACKWARD + 1  # for the generator to learn from, and for the discriminator
         judged: float = (
             1 + TO_INPUTS + 2 * (1 + BACKWARD)
         )  # by the generator's phase; generated and real pictures in its own
+        if settings.reconstruction is not None:
+            return self._reconstruction(settings.reconstruction, judged)
         if settings.path_weight:
             generated += SECOND_BACKWARD * settings.path_batch_share / settings.path_every
         if settings.r1_gamma:
             judged += SECOND_BACKWARD / settings.r1_every
-        num_generator, num_discriminator = _num_parameters(self.generator), _num_parameters(self.discriminator)
+        num_generator, num_discriminator = (
+            num_parameters(self.passes.generator),
+            num_parameters(self.passes.discriminator),
+        )
         micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size * settings.frames_per_clip)
         return self._cost(
             "prior",
@@ -181,42 +141,59 @@ class Estimate:
             activation_bytes=micro_batch * (synthesis_pass.saved_bytes + discriminator_pass.saved_bytes),
         )
 
-    @cached_property
-    def _picture_encoder(self) -> tuple[int, ForwardPass]:
-        """The number of weights of the picture encoder, and the cost of one picture."""
-        partner = self.recipe.align.partner
-        if partner.is_packaged:
-            network = PictureNetwork(PACKAGED["picture"]).to("meta")
-            num_weights = sum(buffer.numel() for buffer in network.buffers())
-            side_px = PICTURE_SIDE_PX  # it runs in float32
-            return num_weights, count_pass(network, lambda num: network(_input(num, 3, side_px, side_px)))
-        with torch.device("meta"), _without_warnings():  # open_clip warns that the model has random weights
-            model = open_clip.create_model(partner.picture_model, device="meta")
-        size_px = model.visual.image_size
-        height_px, width_px = (size_px, size_px) if isinstance(size_px, int) else size_px
-        shape = (3, height_px, width_px)
-        one = count_pass(model, lambda num: model.encode_image(_input(num, *shape)), autocast=self.is_half)
-        return _num_parameters(model), one
+    def _reconstruction(self, settings: ReconstructionSettings, judged: float) -> StageCost:
+        """Of a prior that learns by reconstruction. ``judged``: passes of the discriminator for a picture, without R1."""
+        prior, synthesis_pass = self.recipe.prior, self.passes.synthesis_pass
+        num_pictures = prior.batch_size * prior.frames_per_clip
+        micro_batch = min(prior.micro_batch_size or 1 << 30, num_pictures)
+        features, feature_pass = self.passes.features(settings.encoder)
+        codes, encoder_pass = self.passes.frame_encoder(settings.encoder, features)
+        costs = [
+            NetworkCost(GENERATOR, synthesis_pass, 1 + BACKWARD, micro_batch),
+            NetworkCost(FEATURES, feature_pass, 1 + 1 + TO_INPUTS, micro_batch),  # of real pictures; of drawn ones
+            NetworkCost(FRAME_ENCODER, encoder_pass, 1 + BACKWARD, micro_batch),
+        ]
+        saved_bytes = synthesis_pass.saved_bytes + feature_pass.saved_bytes + encoder_pass.saved_bytes
+        num_trained = num_parameters(self.passes.generator, codes)
+        num_discriminator = 0
+        if settings.adversarial_weight:
+            one = self.passes.discriminator_pass(torch.bfloat16 if self.passes.is_half else None)
+            passes = judged + (SECOND_BACKWARD / prior.r1_every if prior.r1_gamma else 0.0)
+            costs.append(NetworkCost(IMAGE_DISCRIMINATOR, one, passes, micro_batch))
+            saved_bytes += one.saved_bytes
+            num_discriminator = num_parameters(self.passes.discriminator)
+        return self._cost(
+            "prior",
+            costs,
+            num_saved=2 * num_trained + num_discriminator,
+            num_trained=num_trained + num_discriminator,
+            num_frozen=num_parameters(features) + sum(one.numel() for one in features.buffers()),
+            num_exported=num_trained + num_discriminator,
+            activation_bytes=micro_batch * saved_bytes,
+        )
 
-    def _mel_shape(self, num_segments: int = 1) -> tuple[int, int]:
-        """Bands and frames of the mel of a window, or of one of its segments."""
-        mel = MelConfig()
-        num_frames = mel.num_frames(round(self.recipe.reader.window_seconds * mel.sample_rate_hz))
-        return mel.num_mels, num_frames // num_segments
-
-    @cached_property
-    def _sound_encoder(self) -> tuple[int, ForwardPass]:
-        """The number of weights of align's sound network, and the cost of a window of sound."""
-        with torch.device("meta"):
-            network = SoundNetwork(SPACE_WIDTH, self.recipe.align.backbone, self.recipe.align.norm)
-        shape = (1, *self._mel_shape())
-        one = count_pass(network, lambda num: network(torch.zeros(num, *shape, device="meta")), autocast=self.is_half)
-        return _num_parameters(network), one
+    def _coded(self, codes: CodeSettings | None, num_frames: int, num_clips: int) -> tuple[list[NetworkCost], float]:
+        """What learning from codes costs for ``num_frames`` of a clip, and the share of the steps that draw pictures."""
+        if codes is None:
+            return [], 1.0
+        config = (
+            FrameEncoderConfig()
+            if self.recipe.prior.reconstruction is None
+            else self.recipe.prior.reconstruction.encoder
+        )
+        features, feature_pass = self.passes.features(config)
+        _, encoder_pass = self.passes.frame_encoder(config, features)
+        num_at_once = num_frames * num_clips
+        costs = [
+            NetworkCost(FEATURES, feature_pass, num_frames, num_at_once),
+            NetworkCost(FRAME_ENCODER, encoder_pass, num_frames, num_at_once),
+        ]
+        return costs, 1 - codes.alone_share
 
     def _align(self) -> StageCost:
         settings, reader = self.recipe.align, self.recipe.reader
-        num_weights, sound_pass = self._sound_encoder
-        num_partner, picture_pass = self._picture_encoder
+        num_weights, sound_pass = self.passes.sound_encoder
+        num_partner, picture_pass = self.passes.picture_encoder
         num_views = 2  # the sound and its augmented view
         num_sounds = num_views * min(settings.micro_batch_size or 1 << 30, reader.batch_size)
         num_pictures = min(settings.partner.batch_size, reader.batch_size * reader.num_frames)
@@ -234,73 +211,71 @@ class Estimate:
             activation_bytes=num_sounds * sound_pass.saved_bytes,
         )
 
-    @cached_property
-    def _model(self) -> SoundVideoModel:
-        from trainer.invert.shared import model_config  # noqa: PLC0415
-
-        with torch.device("meta"):
-            return SoundVideoModel(model_config(self.recipe), self.generator)
-
-    def _inversion_pass(self, num_segments: int) -> ForwardPass:
-        """Of the inversion encoder, for a window of sound, or for one of its segments."""
-        network, shape = self._model.inversion, self._mel_shape(num_segments)
-        return count_pass(network, lambda num: network(torch.zeros(num, *shape, device="meta")), autocast=self.is_half)
-
     def _guided(self, num_pictures: int, num_clips: int) -> tuple[list[NetworkCost], float, int]:
         """What the guide costs for ``num_pictures`` of a clip, its bytes to keep, and the weights of its picture encoder."""
-        num_encoder, picture_pass = self._picture_encoder
+        num_encoder, picture_pass = self.passes.picture_encoder
         num_looks = num_pictures * self.recipe.invert.guide.num_cutouts
         costs = [NetworkCost(PICTURE_ENCODER, picture_pass, num_looks * (1 + TO_INPUTS), num_looks * num_clips)]
         if self.recipe.invert.guide.sound_kind == "align":
-            costs.append(NetworkCost("guide's sound encoder", self._sound_encoder[1], 1, num_clips))
+            costs.append(NetworkCost("guide's sound encoder", self.passes.sound_encoder[1], 1, num_clips))
         return costs, num_looks * picture_pass.saved_bytes, num_encoder
 
     def _invert(self) -> StageCost:
-        settings, model = self.recipe.invert, self._model
+        settings, model = self.recipe.invert, self.passes.model
         micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
-        window_pass, segment_pass = self._inversion_pass(1), self._inversion_pass(self.recipe.reader.num_frames)
+        window_pass, segment_pass = (
+            self.passes.inversion_pass(1),
+            self.passes.inversion_pass(self.recipe.reader.num_frames),
+        )
         guide, guide_bytes, num_encoder = self._guided(1, micro_batch)
-        num_trained = _num_parameters(model.inversion)
-        saved_bytes = self.synthesis_pass.saved_bytes + guide_bytes
+        num_trained = num_parameters(model.inversion)
+        saved_bytes = self.passes.synthesis_pass.saved_bytes + guide_bytes
+        coded, drawn_share = self._coded(settings.codes, 1, settings.batch_size)
+        guide = [replace(one, passes=one.passes * drawn_share) for one in guide]
         return self._cost(
             "invert",
             [
-                NetworkCost(GENERATOR, self.synthesis_pass, 1 + TO_INPUTS, micro_batch),
+                NetworkCost(GENERATOR, self.passes.synthesis_pass, (1 + TO_INPUTS) * drawn_share, micro_batch),
                 # one half of the steps with windows, the other with segments
                 NetworkCost(SOUND_ENCODER, window_pass, (1 + BACKWARD) / 2, settings.batch_size),
                 NetworkCost(SOUND_ENCODER, segment_pass, (1 + BACKWARD) / 2, settings.batch_size),
                 *guide,
+                *coded,
             ],
             num_saved=num_trained,
             num_trained=num_trained,
-            num_frozen=num_encoder + _num_parameters(self.generator),
-            num_exported=_num_parameters(model),
+            num_frozen=num_encoder + num_parameters(self.passes.generator),
+            num_exported=num_parameters(model),
             activation_bytes=micro_batch * saved_bytes + settings.batch_size * window_pass.saved_bytes,
         )
 
     def _video(self) -> StageCost:
-        settings, num_frames, model = self.recipe.video, self.recipe.reader.num_frames, self._model
+        settings, num_frames, model = self.recipe.video, self.recipe.reader.num_frames, self.passes.model
         micro_batch = min(settings.micro_batch_size or 1 << 30, settings.batch_size)
-        sound_pass = self._inversion_pass(num_frames)
+        sound_pass = self.passes.inversion_pass(num_frames)
         judges, judges_bytes, num_discriminators = self._judges(micro_batch)
         encoded = 1 + (BACKWARD if settings.inversion_learning_rate else 0)
         drawn = 1 + (BACKWARD if settings.generator_learning_rate else TO_INPUTS)
         guide, guide_bytes, num_encoder = (
             self._guided(num_frames, micro_batch) if settings.guide_weight else ([], 0.0, 0)
         )
-        frames_bytes = num_frames * self.synthesis_pass.saved_bytes
+        frames_bytes = num_frames * self.passes.synthesis_pass.saved_bytes
         sound_bytes = num_frames * sound_pass.saved_bytes
-        num_model = _num_parameters(model)
+        num_model = num_parameters(model)
+        num_coded = num_frames + (settings.motion.frames if settings.motion is not None else 0)
+        coded, drawn_share = self._coded(settings.codes, num_coded, settings.batch_size)
+        drawing = [
+            NetworkCost(GENERATOR, self.passes.synthesis_pass, num_frames * drawn, num_frames * micro_batch), *judges, *guide
+        ]  # fmt: skip
         return self._cost(
             "video",
             [
-                NetworkCost(GENERATOR, self.synthesis_pass, num_frames * drawn, num_frames * micro_batch),
+                *(replace(one, passes=one.passes * drawn_share) for one in drawing),
                 NetworkCost(SOUND_ENCODER, sound_pass, num_frames * encoded, num_frames * settings.batch_size),
-                *judges,
-                *guide,
+                *coded,
             ],
             num_saved=2 * num_model + num_discriminators,
-            num_trained=num_model - _num_parameters(self.generator) + num_discriminators,
+            num_trained=num_model - num_parameters(self.passes.generator) + num_discriminators,
             num_frozen=num_encoder,
             num_exported=num_model,
             activation_bytes=micro_batch * (frames_bytes + guide_bytes + judges_bytes)
@@ -313,12 +288,12 @@ class Estimate:
         costs, saved_bytes, num_weights = [], 0.0, 0
         penalty = SECOND_BACKWARD / settings.r1_every if settings.r1_gamma else 0.0
         if settings.image_weight:
-            one = self.discriminator_pass(torch.bfloat16 if self.is_half else None)
+            one = self.passes.discriminator_pass(torch.bfloat16 if self.passes.is_half else None)
             num_judged = min(settings.judged_frames, num_frames)
             passes = num_judged * (1 + TO_INPUTS + 2 * (1 + BACKWARD) + penalty)
             costs.append(NetworkCost(IMAGE_DISCRIMINATOR, one, passes, num_judged * num_clips))
             saved_bytes += num_judged * one.saved_bytes
-            num_weights += _num_parameters(self.discriminator)
+            num_weights += num_parameters(self.passes.discriminator)
         if settings.video_weight:
             side_px, sound_width = settings.discriminator_px, SPACE_WIDTH if settings.hears else 0
             with torch.device("meta"):
@@ -327,19 +302,14 @@ class Estimate:
                 )
 
             def run(num: int) -> Tensor:
-                clips = _input(num, num_frames, 3, side_px, side_px)
+                clips = input_of(num, num_frames, 3, side_px, side_px)
                 logits: Tensor = network(clips, torch.zeros(num, sound_width, device="meta") if sound_width else None)
                 return logits
 
-            one = count_pass(network, run, autocast=self.is_half)
+            one = count_pass(network, run, autocast=self.passes.is_half)
             num_batches = 3 if settings.hears and settings.mismatch_weight else 2  # generated, real, and mismatched
             passes = 1 + TO_INPUTS + num_batches * (1 + BACKWARD) + penalty
             costs.append(NetworkCost("video discriminator", one, passes, num_clips))
             saved_bytes += num_batches * one.saved_bytes
-            num_weights += _num_parameters(network)
+            num_weights += num_parameters(network)
         return costs, saved_bytes, num_weights
-
-
-def _input(*shape: int) -> Tensor:
-    """An input of a network that gradients go back to."""
-    return torch.zeros(shape, device="meta", requires_grad=True)

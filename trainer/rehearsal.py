@@ -29,7 +29,9 @@ from pipeline.synthetic.video import write_video
 from trainer.align.frozen_encoders import PartnerSettings
 from trainer.engine.checkpoint import read_values
 from trainer.engine.learner import BEST, CHECKPOINT
-from trainer.invert.settings import GuideSettings
+from trainer.invert.settings import CodeSettings, GuideSettings
+from trainer.model.features import FeatureSettings
+from trainer.model.frame_encoder import FrameCodes, FrameEncoderConfig
 from trainer.model.generator import GeneratorConfig, build_generator
 from trainer.model.load import read_generator_file, save_generator
 from trainer.model.pictures import grid, pictures, write_png
@@ -124,7 +126,13 @@ def small_generator(config: GeneratorConfig) -> GeneratorConfig:
         {"widths": (8, 8, 8)} if config.kind == "stylegan2" else {"channel_base": 64, "channel_max": 8, "num_layers": 6}
     )
     shared = {"resolution": SIDE_PX, "z_dim": 16, "w_dim": 16, "mapping_layers": min(2, config.mapping_layers)}
-    return GeneratorConfig.model_validate({**config.model_dump(), **shared, **narrow})
+    plain = GeneratorConfig.model_validate({**config.model_dump(), **shared, **narrow, "styles": "w", "code_width": 16})
+    return plain.with_codes() if config.styles == "w_plus" else plain
+
+
+def small_encoder(config: FrameEncoderConfig) -> FrameEncoderConfig:
+    """A narrow encoder of frames, with the packaged features."""
+    return config.model_copy(update={"width": 16, "features": FeatureSettings(picture_px=32)})
 
 
 def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
@@ -149,6 +157,9 @@ def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
     prior, invert, video, align = recipe.prior, recipe.invert, recipe.video, recipe.align
     full_config = generator_config(prior)
     num_measured = min(prior.fidelity.num_pictures, 8)
+    reconstruction = prior.reconstruction
+    if reconstruction is not None:
+        reconstruction = reconstruction.model_copy(update={"encoder": small_encoder(reconstruction.encoder)})
     prior = prior.model_copy(
         update={
             **one_sample,
@@ -157,6 +168,7 @@ def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
             "frozen_blocks": 0,
             "pictures": None,
             "generator": small_generator(full_config),
+            "reconstruction": reconstruction,
             "blur_px": prior.blur_px * SIDE_PX / full_config.resolution,
             "grid_seeds": 4,
             "path_every": min(prior.path_every, STEPS),
@@ -183,6 +195,7 @@ def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
         update={
             **one_sample,
             "backbone": BACKBONE,
+            "codes": _half_alone(invert.codes),
             "generator": generator,
             "generator_sha256": None,
             "guide": guide,
@@ -192,6 +205,7 @@ def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
     video = video.model_copy(
         update={
             **one_sample,
+            "codes": _half_alone(video.codes),
             "hidden_width": 16,
             "noise_width": 4,
             "discriminator_widths": (8, 8, 8),
@@ -214,6 +228,11 @@ def shrink(recipe: FitRecipe, out: Path) -> FitRecipe:
             "video": video,
         }
     )
+
+
+def _half_alone(codes: CodeSettings | None) -> CodeSettings | None:
+    """Codes that teach alone in the first of two steps, and beside pictures in the second."""
+    return None if codes is None else codes.model_copy(update={"alone_share": 0.5})
 
 
 def with_two_steps(recipe: FitRecipe) -> FitRecipe:
@@ -251,7 +270,8 @@ def _random_partner(out: Path) -> Path:
 
 
 def _random_generator(recipe: FitRecipe, out: Path) -> Path:
-    """Writes a small random generator: of the kind that the recipe's file has, StyleGAN2 where there is no file. Returns its path."""
+    """Writes a small random generator: of the kind that the recipe's file has, StyleGAN2 where there is no file; with an encoder of frames
+    if the recipe learns from codes. Returns its path."""
     location = recipe.invert.generator
     full_config = GeneratorConfig(kind="stylegan2", resolution=SIDE_PX, num_half=4, conv_clamp=256.0)
     if location is not None and Path(location).expanduser().is_file():
@@ -259,9 +279,15 @@ def _random_generator(recipe: FitRecipe, out: Path) -> Path:
     config = small_generator(full_config)
     path = out / "generator.safetensors"
     out.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        torch.manual_seed(0)
+    if path.exists():
+        return path
+    torch.manual_seed(0)
+    if recipe.invert.codes is None and recipe.video.codes is None:
         save_generator(path, config, build_generator(config))
+        return path
+    config, encoder = config.with_codes(), small_encoder(FrameEncoderConfig())
+    codes = FrameCodes(encoder, config.num_ws, config.w_dim, torch.device("cpu"))
+    save_generator(path, config, build_generator(config), encoder_config=encoder, encoder=codes.encoder)
     return path
 
 

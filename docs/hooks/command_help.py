@@ -17,8 +17,8 @@ from flows.command import PROGRAM
 from flows.commands import HEARSCAPE
 from pipeline.runtime.commands import Command, Group, parser_of
 
-MODULES = ("flows.demo", "pipeline.synthetic", "trainer.demo", "trainer.model.sample", "trainer.model.parity", "trainer.small_pair",
-           "trainer.small_pair.trunks")  # fmt: skip
+MODULES = ("flows.demo", "pipeline.synthetic", "pipeline.synthetic.frames", "trainer.demo", "trainer.model.sample", "trainer.model.parity",
+           "trainer.small_pair", "trainer.small_pair.trunks")  # fmt: skip
 """Modules that `python -m` runs and that are no command of the program `hearscape`."""
 
 PROGRAM_MODULE = "flows.commands"

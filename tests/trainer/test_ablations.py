@@ -68,13 +68,14 @@ def test_the_command_takes_several_recipes(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "generator.toml").write_text("stages = ['prior']\nprior.num_samples = 7\nrun.out = 'x'\n")
     named = [word for path in (RECIPES / "fit-tiny.toml", tmp_path / "generator.toml", ABLATIONS[0])
              for word in ("--recipe", str(path))]  # fmt: skip
-    words = [*named, "--shards", str(tmp_path / "sets"), "--set", "prior.batch_size=4", "--out", str(tmp_path / "run")]
+    words = [*named, "--shards", str(tmp_path / "sets"), "--set", "prior.batch_size=4", "--set", "reader.upscale=true"]
+    words += ["--out", str(tmp_path / "run")]
     assert main([*words, "--dry-run"]) == 0
     told = capsys.readouterr().out
     settings = json.loads(told[: told.index("\ndataset ")])
     assert settings["prior"]["num_samples"] == 7
     assert settings["prior"]["batch_size"] == 4
-    assert settings["prior"]["generator"]["resolution"] == 32
+    assert settings["prior"]["init"] == "painted"
     assert settings["video"]["blocks"] == "one_equal"
     assert settings["run"]["out"] == str(tmp_path / "run")
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline.runtime.recipe_file import read_recipe
 from trainer.choice import CANDIDATES, Circumstances, is_available, objections
 from trainer.fit import main
+from trainer.prior.networks import generator_config
 from trainer.recipe import FitRecipe
 from trainer.rehearsal import paint_dataset
 
@@ -52,8 +53,8 @@ def chosen(circumstances: Circumstances, needed_bytes: float = 24e9) -> str:
 
 def test_every_candidate_is_a_recipe_of_its_size() -> None:
     for candidate in CANDIDATES:
-        generator = read_recipe(FitRecipe, candidate.path).prior.generator
-        assert generator is not None and generator.resolution == candidate.side_px
+        recipe = read_recipe(FitRecipe, candidate.path)
+        assert generator_config(recipe.prior).resolution == candidate.side_px
     assert [one.side_px for one in CANDIDATES] == sorted((one.side_px for one in CANDIDATES), reverse=True)
 
 
@@ -89,7 +90,7 @@ def test_the_command_prints_its_choice_and_the_reasons(tmp_path: Path, capsys: p
     assert main(words) == 0
     output = capsys.readouterr().out
     first, larger, large = output.splitlines()[:3]
-    assert first.startswith("recipe   fit-tiny, videos of 32 pixels, about ")
+    assert first.startswith("recipe   fit-tiny, videos of 64 pixels, about ")
     assert "20 clips to train on, pictures of 32 pixels, a cpu device with" in first
     assert larger.startswith("         not fit-1024, videos of 1024 pixels, about ")
     assert large.startswith("         not fit-256, videos of 256 pixels, about ")

@@ -64,6 +64,7 @@ def test_there_are_recipes() -> None:
         "fit-1024.toml",
         "fit-256.toml",
         "fit-landscape.toml",
+        "fit-painted.toml",
         "fit-paper.toml",
         "fit-prior-1024.toml",
         "fit-prior-256.toml",

@@ -24,14 +24,14 @@ RECIPES = sorted((Path(__file__).parents[2] / "manifests" / "recipes").glob("fit
 MAY_SHRINK = {
     # widths, depths and kinds of networks
     "align.backbone", "align.partner.picture_model", "align.partner.picture_weights", "invert.backbone", "invert.generator",
-    "invert.guide.sound_weights", "prior.generator", "video.discriminator_widths", "video.hidden_width",
-    "video.noise_width",
+    "invert.guide.sound_weights", "prior.generator", "prior.init", "prior.reconstruction.encoder.width",
+    "video.discriminator_widths", "video.hidden_width", "video.noise_width",
     # sides and seconds
-    "prior.blur_px", "reader.num_frames", "reader.picture_px", "reader.window_seconds",
+    "prior.blur_px", "prior.reconstruction.encoder.features.picture_px", "reader.num_frames", "reader.picture_px", "reader.window_seconds",
     # numbers of steps, of what is shown and of what is measured
     *(f"{stage}.{name}_samples" for stage in STAGES for name in ("num", "validate_every", "save_every", "validation")),
     "prior.ada_every", "prior.ada_fixed_p", "prior.fidelity.num_pictures", "prior.grid_seeds", "prior.path_every", "prior.r1_every",
-    "video.num_shown", "video.r1_every",
+    "video.num_shown", "video.r1_every", "invert.codes.alone_share", "video.codes.alone_share",
     # where it runs
     "reader.num_workers", "run.out", "run.pause_after_samples", "run.tick_seconds", "stages",
 }  # fmt: skip

@@ -60,18 +60,19 @@ def draw_videos(
         for start in range(0, len(indices), videos_at_once):
             batch = indices[start : start + videos_at_once]
             start_of = model.start(latents([seeds[i] for i in batch], model.generator.z_dim).to(device), truncation)
-            features_NF = model.inversion.features(torch.cat([segments[i] for i in batch]))
-            features_BSF = features_NF.view(len(batch), length, -1)
+            segments_BSMT = torch.stack([segments[i] for i in batch])
             if use_blocks:
                 noise_BSN = torch.stack([walk_noise(seeds[i], length, model.num_noise) for i in batch]).to(device)
-                styles_BSLD = model.carry(features_BSF, start_of, noise_BSN)
+                styles_BSLD = model.walk(segments_BSMT, start_of, noise_BSN)
             else:
-                styles_BSLD = model.inverted(features_BSF, start_of)
-            middles = [(number + 0.5) * model.config.segment_seconds for number in range(length)]
-            for row, index in enumerate(batch):
-                sound_K = torch.from_numpy(sounds[index]).to(device)
-                motion_RW, _ = model.follow(sound_K, features_BSF[row], None)
-                styles_BSLD[row] += motion_at(model, motion_RW, middles)
+                features_NF = model.inversion.features(segments_BSMT.flatten(0, 1))
+                styles_BSLD = model.inverted(features_NF.view(len(batch), length, -1), start_of)
+            if model.motion is not None:
+                middles = [(number + 0.5) * model.config.segment_seconds for number in range(length)]
+                for row, index in enumerate(batch):
+                    features_SF = model.inversion.features(segments_BSMT[row])
+                    motion_RW, _ = model.follow(torch.from_numpy(sounds[index]).to(device), features_SF, None)
+                    styles_BSLD[row] += motion_at(model, motion_RW, middles)
             parts = [draw_pictures(model, styles) for styles in torch.split(styles_BSLD.flatten(0, 1), batch_size)]
             frames = np.concatenate(parts).reshape(len(batch), length, *parts[0].shape[1:])
             videos |= dict(zip(batch, frames, strict=True))

@@ -69,5 +69,5 @@ def test_from_the_shortest_input_on_no_map_is_one_wide() -> None:
     for module in encoder.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda _, inputs, output: widths.extend([inputs[0].shape[3], output.shape[3]]))
-    encoder(torch.rand(1, 128, 1))
+    encoder(torch.rand(1, 128, 1), torch.zeros(1, 0))
     assert min(widths) == 2

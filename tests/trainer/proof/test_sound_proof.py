@@ -16,7 +16,7 @@ from pipeline.errors import DataError, EncoderError
 from tests import paired
 from tests.trainer.sounding import CONFIG, GENERATOR, random_model, tone
 from trainer.model.generator import build_generator
-from trainer.model.sound_video import SoundVideoModel
+from trainer.model.sound_video import SoundVideoModel, Start
 from trainer.proof.bootstrap import Bootstrap
 from trainer.proof.sound_proof import (
     EvaluateSettings,
@@ -82,7 +82,8 @@ class Painter(SoundVideoModel):
         bins_hz = torch.arange(bank.shape[1]) * CONFIG.mel.sample_rate_hz / CONFIG.mel.fft_size
         self._centres_hz = (bank * bins_hz).sum(1) / bank.sum(1)
 
-    def walk(self, segments_BSMT: Tensor, base_BLD: Tensor, noise_BSN: Tensor) -> Tensor:
+    def walk(self, segments_BSMT: Tensor, start: Start, noise_BSN: Tensor) -> Tensor:
+        base_BLD = start.base_BLD
         octaves_BS = (self._centres_hz[segments_BSMT.mean(3).argmax(2)] / LOWEST_HZ).log2()
         angles_BS = self._choose(octaves_BS) * 2 * math.pi / OCTAVES + 0.05 * base_BLD[:, :1, 0].clamp(-1, 1)
         styles = torch.zeros(*angles_BS.shape, *base_BLD.shape[1:])

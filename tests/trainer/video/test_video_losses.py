@@ -153,7 +153,7 @@ def test_the_guide_asks_every_frame_for_the_sound_it_has(guided: Path, tmp_path:
     contest, invert = stage.contest, stage.recipe.invert
     contest.begin(clips)
     with torch.no_grad():
-        styles = contest.walked(clips)
+        styles = contest.walked(clips, contest.features(clips))[:, 0]
         pictures = contest.drawn(styles)
         found = float(contest._guided(styles, pictures, clips))
         sums = [0.0, 0.0]
