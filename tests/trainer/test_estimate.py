@@ -60,6 +60,7 @@ def test_frames_of_a_clip_count_in_video_and_not_in_invert() -> None:
     )  # it gets two frames of each clip
 
 
+@pytest.mark.slow
 def test_what_codes_teach_alone_is_not_drawn_and_their_frames_count() -> None:
     drawn, half, alone = (
         estimate("video.motion=null", f"video.codes={{alone_share = {share}}}", plain=False).of("video")
