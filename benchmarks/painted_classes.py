@@ -33,7 +33,7 @@ from trainer.proof.videos import draw_videos
 
 JUDGE_SEEDS = range(6000, 6030)
 """Seeds of the scenes that the judge learns."""
-HEARD_SEEDS = range(7000, 7100)
+TEST_SEEDS = range(7000, 7100)
 """Seeds of the scenes whose sounds are heard: the first ``--sounds`` of each class."""
 SIDE_PX = 64
 FRAMES_PER_SCENE = 6
@@ -112,19 +112,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     model, _ = load_model(find_model(options.checkpoint))
-    heard = [(kind, seed) for kind in NATURE_KINDS for seed in HEARD_SEEDS[: options.sounds]]
+    scenes = [(kind, seed) for kind in NATURE_KINDS for seed in TEST_SEEDS[: options.sounds]]
     rate_hz = model.config.mel.sample_rate_hz
-    sounds = [nature_sound(kind, seed, SECONDS, RATE_HZ).mean(1) for kind, seed in heard]
+    sounds = [nature_sound(kind, seed, SECONDS, RATE_HZ).mean(1) for kind, seed in scenes]
     resampled = [soxr.resample(sound, RATE_HZ, rate_hz).astype(np.float32) for sound in sounds]
-    videos = draw_videos(model, resampled, [seed for _, seed in heard])
-    judge, classes_N = learn_judge(), torch.tensor([NATURE_KINDS.index(kind) for kind, _ in heard])
-    seen_NK = torch.stack([judge(to_floats(video)).softmax(1).mean(0) for video in videos])
-    real_NK = torch.stack([judge(scene(kind, seed)).softmax(1).mean(0) for kind, seed in heard])
-    report("videos", seen_NK, classes_N)
+    videos = draw_videos(model, resampled, [seed for _, seed in scenes])
+    judge, classes_N = learn_judge(), torch.tensor([NATURE_KINDS.index(kind) for kind, _ in scenes])
+    videos_NK = torch.stack([judge(to_floats(video)).softmax(1).mean(0) for video in videos])
+    real_NK = torch.stack([judge(scene(kind, seed)).softmax(1).mean(0) for kind, seed in scenes])
+    report("videos", videos_NK, classes_N)
     report("real frames", real_NK, classes_N)
     print(f"\n{'heard':12}" + "".join(f"{kind[:9]:>10}" for kind in NATURE_KINDS))
     for index, kind in enumerate(NATURE_KINDS):
-        counts = torch.bincount(seen_NK[classes_N == index].argmax(1), minlength=len(NATURE_KINDS)).tolist()
+        counts = torch.bincount(videos_NK[classes_N == index].argmax(1), minlength=len(NATURE_KINDS)).tolist()
         print(f"{kind:12}" + "".join(f"{count:10}" for count in counts))
     if options.sheet is not None:
         middles = torch.from_numpy(np.stack([video[len(video) // 2] for video in videos]))

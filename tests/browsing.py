@@ -29,6 +29,25 @@ def launched() -> Iterator[Any]:
         opened.close()
 
 
+@contextmanager
+def page_at(browser: Any, url: str, ready: str, **context: Any) -> Iterator[Any]:
+    """The page, once the selector ``ready`` is there; fails where it logs an error, or asks for anything but itself and its server."""
+    opened = browser.new_context(**context)
+    page = opened.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    own = ("data:", url)
+    page.on(
+        "request", lambda request: None if request.url.startswith(own) else problems.append(f"asked for {request.url}")
+    )
+    page.goto(url)
+    page.wait_for_selector(ready)
+    yield page
+    assert problems == []
+    opened.close()
+
+
 def until(page: Any, script: str, seconds: float = 60) -> Any:
     """What the script gives once it is true. (Playwright's own waiting needs eval, which the pages' policy forbids.)"""
     deadline = time.monotonic() + seconds

@@ -1,6 +1,7 @@
 """What the pages of this project share: their look, the theme button, and a policy that forbids other files and scripts.
 
-A page is one HTML file. Its template has a place ``{{NAME}}`` for each part; :func:`filled` also gives ``{{look}}`` and ``{{icon}}``.
+A page is one HTML file. Its template has a place ``{{NAME}}`` for each part. :func:`filled` also gives ``{{head}}``, the element of that
+name, which has places for the parts ``policy``, ``title`` and ``style``.
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ def policy(scripts: Sequence[str], media: str) -> str:
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
     """The template with its parts, which are inserted as they are: text in them must be escaped already."""
-    all_parts = {"look": asset("pipeline.runtime", "look.css"), "icon": html.escape(ICON), **parts}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: all_parts[match.group(1)], template)
+    of_head = {"look": asset("pipeline.runtime", "look.css"), "icon": html.escape(ICON), **parts}
+    return _filled(template, {"head": _filled(asset("pipeline.runtime", "head.html"), of_head), **parts})
+
+
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], template)
 
 
 def _hash(script: str) -> str:

@@ -10,6 +10,11 @@ import torch
 
 from tests.datasets import Clip, build_dataset, cut_clips
 from tests.trainer.guided import build_guided
+from tests.trainer.sounding import GENERATOR
+from trainer.model.features import FeatureSettings
+from trainer.model.frame_encoder import FrameCodes, FrameEncoderConfig
+from trainer.model.generator import build_generator
+from trainer.model.load import save_generator
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,3 +48,19 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guided")
     build_guided(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Changes of the recipe: a generator with an encoder of frames, both with random weights."""
+    path = tmp_path_factory.mktemp("codes") / "generator.safetensors"
+    torch.manual_seed(5)
+    config = GENERATOR.model_copy(update={"code_width": 16}).with_codes()
+    encoder = FrameEncoderConfig(width=16, features=FeatureSettings(picture_px=32))
+    codes = FrameCodes(encoder, config.num_ws, config.w_dim, torch.device("cpu"))
+    generator = build_generator(config)
+    frames = torch.rand(16, 3, 16, 16) * 2 - 1
+    generator.mapping.learn_average(codes(frames), 0.0)
+    save_generator(path, config, generator, encoder_config=encoder, encoder=codes.encoder)
+    codes_of = "invert.codes={draws = 3, alone_share = 0.5}"
+    return (f"invert.generator='{path}'", codes_of, "invert.latent_width=4", "invert.truncation=0")

@@ -19,7 +19,7 @@ from trainer.invert.settings import InvertSettings
 from trainer.model.sound_video import SoundVideoModel
 
 LEAST_MOTION = 1e-4
-"""Clips whose codes move by less than this share of the codes' mean square distance from the average style count as this much."""
+"""The least mean square of a step's movements that counts, as a share of the codes' mean square distance from the average style."""
 
 
 def inversion_terms(
@@ -60,16 +60,19 @@ def code_loss(drawn: Tensor, codes: Tensor, scale: Tensor, mean_share: float) ->
     return distances_BK.amin(1).mean() + mean_share * distances_BK.mean()
 
 
-def motion_loss(moved_BJLD: Tensor, codes_BJLD: Tensor, counts_B: Tensor, scale: Tensor) -> Tensor:
-    """(): how far the movement from frame to frame is from that of the codes, as a share of the codes' own: 1 for a picture at rest.
+def movement(codes_BJLD: Tensor) -> Tensor:
+    """(B, J, L, D): how the codes of neighbouring frames differ from their mean over these."""
+    return codes_BJLD - codes_BJLD.mean(1, keepdim=True)
 
-    A movement is how the numbers of J neighbouring frames differ from their mean over these. Clips count where ``counts_B`` is true.
-    """
-    wanted_BJLD = codes_BJLD - codes_BJLD.mean(1, keepdim=True)
-    apart_B = (moved_BJLD - moved_BJLD.mean(1, keepdim=True) - wanted_BJLD).square().flatten(1).mean(1)
-    own_B = wanted_BJLD.square().flatten(1).mean(1)
-    least = LEAST_MOTION * scale * len(own_B)
-    return (apart_B * counts_B).sum() / (own_B * counts_B).sum().clamp_min(least)
+
+def mean_squares(codes_BJLD: Tensor) -> Tensor:
+    """(B,): the mean square over all numbers of a clip."""
+    return codes_BJLD.square().flatten(1).mean(1)
+
+
+def motion_loss(moved_BJLD: Tensor, codes_BJLD: Tensor, counts_B: Tensor, unit: float) -> Tensor:
+    """(): the mean square distance of a movement from that of the codes, divided by ``unit``. Clips count where ``counts_B`` is true."""
+    return (mean_squares(movement(moved_BJLD) - movement(codes_BJLD)) * counts_B).mean() / unit
 
 
 class CodeMean:

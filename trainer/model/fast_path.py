@@ -1,6 +1,7 @@
 """The fast path: what a sound does from frame to frame. It adds to the slow styles, which change from segment to segment.
 
-Not in the paper, whose frames are seconds apart. It is causal: a frame depends on what was heard up to its end.
+Not in the paper, whose frames are seconds apart. Within a segment it is causal: a frame depends on what was heard up to its end, and on
+the features of its segment, which say of what the sound is.
 
 Shape suffixes: B sounds, S segments, F features, M mel bands, T mel frames, R moments of the fast path, W numbers of its state, L layers
 that take a style each, D numbers of a style.
@@ -22,7 +23,7 @@ SCENE_WIDTH = 32
 """Numbers to which the features of a segment are brought: they say of what the sound is."""
 
 
-class Heard(NamedTuple):
+class PathState(NamedTuple):
     """What a part of a sound leaves for the next one."""
 
     state: Tensor
@@ -53,20 +54,20 @@ class FastPath(nn.Module):
             self.residual.weight.mul_(0.01)  # at first nothing moves
 
     def follow(
-        self, mels_BMT: Tensor, features_BSF: Tensor, num_moments: int, before: Heard | None = None
-    ) -> tuple[Tensor, Heard]:
+        self, mels_BMT: Tensor, features_BSF: Tensor, num_moments: int, before: PathState | None = None
+    ) -> tuple[Tensor, PathState]:
         """(B, R, W): the state at each moment of sounds, whose segments have these features; and what a following part goes on from.
 
         ``before``: what an earlier part left. None: nothing was heard before.
         """
         bands_BRN = bands_at(mels_BMT, num_moments)
         rise_BRN = bands_BRN.diff(dim=1, prepend=bands_BRN[:, :1] if before is None else before.bands_B1N).clamp_min(0)
-        heard_BRH = torch.cat([bands_BRN, bands_BRN.mean(2, keepdim=True), rise_BRN.mean(2, keepdim=True)], 2)
+        inputs_BRH = torch.cat([bands_BRN, bands_BRN.mean(2, keepdim=True), rise_BRN.mean(2, keepdim=True)], 2)
         scene_BSE = torch.tanh(self.scene(features_BSF))
         segments_R = torch.arange(num_moments, device=scene_BSE.device) * scene_BSE.shape[1] // num_moments
-        inputs = torch.cat([heard_BRH.to(scene_BSE.dtype), scene_BSE[:, segments_R]], 2)
+        inputs = torch.cat([inputs_BRH.to(scene_BSE.dtype), scene_BSE[:, segments_R]], 2)
         states_BRW, last = self.cell(inputs, None if before is None else before.state)
-        return states_BRW, Heard(last, bands_BRN[:, -1:])
+        return states_BRW, PathState(last, bands_BRN[:, -1:])
 
     def residuals(self, states: Tensor) -> Tensor:
         """(..., L, D): what is added to the styles, for states (..., W)."""

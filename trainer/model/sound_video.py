@@ -23,7 +23,7 @@ from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.errors import EncoderError
 from pipeline.settings import Settings
 from trainer.model.code_mapping import CodeMapping
-from trainer.model.fast_path import FastPath, Heard
+from trainer.model.fast_path import FastPath, PathState
 from trainer.model.generator import Generator
 from trainer.model.recurrent_block import Blocks, RecurrentBlock, width_of_one_block
 
@@ -264,7 +264,7 @@ class SoundVideoModel(nn.Module):
         offsets = self.inversion.offsets(features_BSF.flatten(0, 1), start.repeated(steps).latent_BN)
         return offsets.view(batch, steps, *start.base_BLD.shape[1:]) + start.base_BLD[:, None]
 
-    def follow(self, sound_K: Tensor, features_SF: Tensor, before: Heard | None) -> tuple[Tensor, Heard | None]:
+    def follow(self, sound_K: Tensor, features_SF: Tensor, before: PathState | None) -> tuple[Tensor, PathState | None]:
         """(R, W): the states of the fast path over a sound, in whole windows, and what a following part goes on from.
 
         ``features_SF`` are those of the sound's segments. Without a fast path W is 0.

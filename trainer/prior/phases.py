@@ -98,7 +98,11 @@ class Adversaries:
         """The discriminator's loss. Generated and real pictures pass in two batches, because it compares pictures within a batch."""
         with torch.no_grad():
             pictures, _ = self.generate(_num_pictures(reals_BTCHW), update_emas=True)
-        fake = self.discriminator(self.shown(pictures))
+        return self.tell_apart(pictures, reals_BTCHW)
+
+    def tell_apart(self, drawn_NCHW: Tensor, reals_BTCHW: Tensor) -> Terms:
+        """The discriminator's loss on drawn pictures, without gradient, and real ones."""
+        fake = self.discriminator(self.shown(drawn_NCHW))
         real = self.discriminator(self.shown(reals_BTCHW))
         self.signs.append(real.detach().sign())
         loss = discriminator_loss(real, fake)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.adversarial.losses import discriminator_loss, generator_loss
+from trainer.adversarial.losses import generator_loss
 from trainer.engine.optimizing import learning_rate_share
 from trainer.engine.phases import Phase, Terms
 from trainer.model.code_mapping import CodeMapping
@@ -72,18 +72,8 @@ class Reconstruction:
 
     def discriminate(self, reals_BTCHW: Tensor) -> Terms:
         """The discriminator's loss on reconstructions and real pictures."""
-        adversaries = self.adversaries
         drawn_NCHW, _ = self._of(reals_BTCHW)
-        fake = adversaries.discriminator(adversaries.shown(drawn_NCHW))
-        real = adversaries.discriminator(adversaries.shown(reals_BTCHW))
-        adversaries.signs.append(real.detach().sign())
-        loss = discriminator_loss(real, fake)
-        measures = {
-            "discriminator_loss": float(loss.detach()),
-            "real_score": float(real.detach().mean()),
-            "fake_score": float(fake.detach().mean()),
-        }
-        return Terms(loss, measures)
+        return self.adversaries.tell_apart(drawn_NCHW, reals_BTCHW)
 
     def map_codes(self, reals_BTCHW: Tensor) -> Terms:
         """The mapping network's loss on the codes of this step."""

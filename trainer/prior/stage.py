@@ -216,7 +216,10 @@ class Prior(Learner):
     def _show_reconstructions(self, codes: FrameCodes) -> None:
         """Writes frames of the validation split, each beside its reconstruction; of the training split if there is no other."""
         source = make_source(
-            self.recipe, self.run, shuffle=False, split="validation" if self.run.mixes("validation") else "train"
+            self.recipe,
+            self.run,
+            shuffle=self.settings.pictures is not None,  # the first of a folder, by name, may all show one thing
+            split="validation" if self.run.mixes("validation") else "train",
         )
         try:
             batch = next(iter(source), None)

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from pipeline.schema import stable_hash
 from pipeline.settings import Settings
-from trainer.model.fast_path import Heard
+from trainer.model.fast_path import PathState
 from trainer.model.generator import latents
 from trainer.model.pictures import to_uint8
 from trainer.model.sound_video import SoundVideoModel
@@ -88,7 +88,7 @@ def encode_sound(model: SoundVideoModel, sound: Sound, seconds: float | None = N
     rate_hz = config.mel.sample_rate_hz
     features: list[Tensor] = []
     motion: list[Tensor] = []
-    before: Heard | None = None
+    before: PathState | None = None
     mels: list[Tensor] = []
     num_samples = 0
     size = WINDOWS_AT_ONCE * round(config.window_seconds * rate_hz)

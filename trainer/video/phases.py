@@ -22,8 +22,17 @@ from torch.nn import functional
 from trainer.adversarial.ada import augment
 from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, r1_penalty
 from trainer.engine.phases import Phase, Terms
+from trainer.engine.ranks import gather_numbers
 from trainer.invert.guide import Guide
-from trainer.invert.inversion_loss import CodeMean, code_loss, inversion_terms, motion_loss
+from trainer.invert.inversion_loss import (
+    LEAST_MOTION,
+    CodeMean,
+    code_loss,
+    inversion_terms,
+    mean_squares,
+    motion_loss,
+    movement,
+)
 from trainer.invert.settings import InvertSettings
 from trainer.invert.whole_batch import WholeBatch
 from trainer.model.code_mapping import CodeMapping
@@ -108,6 +117,8 @@ class Contest:
     """The styles of their walks, in the phase of the generator."""
     moved: WholeBatch | None = None
     """What the fast path adds to the styles of their neighbouring frames."""
+    motion_unit: float = 1.0
+    """Mean square of how the codes of this step's neighbouring frames move, over all ranks: that of the loss of a picture at rest."""
     drawn_of: list[tuple[Clips, Tensor]] = field(default_factory=list)
     """The micro-batches of this step and the frames (B, T, C, H, W) that were generated for them, without gradient."""
     chosen_J: Tensor | None = None
@@ -128,7 +139,10 @@ class Contest:
 
     def walk_all(self) -> None:
         """Computes the styles of all clips of the step."""
-        if self.clips is None or not len(self.clips.rows_B):
+        assert self.clips is not None
+        if self.settings.motion is not None:
+            self.motion_unit = self._motion_unit(self.clips)
+        if not len(self.clips.rows_B):
             return
         features_BTF = self.features(self.clips)
         styles_BKTLD = self.walked(self.clips, features_BTF)
@@ -136,6 +150,21 @@ class Contest:
         self.styles = WholeBatch(styles_BKTLD)
         if self.model.motion is not None and self.settings.motion is not None:
             self.moved = WholeBatch(self._moved(self.model.motion, self.clips, features_BTF.detach()))
+
+    def _motion_unit(self, clips: Clips) -> float:
+        """``motion_unit`` of these clips and those of the other ranks. Every rank must call it."""
+        whole = clips.burst_codes_BJLD[clips.is_whole_B]
+        own = float(mean_squares(movement(whole)).sum()) if len(whole) else 0.0
+        total, count = gather_numbers([own, len(clips.rows_B)], clips.rows_B.device).sum(0).tolist()
+        mean: float = total / max(1.0, count)
+        return max(mean, LEAST_MOTION * float(self._scale))
+
+    @property
+    def _scale(self) -> Tensor:
+        """(): the codes' mean square distance from the average style."""
+        mapping = self.model.generator.mapping
+        assert isinstance(mapping, CodeMapping)
+        return mapping.spread.square().mean()
 
     def _moved(self, motion: FastPath, clips: Clips, features_BTF: Tensor) -> Tensor:
         """(B, J, L, D): what the fast path adds to the styles of the neighbouring frames."""
@@ -222,13 +251,14 @@ class Contest:
 
     def compare_codes(self, clips: Clips) -> Terms:
         """The distance of the walks from the codes of real frames, weighted. Nothing is drawn."""
-        codes, mapping = self.settings.codes, self.model.generator.mapping
-        assert self.styles is not None and codes is not None and isinstance(mapping, CodeMapping)
-        walks_BKTLD, scale = self.styles.of(clips.rows_B), mapping.spread.square().mean()
-        distance = code_loss(walks_BKTLD, clips.codes_BTLD, scale, codes.mean_share)
+        codes = self.settings.codes
+        assert self.styles is not None and codes is not None
+        distance = code_loss(self.styles.of(clips.rows_B), clips.codes_BTLD, self._scale, codes.mean_share)
         loss, measures = codes.weight * distance, {"code_loss": float(distance.detach())}
         if self.moved is not None and self.settings.motion is not None:
-            unlike = motion_loss(self.moved.of(clips.rows_B), clips.burst_codes_BJLD, clips.is_whole_B, scale)
+            unlike = motion_loss(
+                self.moved.of(clips.rows_B), clips.burst_codes_BJLD, clips.is_whole_B, self.motion_unit
+            )
             loss, measures = (
                 loss + self.settings.motion.weight * unlike,
                 measures | {"motion_loss": float(unlike.detach())},

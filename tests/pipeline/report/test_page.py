@@ -19,6 +19,7 @@ from pipeline.report.make import ReportSettings, make_report
 from pipeline.report.serve import open_report
 from pipeline.runtime.folder import Folder
 from pipeline.schema import State
+from tests import browsing
 from tests.browsing import CHROMIUM, NO_CHROMIUM, launched, until
 from tests.reported import HOSTILE, JUDGE, KOREAN, make_rows, write_dataset, write_previews
 
@@ -58,26 +59,14 @@ def rejected(rows: list[ClipRow]) -> ClipRow:
 
 @contextmanager
 def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
-    """The page, drawn; fails where it logs an error, or asks any network but its own server."""
-    held = browser.new_context(**context)
-    page = held.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    own = ("data:", url)
-    page.on(
-        "request", lambda request: None if request.url.startswith(own) else problems.append(f"asked for {request.url}")
-    )
-    page.goto(url)
-    page.wait_for_selector("html[data-ready=yes][data-whatif=ready]")
-    yield page
-    for place in range(
-        0, page.evaluate("document.documentElement.scrollHeight"), 700
-    ):  # charts draw as they come into view
-        page.evaluate("top => scrollTo({top, behavior: 'instant'})", place)
-        page.wait_for_timeout(30)
-    assert problems == []
-    held.close()
+    """The page, drawn, down to its end."""
+    with browsing.page_at(browser, url, "html[data-ready=yes][data-whatif=ready]", **context) as page:
+        yield page
+        for place in range(
+            0, page.evaluate("document.documentElement.scrollHeight"), 700
+        ):  # charts draw as they come into view
+            page.evaluate("top => scrollTo({top, behavior: 'instant'})", place)
+            page.wait_for_timeout(30)
 
 
 def on_disk(folder: Folder) -> str:

@@ -10,35 +10,14 @@ import torch
 from pipeline.errors import RecipeError
 from tests.trainer.guided import copied, differing, fit, prepared
 from tests.trainer.invert.stages import stage_of
-from tests.trainer.sounding import GENERATOR
 from tests.trainer.video.stages import first_batch
 from trainer.invert.checks import check_invert
 from trainer.invert.inversion_loss import code_loss
-from trainer.model.features import FeatureSettings
-from trainer.model.frame_encoder import FrameCodes, FrameEncoderConfig
-from trainer.model.generator import build_generator
-from trainer.model.load import save_generator
 from trainer.model.sound_video_file import load_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # webdataset leaves files open
-
-
-@pytest.fixture(scope="module")
-def changes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Changes of the recipe: a generator with an encoder of frames, both with random weights."""
-    path = tmp_path_factory.mktemp("codes") / "generator.safetensors"
-    torch.manual_seed(5)
-    config = GENERATOR.model_copy(update={"code_width": 16}).with_codes()
-    encoder = FrameEncoderConfig(width=16, features=FeatureSettings(picture_px=32))
-    codes = FrameCodes(encoder, config.num_ws, config.w_dim, torch.device("cpu"))
-    generator = build_generator(config)
-    frames = torch.rand(16, 3, 16, 16) * 2 - 1
-    generator.mapping.learn_average(codes(frames), 0.0)
-    save_generator(path, config, generator, encoder_config=encoder, encoder=codes.encoder)
-    codes_of = "invert.codes={draws = 3, alone_share = 0.5}"
-    return (f"invert.generator='{path}'", codes_of, "invert.latent_width=4", "invert.truncation=0")
 
 
 def test_the_nearest_inversion_counts_and_the_mean_a_little() -> None:
@@ -50,10 +29,8 @@ def test_the_nearest_inversion_counts_and_the_mean_a_little() -> None:
     assert float(loss) == pytest.approx((0 + 8) / 2 + 0.5 * (5 * 8) / 6)
 
 
-def test_at_first_codes_alone_teach_and_then_pictures_too(
-    guided: Path, tmp_path: Path, changes: tuple[str, ...]
-) -> None:
-    stage, reader = stage_of(guided, tmp_path, *changes, "invert.num_samples=16")
+def test_at_first_codes_alone_teach_and_then_pictures_too(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
+    stage, reader = stage_of(guided, tmp_path, *coded, "invert.num_samples=16")
     batches = list(reader)
     reader.close()
     before = copied(stage.model.inversion.state_dict())
@@ -74,9 +51,9 @@ def test_at_first_codes_alone_teach_and_then_pictures_too(
 
 
 def test_inversions_come_near_the_codes_and_differ_by_their_latents(
-    guided: Path, tmp_path: Path, changes: tuple[str, ...]
+    guided: Path, tmp_path: Path, coded: tuple[str, ...]
 ) -> None:
-    stage, reader = stage_of(guided, tmp_path, *changes, "invert.num_samples=2000", "invert.learning_rate=3e-3")
+    stage, reader = stage_of(guided, tmp_path, *coded, "invert.num_samples=2000", "invert.learning_rate=3e-3")
     batch = first_batch(reader)
     losses = [stage.step(batch)["code_loss"] for _ in range(40)]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
@@ -88,11 +65,11 @@ def test_inversions_come_near_the_codes_and_differ_by_their_latents(
     assert float((one - other).abs().mean()) > 1e-3
 
 
-def test_a_step_is_the_same_in_micro_batches(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
+def test_a_step_is_the_same_in_micro_batches(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
     after = []
     for size in ("none", "3"):
         stage, reader = stage_of(
-            guided, tmp_path / size, *changes, "invert.num_samples=1", f"invert.micro_batch_size={size}"
+            guided, tmp_path / size, *coded, "invert.num_samples=1", f"invert.micro_batch_size={size}"
         )
         stage.samples_seen = 1  # pictures are drawn
         stage.step(first_batch(reader))
@@ -101,8 +78,8 @@ def test_a_step_is_the_same_in_micro_batches(guided: Path, tmp_path: Path, chang
         torch.testing.assert_close(one, after[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_stage_video_goes_on_from_it(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
-    assert fit(guided, tmp_path, "invert,video", *changes) == 0
+def test_the_stage_video_goes_on_from_it(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
+    assert fit(guided, tmp_path, "invert,video", *coded) == 0
     model, header = load_model(tmp_path / "video" / "last.safetensors")
     assert (model.config.latent_width, header.generator.styles) == (4, "w_plus")
 

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.encoders.mel import MelConfig
 from tests.trainer.sounding import CONFIG, GENERATOR, tone
-from trainer.invert.inversion_loss import motion_loss
+from trainer.invert.inversion_loss import mean_squares, motion_loss, movement
 from trainer.model.fast_path import NUM_BANDS, FastPath, bands_at
 from trainer.model.generator import build_generator
 from trainer.model.sound_video import SoundVideoModel
@@ -75,7 +75,8 @@ def test_it_learns_what_follows_the_loudness() -> None:
         mels = loudness[:, None] + 0.05 * torch.randn(8, 128, 160)
         codes = bands_at(mels, 16).mean(2)[:, :, None, None] * direction
         states, _ = path.follow(mels, torch.rand(8, 4, 6), 16)
-        loss = motion_loss(path.residuals(states), codes, torch.ones(8), torch.tensor(1.0))
+        unit = float(mean_squares(movement(codes)).mean())
+        loss = motion_loss(path.residuals(states), codes, torch.ones(8), unit)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

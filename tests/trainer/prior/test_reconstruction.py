@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pipeline.errors import EncoderError, RecipeError
 from pipeline.runtime.recipe_file import read_recipe
 from tests.trainer.guided import copied, differing
-from tests.trainer.prior.test_prior import folder, lines, stage_of, words  # noqa: F401 (a fixture)
+from tests.trainer.prior.test_prior import lines, stage_of, words
 from trainer.engine.checkpoint import load_state
 from trainer.fit import main
 from trainer.model.features import FeatureSettings, PictureFeatures, feature_distance
@@ -89,7 +89,7 @@ def test_a_network_without_weights_or_of_another_name_is_refused(tmp_path: Path)
         PictureFeatures(FeatureSettings(network="resnet1", weights=str(tmp_path / "weights.safetensors")))
 
 
-def test_every_trained_module_moves_and_frames_come_back(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_every_trained_module_moves_and_frames_come_back(folder: Path, tmp_path: Path) -> None:
     stage, batches = stage_of(folder, tmp_path, *PLAIN, "prior.num_samples=1000")
     reconstruction = reconstruction_of(stage)
     before = copied(weights_of(stage))
@@ -104,7 +104,7 @@ def test_every_trained_module_moves_and_frames_come_back(folder: Path, tmp_path:
     assert names == ["reconstruction", "codes", "discriminator", "r1"]
 
 
-def test_without_an_adversarial_loss_no_discriminator_learns(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_without_an_adversarial_loss_no_discriminator_learns(folder: Path, tmp_path: Path) -> None:
     stage, batches = stage_of(folder, tmp_path, *PLAIN, "prior.reconstruction.adversarial_weight=0")
     before = copied(stage.discriminator.state_dict())
     measures = stage.step(next(batches))
@@ -112,7 +112,7 @@ def test_without_an_adversarial_loss_no_discriminator_learns(folder: Path, tmp_p
     assert differing(stage.discriminator.state_dict(), before) == []
 
 
-def test_a_fit_in_two_runs_is_the_same_as_in_one(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_fit_in_two_runs_is_the_same_as_in_one(folder: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(words(folder, whole, *PLAIN)) == 0
     assert main(words(folder, parts, *PLAIN, "run.pause_after_samples=8")) == 0
@@ -122,13 +122,13 @@ def test_a_fit_in_two_runs_is_the_same_as_in_one(folder: Path, tmp_path: Path) -
     assert any(name.startswith("encoder.") for name in first)
     shown = cv2.imread(str(whole / "prior" / "samples" / "0000000016-reconstructed.png"))
     assert shown.shape == (32, 16 * 4, 3)  # four frames of the validation split, each above its reconstruction
-    assert [line["samples_seen"] for line in lines(whole, "validation")] in ([], [8, 16])
+    assert [line["samples_seen"] for line in lines(whole, "validation")] == []  # no fidelity, so only pictures
     generator = load_generator(whole / "prior" / "last.safetensors")
     assert generator.w_avg.shape == (generator.num_ws, generator.w_dim)
 
 
 def test_the_encoder_is_in_the_generators_file_and_the_next_prior_starts_with_it(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
 ) -> None:
     assert main(words(folder, tmp_path / "run", *PLAIN)) == 0
@@ -144,7 +144,7 @@ def test_the_encoder_is_in_the_generators_file_and_the_next_prior_starts_with_it
     torch.testing.assert_close(reconstruction_of(stage).codes(pictures), codes(pictures))
 
 
-def test_settings_that_exclude_each_other_are_refused(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_settings_that_exclude_each_other_are_refused(folder: Path, tmp_path: Path) -> None:
     recipe = folder / "fit.toml"
     with pytest.raises(RecipeError, match="path_weight has no meaning with reconstruction"):
         read_recipe(FitRecipe, recipe, [RECONSTRUCTION])

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from tests import paired
-from tests.browsing import CHROMIUM, NO_CHROMIUM, launched, until
+from tests.browsing import CHROMIUM, NO_CHROMIUM, launched, page_at, until
 from tests.reported import HOSTILE
 from tests.trainer.sounding import saved_run, tone
 from trainer import evaluate, generate
@@ -67,21 +67,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def opened(browser: Any, source: PageSource) -> Iterator[Any]:
     """The page; fails where it logs anything wrong or asks for anything but itself."""
-    context = browser.new_context(viewport={"width": 400, "height": 800})
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
     url = (source.run / PAGE_NAME).resolve().as_uri()
-    own = ("data:", url)
-    page.on(
-        "request", lambda request: None if request.url.startswith(own) else problems.append(f"asked for {request.url}")
-    )
-    page.goto(url)
-    page.wait_for_selector("html[data-ready=yes]")
-    yield page
-    assert problems == []
-    context.close()
+    with page_at(browser, url, "html[data-ready=yes]", viewport={"width": 400, "height": 800}) as page:
+        yield page
 
 
 def text_of(source: PageSource) -> str:

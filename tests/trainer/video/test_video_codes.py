@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.trainer.guided import copied, differing, fit
-from tests.trainer.invert.test_codes import changes  # noqa: F401 (a fixture)
 from tests.trainer.sounding import tone
 from tests.trainer.video.stages import THREE, first_batch, stage_of
 from trainer.invert.inversion_loss import motion_loss
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings(
 CODES = "video.codes={draws = 3, alone_share = 0.5}"
 
 
-def test_at_first_codes_alone_teach_and_then_everything(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
-    stage, reader = stage_of(guided, tmp_path, *changes, CODES, THREE, "video.num_samples=16")
+def test_at_first_codes_alone_teach_and_then_everything(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
+    stage, reader = stage_of(guided, tmp_path, *coded, CODES, THREE, "video.num_samples=16")
     batches = list(reader)
     reader.close()
     judges = {"image": stage.contest.image, "video": stage.contest.video}
@@ -42,27 +42,27 @@ def test_at_first_codes_alone_teach_and_then_everything(guided: Path, tmp_path: 
     assert {"code_loss", "image_loss", "video_loss", "guide_loss", "video_discriminator_loss"} <= set(second)
 
 
-def test_walks_come_near_the_codes(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
+def test_walks_come_near_the_codes(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
     wanted = ("video.num_samples=100000", "video.inversion_learning_rate=1e-3", "video.block_learning_rate=3e-3")
-    stage, reader = stage_of(guided, tmp_path, *changes, CODES, THREE, *wanted)
+    stage, reader = stage_of(guided, tmp_path, *coded, CODES, THREE, *wanted)
     batch = first_batch(reader)
     losses = [stage.step(batch)["code_loss"] for _ in range(40)]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
-def test_a_step_is_the_same_in_micro_batches(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
+def test_a_step_is_the_same_in_micro_batches(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
     after = []
     alone = "video.codes={draws = 3, alone_share = 1.0}"
     for size in ("none", "3"):
-        stage, reader = stage_of(guided, tmp_path / size, *changes, alone, THREE, f"video.micro_batch_size={size}")
+        stage, reader = stage_of(guided, tmp_path / size, *coded, alone, THREE, f"video.micro_batch_size={size}")
         stage.step(first_batch(reader))
         after.append(copied(stage.model.blocks.state_dict()))
     for name, one in after[0].items():
         torch.testing.assert_close(one, after[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_run_ends_with_a_model(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
-    assert fit(guided, tmp_path, "invert,video", *changes, CODES) == 0
+def test_the_run_ends_with_a_model(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
+    assert fit(guided, tmp_path, "invert,video", *coded, CODES) == 0
     model, _ = load_model(tmp_path / "video" / "last.safetensors")
     assert model.config.latent_width == 4
 
@@ -75,12 +75,10 @@ def motion_stage(guided: Path, out: Path, *wanted: str) -> tuple[Video, Batch]:
     return stage, first_batch(reader)
 
 
-def test_the_fast_path_learns_how_the_codes_move(guided: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:  # noqa: F811
-    """The clips of the dataset stand still, so that their bursts are exchanged for ones that brighten with the sound."""
-    stage, batch = motion_stage(guided, tmp_path, *changes, "video.spliced_share=0")
-    assert stage.model.motion is not None and batch.bursts_BKCHW is not None
-    brightness = torch.linspace(0.2, 1.0, 4)[:, None, None, None]
-    batch = dataclasses.replace(batch, bursts_BKCHW=(batch.frames_BTCHW[:, :1] * brightness).to(torch.uint8))
+def test_the_fast_path_learns_how_the_codes_move(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
+    stage, batch = motion_stage(guided, tmp_path, *coded, "video.spliced_share=0")
+    assert stage.model.motion is not None
+    batch = brightening(batch)
     before = copied(stage.model.motion.state_dict())
     losses = [stage.step(batch)["motion_loss"] for _ in range(40)]
     assert losses[0] == pytest.approx(1, abs=0.1)
@@ -88,23 +86,50 @@ def test_the_fast_path_learns_how_the_codes_move(guided: Path, tmp_path: Path, c
     assert set(differing(stage.model.motion.state_dict(), before)) == set(before) - {"spread_LD"}
 
 
-def test_clips_that_are_spliced_or_stand_still_teach_no_motion() -> None:
+def test_clips_that_are_spliced_teach_no_motion() -> None:
     codes = torch.zeros(3, 4, 1, 2)
     codes[0] = torch.linspace(0, 1, 4)[:, None, None]
     codes[1] = torch.linspace(0, 100, 4)[:, None, None]
     still, whole = torch.zeros_like(codes), torch.tensor([True, False, True])
-    one = torch.tensor(1.0)
-    assert float(motion_loss(still, codes, whole, one)) == pytest.approx(1)
-    assert float(motion_loss(codes + 5, codes, whole, one)) == pytest.approx(0, abs=1e-6)
-    assert float(motion_loss(still, codes, torch.zeros(3), one)) == 0
+    own = float(torch.linspace(0, 1, 4).var(correction=0)) / 3
+    assert float(motion_loss(still, codes, whole, own)) == pytest.approx(1)
+    assert float(motion_loss(still, codes, whole, 2 * own)) == pytest.approx(0.5)
+    assert float(motion_loss(codes + 5, codes, whole, own)) == pytest.approx(0, abs=1e-6)
+
+
+def brightening(batch: Batch) -> Batch:
+    """The batch with neighbouring frames that become brighter: the clips of the dataset stand still."""
+    brightness = torch.linspace(0.2, 1.0, 4)[:, None, None, None]
+    return dataclasses.replace(batch, bursts_BKCHW=(batch.frames_BTCHW[:, :1] * brightness).to(torch.uint8))
+
+
+def test_motion_is_the_same_in_micro_batches(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
+    after, losses = [], []
+    for size in ("none", "3"):
+        plain = ("video.spliced_share=0.5", f"video.micro_batch_size={size}")
+        stage, batch = motion_stage(guided, tmp_path / size, *coded, *plain)
+        losses.append(stage.step(brightening(batch))["motion_loss"])
+        assert stage.model.motion is not None
+        after.append(copied(stage.model.motion.state_dict()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, one in after[0].items():
+        torch.testing.assert_close(one, after[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_half_precision_learns_motion(guided: Path, tmp_path: Path, coded: tuple[str, ...]) -> None:
+    stage, batch = motion_stage(guided, tmp_path, *coded, "run.precision=bf16", "video.spliced_share=0")
+    measures = [stage.step(brightening(batch)) for _ in range(2)]
+    assert all(math.isfinite(value) for one in measures for value in one.values())
+    assert stage.model.motion is not None
+    assert all(bool(one.isfinite().all()) for one in stage.model.motion.parameters())
 
 
 def test_a_model_with_a_fast_path_is_fitted_saved_and_moves(
     guided: Path,
     tmp_path: Path,
-    changes: tuple[str, ...],  # noqa: F811
+    coded: tuple[str, ...],
 ) -> None:
-    assert fit(guided, tmp_path, "invert,video", *changes, CODES, MOTION) == 0
+    assert fit(guided, tmp_path, "invert,video", *coded, CODES, MOTION) == 0
     model, _ = load_model(tmp_path / "video" / "last.safetensors")
     assert model.config.motion_fps == 8.0 and model.motion is not None
     frames = list(generate(model, tone(400, 1.0), 44_100, GenerateSettings(fps=8.0)))
