@@ -21,9 +21,11 @@ def launched() -> Iterator[Any]:
     """The browser."""
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        # a container's root has no sandbox of its own; only pages of these tests are opened
+        # A container's root has no sandbox of its own; only pages of these tests are opened. Without a GPU process Chromium 156 does not
+        # measure, three minutes after its start, what the GPU can do for language models: a page stood still for good at that moment.
         opened = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"],
         )
         yield opened
         opened.close()
