@@ -16,19 +16,47 @@ CHROMIUM = next(
 NO_CHROMIUM = "no Chromium on this machine: apt-get install chromium"
 
 
+MAX_AGE_SECONDS = 90
+"""Age from which a browser is closed and another opened before the next page.
+
+Three minutes after its start Chromium 156 measures which language models the machine could run; no switch was found that stops it. A page
+was seen to stand still for good at that moment.
+"""
+
+
+class Browser:
+    """Headless Chromium; an old one is replaced."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        self._opened: Any = None
+        self._since = 0.0
+
+    def new_context(self, **context: Any) -> Any:
+        """A context of Playwright, without cookies or files of others. The one before must be closed."""
+        if self._opened is None or time.monotonic() - self._since > MAX_AGE_SECONDS:
+            self.close()
+            # a container's root has no sandbox of its own; only pages of these tests are opened
+            self._opened = self._driver.chromium.launch(
+                executable_path=CHROMIUM,
+                args=["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"],
+            )
+            self._since = time.monotonic()
+        return self._opened.new_context(**context)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+
 @contextmanager
-def launched() -> Iterator[Any]:
+def launched() -> Iterator[Browser]:
     """The browser."""
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        # A container's root has no sandbox of its own; only pages of these tests are opened. Without a GPU process Chromium 156 does not
-        # measure, three minutes after its start, what the GPU can do for language models: a page stood still for good at that moment.
-        opened = driver.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"],
-        )
-        yield opened
-        opened.close()
+        browser = Browser(driver)
+        yield browser
+        browser.close()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 python -m tests.machines                         every setting below, on the tests that compute
 python -m tests.machines --only SSE41 "one core" --tests tests/pipeline
+python -m tests.machines --together              several settings in each row, as machines have them: half the time
 python -m tests.machines --all-rows              also settings that this machine runs exactly like an earlier one
 python -m tests.machines --everything            the whole suite under each setting: hours
 python -m tests.machines --python .venv-3.12/bin/python      also with another interpreter, which has the project installed
@@ -186,6 +187,22 @@ def settings(num_cores: int, pythons: Sequence[str] = ()) -> list[Setting]:
     ]
 
 
+def settings_together(num_cores: int, pythons: Sequence[str] = ()) -> list[Setting]:
+    """Every setting of :func:`settings` once, several to a row. A row that fails is divided with ``--only``."""
+    oldest, avx2, avx512, bf16, amx = ISA_FLAGS
+    orders = [each.arguments for each in settings(num_cores) if each.arguments]
+    return [
+        Setting("SSE41, ATen default, order 1", {ISA: oldest, ATEN: "default"}, orders[0]),
+        Setting("AVX2, ATen avx2, order 2", {ISA: avx2, ATEN: "avx2"}, orders[1]),
+        Setting("AVX512_CORE, ATen avx512, order 3", {ISA: avx512, ATEN: "avx512"}, orders[2]),
+        Setting("AVX512_CORE_BF16, MKL_CBWR", {ISA: bf16, "MKL_CBWR": "COMPATIBLE"}),
+        Setting("AVX512_CORE_AMX, OMP 2", {ISA: amx, THREADS: "2"}, in_one_process=True),
+        Setting("one core, busy neighbour", cores=1, num_busy=1),
+        Setting("all cores, busy neighbours", num_busy=num_cores),
+        *(Setting(f"python {path}", python=path) for path in pythons),
+    ]
+
+
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
     """Runs processes that each keep a core busy, until the block or this process ends."""
@@ -222,22 +239,22 @@ def run(setting: Setting, tests: Sequence[str], num_workers: int, log: Path) -> 
 
 def table(chosen: Sequence[Setting], machine: Machine, tests: Sequence[str], logs: Path, *, all_rows: bool) -> bool:
     """Prints a line for each setting, and runs those that differ from the ones before. Returns whether all tests passed."""
-    print(f"pytest's output is in {logs}\n{'setting':<28} {'result':<40} minutes")
+    print(f"pytest's output is in {logs}\n{'setting':<34} {'result':<40} minutes")
     before: dict[tuple[object, ...], Setting] = {}
     passed = True
     for number, setting in enumerate(chosen):
         missing = machine.missing(setting)
         if missing and ATEN in setting.environment:  # which ATen would take at its word, and be killed
-            print(f"{setting.name:<28} not run: this processor has no {missing}", flush=True)
+            print(f"{setting.name:<34} not run: this processor has no {missing}", flush=True)
             continue
         earlier = before.setdefault(machine.conditions(setting), setting)
         same = f"as {earlier.name}: {machine.same_because(setting, earlier)}" if earlier is not setting else ""
         if same and not all_rows:
-            print(f"{setting.name:<28} {same}", flush=True)
+            print(f"{setting.name:<34} {same}", flush=True)
             continue
         code, counts, minutes = run(setting, tests, machine.num_workers(setting), logs / f"{number:02}.txt")
         note = same or (f"this processor has no {missing}" if missing else "")
-        print(f"{setting.name:<28} {counts or f'ended with {code}':<40} {minutes:.1f}   {note}".rstrip(), flush=True)
+        print(f"{setting.name:<34} {counts or f'ended with {code}':<40} {minutes:.1f}   {note}".rstrip(), flush=True)
         passed &= code == 0
     return passed
 
@@ -245,6 +262,7 @@ def table(chosen: Sequence[Setting], machine: Machine, tests: Sequence[str], log
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="settings by name")
+    parser.add_argument("--together", action="store_true", help="several settings in each row")
     parser.add_argument("--all-rows", action="store_true", help="run also what is the same as an earlier setting here")
     parser.add_argument("--tests", nargs="+", metavar="PATH", help="other tests than those that compute")
     parser.add_argument("--everything", action="store_true", help="the whole suite")
@@ -256,7 +274,7 @@ def main() -> int:
     options = parser.parse_args()
     tests = ("tests",) if options.everything else tuple(options.tests or COMPUTING)
     machine = this_machine(options.n or (None if tests == COMPUTING else 1))
-    chosen = settings(machine.num_cores, options.python)
+    chosen = (settings_together if options.together else settings)(machine.num_cores, options.python)
     if options.only:
         unknown = set(options.only) - {setting.name for setting in chosen}
         if unknown:

@@ -42,7 +42,9 @@ SMALL_PRIOR = (
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_compiled() -> Iterator[None]:
+def nothing_stays_compiled(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test compiles anew: what torch had kept for AVX-512 was loaded where ATen was told to use AVX2, and ended the process."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     yield
     torch.compiler.reset()
 
