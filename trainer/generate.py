@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".mp4"
 OTHER_VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".webm")
-SETTINGS = ("seconds", "fps", "seed", "truncation", "resolution", "batch_size", "crf")
+SETTINGS = ("seconds", "fps", "seed", "truncation", "motion", "resolution", "batch_size", "crf")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truncation", type=float, help="0 to 2; lower is nearer to the average picture (default: the model's own)"
     )
+    parser.add_argument("--motion", type=float, help="0 to 4: how far the picture moves from frame to frame (1)")
     parser.add_argument("--resolution", type=int, help="side of the pictures in pixels (default: the generator's)")
     parser.add_argument("--batch-size", type=int, help="pictures that are generated at once (8)")
     parser.add_argument("--crf", type=int, help="H.264 quality, 0 (lossless) to 51 (18)")

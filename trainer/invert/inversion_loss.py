@@ -18,9 +18,6 @@ from trainer.invert.guide import clip_loss
 from trainer.invert.settings import InvertSettings
 from trainer.model.sound_video import SoundVideoModel
 
-LEAST_MOTION = 1e-4
-"""The least mean square of a step's movements that counts, as a share of the codes' mean square distance from the average style."""
-
 
 def inversion_terms(
     settings: InvertSettings,
@@ -58,21 +55,6 @@ def code_loss(drawn: Tensor, codes: Tensor, scale: Tensor, mean_share: float) ->
     """
     distances_BK = (drawn - codes[:, None]).square().flatten(2).mean(2) / scale
     return distances_BK.amin(1).mean() + mean_share * distances_BK.mean()
-
-
-def movement(codes_BJLD: Tensor) -> Tensor:
-    """(B, J, L, D): how the codes of neighbouring frames differ from their mean over these."""
-    return codes_BJLD - codes_BJLD.mean(1, keepdim=True)
-
-
-def mean_squares(codes_BJLD: Tensor) -> Tensor:
-    """(B,): the mean square over all numbers of a clip."""
-    return codes_BJLD.square().flatten(1).mean(1)
-
-
-def motion_loss(moved_BJLD: Tensor, codes_BJLD: Tensor, counts_B: Tensor, unit: float) -> Tensor:
-    """(): the mean square distance of a movement from that of the codes, divided by ``unit``. Clips count where ``counts_B`` is true."""
-    return (mean_squares(movement(moved_BJLD) - movement(codes_BJLD)) * counts_B).mean() / unit
 
 
 class CodeMean:

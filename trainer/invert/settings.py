@@ -128,6 +128,9 @@ class WalkMotion(Protocol):
     @property
     def width(self) -> int: ...
 
+    @property
+    def directions(self) -> int: ...
+
 
 class WalkSettings(Protocol):
     """The settings of the video stage that decide the shapes of the model's weights."""

@@ -136,6 +136,7 @@ def model_config(recipe: InvertRecipe) -> SoundVideoConfig:
     return SoundVideoConfig(
         motion_fps=0.0 if motion is None else motion.fps,
         motion_width=64 if motion is None else motion.width,
+        motion_directions=16 if motion is None else motion.directions,
         backbone=recipe.invert.backbone,
         num_frames=recipe.reader.num_frames,
         window_seconds=recipe.reader.window_seconds,

@@ -22,7 +22,6 @@ from torch.nn import functional
 from pipeline.encoders.mel import LogMel, MelConfig
 from pipeline.errors import EncoderError
 from pipeline.settings import Settings
-from trainer.model.code_mapping import CodeMapping
 from trainer.model.fast_path import FastPath, PathState
 from trainer.model.generator import Generator
 from trainer.model.recurrent_block import Blocks, RecurrentBlock, width_of_one_block
@@ -59,6 +58,8 @@ class SoundVideoConfig(Settings):
     """Moments of the fast path to the second. 0: there is none, as in the paper."""
     motion_width: int = Field(default=64, ge=1, le=65536)
     """Numbers of its state."""
+    motion_directions: int = Field(default=16, ge=1, le=1024)
+    """Directions of W+ in which it moves the picture."""
     truncation: float = Field(default=0.7, ge=0, le=1)
     """psi of the style that a sound's inversion is added to. 0: the average style."""
     latent_width: int = Field(default=0, ge=0, le=65536)
@@ -196,9 +197,7 @@ class SoundVideoModel(nn.Module):
         self.motion: FastPath | None = None
         """The fast path. None: the model has none."""
         if config.motion_fps:
-            mapping = generator.mapping
-            spread = mapping.spread if isinstance(mapping, CodeMapping) else torch.ones(generator.num_ws, w_dim)
-            self.motion = FastPath(num_features, config.motion_width, spread)
+            self.motion = FastPath(num_features, config.motion_width, config.motion_directions, generator.num_ws, w_dim)
         self.front_end = LogMel(config.mel)
 
     @property

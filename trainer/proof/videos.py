@@ -72,7 +72,7 @@ def draw_videos(
                 for row, index in enumerate(batch):
                     features_SF = model.inversion.features(segments_BSMT[row])
                     motion_RW, _ = model.follow(torch.from_numpy(sounds[index]).to(device), features_SF, None)
-                    styles_BSLD[row] += motion_at(model, motion_RW, middles)
+                    styles_BSLD[row] += motion_at(model, model.motion.played(motion_RW, seeds[index]), middles)
             parts = [draw_pictures(model, styles) for styles in torch.split(styles_BSLD.flatten(0, 1), batch_size)]
             frames = np.concatenate(parts).reshape(len(batch), length, *parts[0].shape[1:])
             videos |= dict(zip(batch, frames, strict=True))

@@ -54,6 +54,8 @@ class GenerateSettings(Settings):
     """Seed of the latent, which decides all that does not come from the sound, and of the noise. The same seed gives the same video."""
     truncation: float | None = Field(default=None, ge=0, le=2)
     """psi of the style that a sound's inversion is added to; lower values are nearer to the average picture. None: the model's own."""
+    motion: float = Field(default=1.0, ge=0, le=4)
+    """How far the fast path moves the picture, as a share of what it has learned. Without effect on a model that has none."""
     resolution: int | None = Field(default=None, ge=16, le=8192, multiple_of=2)
     """Side of the pictures, in pixels, scaled from the generator's resolution (bicubic). None: the generator's resolution."""
     batch_size: int = Field(default=8, ge=1)
@@ -173,18 +175,17 @@ def interpolate_styles(styles_SLD: Tensor, times: Sequence[float], at: Sequence[
 
 
 @torch.no_grad()
-def motion_at(model: SoundVideoModel, motion_RW: Tensor, at: Sequence[float]) -> Tensor | float:
-    """(A, L, D): what the fast path adds to the styles at these times, in seconds. 0 if the model has none.
+def motion_at(model: SoundVideoModel, moves_RK: Tensor | None, at: Sequence[float]) -> Tensor | float:
+    """(A, L, D): what the moves of the fast path add to the styles at these times, in seconds. 0 if there are none.
 
-    Between the middles of its moments states are interpolated linearly; before the first and after the last they are constant.
+    Between the middles of its moments moves are interpolated linearly; before the first and after the last they are constant.
     """
-    if model.motion is None:
+    if model.motion is None or moves_RK is None:
         return 0.0
-    place_A = (torch.tensor(at, device=motion_RW.device) * model.config.motion_fps - 0.5).clamp(0, len(motion_RW) - 1)
-    first_A = place_A.long().clamp_max(max(0, len(motion_RW) - 2))
-    next_A = (first_A + 1).clamp_max(len(motion_RW) - 1)
-    states_AW = motion_RW[first_A].lerp(motion_RW[next_A], (place_A - first_A)[:, None].clamp(0, 1))
-    return model.motion.residuals(states_AW)
+    place_A = (torch.tensor(at, device=moves_RK.device) * model.config.motion_fps - 0.5).clamp(0, len(moves_RK) - 1)
+    first_A = place_A.long().clamp_max(max(0, len(moves_RK) - 2))
+    next_A = (first_A + 1).clamp_max(len(moves_RK) - 1)
+    return model.motion.added(moves_RK[first_A].lerp(moves_RK[next_A], (place_A - first_A)[:, None].clamp(0, 1)))
 
 
 def num_frames_of(sound_seconds: float, settings: GenerateSettings) -> int:
@@ -197,12 +198,13 @@ def frames_of(
     model: SoundVideoModel, styles_SLD: Tensor, motion_RW: Tensor, num_frames: int, settings: GenerateSettings
 ) -> Iterator[NDArray[np.uint8]]:
     """The frames (H, W, 3), uint8 RGB, generated a batch at a time. Frame i has the styles at i / fps seconds."""
+    moves_RK = None if model.motion is None else settings.motion * model.motion.played(motion_RW, settings.seed)
     step = model.config.segment_seconds
     times = [(segment + 0.5) * step for segment in range(len(styles_SLD))]
     for first in range(0, num_frames, settings.batch_size):
         at = [frame / settings.fps for frame in range(first, min(first + settings.batch_size, num_frames))]
         styles_ALD = interpolate_styles(styles_SLD, times, at).to(motion_RW.device)
-        yield from draw_pictures(model, styles_ALD + motion_at(model, motion_RW, at), settings.resolution)
+        yield from draw_pictures(model, styles_ALD + motion_at(model, moves_RK, at), settings.resolution)
 
 
 @torch.no_grad()

@@ -22,25 +22,21 @@ from torch.nn import functional
 from trainer.adversarial.ada import augment
 from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, r1_penalty
 from trainer.engine.phases import Phase, Terms
-from trainer.engine.ranks import gather_numbers
 from trainer.invert.guide import Guide
 from trainer.invert.inversion_loss import (
-    LEAST_MOTION,
     CodeMean,
     code_loss,
     inversion_terms,
-    mean_squares,
-    motion_loss,
-    movement,
 )
 from trainer.invert.settings import InvertSettings
 from trainer.invert.whole_batch import WholeBatch
 from trainer.model.code_mapping import CodeMapping
 from trainer.model.discriminator import Discriminator
-from trainer.model.fast_path import FastPath
+from trainer.model.fast_path import FastPath, Moves
 from trainer.model.sound_video import SoundVideoModel
 from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.video.balance import Balance
+from trainer.video.motion import motion_loss, movement
 from trainer.video.settings import VideoSettings
 
 GENERATOR = "generator"
@@ -116,9 +112,7 @@ class Contest:
     styles: WholeBatch | None = None
     """The styles of their walks, in the phase of the generator."""
     moved: WholeBatch | None = None
-    """What the fast path adds to the styles of their neighbouring frames."""
-    motion_unit: float = 1.0
-    """Mean square of how the codes of this step's neighbouring frames move, over all ranks: that of the loss of a picture at rest."""
+    """(B, J, 2K): the mean moves of the fast path at their neighbouring frames, and the spread of its chance ones."""
     drawn_of: list[tuple[Clips, Tensor]] = field(default_factory=list)
     """The micro-batches of this step and the frames (B, T, C, H, W) that were generated for them, without gradient."""
     chosen_J: Tensor | None = None
@@ -140,24 +134,14 @@ class Contest:
     def walk_all(self) -> None:
         """Computes the styles of all clips of the step."""
         assert self.clips is not None
-        if self.settings.motion is not None:
-            self.motion_unit = self._motion_unit(self.clips)
         if not len(self.clips.rows_B):
             return
         features_BTF = self.features(self.clips)
         styles_BKTLD = self.walked(self.clips, features_BTF)
         self.code_mean.add(styles_BKTLD[:, 0, 0])  # the first styles of a walk are an inversion, and nothing else
         self.styles = WholeBatch(styles_BKTLD)
-        if self.model.motion is not None and self.settings.motion is not None:
+        if self.model.motion is not None:
             self.moved = WholeBatch(self._moved(self.model.motion, self.clips, features_BTF.detach()))
-
-    def _motion_unit(self, clips: Clips) -> float:
-        """``motion_unit`` of these clips and those of the other ranks. Every rank must call it."""
-        whole = clips.burst_codes_BJLD[clips.is_whole_B]
-        own = float(mean_squares(movement(whole)).sum()) if len(whole) else 0.0
-        total, count = gather_numbers([own, len(clips.rows_B)], clips.rows_B.device).sum(0).tolist()
-        mean: float = total / max(1.0, count)
-        return max(mean, LEAST_MOTION * float(self._scale))
 
     @property
     def _scale(self) -> Tensor:
@@ -167,7 +151,7 @@ class Contest:
         return mapping.spread.square().mean()
 
     def _moved(self, motion: FastPath, clips: Clips, features_BTF: Tensor) -> Tensor:
-        """(B, J, L, D): what the fast path adds to the styles of the neighbouring frames."""
+        """(B, J, 2K): the moves of the fast path at the neighbouring frames."""
         with self.autocast():
             states_BRW, _ = motion.follow(clips.mels_BMT, features_BTF, self.model.config.num_moments)
             places_BJ = clips.burst_starts_B[:, None] + torch.arange(
@@ -175,7 +159,7 @@ class Contest:
             )
             places_BJ = places_BJ.clamp_max(states_BRW.shape[1] - 1)
             states_BJW = states_BRW.gather(1, places_BJ[:, :, None].expand(-1, -1, states_BRW.shape[2]))
-            return motion.residuals(states_BJW).float()
+            return torch.cat(motion.moves(states_BJW), 2).float()
 
     def pass_back(self) -> None:
         """Passes the gradients at the styles on to encoder, blocks and fast path."""
@@ -255,14 +239,13 @@ class Contest:
         assert self.styles is not None and codes is not None
         distance = code_loss(self.styles.of(clips.rows_B), clips.codes_BTLD, self._scale, codes.mean_share)
         loss, measures = codes.weight * distance, {"code_loss": float(distance.detach())}
-        if self.moved is not None and self.settings.motion is not None:
-            unlike = motion_loss(
-                self.moved.of(clips.rows_B), clips.burst_codes_BJLD, clips.is_whole_B, self.motion_unit
-            )
-            loss, measures = (
-                loss + self.settings.motion.weight * unlike,
-                measures | {"motion_loss": float(unlike.detach())},
-            )
+        if self.moved is not None and self.model.motion is not None and self.settings.motion is not None:
+            path = self.model.motion
+            real_BJK = path.along(movement(clips.burst_codes_BJLD))
+            moves = Moves(*self.moved.of(clips.rows_B).chunk(2, 2))
+            gap, unlikely = motion_loss(moves, path.kept_share, real_BJK, clips.is_whole_B)
+            loss = loss + self.settings.motion.weight * (gap + unlikely)
+            measures |= {"motion_loss": float(gap.detach()), "chance_loss": float(unlikely.detach())}
         return Terms(loss, {**measures, "loss": float(loss.detach())})
 
     def _losses(self, styles_BTLD: Tensor, pictures_BTCHW: Tensor, clips: Clips) -> dict[str, Tensor]:
@@ -338,7 +321,9 @@ def code_phase(contest: Contest, phases: Sequence[Phase[Clips]]) -> Phase[Clips]
 
 def code_measures(settings: VideoSettings) -> tuple[str, ...]:
     """Names of the measures of what learns from codes."""
-    return ("code_loss",) * (settings.codes is not None) + ("motion_loss",) * (settings.motion is not None)
+    return ("code_loss",) * (settings.codes is not None) + ("motion_loss", "chance_loss") * (
+        settings.motion is not None
+    )
 
 
 def video_phases(contest: Contest) -> Sequence[Phase[Clips]]:

@@ -14,17 +14,23 @@ from trainer.model.recurrent_block import Blocks
 
 
 class MotionSettings(Settings):
-    """The fast path: how a sound moves the picture from frame to frame. It learns from the codes of neighbouring frames."""
+    """The fast path: how a sound moves the picture from frame to frame. It learns from the codes of neighbouring frames, in their principal
+    directions, which are measured before the first step."""
 
     fps: float = Field(12.5, gt=0, le=240)
     """Moments to the second, and rate of the neighbouring frames that are read of each clip."""
-    frames: int = Field(12, ge=2, le=256)
+    frames: int = Field(25, ge=2, le=256)
     """Neighbouring frames that are read of each clip."""
     width: int = Field(64, ge=1, le=65536)
     """Numbers of the state."""
+    directions: int = Field(16, ge=1, le=1024)
+    """Directions of W+ in which pictures move."""
+    measured_clips: int = Field(64, ge=1)
+    """Largest number of training clips from whose neighbouring frames the directions are measured."""
     weight: float = Field(1.0, gt=0)
-    """Weight of the distance from how the codes of these frames differ from their mean, as a share of these differences."""
-    learning_rate: float = Field(2e-3, gt=0)
+    """Weight of the sum of both losses: the distance of the mean movement from the real one, as a share of it, and how unlikely the rest is
+    as the chance movement that the path expects."""
+    learning_rate: float = Field(5e-3, gt=0)
     """Learning rate of AdamW for the fast path."""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.encoders.pair import check_settings as check_pair
 from pipeline.errors import CheckpointError
 from trainer.engine.ema import average_weight, move_average
-from trainer.engine.learner import BEST, LAST, damaged, run_stage
+from trainer.engine.learner import BEST, CHECKPOINT, LAST, damaged, run_stage
 from trainer.engine.loop import Ended
 from trainer.engine.ranks import gather_numbers
 from trainer.engine.run import Run, changes
@@ -33,6 +33,7 @@ from trainer.model.sound_video_file import load_model
 from trainer.model.video_discriminator import VideoDiscriminator
 from trainer.streaming.batches import Batch
 from trainer.video.balance import Balance
+from trainer.video.motion import measured_directions
 from trainer.video.phases import Clips, Contest, code_phase, video_phases
 from trainer.video.settings import VideoSettings
 from trainer.video.validation import BEST_BY, VideoValidation
@@ -253,7 +254,7 @@ def start_model(recipe: VideoRecipe, run: Run) -> tuple[SoundVideoModel, Generat
         raise CheckpointError(f"{run.folder / INVERT / BEST} is not there: run the stage invert before this one")
     inverted, header = load_model(path)
     wanted = model_config(recipe)
-    blocks = {"blocks", "pull", "hidden_width", "noise_width", "motion_fps", "motion_width"}
+    blocks = {"blocks", "pull", "hidden_width", "noise_width", "motion_fps", "motion_width", "motion_directions"}
     if differing := changes(header.model.model_dump(exclude=blocks), wanted.model_dump(exclude=blocks)):
         raise CheckpointError(
             f"{path} is of another model ({'; '.join(differing)}): set back what was changed, or run the stage invert anew "
@@ -269,6 +270,12 @@ def fit_video(recipe: VideoRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one. Writes ``best.safetensors`` and ``last.safetensors``."""
     model, prior_file = start_model(recipe, run)
     settings = recipe.video
+    if model.motion is not None and not (run.folder / NAME / CHECKPOINT).exists():  # a checkpoint has them
+        frame_codes = prior_file.frame_codes(run.fabric.device)
+        like_KLD = model.motion.directions_KLD
+        model.motion.directions_KLD = measured_directions(
+            recipe, run, frame_codes, model.generator.resolution, like_KLD
+        )
     source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution, bursts=True)
     return run_stage(lambda: Video(recipe, run, model, prior_file), source, settings, run, display)
 
