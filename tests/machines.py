@@ -143,9 +143,14 @@ class Machine:
         )  # fmt: skip
 
     def missing(self, setting: Setting) -> str:
-        """The flags that the setting asks for and this processor lacks, with commas between."""
-        limit, aten = setting.environment.get(ISA, "SSE41"), setting.environment.get(ATEN, "default")
-        return ", ".join(flag for flag in (*ISA_FLAGS[limit], *ATEN_FLAGS[aten]) if flag not in self.flags)
+        """The flags up to which the setting allows oneDNN to go and that this processor lacks, with commas between."""
+        return ", ".join(flag for flag in ISA_FLAGS[setting.environment.get(ISA, "SSE41")] if flag not in self.flags)
+
+    def missing_for_aten(self, setting: Setting) -> str:
+        """The flags that ATen would take at the setting's word and that this processor lacks: it would be killed."""
+        return ", ".join(
+            flag for flag in ATEN_FLAGS[setting.environment.get(ATEN, "default")] if flag not in self.flags
+        )
 
     def same_because(self, setting: Setting, earlier: Setting) -> str:
         """Why the two settings, whose conditions are equal, are the same here."""
@@ -188,17 +193,17 @@ def settings(num_cores: int, pythons: Sequence[str] = ()) -> list[Setting]:
 
 
 def settings_together(num_cores: int, pythons: Sequence[str] = ()) -> list[Setting]:
-    """Every setting of :func:`settings` once, several to a row. A row that fails is divided with ``--only``."""
+    """What :func:`settings` sets, several settings to a row. A row that fails is divided with ``--only``."""
     oldest, avx2, avx512, bf16, amx = ISA_FLAGS
     orders = [each.arguments for each in settings(num_cores) if each.arguments]
     return [
         Setting("SSE41, ATen default, order 1", {ISA: oldest, ATEN: "default"}, orders[0]),
         Setting("AVX2, ATen avx2, order 2", {ISA: avx2, ATEN: "avx2"}, orders[1]),
         Setting("AVX512_CORE, ATen avx512, order 3", {ISA: avx512, ATEN: "avx512"}, orders[2]),
-        Setting("AVX512_CORE_BF16, MKL_CBWR", {ISA: bf16, "MKL_CBWR": "COMPATIBLE"}),
+        Setting("AVX512_CORE_BF16, MKL_CBWR, two cores", {ISA: bf16, "MKL_CBWR": "COMPATIBLE"}, cores=2),
         Setting("AVX512_CORE_AMX, OMP 2", {ISA: amx, THREADS: "2"}, in_one_process=True),
         Setting("one core, busy neighbour", cores=1, num_busy=1),
-        Setting("all cores, busy neighbours", num_busy=num_cores),
+        Setting("OMP 1, busy neighbours", {THREADS: "1"}, num_busy=num_cores),
         *(Setting(f"python {path}", python=path) for path in pythons),
     ]
 
@@ -239,22 +244,22 @@ def run(setting: Setting, tests: Sequence[str], num_workers: int, log: Path) -> 
 
 def table(chosen: Sequence[Setting], machine: Machine, tests: Sequence[str], logs: Path, *, all_rows: bool) -> bool:
     """Prints a line for each setting, and runs those that differ from the ones before. Returns whether all tests passed."""
-    print(f"pytest's output is in {logs}\n{'setting':<34} {'result':<40} minutes")
+    print(f"pytest's output is in {logs}\n{'setting':<40} {'result':<40} minutes")
     before: dict[tuple[object, ...], Setting] = {}
     passed = True
     for number, setting in enumerate(chosen):
         missing = machine.missing(setting)
-        if missing and ATEN in setting.environment:  # which ATen would take at its word, and be killed
-            print(f"{setting.name:<34} not run: this processor has no {missing}", flush=True)
+        if lacking := machine.missing_for_aten(setting):
+            print(f"{setting.name:<40} not run: this processor has no {lacking}", flush=True)
             continue
         earlier = before.setdefault(machine.conditions(setting), setting)
         same = f"as {earlier.name}: {machine.same_because(setting, earlier)}" if earlier is not setting else ""
         if same and not all_rows:
-            print(f"{setting.name:<34} {same}", flush=True)
+            print(f"{setting.name:<40} {same}", flush=True)
             continue
         code, counts, minutes = run(setting, tests, machine.num_workers(setting), logs / f"{number:02}.txt")
         note = same or (f"this processor has no {missing}" if missing else "")
-        print(f"{setting.name:<34} {counts or f'ended with {code}':<40} {minutes:.1f}   {note}".rstrip(), flush=True)
+        print(f"{setting.name:<40} {counts or f'ended with {code}':<40} {minutes:.1f}   {note}".rstrip(), flush=True)
         passed &= code == 0
     return passed
 

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from tests.conftest import SLOW_PLACES, is_slow
-from tests.machines import COMPUTING, Machine, settings
+from tests.machines import COMPUTING, Machine, Setting, settings, settings_together
 
 PROJECT = Path(__file__).parents[1]
 CONFIG: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())
@@ -178,8 +178,19 @@ def test_a_setting_that_changes_nothing_on_a_machine_is_known_for_it() -> None:
         "OMP 1": "each process has 1 thread there too",
     }
     named = {setting.name: setting for setting in settings(4)}
-    assert avx2.missing(named["ATen avx512"]) == "avx512bw"
+    assert avx2.missing_for_aten(named["ATen avx512"]) == "avx512bw"
     assert [avx2.num_workers(named[name]) for name in ("unchanged", "OMP 2", "one core", "two cores")] == [4, 1, 1, 2]
+
+
+def test_rows_of_several_settings_set_all_that_single_ones_do() -> None:
+    def what(chosen: list[Setting]) -> set[object]:
+        environment = {pair for each in chosen for pair in each.environment.items()}
+        return environment | {each.arguments for each in chosen} | {each.cores for each in chosen}
+
+    together = settings_together(2, ["other"])
+    assert what(settings(2)) == what(together)
+    assert any(each.num_busy and each.cores is None for each in together)
+    assert any(each.in_one_process for each in together) and together[-1].python == "other"
 
 
 @pytest.mark.slow

@@ -68,9 +68,8 @@ class FastPath(nn.Module):
         self.register_buffer("directions_KLD", torch.zeros(num_directions, num_ws, w_dim))
         self.scene = nn.Linear(num_features, SCENE_WIDTH)
         self.cell = nn.GRU(NUM_HEARD + SCENE_WIDTH, width, batch_first=True)
-        self.mean = nn.Linear(
-            width, num_directions, bias=False
-        )  # no loss would see a bias: where a picture stands is no move
+        # without a bias, which no loss would see: where a picture stands is no move
+        self.mean = nn.Linear(width, num_directions, bias=False)
         self.spread = nn.Linear(width, num_directions)
         self.kept = nn.Parameter(torch.ones(num_directions))
         nn.init.constant_(self.spread.bias, -1.0)

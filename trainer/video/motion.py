@@ -39,10 +39,8 @@ def motion_loss(moves_BJK: Moves, kept_K: Tensor, real_BJK: Tensor, counts_B: Te
     return (gaps_BJK.square().mean((1, 2)) * counts_B).mean(), (unlikely_BJK.mean((1, 2)) * counts_B).mean()
 
 
-def measured_directions(
-    recipe: VideoRecipe, run: Run, frame_codes: FrameCodes, side_px: int, like_KLD: Tensor
-) -> Tensor:
-    """(K, L, D), as ``like_KLD``: the principal directions of the movement of ``motion.measured_clips`` training clips.
+def measured_directions(recipe: VideoRecipe, run: Run, frame_codes: FrameCodes, side_px: int) -> Tensor:
+    """(K, L, D), on the CPU: the principal directions of the movement of at most ``motion.measured_clips`` training clips.
 
     Every rank reads the same clips. Raises DataError.
     """
@@ -53,11 +51,11 @@ def measured_directions(
     try:
         for batch in reader:
             assert batch.bursts_BKCHW is not None
-            for burst_KCHW in batch.bursts_BKCHW[: motion.measured_clips - len(movements)]:
-                codes_JLD = frame_codes(burst_KCHW.to(like_KLD.device).float() / 127.5 - 1)
-                movements.append(movement(codes_JLD[None])[0])
+            for burst_JCHW in batch.bursts_BKCHW[: motion.measured_clips - len(movements)]:
+                codes_JLD = frame_codes(burst_JCHW.to(run.fabric.device).float() / 127.5 - 1)
+                movements.append(movement(codes_JLD[None])[0].cpu())
             if len(movements) >= motion.measured_clips:
                 break
     finally:
         reader.close()
-    return principal_directions(torch.cat(movements), len(like_KLD)) if movements else torch.zeros_like(like_KLD)
+    return principal_directions(torch.cat(movements), motion.directions)

@@ -23,11 +23,7 @@ from trainer.adversarial.ada import augment
 from trainer.adversarial.losses import discriminator_loss, generator_loss, lazy_adam_settings, r1_penalty
 from trainer.engine.phases import Phase, Terms
 from trainer.invert.guide import Guide
-from trainer.invert.inversion_loss import (
-    CodeMean,
-    code_loss,
-    inversion_terms,
-)
+from trainer.invert.inversion_loss import CodeMean, code_loss, inversion_terms
 from trainer.invert.settings import InvertSettings
 from trainer.invert.whole_batch import WholeBatch
 from trainer.model.code_mapping import CodeMapping
@@ -321,9 +317,8 @@ def code_phase(contest: Contest, phases: Sequence[Phase[Clips]]) -> Phase[Clips]
 
 def code_measures(settings: VideoSettings) -> tuple[str, ...]:
     """Names of the measures of what learns from codes."""
-    return ("code_loss",) * (settings.codes is not None) + ("motion_loss", "chance_loss") * (
-        settings.motion is not None
-    )
+    of_codes = () if settings.codes is None else ("code_loss",)
+    return of_codes if settings.motion is None else (*of_codes, "motion_loss", "chance_loss")
 
 
 def video_phases(contest: Contest) -> Sequence[Phase[Clips]]:

@@ -98,6 +98,14 @@ class Video(SoundVideoStage):
             sound_width=self.guide.partner.width if settings.hears else 0,
         )
 
+    def measure_directions(self, recipe: VideoRecipe) -> None:
+        """Measures the directions of the fast path, if the model has one. Raises DataError."""
+        if self.frame_codes is None or self.model.motion is None or self.average.motion is None:
+            return
+        directions_KLD = measured_directions(recipe, self.run, self.frame_codes, self.model.generator.resolution)
+        for path in (self.model.motion, self.average.motion):
+            path.directions_KLD.copy_(directions_KLD)
+
     @property
     def draws(self) -> bool:
         """Whether the current step draws pictures. False: it learns from codes alone."""
@@ -270,14 +278,15 @@ def fit_video(recipe: VideoRecipe, run: Run, display: Display) -> Ended:
     """Runs the stage, from its checkpoint if there is one. Writes ``best.safetensors`` and ``last.safetensors``."""
     model, prior_file = start_model(recipe, run)
     settings = recipe.video
-    if model.motion is not None and not (run.folder / NAME / CHECKPOINT).exists():  # a checkpoint has them
-        frame_codes = prior_file.frame_codes(run.fabric.device)
-        like_KLD = model.motion.directions_KLD
-        model.motion.directions_KLD = measured_directions(
-            recipe, run, frame_codes, model.generator.resolution, like_KLD
-        )
+
+    def make() -> Video:
+        stage = Video(recipe, run, model, prior_file)
+        if not (stage.folder / CHECKPOINT).exists():  # a checkpoint has the directions
+            stage.measure_directions(recipe)
+        return stage
+
     source = clip_reader(recipe, run, "train", settings.batch_size, model.generator.resolution, bursts=True)
-    return run_stage(lambda: Video(recipe, run, model, prior_file), source, settings, run, display)
+    return run_stage(make, source, settings, run, display)
 
 
 def check_video(recipe: VideoRecipe) -> None:
